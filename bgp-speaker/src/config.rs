@@ -1,0 +1,187 @@
+//! What the speaker is asked for: who it is, whom it talks to, what it announces. Whole sets, compared with
+//! what is in force.
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+};
+
+/// Autonomous system number, 1 to 4294967295 (RFC 6793); 0 is refused (RFC 7607).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Asn(pub u32);
+
+/// The speaker itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Global {
+    /// Our AS.
+    pub asn: Asn,
+    /// BGP identifier (RFC 4271 section 4.2, RFC 6286): not 0.0.0.0.
+    pub router_id: Ipv4Addr,
+    /// Where to accept connections; empty: dial only.
+    pub listen: BTreeSet<SocketAddr>,
+}
+
+/// Address family (RFC 4760): AFI 1 or 2, SAFI 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Family {
+    /// AFI 1, SAFI 1.
+    #[serde(rename = "ipv4-unicast")]
+    Ipv4Unicast,
+    /// AFI 2, SAFI 1.
+    #[serde(rename = "ipv6-unicast")]
+    Ipv6Unicast,
+}
+
+/// One neighbour. Peers are identified by their address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerConfig {
+    /// Address of the neighbour.
+    pub address: IpAddr,
+    /// AS of the neighbour. Equal to ours: internal.
+    pub asn: Asn,
+    /// TCP port of the neighbour.
+    pub port: u16,
+    /// Address to dial from; none: the kernel chooses.
+    pub local_address: Option<IpAddr>,
+    /// Timers.
+    pub timers: Timers,
+    /// Families to negotiate; not empty.
+    pub families: BTreeSet<Family>,
+    /// TTL of our packets for a neighbour that is not on the link (`ebgpMultihop.ttl`); none: 1 for external
+    /// peers, 64 for internal ones.
+    pub multihop_ttl: Option<u8>,
+    /// More prefixes than this from the peer end the session (Cease, subcode 1, RFC 4486).
+    pub max_prefixes: Option<u32>,
+    /// Which prefixes are taken in; empty: none. A prefix matches an entry that contains it.
+    pub accept: Vec<IpNet>,
+    /// Whether learned routes are passed on to this peer.
+    pub export_learned: bool,
+}
+
+/// Timers of a session (RFC 4271 section 10).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timers {
+    /// Proposed hold time in seconds: 0, or 3 to 65535.
+    pub hold_seconds: u16,
+    /// Keepalive interval in seconds, at most a third of the negotiated hold time.
+    pub keepalive_seconds: u16,
+    /// First delay between connection attempts in seconds, 1 to 65535; doubled, with jitter, up to 8 times as
+    /// long while attempts fail.
+    pub connect_retry_seconds: u16,
+}
+
+impl Default for Timers {
+    fn default() -> Self {
+        Timers { hold_seconds: 90, keepalive_seconds: 30, connect_retry_seconds: 5 }
+    }
+}
+
+/// One route to announce.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Route {
+    /// The destination, without host bits.
+    pub prefix: IpNet,
+    /// Its attributes.
+    pub attributes: RouteAttributes,
+    /// Peers that hear of it; none: all.
+    pub peers: Option<BTreeSet<IpAddr>>,
+}
+
+/// Attributes of an announced route.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RouteAttributes {
+    /// Next hop; none: the session's local address of the route's family (next-hop self).
+    pub next_hop: Option<IpAddr>,
+    /// Standard communities (RFC 1997).
+    pub communities: BTreeSet<u32>,
+    /// Large communities (RFC 8092): global administrator, two local parts.
+    pub large_communities: BTreeSet<(u32, u32, u32)>,
+    /// LOCAL_PREF, to internal peers only; none: 100.
+    pub local_pref: Option<u32>,
+    /// MULTI_EXIT_DISC.
+    pub med: Option<u32>,
+    /// How many times our AS is prepended more, 0 to 16.
+    pub prepend: u8,
+}
+
+/// State of a session (RFC 4271 section 8.2.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[expect(missing_docs, reason = "the names are the RFC's")]
+pub enum State {
+    Idle,
+    Connect,
+    Active,
+    OpenSent,
+    OpenConfirm,
+    Established,
+}
+
+/// What an operator asks about a peer. JSON keys are camelCase and stable.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerStatus {
+    /// Address of the neighbour.
+    pub address: IpAddr,
+    /// AS of the neighbour as configured.
+    pub asn: Asn,
+    /// Our AS.
+    pub local_asn: Asn,
+    /// BGP identifier of the neighbour, once its OPEN has come.
+    pub router_id: Option<Ipv4Addr>,
+    /// Our address of the connection.
+    pub local_address: Option<IpAddr>,
+    /// Name of the state, RFC 4271 section 8.2.2: `Idle` … `Established`.
+    pub state: String,
+    /// Seconds in this state.
+    pub since_seconds: u64,
+    /// How often the session was established.
+    pub established_count: u64,
+    /// Negotiated families.
+    pub families: BTreeSet<Family>,
+    /// Negotiated hold time, seconds.
+    pub hold_seconds: Option<u16>,
+    /// Negotiated keepalive interval, seconds.
+    pub keepalive_seconds: Option<u16>,
+    /// Names of the capabilities that the neighbour sent.
+    pub capabilities: Vec<String>,
+    /// Prefixes accepted from the peer.
+    pub prefixes_received: u64,
+    /// Prefixes announced to the peer.
+    pub prefixes_sent: u64,
+    /// Messages received.
+    pub messages_received: u64,
+    /// Messages sent.
+    pub messages_sent: u64,
+    /// The last error of the session, in words: direction, code and subcode by name.
+    pub last_error: Option<String>,
+}
+
+/// A row of `routes`. JSON keys are camelCase and stable.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RouteStatus {
+    /// `adj-in`, `loc` or `adj-out`.
+    pub table: String,
+    /// The peer; none for routes of our own in `loc`.
+    pub peer: Option<IpAddr>,
+    /// The destination.
+    pub prefix: IpNet,
+    /// Next hop.
+    pub next_hop: Option<IpAddr>,
+    /// AS path in words, `65001 65002 {65003}`.
+    pub as_path: String,
+    /// `IGP`, `EGP` or `INCOMPLETE`.
+    pub origin: String,
+    /// LOCAL_PREF.
+    pub local_pref: Option<u32>,
+    /// MULTI_EXIT_DISC.
+    pub med: Option<u32>,
+    /// Standard and large communities, `65010:100`, `65010:1:2`, well-known ones by name.
+    pub communities: Vec<String>,
+    /// Whether it is the best route of its prefix.
+    pub best: bool,
+    /// Why it is, or is not, the best.
+    pub reason: Option<String>,
+}

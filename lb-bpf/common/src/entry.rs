@@ -1,0 +1,209 @@
+//! Keys and values of the maps. The name of the map stands in the first line of each doc comment.
+use crate::Addr;
+
+/// Key of `vips` (hash): a frontend.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct VipKey {
+    /// The VIP.
+    pub addr: Addr,
+    /// Network byte order.
+    pub port: u16,
+    /// IANA protocol number.
+    pub proto: u8,
+    /// Always 0.
+    pub zero: u8,
+}
+
+/// Value of `vips`: where the Maglev table of the frontend lies in `slots`. Replaced as a whole, so that a
+/// packet sees the old table or the new one, never a mixture.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Vip {
+    /// Id of the service; never 0.
+    pub service: u32,
+    /// Index of the table's first slot in `slots`.
+    pub base: u32,
+    /// Number of slots, a prime; 0 when the service has no backend.
+    pub size: u32,
+    /// Reserved, 0.
+    pub flags: u32,
+}
+
+/// Value of `slots` (mmapable array, one for all services).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Slot {
+    /// Index in `backends` of the backend that owns the slot; 0: none.
+    pub current: u32,
+    /// 0: the slot is clean. Else the slot is dirty and this is the index of the backend before, with
+    /// [`Slot::SETTLED`] set once unknown flows go to the current backend.
+    pub previous: u32,
+}
+
+impl Slot {
+    /// Bit of `previous`: the learning window of this dirty slot is over. Known flows keep their entry, unknown
+    /// flows go to the current backend. Without it an unknown TCP packet that is not a SYN goes to the previous
+    /// backend and is pinned there.
+    pub const SETTLED: u32 = 1 << 31;
+}
+
+/// How a packet reaches its backend.
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Mode {
+    /// Destination and source are translated; replies come back through this host.
+    Nat = 1,
+    /// Encapsulated in IPv4 (RFC 2003) or IPv6 (RFC 2473), the family of the backend's address; replies go
+    /// directly to the client.
+    Ipip = 2,
+}
+
+/// Value of `backends` (mmapable array, index 0 is never used): one backend of one service, one cache line.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Backend {
+    /// Address of the backend: the outer destination, or the translated destination.
+    pub addr: Addr,
+    /// Address of this host towards the backend: the outer source, or the translated source.
+    pub source: Addr,
+    /// Ethernet address of the next hop towards the backend.
+    pub next_hop: [u8; 6],
+    /// Ethernet address of the interface towards the backend.
+    pub source_mac: [u8; 6],
+    /// Interface towards the backend; 0: the next hop is not resolved, the packet goes up the stack.
+    pub ifindex: u32,
+    /// Port of the backend, network byte order.
+    pub port: u16,
+    /// A [`Mode`]; 0: this entry is free.
+    pub mode: u8,
+    /// Reserved, 0.
+    pub flags: u8,
+    /// IPv4: ones' complement sum (folded, not inverted, host order of the packet's 16-bit words as loaded) of the
+    /// outer header with total length 0 and checksum 0, so that the kernel program adds only the length.
+    pub header_sum: u32,
+    /// Id of the service that the backend belongs to.
+    pub service: u32,
+    /// Largest IP packet that the interface towards the backend takes, bytes; 0: not known.
+    pub mtu: u32,
+}
+
+/// Key of `flows` (hash): a flow as the client sends it.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct FlowKey {
+    /// Source.
+    pub src: Addr,
+    /// Destination.
+    pub dst: Addr,
+    /// Source port, network byte order.
+    pub src_port: u16,
+    /// Destination port, network byte order.
+    pub dst_port: u16,
+    /// IANA protocol number.
+    pub proto: u8,
+    /// Always 0.
+    pub zero: [u8; 3],
+}
+
+/// Value of `flows`: only for flows of dirty slots, and for every flow of a NAT service.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct FlowEntry {
+    /// Index in `backends`.
+    pub backend: u32,
+    /// Index in `slots` of the flow's slot when the entry was made.
+    pub slot: u32,
+    /// When a packet was last seen: seconds of CLOCK_MONOTONIC.
+    pub seen: u32,
+    /// NAT: the source port towards the backend, network byte order; else 0.
+    pub nat_port: u16,
+    /// Bits `FlowEntry::FIN_*`, `FlowEntry::RST`.
+    pub state: u16,
+}
+
+impl FlowEntry {
+    /// A FIN from the client was seen.
+    pub const FIN_CLIENT: u16 = 1;
+    /// A FIN from the backend was seen (NAT only).
+    pub const FIN_BACKEND: u16 = 2;
+    /// A RST was seen, from either side.
+    pub const RST: u16 = 4;
+}
+
+/// Value of `reverse` (hash; its key is a [`FlowKey`] as the backend sends): how a reply is translated back.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ReverseEntry {
+    /// The client: the reply's new destination.
+    pub client: Addr,
+    /// The VIP: the reply's new source.
+    pub vip: Addr,
+    /// Network byte order.
+    pub client_port: u16,
+    /// Network byte order.
+    pub vip_port: u16,
+    /// Interface where the client's packets arrive.
+    pub ifindex: u32,
+    /// When a packet was last seen: seconds of CLOCK_MONOTONIC.
+    pub seen: u32,
+    /// Ethernet source of the client's packets: the reply goes back the way the request came.
+    pub next_hop: [u8; 6],
+    /// Ethernet destination of the client's packets.
+    pub source_mac: [u8; 6],
+}
+
+/// Key of `decap` (hash; the value is a `u32`, 1): a tunnel end of this host and the VIP accepted through it.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct DecapKey {
+    /// Destination of the outer header.
+    pub local: Addr,
+    /// Destination of the inner header.
+    pub vip: Addr,
+}
+
+/// The one value of `config` (array of one).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Config {
+    /// Bit 0: there is a NAT service, so replies have to be looked up.
+    pub flags: u32,
+    /// First source port of NAT, host byte order. The range lies below the kernel's ephemeral ports.
+    pub nat_port_first: u16,
+    /// Last source port of NAT, inclusive, host byte order.
+    pub nat_port_last: u16,
+}
+
+impl Config {
+    /// Bit of `flags`: there is a NAT service.
+    pub const NAT: u32 = 1;
+}
+
+/// Value of `backend_counters` (per-CPU array, same index as `backends`) and of `verdict_counters` (per-CPU
+/// array, index is the [`crate::Verdict`]).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counter {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes of the packets as received, Ethernet header included.
+    pub bytes: u64,
+    /// TCP SYNs (and, where flows are tracked, first packets of UDP flows); 0 for verdicts.
+    pub flows: u64,
+    /// Reserved, 0: keeps an entry in one half of a cache line.
+    pub zero: u64,
+}
+
+const _: () = {
+    assert!(size_of::<VipKey>() == 20);
+    assert!(size_of::<Vip>() == 16);
+    assert!(size_of::<Slot>() == 8);
+    assert!(size_of::<Backend>() == 64);
+    assert!(size_of::<FlowKey>() == 40);
+    assert!(size_of::<FlowEntry>() == 16);
+    assert!(size_of::<ReverseEntry>() == 56);
+    assert!(size_of::<DecapKey>() == 32);
+    assert!(size_of::<Config>() == 8);
+    assert!(size_of::<Counter>() == 32);
+};

@@ -1,0 +1,39 @@
+//! The ABI between the kernel programs (`lb-bpf/ebpf`) and user space (`lb-bpf`): keys, values, verdicts
+//! and the two functions that both sides must compute alike, the flow hash and the slot of a flow.
+//!
+//! Every struct is `repr(C)`, has no padding and an asserted size. Addresses have one form of 16 bytes
+//! (IPv4 as `::ffff:a.b.c.d`), so that IPv4 and IPv6 share every map and every line of code. Ports and
+//! addresses are in network byte order, as they lie in the packet; everything else is in host byte order.
+//! A change here is a change of [`ABI_VERSION`], which is part of the path where maps are pinned.
+#![no_std]
+
+mod addr;
+mod entry;
+mod hash;
+mod verdict;
+
+pub use addr::Addr;
+pub use entry::{
+    Backend, Config, Counter, DecapKey, FlowEntry, FlowKey, Mode, ReverseEntry, Slot, Vip, VipKey,
+};
+pub use hash::{flow_hash, slot_of};
+pub use verdict::{Action, Verdict};
+
+/// Version of the layout of all maps. Part of the pin path: maps of another version are never adopted.
+pub const ABI_VERSION: u32 = 1;
+
+/// IANA protocol numbers that the datapath knows.
+pub mod proto {
+    /// ICMP (RFC 792).
+    pub const ICMP: u8 = 1;
+    /// IPv4 in IP (RFC 2003).
+    pub const IPIP: u8 = 4;
+    /// TCP (RFC 9293).
+    pub const TCP: u8 = 6;
+    /// UDP (RFC 768).
+    pub const UDP: u8 = 17;
+    /// IPv6 in IP (RFC 2473).
+    pub const IPV6: u8 = 41;
+    /// ICMPv6 (RFC 4443).
+    pub const ICMPV6: u8 = 58;
+}

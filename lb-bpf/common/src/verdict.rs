@@ -1,0 +1,73 @@
+//! What the datapath decided about a packet. One number is the counter's index and the metric's label, and one
+//! total match gives the action.
+
+/// What happens to the packet in the end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// Up the stack.
+    Pass,
+    /// Out: back through the interface it came from, or redirected to the backend's.
+    Transmit,
+    /// Discarded.
+    Drop,
+}
+
+macro_rules! verdicts {
+    ($($(#[$doc:meta])* $name:ident = $number:literal, $label:literal, $action:ident;)*) => {
+        /// The verdict on one packet.
+        #[repr(u32)]
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+        pub enum Verdict {
+            $($(#[$doc])* $name = $number,)*
+        }
+
+        impl Verdict {
+            /// Every verdict, in the order of the numbers.
+            pub const ALL: &[Verdict] = &[$(Verdict::$name,)*];
+
+            /// Name in metrics, events and dumps.
+            pub const fn label(self) -> &'static str {
+                match self { $(Verdict::$name => $label,)* }
+            }
+
+            /// What becomes of the packet.
+            #[inline(always)]
+            pub const fn action(self) -> Action {
+                match self { $(Verdict::$name => Action::$action,)* }
+            }
+        }
+    };
+}
+
+verdicts! {
+    /// Not for a VIP of ours.
+    NotOurs = 0, "not_ours", Pass;
+    /// Encapsulated and sent to the backend.
+    Encapsulated = 1, "encapsulated", Transmit;
+    /// Translated and sent to the backend.
+    Translated = 2, "translated", Transmit;
+    /// A reply, translated back and sent to the client.
+    Returned = 3, "returned", Transmit;
+    /// The outer header was removed; the inner packet goes up the stack.
+    Decapsulated = 4, "decapsulated", Pass;
+    /// The next hop is not known yet: the stack routes the packet and learns the neighbour.
+    Unresolved = 5, "unresolved", Pass;
+    /// The service has no backend.
+    NoBackend = 6, "no_backend", Drop;
+    /// A header is cut short or contradicts itself.
+    Malformed = 7, "malformed", Drop;
+    /// A fragment.
+    Fragment = 8, "fragment", Drop;
+    /// TTL or hop limit ran out.
+    TtlExpired = 9, "ttl_expired", Drop;
+    /// The encapsulated packet would not fit into the MTU.
+    TooBig = 10, "too_big", Drop;
+    /// No free source port towards the backend.
+    NatPortsExhausted = 11, "nat_ports_exhausted", Drop;
+    /// The flow table is full.
+    FlowTableFull = 12, "flow_table_full", Drop;
+    /// The kernel refused to move the packet's head or tail.
+    NoHeadroom = 13, "no_headroom", Drop;
+    /// Tunnel packet for this host whose inner destination is not accepted.
+    DecapRefused = 14, "decap_refused", Pass;
+}

@@ -1,0 +1,5 @@
+//! Fairlead's datapath, seen from user space: what the services are ([`service`]), and with the feature
+//! `loader` the `Datapath` that brings the kernel's maps there.
+pub mod service;
+
+pub use lb_bpf_common as abi;

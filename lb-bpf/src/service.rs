@@ -1,0 +1,114 @@
+//! What the datapath is asked for: the whole set of services, as one value.
+use lb_bpf_common::{Mode, proto};
+use serde::Serialize;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+};
+
+/// Everything that this host's datapath should do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Desired {
+    /// Services that this host balances.
+    pub services: BTreeMap<ServiceKey, Service>,
+    /// Tunnel ends of this host. The VIPs are added to the loopback interface.
+    pub decap: BTreeSet<Decap>,
+}
+
+/// Name of a service in the datapath, unique and stable: it identifies the service across restarts of the
+/// process, in counters and in dumps; for example `LoadBalancer/web/http/ipv4`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct ServiceKey(pub String);
+
+impl fmt::Display for ServiceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// One service: frontends that share one Maglev table. Frontends and backends are of one address family.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Service {
+    /// Where clients connect to.
+    pub frontends: BTreeSet<Frontend>,
+    /// How packets reach the backends.
+    #[serde(serialize_with = "mode_name")]
+    pub mode: Mode,
+    /// The backends, whatever their state.
+    pub backends: BTreeMap<Endpoint, Target>,
+    /// How long, in seconds, flows of a backend that left the table are kept.
+    pub drain_seconds: u32,
+}
+
+/// A VIP with protocol and port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Frontend {
+    /// The VIP.
+    pub address: IpAddr,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Port, 1 to 65535.
+    pub port: u16,
+}
+
+/// Transport protocol of a frontend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl Protocol {
+    /// IANA protocol number.
+    pub const fn number(self) -> u8 {
+        match self {
+            Protocol::Tcp => proto::TCP,
+            Protocol::Udp => proto::UDP,
+        }
+    }
+}
+
+/// Address and port of a backend. In the mode IPIP the port is that of the frontend: nothing translates it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Endpoint {
+    /// Address of the backend.
+    pub address: IpAddr,
+    /// Port, 1 to 65535.
+    pub port: u16,
+}
+
+/// A backend's part in its service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Target {
+    /// Share of the slots, relative to the other backends, 0 to 65535; 0 drains the backend: no new flows.
+    pub weight: u16,
+    /// Whether the backend answers. The slots of a backend that does not move at once and leave no dirt.
+    pub up: bool,
+}
+
+/// A tunnel end: packets to `local` whose inner destination is `vip` are decapsulated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Decap {
+    /// Address of this host.
+    pub local: IpAddr,
+    /// The VIP.
+    pub vip: IpAddr,
+}
+
+fn mode_name<S: serde::Serializer>(mode: &Mode, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(match mode {
+        Mode::Nat => "NAT",
+        Mode::Ipip => "IPIP",
+    })
+}

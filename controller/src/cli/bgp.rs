@@ -1,0 +1,140 @@
+//! `fairlead bgp peers|routes`: sessions and routes of the BGP speaker.
+use super::{
+    Failure, Instance,
+    output::{Format, age, json, or_dash, print, table},
+};
+use bgp_speaker::config::{Family, PeerStatus, RouteStatus};
+use clap::Subcommand;
+use std::net::IpAddr;
+
+/// Shows the sessions and routes of the BGP speaker
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// One line per peer: state, time in it, negotiated families, prefixes and messages
+    ///
+    /// UP is the time in the present state. RECEIVED and SENT count prefixes; IN and OUT count messages.
+    Peers {
+        #[command(flatten)]
+        options: Options,
+    },
+    /// One line per route and table: adj-in (what a peer told us), loc (what we use), adj-out (what we tell a peer)
+    Routes {
+        #[command(flatten)]
+        options: Options,
+        /// Only routes of this peer.
+        #[arg(long, value_name = "ADDR")]
+        peer: Option<IpAddr>,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Options {
+    #[command(flatten)]
+    instance: Instance,
+    /// Form of the output.
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Format,
+}
+
+impl Args {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        print(&match self.what {
+            What::Peers { options } => {
+                let peers: Vec<PeerStatus> = options.instance.ask("/v1/bgp/peers")?;
+                match options.output {
+                    Format::Json => json(&peers)?,
+                    Format::Table => peers_table(&peers),
+                }
+            }
+            What::Routes { options, peer } => {
+                let mut routes: Vec<RouteStatus> = options.instance.ask("/v1/bgp/routes")?;
+                routes.retain(|r| peer.is_none() || r.peer == peer);
+                match options.output {
+                    Format::Json => json(&routes)?,
+                    Format::Table => routes_table(&routes),
+                }
+            }
+        })
+    }
+}
+
+fn peers_table(peers: &[PeerStatus]) -> String {
+    let header = [
+        "PEER",
+        "ASN",
+        "ROUTER-ID",
+        "STATE",
+        "UP",
+        "FAMILIES",
+        "RECEIVED",
+        "SENT",
+        "IN",
+        "OUT",
+        "LAST ERROR",
+    ];
+    table(
+        &header,
+        peers.iter().map(|p| {
+            vec![
+                p.address.to_string(),
+                p.asn.0.to_string(),
+                or_dash(p.router_id),
+                p.state.clone(),
+                age(p.since_seconds),
+                p.families.iter().map(family).collect::<Vec<_>>().join(","),
+                p.prefixes_received.to_string(),
+                p.prefixes_sent.to_string(),
+                p.messages_received.to_string(),
+                p.messages_sent.to_string(),
+                or_dash(p.last_error.as_ref()),
+            ]
+        }),
+    )
+}
+
+fn routes_table(routes: &[RouteStatus]) -> String {
+    let header = [
+        "TABLE",
+        "PEER",
+        "PREFIX",
+        "NEXT HOP",
+        "AS PATH",
+        "ORIGIN",
+        "LOCAL-PREF",
+        "MED",
+        "COMMUNITIES",
+        "BEST",
+        "REASON",
+    ];
+    table(
+        &header,
+        routes.iter().map(|r| {
+            vec![
+                r.table.clone(),
+                or_dash(r.peer),
+                r.prefix.to_string(),
+                or_dash(r.next_hop),
+                r.as_path.clone(),
+                r.origin.clone(),
+                or_dash(r.local_pref),
+                or_dash(r.med),
+                r.communities.join(" "),
+                if r.best { "yes" } else { "no" }.to_owned(),
+                or_dash(r.reason.as_ref()),
+            ]
+        }),
+    )
+}
+
+const fn family(family: &Family) -> &'static str {
+    match family {
+        Family::Ipv4Unicast => "ipv4-unicast",
+        Family::Ipv6Unicast => "ipv6-unicast",
+    }
+}

@@ -1,0 +1,155 @@
+//! The command line: one file per command, each a clap `Args` with a `run`. Commands that ask a running
+//! instance go through [`crate::client`]; what they print goes through [`output`].
+//!
+//! Exit codes: 0 done, 1 the answer is no, 2 usage, 3 could not reach the running instance.
+use crate::{client::ClientError, telemetry};
+use clap::{Parser, Subcommand};
+use std::{fmt, io, path::PathBuf, process::ExitCode};
+
+mod bgp;
+mod demo;
+mod output;
+mod services;
+
+/// Where the running instance listens when nothing else is said.
+pub const DEFAULT_API_SOCKET: &str = "/run/fairlead/api.sock";
+
+/// Parses the arguments of the process and runs the command.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Also `--help` and `--version`, which go to stdout and exit with 0.
+            let code = u8::try_from(error.exit_code()).unwrap_or(2);
+            return match error.print() {
+                Err(e) if e.kind() != io::ErrorKind::BrokenPipe => ExitCode::from(1),
+                _ => ExitCode::from(code),
+            };
+        }
+    };
+    let done = telemetry::init(cli.command.default_log_level())
+        .map_err(|e| Failure::Usage(e.to_string()))
+        .and_then(|()| cli.command.run());
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader has seen enough (`fairlead get flb | head -1`).
+        Err(Failure::Output(e)) if e.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(failure) => {
+            let text = failure.to_string();
+            if !text.is_empty() {
+                // Nobody is left to tell when stderr is closed, too.
+                let _ = io::Write::write_all(&mut io::stderr(), format!("fairlead: {text}\n").as_bytes());
+            }
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+/// Why a command did not do what was asked, by exit code.
+#[derive(Debug)]
+pub enum Failure {
+    /// 1: the answer is no. The text may be empty when stdout has said it all.
+    No(String),
+    /// 2: the arguments or the environment make no sense.
+    Usage(String),
+    /// 3: the running instance could not be reached.
+    Unreachable(String),
+    /// 1, or 0 for a broken pipe: stdout took no more.
+    Output(io::Error),
+}
+
+impl Failure {
+    const fn code(&self) -> u8 {
+        match self {
+            Failure::No(_) | Failure::Output(_) => 1,
+            Failure::Usage(_) => 2,
+            Failure::Unreachable(_) => 3,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::No(text) | Failure::Usage(text) | Failure::Unreachable(text) => f.write_str(text),
+            Failure::Output(error) => write!(f, "writing the output: {error}"),
+        }
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        match error {
+            ClientError::Refused(text) => Failure::No(text),
+            unreachable => Failure::Unreachable(unreachable.to_string()),
+        }
+    }
+}
+
+/// A BGP-aware load balancer: XDP and Maglev in the kernel, its own BGP speaker, configured by YAML files.
+#[derive(Debug, Parser)]
+#[command(
+    name = "fairlead",
+    version,
+    after_help = "Exit codes: 0 done, 1 the answer is no, 2 usage, 3 could not reach the running instance.\n\
+                  Logs go to stderr; FAIRLEAD_LOG (or RUST_LOG) selects them, for example \
+                  `FAIRLEAD_LOG=info,bgp_speaker=debug`; FAIRLEAD_LOG_FORMAT is `text` (default) or `json`."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Services(services::Args),
+    Bgp(bgp::Args),
+    Demo(demo::Args),
+}
+
+impl Command {
+    /// The filter of log lines when the environment names none.
+    const fn default_log_level(&self) -> &'static str {
+        match self {
+            Command::Services(_) | Command::Bgp(_) | Command::Demo(_) => "warn",
+        }
+    }
+
+    fn run(self) -> Result<(), Failure> {
+        match self {
+            Command::Services(args) => args.run(),
+            Command::Bgp(args) => args.run(),
+            Command::Demo(args) => args.run(),
+        }
+    }
+}
+
+/// How to reach the running instance.
+#[derive(Debug, clap::Args)]
+struct Instance {
+    /// Unix socket of the running instance.
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_API_SOCKET)]
+    api_socket: PathBuf,
+}
+
+impl Instance {
+    /// Asks the running instance for what is at `path`.
+    fn ask<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|e| Failure::No(format!("starting the runtime: {e}")))?;
+        Ok(runtime.block_on(crate::client::get(&self.api_socket, path))?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_of_the_arguments_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

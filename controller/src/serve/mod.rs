@@ -1,0 +1,2 @@
+//! What an instance serves: its API on a unix socket, metrics and health over HTTP.
+pub mod rows;

@@ -1,0 +1,97 @@
+//! What the API socket answers, besides the objects themselves and what the speaker says: services as an operator
+//! sees them, and the state of the instance. JSON keys are camelCase and stable.
+use lb_bpf::service::{Frontend, Protocol};
+use serde::{Deserialize, Serialize};
+use std::{fmt, net::IpAddr};
+
+/// A service of the datapath: one port of a LoadBalancer in one address family.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceRow {
+    /// Kind, name, port and family: `LoadBalancer/web/http/ipv4`.
+    pub name: String,
+    /// Where clients connect to.
+    pub frontends: Vec<FrontendRow>,
+    /// `NAT` or `IPIP`.
+    pub mode: String,
+    /// Whether the kernel has all of the frontends.
+    pub programmed: bool,
+    /// Slots of its Maglev table; 0 while it is not programmed.
+    pub table_size: u32,
+    /// The backends, also those that drain.
+    pub backends: Vec<BackendRow>,
+}
+
+/// A VIP with protocol and port.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FrontendRow {
+    /// The VIP.
+    pub address: IpAddr,
+    /// `TCP` or `UDP`.
+    pub protocol: String,
+    /// Port.
+    pub port: u16,
+}
+
+impl From<&Frontend> for FrontendRow {
+    fn from(frontend: &Frontend) -> Self {
+        let protocol = match frontend.protocol {
+            Protocol::Tcp => "TCP",
+            Protocol::Udp => "UDP",
+        };
+        FrontendRow { address: frontend.address, protocol: protocol.to_owned(), port: frontend.port }
+    }
+}
+
+impl fmt::Display for FrontendRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let FrontendRow { address, protocol, port } = self;
+        match address {
+            IpAddr::V4(v4) => write!(f, "{v4}:{port}/{protocol}"),
+            IpAddr::V6(v6) => write!(f, "[{v6}]:{port}/{protocol}"),
+        }
+    }
+}
+
+/// A backend of a service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BackendRow {
+    /// Address of the backend.
+    pub address: IpAddr,
+    /// Port.
+    pub port: u16,
+    /// Weight as declared; 0 drains. None: no longer declared, its flows are running out.
+    pub weight: Option<u16>,
+    /// `Healthy`, `Unhealthy`, `Unknown` (not checked yet) or `Unchecked` (no check is declared).
+    pub health: String,
+    /// Slots of the table that point to it.
+    pub slots: u32,
+    /// Its part of the table, 0 to 1.
+    pub share: f64,
+    /// Packets sent to it since it was added.
+    pub packets: u64,
+    /// Bytes of those packets as received, Ethernet header included.
+    pub bytes: u64,
+    /// Flows begun with it: TCP SYNs, and first packets of tracked UDP flows.
+    pub flows: u64,
+}
+
+/// Whether the instance is ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InstanceStatus {
+    /// Name of the node.
+    pub node: String,
+    /// Version of fairlead.
+    pub version: String,
+    /// Whether all that is declared is taken up, and the first pass is complete.
+    pub ready: bool,
+    /// Why it is not ready; also faults that do not hinder readiness, such as a directory that was refused.
+    pub reasons: Vec<String>,
+    /// The declared generation in force.
+    pub generation: u64,
+    /// Passes since the start.
+    pub passes: u64,
+}

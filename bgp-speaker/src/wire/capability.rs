@@ -1,0 +1,103 @@
+//! Capabilities (RFC 5492).
+use crate::config::{Asn, Family};
+use std::fmt;
+
+/// Address family and subsequent address family as on the wire (RFC 4760), known or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AfiSafi {
+    /// Address Family Identifier.
+    pub afi: u16,
+    /// Subsequent Address Family Identifier.
+    pub safi: u8,
+}
+
+impl AfiSafi {
+    /// The family, if it is one that this speaker knows.
+    pub fn family(self) -> Option<Family> {
+        match (self.afi, self.safi) {
+            (1, 1) => Some(Family::Ipv4Unicast),
+            (2, 1) => Some(Family::Ipv6Unicast),
+            _ => None,
+        }
+    }
+}
+
+impl From<Family> for AfiSafi {
+    fn from(family: Family) -> Self {
+        match family {
+            Family::Ipv4Unicast => AfiSafi { afi: 1, safi: 1 },
+            Family::Ipv6Unicast => AfiSafi { afi: 2, safi: 1 },
+        }
+    }
+}
+
+/// A capability of a speaker.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Capability {
+    /// Multiprotocol extensions for a family (RFC 4760), code 1.
+    MultiProtocol(AfiSafi),
+    /// Route refresh (RFC 2918), code 2.
+    RouteRefresh,
+    /// Four-octet AS numbers (RFC 6793), code 65, with the sender's AS.
+    FourOctetAs(Asn),
+    /// Enhanced route refresh (RFC 7313), code 70.
+    EnhancedRouteRefresh,
+    /// Any other, as received.
+    Other {
+        /// Capability code.
+        code: u8,
+        /// Its value, at most 255 octets.
+        value: Box<[u8]>,
+    },
+}
+
+impl Capability {
+    /// The capability code.
+    pub fn code(&self) -> u8 {
+        match self {
+            Capability::MultiProtocol(_) => 1,
+            Capability::RouteRefresh => 2,
+            Capability::FourOctetAs(_) => 65,
+            Capability::EnhancedRouteRefresh => 70,
+            Capability::Other { code, .. } => *code,
+        }
+    }
+}
+
+impl fmt::Display for Capability {
+    /// The name, as short as an operator would have it: `multiprotocol 1/1`, `four-octet-as 65001`, `add-path`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Capability::MultiProtocol(AfiSafi { afi, safi }) => write!(f, "multiprotocol {afi}/{safi}"),
+            Capability::RouteRefresh => f.write_str("route-refresh"),
+            Capability::FourOctetAs(asn) => write!(f, "four-octet-as {}", asn.0),
+            Capability::EnhancedRouteRefresh => f.write_str("enhanced-route-refresh"),
+            Capability::Other { code, .. } => match name(*code) {
+                Some(name) => f.write_str(name),
+                None => write!(f, "capability {code}"),
+            },
+        }
+    }
+}
+
+/// Names of codes that this speaker shows and does not use (IANA's registry of capability codes).
+fn name(code: u8) -> Option<&'static str> {
+    Some(match code {
+        3 => "outbound-route-filtering",
+        5 => "extended-next-hop",
+        6 => "extended-message",
+        8 => "multiple-labels",
+        9 => "role",
+        64 => "graceful-restart",
+        67 => "dynamic-capability",
+        68 => "multisession",
+        69 => "add-path",
+        71 => "long-lived-graceful-restart",
+        73 => "fqdn",
+        75 => "software-version",
+        76 => "paths-limit",
+        128 => "route-refresh-old",
+        131 => "multisession-old",
+        _ => return None,
+    })
+}

@@ -1,0 +1,93 @@
+//! BGP on the wire: bytes to messages and back. The parsers are nom's, and nom stays in here.
+//!
+//! `frame` cuts a stream into messages, `decode` makes a [`Message`] of one. What cannot be decoded comes
+//! back as the [`Notification`] to send (RFC 4271 section 6). An UPDATE with errors that need not end the session
+//! (RFC 7606) comes back with the errors handled: attributes left out, or announced routes turned into
+//! withdrawn ones. `Message::encode` writes messages, in as few octets as they need.
+//!
+//! Nothing here panics on any input, nor takes memory out of proportion to it.
+mod as_path;
+mod attribute;
+mod capability;
+mod community;
+mod notification;
+mod open;
+mod refresh;
+mod update;
+
+pub use as_path::{AsPath, Segment};
+pub use attribute::{Aggregator, Attributes, NextHop, Origin, Unknown};
+pub use capability::{AfiSafi, Capability};
+pub use community::{Community, ExtendedCommunity, LargeCommunity, ParseCommunityError};
+pub use notification::{Notification, Reason};
+pub use open::Open;
+pub use refresh::{RefreshKind, RouteRefresh};
+pub use update::{Announcement, Reach, Severity, Update, UpdateError};
+
+use crate::config::Family;
+use std::collections::BTreeSet;
+
+/// Length of the header in octets (RFC 4271 section 4.1).
+pub const HEADER_LENGTH: usize = 19;
+/// Length of the longest message in octets (RFC 4271 section 4.1).
+pub const MAX_LENGTH: usize = 4096;
+
+/// What both sides agreed on: it decides how an UPDATE is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Context {
+    /// Both sent the four-octet AS capability (RFC 6793).
+    pub four_octet_as: bool,
+    /// The peer is internal: same AS.
+    pub internal: bool,
+    /// Families that both sides support; routes of others are ignored.
+    pub families: BTreeSet<Family>,
+    /// Longest UPDATE or NOTIFICATION in octets: [`MAX_LENGTH`].
+    pub max_length: usize,
+}
+
+impl Default for Context {
+    /// Before OPEN messages were exchanged.
+    fn default() -> Self {
+        Context { four_octet_as: false, internal: false, families: BTreeSet::new(), max_length: MAX_LENGTH }
+    }
+}
+
+/// A message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are the RFC's")]
+pub enum Message {
+    Open(Open),
+    Update(Update),
+    /// An UPDATE that says that the first set of routes is complete (RFC 4724 section 2).
+    EndOfRib(Family),
+    Notification(Notification),
+    Keepalive,
+    RouteRefresh(RouteRefresh),
+}
+
+/// What `decode` makes of a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decoded {
+    /// The message, its errors handled.
+    pub message: Message,
+    /// Errors of an UPDATE that did not end the session, for the log and the counters.
+    pub errors: Vec<UpdateError>,
+}
+
+/// A message that cannot be written.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EncodeError {
+    /// The attributes leave no room for a single prefix, or the data or parameters are too long.
+    #[error("{what} of {length} octets does not fit into a message of {max}")]
+    TooLong {
+        /// What was to be written.
+        what: &'static str,
+        /// Its length, octets.
+        length: usize,
+        /// Longest message, octets.
+        max: usize,
+    },
+    /// The next hop is of a family that cannot be sent for the prefixes.
+    #[error("next hop {0} does not fit the family of the prefixes")]
+    NextHop(std::net::IpAddr),
+}

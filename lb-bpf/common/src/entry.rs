@@ -30,8 +30,9 @@ pub struct Vip {
     pub flags: u32,
 }
 
-/// Value of `slots` (mmapable array, one for all services).
-#[repr(C)]
+/// Value of `slots` (array with `BPF_F_MMAPABLE`, one for all services). Write it with one store of 8 bytes
+/// ([`Slot::to_bits`]), for packets read it at the same time.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Slot {
     /// Index in `backends` of the backend that owns the slot; 0: none.
@@ -46,7 +47,22 @@ impl Slot {
     /// flows go to the current backend. Without it an unknown TCP packet that is not a SYN goes to the previous
     /// backend and is pinned there.
     pub const SETTLED: u32 = 1 << 31;
+
+    /// The slot as the one word that lies in the map: `current` in the low half.
+    #[inline(always)]
+    pub const fn to_bits(self) -> u64 {
+        self.current as u64 | (self.previous as u64) << 32
+    }
+
+    /// From the word in the map.
+    #[inline(always)]
+    pub const fn from_bits(bits: u64) -> Self {
+        Slot { current: bits as u32, previous: (bits >> 32) as u32 }
+    }
 }
+
+// The word and the struct are the same bytes only where the low half comes first.
+const _: () = assert!(cfg!(target_endian = "little"));
 
 /// How a packet reaches its backend.
 #[repr(u8)]
@@ -59,7 +75,10 @@ pub enum Mode {
     Ipip = 2,
 }
 
-/// Value of `backends` (mmapable array, index 0 is never used): one backend of one service, one cache line.
+/// Value of `backends` (array with `BPF_F_MMAPABLE`, index 0 is never used): one backend of one service, one
+/// cache line. Packets read it while it is written, so only `next_hop`, `source_mac`, `ifindex`, `mtu` and
+/// `flags` of an entry in use may change in place; for anything else take another index. Free an entry by
+/// setting `mode` to 0 when no slot names it any more.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Backend {
@@ -71,16 +90,16 @@ pub struct Backend {
     pub next_hop: [u8; 6],
     /// Ethernet address of the interface towards the backend.
     pub source_mac: [u8; 6],
-    /// Interface towards the backend; 0: the next hop is not resolved, the packet goes up the stack.
+    /// Interface towards the backend; 0: the next hop is not resolved, the packet goes up the stack. Set it
+    /// to 0 first and back last when the addresses of the next hop change.
     pub ifindex: u32,
     /// Port of the backend, network byte order.
     pub port: u16,
     /// A [`Mode`]; 0: this entry is free.
     pub mode: u8,
-    /// Reserved, 0.
+    /// Bits: [`Backend::DOWN`].
     pub flags: u8,
-    /// IPv4: ones' complement sum (folded, not inverted, host order of the packet's 16-bit words as loaded) of the
-    /// outer header with total length 0 and checksum 0, so that the kernel program adds only the length.
+    /// [`crate::outer_header_sum`] of `source` and `addr` when both are IPv4 and the mode is IPIP; else 0.
     pub header_sum: u32,
     /// Id of the service that the backend belongs to.
     pub service: u32,
@@ -88,7 +107,13 @@ pub struct Backend {
     pub mtu: u32,
 }
 
-/// Key of `flows` (hash): a flow as the client sends it.
+impl Backend {
+    /// Bit of `flags`: the backend does not answer. Known flows leave it for the slot's current backend, and
+    /// a dirty slot does not fall back to it. Slots that name it as the current one still send to it.
+    pub const DOWN: u8 = 1;
+}
+
+/// Key of `flows` (hash, `BPF_F_NO_PREALLOC`): a flow as the client sends it.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct FlowKey {
@@ -114,12 +139,29 @@ pub struct FlowEntry {
     pub backend: u32,
     /// Index in `slots` of the flow's slot when the entry was made.
     pub slot: u32,
-    /// When a packet was last seen: seconds of CLOCK_MONOTONIC.
+    /// When a packet of the client was last seen: seconds of CLOCK_MONOTONIC. A NAT flow is idle only when
+    /// `seen` of its [`ReverseEntry`] is old, too: the backend may be the only one who sends.
     pub seen: u32,
     /// NAT: the source port towards the backend, network byte order; else 0.
     pub nat_port: u16,
     /// Bits `FlowEntry::FIN_*`, `FlowEntry::RST`.
     pub state: u16,
+}
+
+impl FlowKey {
+    /// The key in `reverse` of a flow that is translated to `backend` with the source port `nat_port` (network
+    /// byte order): the flow as the backend answers it.
+    #[inline(always)]
+    pub const fn reply(backend: &Backend, nat_port: u16, proto: u8) -> Self {
+        FlowKey {
+            src: backend.addr,
+            dst: backend.source,
+            src_port: backend.port,
+            dst_port: nat_port,
+            proto,
+            zero: [0; 3],
+        }
+    }
 }
 
 impl FlowEntry {
@@ -131,7 +173,8 @@ impl FlowEntry {
     pub const RST: u16 = 4;
 }
 
-/// Value of `reverse` (hash; its key is a [`FlowKey`] as the backend sends): how a reply is translated back.
+/// Value of `reverse` (hash, `BPF_F_NO_PREALLOC`; its key is a [`FlowKey`] as the backend sends, see
+/// [`FlowKey::reply`]): how a reply is translated back.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ReverseEntry {
@@ -145,7 +188,7 @@ pub struct ReverseEntry {
     pub vip_port: u16,
     /// Interface where the client's packets arrive.
     pub ifindex: u32,
-    /// When a packet was last seen: seconds of CLOCK_MONOTONIC.
+    /// When a packet of either side was last seen: seconds of CLOCK_MONOTONIC.
     pub seen: u32,
     /// Ethernet source of the client's packets: the reply goes back the way the request came.
     pub next_hop: [u8; 6],
@@ -180,8 +223,9 @@ impl Config {
     pub const NAT: u32 = 1;
 }
 
-/// Value of `backend_counters` (per-CPU array, same index as `backends`) and of `verdict_counters` (per-CPU
-/// array, index is the [`crate::Verdict`]).
+/// Value of `backend_counters` (per-CPU array, same index as `backends`: the packets sent to the backend) and of
+/// `verdict_counters` (per-CPU array, index is the [`crate::Verdict`]). A packet is counted once: those sent to a
+/// backend (`Encapsulated`, `Translated`) only there, those that are not ours nowhere, all others by verdict.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Counter {
@@ -189,7 +233,7 @@ pub struct Counter {
     pub packets: u64,
     /// Bytes of the packets as received, Ethernet header included.
     pub bytes: u64,
-    /// TCP SYNs (and, where flows are tracked, first packets of UDP flows); 0 for verdicts.
+    /// TCP SYNs (and, where flows are tracked, first packets of unknown flows); 0 for verdicts.
     pub flows: u64,
     /// Reserved, 0: keeps an entry in one half of a cache line.
     pub zero: u64,
@@ -199,7 +243,7 @@ const _: () = {
     assert!(size_of::<VipKey>() == 20);
     assert!(size_of::<Vip>() == 16);
     assert!(size_of::<Slot>() == 8);
-    assert!(size_of::<Backend>() == 64);
+    assert!(size_of::<Backend>() == 64 && size_of::<Backend>() == 2 * 16 + 2 * 6 + 4 + 2 + 1 + 1 + 3 * 4);
     assert!(size_of::<FlowKey>() == 40);
     assert!(size_of::<FlowEntry>() == 16);
     assert!(size_of::<ReverseEntry>() == 56);

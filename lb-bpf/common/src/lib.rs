@@ -8,11 +8,13 @@
 #![no_std]
 
 mod addr;
+mod checksum;
 mod entry;
 mod hash;
 mod verdict;
 
 pub use addr::Addr;
+pub use checksum::{fold, outer_header_sum};
 pub use entry::{
     Backend, Config, Counter, DecapKey, FlowEntry, FlowKey, Mode, ReverseEntry, Slot, Vip, VipKey,
 };
@@ -21,6 +23,36 @@ pub use verdict::{Action, Verdict};
 
 /// Version of the layout of all maps. Part of the pin path: maps of another version are never adopted.
 pub const ABI_VERSION: u32 = 1;
+
+/// Names of the maps in the object, each the name of its static in `lb-bpf/ebpf/src/maps.rs`.
+pub mod map {
+    /// Hash: [`crate::VipKey`] to [`crate::Vip`].
+    pub const VIPS: &str = "vips";
+    /// Array, mmapable: [`crate::Slot`].
+    pub const SLOTS: &str = "slots";
+    /// Array, mmapable: [`crate::Backend`].
+    pub const BACKENDS: &str = "backends";
+    /// Per-CPU array, as long as `backends`: [`crate::Counter`].
+    pub const BACKEND_COUNTERS: &str = "backend_counters";
+    /// Per-CPU array, one entry per [`crate::Verdict`]: [`crate::Counter`].
+    pub const VERDICT_COUNTERS: &str = "verdict_counters";
+    /// Hash, not preallocated: [`crate::FlowKey`] to [`crate::FlowEntry`].
+    pub const FLOWS: &str = "flows";
+    /// Hash, not preallocated: [`crate::FlowKey`] to [`crate::ReverseEntry`].
+    pub const REVERSE: &str = "reverse";
+    /// Hash: [`crate::DecapKey`] to `u32`.
+    pub const DECAP: &str = "decap";
+    /// Array of one: [`crate::Config`].
+    pub const CONFIG: &str = "config";
+}
+
+/// Names of the programs in the object.
+pub mod program {
+    /// The datapath (XDP).
+    pub const DATAPATH: &str = "fairlead_xdp";
+    /// Passes every packet (XDP): for the peer of a veth that receives redirected frames.
+    pub const PASS: &str = "fairlead_pass";
+}
 
 /// IANA protocol numbers that the datapath knows.
 pub mod proto {

@@ -56,7 +56,7 @@ verdicts! {
     NoBackend = 6, "no_backend", Drop;
     /// A header is cut short or contradicts itself.
     Malformed = 7, "malformed", Drop;
-    /// A fragment.
+    /// The first fragment of a packet for a VIP, or of a reply: the others carry no ports.
     Fragment = 8, "fragment", Drop;
     /// TTL or hop limit ran out.
     TtlExpired = 9, "ttl_expired", Drop;
@@ -68,6 +68,22 @@ verdicts! {
     FlowTableFull = 12, "flow_table_full", Drop;
     /// The kernel refused to move the packet's head or tail.
     NoHeadroom = 13, "no_headroom", Drop;
-    /// Tunnel packet for this host whose inner destination is not accepted.
+    /// Tunnel packet for no pair of tunnel end and VIP in `decap`.
     DecapRefused = 14, "decap_refused", Pass;
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn numbers_are_indices_and_labels_are_unique() {
+        for (index, verdict) in Verdict::ALL.iter().enumerate() {
+            assert_eq!(*verdict as usize, index);
+        }
+        let labels: BTreeSet<&str> = Verdict::ALL.iter().map(|verdict| verdict.label()).collect();
+        assert_eq!(labels.len(), Verdict::ALL.len());
+    }
 }

@@ -1,0 +1,14 @@
+//! Fairlead's controller: what users declare, what this node should have, and the loop that brings it there.
+//! Without the feature `runtime` this is the pure core.
+#[cfg(feature = "runtime")]
+pub mod cli;
+#[cfg(feature = "runtime")]
+pub mod client;
+#[cfg(feature = "runtime")]
+pub mod demo;
+#[cfg(feature = "runtime")]
+pub mod host;
+#[cfg(feature = "runtime")]
+pub mod serve;
+#[cfg(feature = "runtime")]
+pub mod telemetry;

@@ -12,10 +12,17 @@ pub(super) struct Args {
     /// Form of the report.
     #[arg(short, long, value_enum, default_value = "table")]
     output: Format,
+    /// Be the HTTP server of a backend of this name: what the demo starts in the backends' namespaces.
+    #[arg(long, hide = true, value_name = "NAME", exclusive = true)]
+    serve: Option<String>,
 }
 
 impl Args {
     pub(super) fn run(self) -> Result<(), Failure> {
+        if let Some(name) = self.serve {
+            let served = crate::demo::http::serve(&name, 80);
+            return served.map_err(|e| Failure::No(format!("serving HTTP on port 80: {e}")));
+        }
         let options = crate::demo::Options { keep: self.keep, json: self.output == Format::Json };
         crate::demo::run(&options).map_err(Failure::No)
     }

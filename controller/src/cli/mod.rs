@@ -8,7 +8,7 @@ use std::{fmt, io, path::PathBuf, process::ExitCode};
 
 mod bgp;
 mod demo;
-mod output;
+pub(crate) mod output;
 mod services;
 
 /// Where the running instance listens when nothing else is said.

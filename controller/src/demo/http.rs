@@ -103,6 +103,15 @@ pub struct Sample {
     worker: usize,
 }
 
+#[cfg(test)]
+impl Sample {
+    /// A sample for tests, begun and ended now.
+    pub(super) fn new(target: usize, answer: Result<&str, &str>) -> Self {
+        let (now, answer) = (Instant::now(), answer.map(str::to_owned).map_err(str::to_owned));
+        Sample { target, started: now, ended: now, answer, worker: 0 }
+    }
+}
+
 /// How much traffic there is.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
@@ -205,7 +214,10 @@ impl Client {
             let answer = match timeout(TIMEOUT, fetch(self.address, "/")).await {
                 Ok(Ok((StatusCode::OK, body))) => {
                     let text = String::from_utf8_lossy(&body);
-                    text.split_whitespace().next().map(str::to_owned).ok_or_else(|| "an empty answer".to_owned())
+                    text.split_whitespace()
+                        .next()
+                        .map(str::to_owned)
+                        .ok_or_else(|| "an empty answer".to_owned())
                 }
                 Ok(Ok((status, _))) => Err(format!("HTTP status {status}")),
                 Ok(Err(error)) => Err(error.to_string()),
@@ -222,7 +234,7 @@ impl Client {
 }
 
 /// A runtime on the calling thread alone, so that its sockets are in the thread's namespace.
-fn runtime() -> io::Result<Runtime> {
+pub(super) fn runtime() -> io::Result<Runtime> {
     Builder::new_current_thread().enable_all().build()
 }
 

@@ -158,7 +158,8 @@ impl Namespace {
         if text.trim().is_empty() {
             return Ok(serde_json::Value::Array(Vec::new()));
         }
-        serde_json::from_str(&text).map_err(|e| DemoError::command(format!("ip -json {}", arguments.join(" ")), e))
+        serde_json::from_str(&text)
+            .map_err(|e| DemoError::command(format!("ip -json {}", arguments.join(" ")), e))
     }
 
     /// Writes kernel parameters, named by their path below `/proc/sys`.
@@ -296,7 +297,8 @@ impl Tool {
             Path::new(self.program).exists()
         } else {
             // Debian keeps some of these in sbin, which the PATH of a login with `su` may lack.
-            std::env::var_os("PATH").is_some_and(|p| std::env::split_paths(&p).any(|d| d.join(self.program).exists()))
+            std::env::var_os("PATH")
+                .is_some_and(|p| std::env::split_paths(&p).any(|d| d.join(self.program).exists()))
         };
         if found { Ok(()) } else { Err(DemoError::Missing { program: self.program, package: self.package }) }
     }
@@ -438,7 +440,8 @@ mod tests {
         assert!(names.contains(&"br0".into()), "{names:?}");
         let error = a.ip("link set nosuch up").unwrap_err().to_string();
         assert!(error.contains("nosuch"), "{error}");
-        let devices = a.thread(|| fs::read_to_string("/proc/thread-self/net/dev").unwrap()).join().unwrap().unwrap();
+        let devices =
+            a.thread(|| fs::read_to_string("/proc/thread-self/net/dev").unwrap()).join().unwrap().unwrap();
         assert!(devices.contains("br0"), "{devices}");
     }
 

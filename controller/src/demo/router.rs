@@ -64,7 +64,10 @@ impl Frr {
         if output.status.success() {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
-        Err(DemoError::command(format!("vtysh -c '{command}'"), String::from_utf8_lossy(&output.stdout).trim()))
+        Err(DemoError::command(
+            format!("vtysh -c '{command}'"),
+            String::from_utf8_lossy(&output.stdout).trim(),
+        ))
     }
 
     /// The command line that opens a shell on the router.

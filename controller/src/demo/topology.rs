@@ -99,7 +99,8 @@ impl Topology {
         for segment in [CLIENTS, FRONT, BACK] {
             segment.add(&router)?;
         }
-        let host = |segment: &Segment, name: &str, number: u8| segment.attach(&sandbox, &router, name, number);
+        let host =
+            |segment: &Segment, name: &str, number: u8| segment.attach(&sandbox, &router, name, number);
         let client = host(&CLIENTS, "client", 2)?;
         let balancers = vec![host(&FRONT, "lb1", 2)?, host(&FRONT, "lb2", 3)?];
         let backends = vec![host(&BACK, "b1", 11)?, host(&BACK, "b2", 12)?, host(&BACK, "b3", 13)?];
@@ -109,7 +110,8 @@ impl Topology {
                 .namespace
                 .sysctl(&[("net/ipv4/conf/all/arp_ignore", "1"), ("net/ipv4/conf/all/arp_announce", "2")])?;
         }
-        let router = Host { name: "router".to_owned(), namespace: router, ipv4: FRONT.ipv4, ipv6: FRONT.ipv6 };
+        let router =
+            Host { name: "router".to_owned(), namespace: router, ipv4: FRONT.ipv4, ipv6: FRONT.ipv6 };
         Ok(Topology { client, router, balancers, backends, sandbox })
     }
 
@@ -143,6 +145,11 @@ impl Host {
     pub fn address(&self, ipv4: bool) -> IpAddr {
         if ipv4 { self.ipv4.into() } else { self.ipv6.into() }
     }
+
+    /// Both addresses.
+    pub fn addresses(&self) -> [IpAddr; 2] {
+        [self.ipv4.into(), self.ipv6.into()]
+    }
 }
 
 impl Segment {
@@ -158,7 +165,13 @@ impl Segment {
     }
 
     /// A host on this segment, with `number` as the last part of its addresses.
-    fn attach(&self, sandbox: &Sandbox, router: &Namespace, name: &str, number: u8) -> Result<Host, DemoError> {
+    fn attach(
+        &self,
+        sandbox: &Sandbox,
+        router: &Namespace,
+        name: &str,
+        number: u8,
+    ) -> Result<Host, DemoError> {
         let namespace = sandbox.namespace(name)?;
         let [a, b, c, _] = self.ipv4.octets();
         let ipv4 = Ipv4Addr::new(a, b, c, number);

@@ -1,9 +1,19 @@
-//! Fairlead's datapath, seen from user space: what the services are ([`service`]), and with the feature
-//! `loader` the `Datapath` that brings the kernel's maps there.
+//! Fairlead's datapath, seen from user space: what the services are ([`service`]), how a change of them becomes
+//! changes of the kernel's maps, and with the feature `loader` the [`Datapath`] that makes them.
+#[cfg(feature = "loader")]
+pub mod datapath;
+pub mod ids;
+pub mod maglev;
+pub mod maps;
 #[cfg(feature = "loader")]
 mod object;
 pub mod service;
+pub mod status;
 
+#[cfg(feature = "loader")]
+pub use datapath::{Datapath, DatapathError, Options};
 pub use lb_bpf_common as abi;
+pub use maps::Sizes;
 #[cfg(feature = "loader")]
 pub use object::OBJECT;
+pub use status::{Counter, Counters, Installed, InstalledService, InterfaceStatus, SweepReport, XdpMode};

@@ -1,0 +1,156 @@
+//! The maps in memory, with the limits of the real ones: for tests without a kernel.
+use super::{Chunk, Cursor, MapError, Maps, Op, Sizes};
+use lb_bpf_common::{
+    Backend, Config, Counter, DecapKey, FlowEntry, FlowKey, ReverseEntry, Slot, Verdict, Vip, VipKey,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
+
+/// All maps of one datapath. The fields are what the kernel program would see.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FakeMaps {
+    sizes: Sizes,
+    /// The map `vips`.
+    pub vips: BTreeMap<VipKey, Vip>,
+    /// The map `slots`.
+    pub slots: Vec<Slot>,
+    /// The map `backends`.
+    pub backends: Vec<Backend>,
+    /// The map `flows`.
+    pub flows: BTreeMap<FlowKey, FlowEntry>,
+    /// The map `reverse`.
+    pub replies: BTreeMap<FlowKey, ReverseEntry>,
+    /// The map `decap`.
+    pub decap: BTreeSet<DecapKey>,
+    /// The map `config`.
+    pub config: Config,
+    /// The map `backend_counters`.
+    pub backend_counters: Vec<Counter>,
+    /// The map `verdict_counters`.
+    pub verdict_counters: Vec<Counter>,
+}
+
+impl FakeMaps {
+    /// Empty maps.
+    pub fn new(sizes: Sizes) -> Self {
+        FakeMaps {
+            sizes,
+            vips: BTreeMap::new(),
+            slots: vec![Slot::default(); sizes.slots as usize],
+            backends: vec![Backend::default(); sizes.backends as usize],
+            flows: BTreeMap::new(),
+            replies: BTreeMap::new(),
+            decap: BTreeSet::new(),
+            config: Config::default(),
+            backend_counters: vec![Counter::default(); sizes.backends as usize],
+            verdict_counters: vec![Counter::default(); Verdict::ALL.len()],
+        }
+    }
+}
+
+impl Maps for FakeMaps {
+    fn sizes(&self) -> Sizes {
+        self.sizes
+    }
+
+    fn vips(&self) -> Result<BTreeMap<VipKey, Vip>, MapError> {
+        Ok(self.vips.clone())
+    }
+
+    fn slots(&self, base: u32, size: u32) -> Result<Vec<Slot>, MapError> {
+        let range = base as usize..base as usize + size as usize;
+        let slots = self.slots.get(range);
+        slots.map(<[_]>::to_vec).ok_or_else(|| refused("slots", "read", io::ErrorKind::InvalidInput))
+    }
+
+    fn backends(&self) -> Result<BTreeMap<u32, Backend>, MapError> {
+        let used = (0..).zip(&self.backends).filter(|(_, backend)| backend.mode != 0);
+        Ok(used.map(|(index, backend)| (index, *backend)).collect())
+    }
+
+    fn decap(&self) -> Result<BTreeSet<DecapKey>, MapError> {
+        Ok(self.decap.clone())
+    }
+
+    fn config(&self) -> Result<Config, MapError> {
+        Ok(self.config)
+    }
+
+    fn flows(&self, from: Cursor, limit: usize) -> Result<Chunk<FlowEntry>, MapError> {
+        Ok(chunk(&self.flows, from, limit))
+    }
+
+    fn replies(&self, from: Cursor, limit: usize) -> Result<Chunk<ReverseEntry>, MapError> {
+        Ok(chunk(&self.replies, from, limit))
+    }
+
+    fn flow(&self, key: &FlowKey) -> Result<Option<FlowEntry>, MapError> {
+        Ok(self.flows.get(key).copied())
+    }
+
+    fn reply(&self, key: &FlowKey) -> Result<Option<ReverseEntry>, MapError> {
+        Ok(self.replies.get(key).copied())
+    }
+
+    fn backend_counters(&self, count: u32) -> Result<Vec<Counter>, MapError> {
+        Ok(self.backend_counters.iter().take(count as usize).copied().collect())
+    }
+
+    fn verdict_counters(&self) -> Result<Vec<Counter>, MapError> {
+        Ok(self.verdict_counters.clone())
+    }
+
+    fn apply(&mut self, op: &Op) -> Result<(), MapError> {
+        match op {
+            Op::SetConfig(config) => self.config = *config,
+            Op::ResetCounters(index) => {
+                *entry(&mut self.backend_counters, "backend_counters", *index)? = Counter::default();
+            }
+            Op::SetBackend(index, backend) => *entry(&mut self.backends, "backends", *index)? = *backend,
+            Op::FreeBackend(index) => entry(&mut self.backends, "backends", *index)?.mode = 0,
+            Op::WriteTable(base, table) => {
+                let range = *base as usize..*base as usize + table.len();
+                let slots = self.slots.get_mut(range);
+                let slots = slots.ok_or_else(|| refused("slots", "write", io::ErrorKind::InvalidInput))?;
+                slots.copy_from_slice(table);
+            }
+            Op::SetPrevious(index, previous) => {
+                entry(&mut self.slots, "slots", *index)?.previous = *previous;
+            }
+            Op::SetVip(key, vip) => {
+                if self.vips.len() >= self.sizes.vips as usize && !self.vips.contains_key(key) {
+                    return Err(refused("vips", "update", io::ErrorKind::ArgumentListTooLong));
+                }
+                self.vips.insert(*key, *vip);
+            }
+            Op::RemoveVip(key) => {
+                self.vips.remove(key);
+            }
+            Op::AddDecap(key) => {
+                self.decap.insert(*key);
+            }
+            Op::RemoveDecap(key) => {
+                self.decap.remove(key);
+            }
+            Op::RemoveFlows(keys) => self.flows.retain(|key, _| !keys.contains(key)),
+            Op::RemoveReplies(keys) => self.replies.retain(|key, _| !keys.contains(key)),
+        }
+        Ok(())
+    }
+}
+
+fn entry<'a, T>(array: &'a mut [T], map: &'static str, index: u32) -> Result<&'a mut T, MapError> {
+    array.get_mut(index as usize).ok_or_else(|| refused(map, "write", io::ErrorKind::InvalidInput))
+}
+
+fn refused(map: &'static str, action: &'static str, kind: io::ErrorKind) -> MapError {
+    MapError::new(map, action, kind)
+}
+
+fn chunk<V: Copy>(map: &BTreeMap<FlowKey, V>, from: Cursor, limit: usize) -> Chunk<V> {
+    let entries: Vec<_> = map.iter().skip(from as usize).take(limit).map(|(k, v)| (*k, *v)).collect();
+    let end = from as usize + entries.len();
+    Chunk { entries, next: (end < map.len()).then_some(end as Cursor) }
+}

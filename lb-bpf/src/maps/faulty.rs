@@ -1,0 +1,96 @@
+//! Maps that break when told, as a process does that is killed: in front of an operation or in the middle of one.
+use super::{Chunk, Cursor, MapError, Maps, Op, Sizes};
+use lb_bpf_common::{
+    Backend, Config, Counter, DecapKey, FlowEntry, FlowKey, ReverseEntry, Slot, Vip, VipKey,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
+
+/// Passes everything on until a number of operations is done, then refuses.
+#[derive(Debug)]
+pub struct FaultyMaps<M> {
+    /// The maps behind.
+    pub maps: M,
+    /// How many operations are let through still.
+    pub left: usize,
+    /// How many were done.
+    pub done: usize,
+}
+
+impl<M: Maps> FaultyMaps<M> {
+    /// Lets `left` operations through.
+    pub fn new(maps: M, left: usize) -> Self {
+        FaultyMaps { maps, left, done: 0 }
+    }
+}
+
+impl<M: Maps> Maps for FaultyMaps<M> {
+    fn sizes(&self) -> Sizes {
+        self.maps.sizes()
+    }
+
+    fn vips(&self) -> Result<BTreeMap<VipKey, Vip>, MapError> {
+        self.maps.vips()
+    }
+
+    fn slots(&self, base: u32, size: u32) -> Result<Vec<Slot>, MapError> {
+        self.maps.slots(base, size)
+    }
+
+    fn backends(&self) -> Result<BTreeMap<u32, Backend>, MapError> {
+        self.maps.backends()
+    }
+
+    fn decap(&self) -> Result<BTreeSet<DecapKey>, MapError> {
+        self.maps.decap()
+    }
+
+    fn config(&self) -> Result<Config, MapError> {
+        self.maps.config()
+    }
+
+    fn flows(&self, from: Cursor, limit: usize) -> Result<Chunk<FlowEntry>, MapError> {
+        self.maps.flows(from, limit)
+    }
+
+    fn replies(&self, from: Cursor, limit: usize) -> Result<Chunk<ReverseEntry>, MapError> {
+        self.maps.replies(from, limit)
+    }
+
+    fn flow(&self, key: &FlowKey) -> Result<Option<FlowEntry>, MapError> {
+        self.maps.flow(key)
+    }
+
+    fn reply(&self, key: &FlowKey) -> Result<Option<ReverseEntry>, MapError> {
+        self.maps.reply(key)
+    }
+
+    fn backend_counters(&self, count: u32) -> Result<Vec<Counter>, MapError> {
+        self.maps.backend_counters(count)
+    }
+
+    fn verdict_counters(&self) -> Result<Vec<Counter>, MapError> {
+        self.maps.verdict_counters()
+    }
+
+    fn apply(&mut self, op: &Op) -> Result<(), MapError> {
+        if self.left == 0 {
+            // Tables and lists of flows are written piece by piece: half of it gets through.
+            let half = match op {
+                Op::WriteTable(base, slots) => Some(Op::WriteTable(*base, slots[..slots.len() / 2].to_vec())),
+                Op::RemoveFlows(keys) => Some(Op::RemoveFlows(keys[..keys.len() / 2].to_vec())),
+                Op::RemoveReplies(keys) => Some(Op::RemoveReplies(keys[..keys.len() / 2].to_vec())),
+                _ => None,
+            };
+            if let Some(half) = half {
+                self.maps.apply(&half)?;
+            }
+            return Err(MapError::new("any", "broken as told", io::ErrorKind::Interrupted));
+        }
+        self.left -= 1;
+        self.done += 1;
+        self.maps.apply(op)
+    }
+}

@@ -1,0 +1,127 @@
+//! The kernel's maps as one trait: what can be read, and the few operations that change them. There is the real
+//! one ([`kernel`]), one in memory ([`fake`]) and one that breaks when told ([`faulty`]).
+pub mod fake;
+pub mod faulty;
+
+use lb_bpf_common::{
+    Backend, Config, Counter, DecapKey, FlowEntry, FlowKey, ReverseEntry, Slot, Vip, VipKey,
+};
+use serde::Serialize;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
+
+/// How many entries each map has room for. Takes effect when the maps are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Sizes {
+    /// Frontends.
+    pub vips: u32,
+    /// Slots of all services together; 8 bytes each, allocated at once. Changing a table takes it twice.
+    pub slots: u32,
+    /// Backends of all services together, those that drain included; 64 bytes each, allocated at once.
+    pub backends: u32,
+    /// Flows that are tracked: those of dirty slots and of NAT services. Some 120 bytes each when in use, and
+    /// as much again for the way back of NAT.
+    pub flows: u32,
+    /// Pairs of tunnel end and VIP.
+    pub decap: u32,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Sizes { vips: 8192, slots: 1 << 22, backends: 1 << 16, flows: 1 << 18, decap: 8192 }
+    }
+}
+
+/// Reads and changes the maps of one datapath.
+pub trait Maps {
+    /// The sizes that the maps really have.
+    fn sizes(&self) -> Sizes;
+    /// All of `vips`.
+    fn vips(&self) -> Result<BTreeMap<VipKey, Vip>, MapError>;
+    /// `size` entries of `slots` from `base` on.
+    fn slots(&self, base: u32, size: u32) -> Result<Vec<Slot>, MapError>;
+    /// The entries of `backends` that are in use.
+    fn backends(&self) -> Result<BTreeMap<u32, Backend>, MapError>;
+    /// All of `decap`.
+    fn decap(&self) -> Result<BTreeSet<DecapKey>, MapError>;
+    /// The entry of `config`.
+    fn config(&self) -> Result<Config, MapError>;
+    /// A part of `flows`.
+    fn flows(&self, from: Cursor, limit: usize) -> Result<Chunk<FlowEntry>, MapError>;
+    /// A part of `reverse`.
+    fn replies(&self, from: Cursor, limit: usize) -> Result<Chunk<ReverseEntry>, MapError>;
+    /// One entry of `flows`.
+    fn flow(&self, key: &FlowKey) -> Result<Option<FlowEntry>, MapError>;
+    /// One entry of `reverse`.
+    fn reply(&self, key: &FlowKey) -> Result<Option<ReverseEntry>, MapError>;
+    /// The sums over all CPUs of the first `count` entries of `backend_counters`.
+    fn backend_counters(&self, count: u32) -> Result<Vec<Counter>, MapError>;
+    /// The sums over all CPUs of `verdict_counters`.
+    fn verdict_counters(&self) -> Result<Vec<Counter>, MapError>;
+    /// Does one operation.
+    fn apply(&mut self, op: &Op) -> Result<(), MapError>;
+}
+
+/// One change of the maps. Packets run between any two of them and in the middle of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Replaces the entry of `config`.
+    SetConfig(Config),
+    /// Sets the counters of a backend to 0.
+    ResetCounters(u32),
+    /// Writes an entry of `backends`. Of an entry that packets may use, only the fields change that may
+    /// (see [`Backend`]).
+    SetBackend(u32, Backend),
+    /// Marks an entry of `backends` as free.
+    FreeBackend(u32),
+    /// Writes a table to a range of `slots` that no frontend points to.
+    WriteTable(u32, Vec<Slot>),
+    /// Changes `previous` of the slot at this index of `slots`, which packets may use.
+    SetPrevious(u32, u32),
+    /// Adds or replaces a frontend.
+    SetVip(VipKey, Vip),
+    /// Removes a frontend.
+    RemoveVip(VipKey),
+    /// Adds a tunnel end.
+    AddDecap(DecapKey),
+    /// Removes a tunnel end.
+    RemoveDecap(DecapKey),
+    /// Removes entries of `flows`, as far as they are there.
+    RemoveFlows(Vec<FlowKey>),
+    /// Removes entries of `reverse`, as far as they are there.
+    RemoveReplies(Vec<FlowKey>),
+}
+
+/// Where the reading of a hash map goes on; 0 is its begin.
+pub type Cursor = u32;
+
+/// Some entries of a hash map. Entries that come or go meanwhile may be missed; all others are seen once.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Chunk<V> {
+    /// The entries.
+    pub entries: Vec<(FlowKey, V)>,
+    /// Where to go on; nothing at the end.
+    pub next: Option<Cursor>,
+}
+
+/// The kernel refused an operation on a map.
+#[derive(Debug, thiserror::Error)]
+#[error("map {map}: {action}: {source}")]
+pub struct MapError {
+    /// Name of the map.
+    pub map: &'static str,
+    /// What was tried.
+    pub action: &'static str,
+    /// What the kernel said.
+    pub source: io::Error,
+}
+
+impl MapError {
+    /// An error of the map `map` while doing `action`.
+    pub fn new(map: &'static str, action: &'static str, source: impl Into<io::Error>) -> Self {
+        MapError { map, action, source: source.into() }
+    }
+}

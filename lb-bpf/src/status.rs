@@ -1,0 +1,100 @@
+//! What the datapath reports: what is installed, how it is attached, what it counted.
+use crate::service::{Endpoint, Frontend, ServiceKey};
+use serde::Serialize;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::AddAssign,
+};
+
+/// What the kernel holds for the last desired set.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Installed {
+    /// The services that are programmed and can forward.
+    pub services: BTreeMap<ServiceKey, InstalledService>,
+    /// The interfaces that the program is attached to.
+    pub interfaces: Vec<InterfaceStatus>,
+}
+
+/// One service as it is programmed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InstalledService {
+    /// Its frontends in the map `vips`.
+    pub frontends: BTreeSet<Frontend>,
+    /// Number of slots of its Maglev table; 0 while it has no backend.
+    pub table_size: u32,
+    /// How many slots each backend owns. Backends that own none are there with 0.
+    pub slots: BTreeMap<Endpoint, u32>,
+    /// Whether the next hop of at least one backend that owns slots is known.
+    pub resolved: bool,
+}
+
+/// How the XDP program is attached to one interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InterfaceStatus {
+    /// Name of the interface.
+    pub name: String,
+    /// Mode of the attachment.
+    pub mode: XdpMode,
+}
+
+/// Where the kernel runs an XDP program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub enum XdpMode {
+    /// In the driver, before the packet becomes a socket buffer.
+    Native,
+    /// In the stack: works with every driver and costs more.
+    Generic,
+}
+
+/// What was counted since the maps were made.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Counters {
+    /// Packets sent to each backend of each service.
+    pub services: BTreeMap<ServiceKey, BTreeMap<Endpoint, Counter>>,
+    /// Packets by verdict; the key is [`Verdict::label`](lb_bpf_common::Verdict::label).
+    pub verdicts: BTreeMap<&'static str, Counter>,
+}
+
+/// The sum of one counter over all CPUs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Counter {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes of the packets as received, Ethernet header included.
+    pub bytes: u64,
+    /// New flows (see [`lb_bpf_common::Counter::flows`]).
+    pub flows: u64,
+}
+
+impl AddAssign<lb_bpf_common::Counter> for Counter {
+    fn add_assign(&mut self, cpu: lb_bpf_common::Counter) {
+        self.packets += cpu.packets;
+        self.bytes += cpu.bytes;
+        self.flows += cpu.flows;
+    }
+}
+
+/// What one call of the sweep did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SweepReport {
+    /// Flow entries looked at.
+    pub flows_seen: usize,
+    /// Flow entries removed: idle, cut, or needless because the table gives the same answer.
+    pub flows_removed: usize,
+    /// Slots whose learning window ended.
+    pub slots_settled: usize,
+    /// Slots that became clean.
+    pub slots_cleaned: usize,
+    /// Slots that are dirty still.
+    pub slots_dirty: usize,
+    /// Backend entries given back.
+    pub backends_freed: usize,
+    /// Whether this call ended a pass over all flows; if not, the next call goes on where it stopped.
+    pub complete: bool,
+}

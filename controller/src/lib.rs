@@ -1,5 +1,12 @@
 //! Fairlead's controller: what users declare, what this node should have, and the loop that brings it there.
 //! Without the feature `runtime` this is the pure core.
+pub mod api;
+pub mod declared;
+pub mod fault;
+pub mod object;
+pub mod status;
+pub mod validate;
+
 #[cfg(feature = "runtime")]
 pub mod cli;
 #[cfg(feature = "runtime")]
@@ -10,5 +17,7 @@ pub mod demo;
 pub mod host;
 #[cfg(feature = "runtime")]
 pub mod serve;
+#[cfg(feature = "runtime")]
+pub mod store;
 #[cfg(feature = "runtime")]
 pub mod telemetry;

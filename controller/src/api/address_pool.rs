@@ -1,0 +1,187 @@
+//! AddressPool: blocks of addresses that services (or, later, nodes) are given from.
+use super::{
+    crds::rules,
+    scalar::{Address, Cidr, Ipv4Length, Ipv6Length, Seconds},
+    selector::Selector,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+
+/// Blocks of addresses to give from.
+#[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "fairlead.dev",
+    version = "v1alpha1",
+    kind = "AddressPool",
+    plural = "addresspools",
+    shortname = "apool",
+    category = "fairlead",
+    doc = "AddressPool: blocks of addresses that services and nodes are given from.",
+    status = "AddressPoolStatus",
+    derive = "PartialEq",
+    printcolumn(name = "Use", type_ = "string", json_path = ".spec.use"),
+    printcolumn(name = "Priority", type_ = "integer", json_path = ".spec.priority", priority = 1),
+    printcolumn(name = "IPv4-Assigned", type_ = "integer", json_path = ".status.ipv4.assigned"),
+    printcolumn(name = "IPv4-Available", type_ = "integer", json_path = ".status.ipv4.available"),
+    printcolumn(name = "IPv6-Assigned", type_ = "integer", json_path = ".status.ipv6.assigned"),
+    printcolumn(
+        name = "IPv6-Available",
+        type_ = "integer",
+        json_path = ".status.ipv6.available",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Accepted",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Accepted\")].status"
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AddressPoolSpec {
+    /// What the addresses are for.
+    #[serde(default, rename = "use")]
+    pub usage: PoolUse,
+    /// The addresses; blocks must not overlap.
+    #[schemars(length(min = 1, max = 256))]
+    pub blocks: Vec<Block>,
+    /// Parts of the blocks that are never given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    pub reserved: Vec<Cidr>,
+    /// Whether services that name no pool may be given an address from here.
+    #[serde(default = "default_true")]
+    pub auto_assign: bool,
+    /// Of several pools that match, the one with the highest priority is used first.
+    #[serde(default)]
+    pub priority: i32,
+    /// How long, in seconds, a released address rests before another service may have it.
+    #[serde(default = "no_seconds")]
+    pub reuse_delay_seconds: Seconds,
+    /// Services that may have an address from here, by their labels.
+    #[serde(default)]
+    pub service_selector: Selector,
+    /// Namespaces whose services may have an address from here, by their labels.
+    #[serde(default)]
+    pub namespace_selector: Selector,
+    /// Nothing more is given from here; what was given stays.
+    #[serde(default)]
+    pub disabled: bool,
+    /// For `use: PodCIDR`: the size of a node's block.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_mask: Option<NodeMask>,
+    /// For `use: PodCIDR`: nodes that are given a block from here, by their labels.
+    #[serde(default)]
+    pub node_selector: Selector,
+}
+
+/// What the addresses of a pool are for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum PoolUse {
+    /// For services.
+    #[default]
+    LoadBalancer,
+    /// For the pods of nodes.
+    PodCIDR,
+}
+
+/// A prefix, or a range from `start` to `stop`, both included.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = rules(&[
+    ("has(self.cidr) ? !has(self.start) && !has(self.stop) : has(self.start) && has(self.stop)", ONE_BLOCK),
+])))]
+pub struct Block {
+    /// The prefix; all its addresses are given, the first and the last too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cidr: Option<Cidr>,
+    /// First address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start: Option<Address>,
+    /// Last address, of the same family.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop: Option<Address>,
+}
+
+/// What a block has to consist of.
+pub(crate) const ONE_BLOCK: &str = "needs either cidr, or start and stop";
+
+impl Block {
+    /// First and last address, of one family and in this order; none if the block is malformed.
+    pub fn bounds(&self) -> Option<(IpAddr, IpAddr)> {
+        let (first, last) = match (self.cidr, self.start, self.stop) {
+            (Some(Cidr(net)), None, None) => (net.network(), net.broadcast()),
+            (None, Some(start), Some(stop)) => (start.0, stop.0),
+            _ => return None,
+        };
+        (first.is_ipv4() == last.is_ipv4() && first <= last).then_some((first, last))
+    }
+}
+
+/// Size of a node's block by family, as a prefix length.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NodeMask {
+    /// IPv4 prefix length.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ipv4: Option<Ipv4Length>,
+    /// IPv6 prefix length.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<Ipv6Length>,
+}
+
+/// What became of a pool.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AddressPoolStatus {
+    /// Generation of the spec that this status is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Conditions, sorted by type.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+    /// IPv4 addresses in numbers.
+    pub ipv4: AddressCounts,
+    /// IPv6 addresses in numbers.
+    pub ipv6: AddressCounts,
+    /// Addresses that rest until the reuse delay is over, sorted by address.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub released: Vec<ReleasedAddress>,
+}
+
+/// Addresses of one family in numbers; each is cut off at 9223372036854775807.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AddressCounts {
+    /// In the blocks, without what is reserved.
+    pub total: i64,
+    /// Given to services.
+    pub assigned: i64,
+    /// Resting until the reuse delay is over.
+    pub released: i64,
+    /// Free to be given now.
+    pub available: i64,
+}
+
+/// An address that was given back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ReleasedAddress {
+    /// The address.
+    pub address: Address,
+    /// When it was given back.
+    pub released_at: Time,
+    /// Who had it, `KIND/NAME`: the same owner may have it back at once.
+    pub owner: String,
+}
+
+fn default_true() -> bool {
+    true
+}
+
+fn no_seconds() -> Seconds {
+    Seconds::MIN
+}

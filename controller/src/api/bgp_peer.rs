@@ -1,0 +1,354 @@
+//! BGPPeer: a neighbour of the routers that select it.
+use super::crds::rules;
+use super::scalar::{
+    Address, Asn, HoldSeconds, Hops, Millis, Multiplier, Port, Prefix, PrefixLimit, RestartSeconds,
+    RetrySeconds, Ttl, quoted,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::CustomResource;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use std::{borrow::Cow, fmt};
+
+/// A neighbour: exactly one of `address`, `interface` and `discover`.
+#[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "fairlead.dev",
+    version = "v1alpha1",
+    kind = "BGPPeer",
+    plural = "bgppeers",
+    shortname = "bgpp",
+    category = "fairlead",
+    doc = "BGPPeer: a BGP neighbour of the routers that select it.",
+    status = "BGPPeerStatus",
+    derive = "PartialEq",
+    printcolumn(name = "Address", type_ = "string", json_path = ".spec.address"),
+    printcolumn(name = "ASN", type_ = "string", json_path = ".spec.asn"),
+    printcolumn(name = "Sessions", type_ = "integer", json_path = ".status.sessions"),
+    printcolumn(name = "Established", type_ = "integer", json_path = ".status.establishedSessions"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = rules(&[
+    ("[has(self.address), has(self.interface), has(self.discover)].filter(x, x).size() == 1", ONE_NEIGHBOUR),
+    ("!(has(self.ttlSecurity) && has(self.ebgpMultihop))", TTL_EXCLUSIVE),
+])))]
+pub struct BGPPeerSpec {
+    /// Address of the neighbour.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<Address>,
+    /// Interface of an unnumbered session (RFC 8950).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 15))]
+    pub interface: Option<String>,
+    /// Where the neighbour is found.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub discover: Option<Discover>,
+    /// AS of the neighbour: a number, `external` or `internal`.
+    pub asn: PeerAsn,
+    /// TCP port of the neighbour.
+    #[serde(default = "bgp_port")]
+    pub port: Port,
+    /// Timers of the session.
+    #[serde(default)]
+    pub timers: Timers,
+    /// Address families that are offered.
+    #[serde(default = "both_families")]
+    #[schemars(length(min = 1, max = 2), extend("x-kubernetes-list-type" = "set"))]
+    pub families: Vec<Family>,
+    /// Authentication of the session.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auth: Option<Auth>,
+    /// Packets from further away are refused (RFC 5082).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ttl_security: Option<TtlSecurity>,
+    /// The neighbour is not on the link.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ebgp_multihop: Option<EbgpMultihop>,
+    /// Routes outlive a restart of either side (RFC 4724).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub graceful_restart: Option<GracefulRestart>,
+    /// The path is watched (RFC 5880).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bfd: Option<Bfd>,
+    /// Several paths of one prefix (RFC 7911).
+    #[serde(default)]
+    pub add_path: AddPath,
+    /// More prefixes than this end the session (RFC 4486).
+    #[serde(default = "default_max_prefixes")]
+    pub max_prefixes: PrefixLimit,
+    /// What is taken in.
+    #[serde(default)]
+    pub import: Import,
+}
+
+/// Why a peer without an address, or with two kinds of them, is refused.
+pub(crate) const ONE_NEIGHBOUR: &str = "needs exactly one of address, interface and discover";
+/// Why two rules for the TTL are refused.
+pub(crate) const TTL_EXCLUSIVE: &str = "ttlSecurity and ebgpMultihop exclude each other";
+
+/// AS of a neighbour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PeerAsn {
+    /// This one.
+    Number(Asn),
+    /// Any but ours.
+    External,
+    /// Ours.
+    Internal,
+}
+
+impl fmt::Display for PeerAsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PeerAsn::Number(asn) => asn.fmt(f),
+            PeerAsn::External => f.write_str("external"),
+            PeerAsn::Internal => f.write_str("internal"),
+        }
+    }
+}
+
+impl Serialize for PeerAsn {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            PeerAsn::Number(asn) => asn.serialize(serializer),
+            word => serializer.collect_str(word),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for PeerAsn {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(PeerAsnVisitor)
+    }
+}
+
+struct PeerAsnVisitor;
+
+impl de::Visitor<'_> for PeerAsnVisitor {
+    type Value = PeerAsn;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an AS number (1 to 4294967295), external or internal")
+    }
+
+    fn visit_i64<E: de::Error>(self, value: i64) -> Result<PeerAsn, E> {
+        Asn::deserialize(de::value::I64Deserializer::new(value)).map(PeerAsn::Number)
+    }
+
+    fn visit_u64<E: de::Error>(self, value: u64) -> Result<PeerAsn, E> {
+        Asn::deserialize(de::value::U64Deserializer::new(value)).map(PeerAsn::Number)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<PeerAsn, E> {
+        match text {
+            "external" => Ok(PeerAsn::External),
+            "internal" => Ok(PeerAsn::Internal),
+            _ => Err(E::custom(format_args!(
+                "{} is not an AS number (1 to 4294967295), external or internal",
+                quoted(text)
+            ))),
+        }
+    }
+}
+
+impl JsonSchema for PeerAsn {
+    fn schema_name() -> Cow<'static, str> {
+        "PeerAsn".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"x-kubernetes-int-or-string": true, "x-kubernetes-validations": [{
+            "rule": "type(self) == string ? self in ['external', 'internal'] : self >= 1 && self <= 4294967295",
+            "message": "is not an AS number (1 to 4294967295), external or internal"}]})
+    }
+}
+
+/// Where a neighbour is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Discover {
+    /// The next hop of the node's default route.
+    DefaultGateway,
+}
+
+/// Timers of a session (RFC 4271 section 10).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = rules(&[
+    ("self.holdSeconds == 0 || self.holdSeconds >= 3", HOLD_TIME),
+    ("!has(self.keepaliveSeconds) || self.keepaliveSeconds * 3 <= self.holdSeconds", KEEPALIVE),
+])))]
+pub struct Timers {
+    /// Proposed hold time in seconds: 0 (no keepalives), or 3 to 65535.
+    #[serde(default = "default_hold")]
+    pub hold_seconds: HoldSeconds,
+    /// Keepalive interval in seconds, at most a third of the hold time; none: a third of the hold time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keepalive_seconds: Option<HoldSeconds>,
+    /// First delay between attempts to connect, in seconds.
+    #[serde(default = "default_retry")]
+    pub connect_retry_seconds: RetrySeconds,
+}
+
+/// Which hold times there are (RFC 4271 section 4.2).
+pub(crate) const HOLD_TIME: &str = "holdSeconds must be 0 or at least 3";
+/// How keepalives relate to the hold time (RFC 4271 section 4.4).
+pub(crate) const KEEPALIVE: &str = "keepaliveSeconds must be at most a third of holdSeconds";
+
+impl Timers {
+    /// Keepalive interval in seconds; 0: none are sent.
+    pub fn keepalive(&self) -> u16 {
+        self.keepalive_seconds.map_or(self.hold_seconds.get() / 3, HoldSeconds::get)
+    }
+}
+
+impl Default for Timers {
+    fn default() -> Self {
+        Timers {
+            hold_seconds: default_hold(),
+            keepalive_seconds: None,
+            connect_retry_seconds: default_retry(),
+        }
+    }
+}
+
+fn default_hold() -> HoldSeconds {
+    const HOLD: HoldSeconds = HoldSeconds::new(90).expect("in range");
+    HOLD
+}
+
+fn default_retry() -> RetrySeconds {
+    const RETRY: RetrySeconds = RetrySeconds::new(5).expect("in range");
+    RETRY
+}
+
+/// Address family (RFC 4760).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum Family {
+    /// AFI 1, SAFI 1.
+    #[serde(rename = "ipv4-unicast")]
+    Ipv4Unicast,
+    /// AFI 2, SAFI 1.
+    #[serde(rename = "ipv6-unicast")]
+    Ipv6Unicast,
+}
+
+impl From<Family> for bgp_speaker::config::Family {
+    fn from(family: Family) -> Self {
+        match family {
+            Family::Ipv4Unicast => bgp_speaker::config::Family::Ipv4Unicast,
+            Family::Ipv6Unicast => bgp_speaker::config::Family::Ipv6Unicast,
+        }
+    }
+}
+
+/// Authentication of a session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Auth {
+    /// Where the password of the TCP MD5 signature is (RFC 2385).
+    pub md5_secret_ref: SecretReference,
+}
+
+/// A key of a Secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SecretReference {
+    /// Name of the Secret.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Key within it.
+    #[schemars(length(min = 1, max = 253))]
+    pub key: String,
+}
+
+/// How far away the neighbour may be (RFC 5082).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TtlSecurity {
+    /// Links between us and the neighbour.
+    pub hops: Hops,
+}
+
+/// The TTL of our packets to a neighbour that is not on the link.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EbgpMultihop {
+    /// The TTL.
+    pub ttl: Ttl,
+}
+
+/// Graceful restart (RFC 4724).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GracefulRestart {
+    /// How long, in seconds, routes are kept for us.
+    pub seconds: RestartSeconds,
+}
+
+/// Bidirectional forwarding detection (RFC 5880).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Bfd {
+    /// Desired min TX interval, ms.
+    pub min_tx_millis: Millis,
+    /// Required min RX interval, ms.
+    pub min_rx_millis: Millis,
+    /// Detection multiplier.
+    pub multiplier: Multiplier,
+}
+
+/// Several paths of one prefix (RFC 7911).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct AddPath {
+    /// We send them.
+    pub send: bool,
+    /// We take them.
+    pub receive: bool,
+}
+
+/// What is taken in from a neighbour.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Import {
+    /// Prefixes that are accepted: these and longer ones; `any`: all; empty: none.
+    #[schemars(length(max = 1000))]
+    pub accept: Vec<Prefix>,
+    /// Whether accepted routes go to the node's routing table.
+    pub install: bool,
+}
+
+fn bgp_port() -> Port {
+    const BGP: Port = Port::new(179).expect("in range");
+    BGP
+}
+
+fn both_families() -> Vec<Family> {
+    vec![Family::Ipv4Unicast, Family::Ipv6Unicast]
+}
+
+fn default_max_prefixes() -> PrefixLimit {
+    const LIMIT: PrefixLimit = PrefixLimit::new(100_000).expect("in range");
+    LIMIT
+}
+
+/// What became of a peer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BGPPeerStatus {
+    /// Generation of the spec that this status is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Conditions, sorted by type.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+    /// Sessions with this peer, one for each node that has it.
+    pub sessions: i64,
+    /// Those of them that are established.
+    pub established_sessions: i64,
+}

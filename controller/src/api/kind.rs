@@ -1,0 +1,105 @@
+//! The kinds of objects that may be declared, and the names that each is known by.
+use super::{AddressPool, BGPAdvertisement, BGPPeer, BGPRouter, LoadBalancer};
+use kube::{CustomResourceExt, Resource};
+use std::{fmt, str::FromStr};
+
+/// A kind of object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[expect(missing_docs, reason = "the kinds are documented where they are defined")]
+pub enum Kind {
+    AddressPool,
+    LoadBalancer,
+    BGPRouter,
+    BGPPeer,
+    BGPAdvertisement,
+    Node,
+}
+
+impl Kind {
+    /// All kinds.
+    pub const ALL: [Kind; 6] = [
+        Kind::AddressPool,
+        Kind::LoadBalancer,
+        Kind::BGPRouter,
+        Kind::BGPPeer,
+        Kind::BGPAdvertisement,
+        Kind::Node,
+    ];
+
+    /// The name as it stands in `kind:`.
+    pub fn name(self) -> String {
+        format!("{self:?}")
+    }
+
+    /// The name of several, in lower case: `addresspools`.
+    pub fn plural(self) -> String {
+        match self {
+            Kind::AddressPool => AddressPool::plural(&()).into(),
+            Kind::LoadBalancer => LoadBalancer::plural(&()).into(),
+            Kind::BGPRouter => BGPRouter::plural(&()).into(),
+            Kind::BGPPeer => BGPPeer::plural(&()).into(),
+            Kind::BGPAdvertisement => BGPAdvertisement::plural(&()).into(),
+            Kind::Node => "nodes".into(),
+        }
+    }
+
+    /// Short names: `apool`.
+    pub fn short_names(self) -> &'static [&'static str] {
+        match self {
+            Kind::AddressPool => AddressPool::shortnames(),
+            Kind::LoadBalancer => LoadBalancer::shortnames(),
+            Kind::BGPRouter => BGPRouter::shortnames(),
+            Kind::BGPPeer => BGPPeer::shortnames(),
+            Kind::BGPAdvertisement => BGPAdvertisement::shortnames(),
+            Kind::Node => &["no"],
+        }
+    }
+
+    /// `apiVersion` of its objects.
+    pub const fn api_version(self) -> &'static str {
+        match self {
+            Kind::Node => "v1",
+            _ => super::API_VERSION,
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// Reads a kind as users write it on a command line: its name, its plural or a short name, in any case.
+impl FromStr for Kind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let text = text.to_ascii_lowercase();
+        let known = |kind: &Kind| {
+            kind.name().to_ascii_lowercase() == text
+                || kind.plural() == text
+                || kind.short_names().contains(&&*text)
+        };
+        Kind::ALL.into_iter().find(known).ok_or_else(|| {
+            let names: Vec<_> = Kind::ALL.iter().map(Kind::to_string).collect();
+            format!("{} is not a kind: {}", super::scalar::quoted(&text), names.join(", "))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_is_understood_and_unique() {
+        for kind in Kind::ALL {
+            let short = kind.short_names().iter().map(|name| (*name).to_owned());
+            for name in [kind.name(), kind.plural()].into_iter().chain(short) {
+                assert_eq!(name.parse(), Ok(kind));
+            }
+        }
+        assert!("pod".parse::<Kind>().is_err());
+    }
+}

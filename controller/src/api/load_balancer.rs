@@ -1,0 +1,182 @@
+//! LoadBalancer: a service declared without Kubernetes endpoints, or across several Services.
+use super::{
+    crds::rules,
+    policy::Policy,
+    scalar::{Address, Port, Weight},
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Addresses, ports, and the backends behind them.
+#[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "fairlead.dev",
+    version = "v1alpha1",
+    kind = "LoadBalancer",
+    plural = "loadbalancers",
+    shortname = "flb",
+    category = "fairlead",
+    doc = "LoadBalancer: a service with its addresses, ports and backends.",
+    status = "LoadBalancerStatus",
+    derive = "PartialEq",
+    printcolumn(name = "Addresses", type_ = "string", json_path = ".status.addresses[*].address"),
+    printcolumn(name = "Ports", type_ = "string", json_path = ".spec.ports[*].port"),
+    printcolumn(name = "Backends", type_ = "integer", json_path = ".status.backends"),
+    printcolumn(name = "Healthy", type_ = "integer", json_path = ".status.healthyBackends"),
+    printcolumn(
+        name = "Announced",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Announced\")].status"
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = rules(&[
+    ("!has(self.pool) || !has(self.addresses) || size(self.addresses) == 0", ADDRESSES_OR_POOL),
+])))]
+pub struct LoadBalancerSpec {
+    /// Exactly these addresses, of one or both families; empty: given from a pool.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub addresses: Vec<Address>,
+    /// Given from this pool; none: from any that matches.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub pool: Option<String>,
+    /// The ports.
+    #[schemars(length(min = 1, max = 100))]
+    pub ports: Vec<ServicePort>,
+    /// The backends. Several of one weight share alike; none: the service is not announced.
+    #[serde(default)]
+    #[schemars(length(max = 10000))]
+    pub backends: Vec<Backend>,
+    /// How traffic is balanced.
+    #[serde(default)]
+    pub policy: Policy,
+}
+
+/// Why both addresses and a pool are refused.
+pub(crate) const ADDRESSES_OR_POOL: &str = "addresses and pool exclude each other";
+
+/// A port of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ServicePort {
+    /// Name, unique within the service: a DNS label.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: Option<String>,
+    /// Transport protocol.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// Port of the frontend.
+    pub port: Port,
+    /// Port of the backends; none: the same as `port`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_port: Option<Port>,
+}
+
+impl ServicePort {
+    /// Port of the backends.
+    pub fn target(&self) -> Port {
+        self.target_port.unwrap_or(self.port)
+    }
+
+    /// Its name, or its number if it has none.
+    pub fn label(&self) -> String {
+        self.name.clone().unwrap_or_else(|| self.port.to_string())
+    }
+}
+
+/// Transport protocol.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+pub enum Protocol {
+    /// Transmission Control Protocol.
+    #[default]
+    TCP,
+    /// User Datagram Protocol.
+    UDP,
+}
+
+impl From<Protocol> for lb_bpf::service::Protocol {
+    fn from(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::TCP => lb_bpf::service::Protocol::Tcp,
+            Protocol::UDP => lb_bpf::service::Protocol::Udp,
+        }
+    }
+}
+
+/// A backend: exactly one of `address` and `service`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = rules(&[
+    ("has(self.address) != has(self.service)", ONE_BACKEND),
+])))]
+pub struct Backend {
+    /// Address of the backend.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<Address>,
+    /// The endpoints of a Kubernetes Service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<ServiceReference>,
+    /// Share relative to the other backends; 0 drains: no new connections.
+    #[serde(default = "default_weight")]
+    pub weight: Weight,
+}
+
+/// What a backend has to consist of.
+pub(crate) const ONE_BACKEND: &str = "needs exactly one of address and service";
+
+fn default_weight() -> Weight {
+    const ONE: Weight = Weight::new(1).expect("in range");
+    ONE
+}
+
+/// A Kubernetes Service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ServiceReference {
+    /// Its name.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// Its namespace.
+    #[schemars(length(min = 1, max = 63))]
+    pub namespace: String,
+}
+
+/// What became of a LoadBalancer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LoadBalancerStatus {
+    /// Generation of the spec that this status is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Conditions, sorted by type.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+    /// Its addresses, sorted.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<AssignedAddress>,
+    /// Backends declared.
+    pub backends: i64,
+    /// Backends that count as healthy.
+    pub healthy_backends: i64,
+}
+
+/// An address of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AssignedAddress {
+    /// The address.
+    pub address: Address,
+    /// The pool that it was given from; none: it is of no pool.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
+    /// When it was given.
+    pub assigned_at: Time,
+}

@@ -1,0 +1,191 @@
+//! The block `policy`: how the traffic of a service is balanced. It stands in LoadBalancers.
+use super::crds::rules;
+use super::scalar::{Cidr, Millis, Percent, Port, Seconds, Threshold};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// How the traffic of a service is balanced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Policy {
+    /// How packets reach the backends.
+    pub forwarding: Forwarding,
+    /// How backends are checked. Without it, all count as healthy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
+    /// What ties a client to a backend beyond the connection.
+    pub affinity: Affinity,
+    /// Which clients are let in.
+    pub source_ranges: SourceRanges,
+    /// How long, in seconds, the connections of a backend that was removed or set to weight 0 are kept.
+    pub drain_seconds: Seconds,
+    /// How traffic is shared with the same service of other clusters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clusters: Option<Clusters>,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        const DRAIN: Seconds = Seconds::new(300).expect("in range");
+        Policy {
+            forwarding: Forwarding::default(),
+            health_check: None,
+            affinity: Affinity::default(),
+            source_ranges: SourceRanges::default(),
+            drain_seconds: DRAIN,
+            clusters: None,
+        }
+    }
+}
+
+/// How packets reach the backends.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Forwarding {
+    /// The mode.
+    pub mode: ForwardingMode,
+}
+
+/// How packets reach the backends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum ForwardingMode {
+    /// Addresses are rewritten; replies come back through the same host. Works with any backend.
+    #[default]
+    NAT,
+    /// Encapsulated in IP; the backend decapsulates and answers the client directly.
+    IPIP,
+    /// Encapsulated in UDP; the backend decapsulates and answers the client directly.
+    GUE,
+    /// Sent to the backend's MAC address; the backend answers the client directly.
+    L2,
+}
+
+impl ForwardingMode {
+    /// Whether the backend answers the client itself (direct server return), so that it sees the frontend's port.
+    pub const fn is_direct_return(self) -> bool {
+        !matches!(self, ForwardingMode::NAT)
+    }
+}
+
+/// How a backend is checked: exactly one of `tcp` and `http`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = rules(&[
+    ("has(self.tcp) != has(self.http)", ONE_CHECK),
+    ("self.timeoutMillis <= self.intervalMillis", TIMEOUT_WITHIN_INTERVAL),
+])))]
+pub struct HealthCheck {
+    /// A TCP connection can be opened.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<TcpCheck>,
+    /// A GET is answered with a status of 200 to 399.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http: Option<HttpCheck>,
+    /// Time between two checks, ms.
+    #[serde(default = "default_interval")]
+    pub interval_millis: Millis,
+    /// How long a check may take, ms; at most the interval.
+    #[serde(default = "default_timeout")]
+    pub timeout_millis: Millis,
+    /// How many successes in a row make a backend healthy.
+    #[serde(default = "default_rise")]
+    pub rise: Threshold,
+    /// How many failures in a row make a backend unhealthy.
+    #[serde(default = "default_fall")]
+    pub fall: Threshold,
+}
+
+/// Why a health check without a method, or with two, is refused.
+pub(crate) const ONE_CHECK: &str = "needs exactly one of tcp and http";
+/// Why a timeout longer than the interval is refused.
+pub(crate) const TIMEOUT_WITHIN_INTERVAL: &str = "timeoutMillis must not be longer than intervalMillis";
+
+fn default_interval() -> Millis {
+    const INTERVAL: Millis = Millis::new(1000).expect("in range");
+    INTERVAL
+}
+
+fn default_timeout() -> Millis {
+    const TIMEOUT: Millis = Millis::new(500).expect("in range");
+    TIMEOUT
+}
+
+fn default_rise() -> Threshold {
+    const RISE: Threshold = Threshold::new(2).expect("in range");
+    RISE
+}
+
+fn default_fall() -> Threshold {
+    const FALL: Threshold = Threshold::new(3).expect("in range");
+    FALL
+}
+
+/// Check by a TCP connection.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TcpCheck {
+    /// Port of the backend; none: the port that receives the traffic.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<Port>,
+}
+
+/// Check by an HTTP GET.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HttpCheck {
+    /// Path and query, from `/` on.
+    #[serde(default = "default_path")]
+    #[schemars(length(min = 1, max = 1024), regex(pattern = r"^/[!-~]*$"))]
+    pub path: String,
+    /// Port of the backend; none: the port that receives the traffic.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<Port>,
+}
+
+fn default_path() -> String {
+    "/".into()
+}
+
+/// What ties a client to a backend beyond the connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Affinity {
+    /// Nothing.
+    #[default]
+    None,
+    /// The client's address.
+    ClientIP,
+}
+
+/// Which clients are let in.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct SourceRanges {
+    /// Only these; empty: all.
+    #[schemars(length(max = 1000))]
+    pub allow: Vec<Cidr>,
+    /// Not these, even if allowed.
+    #[schemars(length(max = 1000))]
+    pub deny: Vec<Cidr>,
+}
+
+/// How traffic is shared with the same service of other clusters.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Clusters {
+    /// Whose backends come first.
+    #[serde(default)]
+    pub prefer: Prefer,
+    /// Below this share of healthy local backends, others are used too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_local_percent: Option<Percent>,
+}
+
+/// Whose backends come first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Prefer {
+    /// Those of the own cluster.
+    #[default]
+    Local,
+    /// All alike.
+    None,
+}

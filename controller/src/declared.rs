@@ -1,0 +1,30 @@
+//! What users declared: all objects, typed and checked, as one value.
+use crate::{
+    api::{AddressPool, BGPAdvertisement, BGPPeer, BGPRouter, LoadBalancer},
+    status::StatusSet,
+};
+use k8s_openapi::api::core::v1::Node;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// A complete snapshot. Objects are by name; their `status` is empty: what is known of them is in `statuses`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Declared {
+    /// Counts the snapshots of one run of a store, from 1.
+    pub generation: u64,
+    /// Where addresses come from.
+    pub pools: BTreeMap<String, AddressPool>,
+    /// Services.
+    pub load_balancers: BTreeMap<String, LoadBalancer>,
+    /// BGP speakers.
+    pub routers: BTreeMap<String, BGPRouter>,
+    /// BGP neighbours.
+    pub peers: BTreeMap<String, BGPPeer>,
+    /// What is announced.
+    pub advertisements: BTreeMap<String, BGPAdvertisement>,
+    /// Nodes, for their labels.
+    pub nodes: BTreeMap<String, Node>,
+    /// The statuses as last published: an address takes effect only when it has come back in here.
+    pub statuses: StatusSet,
+}

@@ -1,0 +1,374 @@
+//! From the text of a file to typed objects: any number of YAML documents (JSON is YAML), in any order.
+//!
+//! A document is first read into a plain tree within a budget (an alias in YAML can make a small file huge),
+//! then into the type that its `kind` names, so that a fault knows its field.
+use crate::{
+    api::{
+        API_VERSION, AddressPool, BGPAdvertisement, BGPPeer, BGPRouter, Kind, LoadBalancer,
+        scalar::quoted,
+        selector::{is_subdomain, key_fault, value_fault},
+    },
+    fault::Fault,
+};
+use k8s_openapi::{api::core::v1::Node, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use kube::core::object::HasSpec;
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, DeserializeOwned, DeserializeSeed},
+};
+use serde_json::{Map, Value};
+use std::{cell::Cell, fmt, path::Path};
+
+/// Largest file that is read, bytes.
+pub const MAX_FILE_BYTES: usize = 4 << 20;
+
+/// One object.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(missing_docs, reason = "the kinds are documented where they are defined")]
+pub enum Object {
+    AddressPool(Box<AddressPool>),
+    LoadBalancer(Box<LoadBalancer>),
+    BGPRouter(Box<BGPRouter>),
+    BGPPeer(Box<BGPPeer>),
+    BGPAdvertisement(Box<BGPAdvertisement>),
+    Node(Box<Node>),
+}
+
+/// An object and where it stands.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Parsed {
+    /// Number of the document in its file, from 1.
+    pub document: usize,
+    /// Name of the object.
+    pub name: String,
+    /// The object.
+    pub object: Object,
+}
+
+impl Object {
+    /// Its kind.
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Object::AddressPool(_) => Kind::AddressPool,
+            Object::LoadBalancer(_) => Kind::LoadBalancer,
+            Object::BGPRouter(_) => Kind::BGPRouter,
+            Object::BGPPeer(_) => Kind::BGPPeer,
+            Object::BGPAdvertisement(_) => Kind::BGPAdvertisement,
+            Object::Node(_) => Kind::Node,
+        }
+    }
+}
+
+/// Whether a file of this name holds objects: `.yaml`, `.yml` or `.json`, not hidden. What editors leave
+/// behind (`.a.yaml.swp`, `a.yaml~`, `#a.yaml#`) does not.
+pub fn holds_objects(path: &Path) -> bool {
+    let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
+    let extension = path.extension().and_then(|extension| extension.to_str());
+    !hidden && matches!(extension, Some("yaml" | "yml" | "json"))
+}
+
+/// Reads all objects of a file. Faults do not hide the good objects beside them; after text that is not YAML the
+/// rest of the file is not read.
+pub fn parse_file(file: &Path, text: &str) -> (Vec<Parsed>, Vec<Fault>) {
+    let (mut objects, mut faults) = (Vec::new(), Vec::new());
+    if text.len() > MAX_FILE_BYTES {
+        faults.push(Fault::file(file, format!("{} bytes are more than {MAX_FILE_BYTES}", text.len())));
+        return (objects, faults);
+    }
+    let budget = Budget::default();
+    for (index, document) in serde_yaml_ng::Deserializer::from_str(text).enumerate() {
+        let fault = |object, field, reason| Fault {
+            file: file.into(),
+            document: Some(index + 1),
+            object,
+            field,
+            reason,
+        };
+        let tree = match Tree(&budget).deserialize(document) {
+            Ok(tree) => tree,
+            Err(error) => {
+                faults.push(fault(None, None, error.to_string()));
+                break;
+            }
+        };
+        match parse_document(&tree) {
+            Ok(None) => {}
+            Ok(Some((name, object))) => objects.push(Parsed { document: index + 1, name, object }),
+            Err(BadDocument { object, field, reason }) => faults.push(fault(object, field, reason)),
+        }
+    }
+    (objects, faults)
+}
+
+/// Why a document is not an object.
+struct BadDocument {
+    object: Option<String>,
+    field: Option<String>,
+    reason: String,
+}
+
+impl BadDocument {
+    fn new(field: &str, reason: impl Into<String>) -> Self {
+        BadDocument { object: None, field: Some(field.into()), reason: reason.into() }
+    }
+}
+
+/// Nothing for an empty document, else the name and the object.
+fn parse_document(tree: &Value) -> Result<Option<(String, Object)>, BadDocument> {
+    let map = match tree {
+        Value::Null => return Ok(None),
+        Value::Object(map) => map,
+        _ => return Err(BadDocument { object: None, field: None, reason: "is not an object".into() }),
+    };
+    let kind = kind(map)?;
+    let name = map.get("metadata").and_then(|metadata| metadata.get("name")).and_then(Value::as_str);
+    let object = || Some(format!("{kind}/{}", name.filter(|name| is_subdomain(name))?));
+    let typed = || {
+        let metadata = metadata(map, kind)?;
+        let name = metadata.name.clone().unwrap_or_default();
+        let object = match kind {
+            Kind::AddressPool => Object::AddressPool(custom(map, metadata, AddressPool::new)?),
+            Kind::LoadBalancer => Object::LoadBalancer(custom(map, metadata, LoadBalancer::new)?),
+            Kind::BGPRouter => Object::BGPRouter(custom(map, metadata, BGPRouter::new)?),
+            Kind::BGPPeer => Object::BGPPeer(custom(map, metadata, BGPPeer::new)?),
+            Kind::BGPAdvertisement => Object::BGPAdvertisement(custom(map, metadata, BGPAdvertisement::new)?),
+            // Only the labels of a node count here; the rest is Kubernetes' business.
+            Kind::Node => Object::Node(Box::new(Node { metadata, ..Node::default() })),
+        };
+        Ok(Some((name, object)))
+    };
+    typed().map_err(|bad: BadDocument| BadDocument {
+        object: object().or_else(|| Some(kind.to_string())),
+        ..bad
+    })
+}
+
+/// Kinds that the design knows and this version does not read.
+const NOT_YET: [&str; 8] = [
+    "ServicePolicy",
+    "ClusterLink",
+    "NodeState",
+    "Service",
+    "EndpointSlice",
+    "Secret",
+    "ServiceExport",
+    "ServiceImport",
+];
+
+fn kind(map: &Map<String, Value>) -> Result<Kind, BadDocument> {
+    let text = match map.get("kind") {
+        Some(Value::String(text)) => text,
+        Some(_) => return Err(BadDocument::new("kind", "is not a text")),
+        None => return Err(BadDocument::new("kind", "is missing")),
+    };
+    if NOT_YET.contains(&text.as_str()) {
+        return Err(BadDocument::new("kind", format!("{text} is not supported yet")));
+    }
+    let kind = Kind::ALL.into_iter().find(|kind| kind.name() == *text).ok_or_else(|| {
+        let names: Vec<_> = Kind::ALL.iter().map(Kind::to_string).collect();
+        BadDocument::new("kind", format!("{} is none of {}", quoted(text), names.join(", ")))
+    })?;
+    match map.get("apiVersion") {
+        None => Ok(kind),
+        Some(Value::String(version)) if version == kind.api_version() => Ok(kind),
+        Some(Value::String(version)) => Err(BadDocument::new(
+            "apiVersion",
+            format!("{} is not {}, which {kind} is of", quoted(version), kind.api_version()),
+        )),
+        Some(_) => Err(BadDocument::new("apiVersion", format!("is not a text, such as {API_VERSION}"))),
+    }
+}
+
+/// Fields that every object may have. A status is ignored: users do not declare it.
+const FIELDS: [&str; 5] = ["apiVersion", "kind", "metadata", "spec", "status"];
+
+/// Fields of Kubernetes' ObjectMeta, which is lenient where a misspelt `labels` would go unnoticed.
+const METADATA_FIELDS: [&str; 15] = [
+    "annotations",
+    "creationTimestamp",
+    "deletionGracePeriodSeconds",
+    "deletionTimestamp",
+    "finalizers",
+    "generateName",
+    "generation",
+    "labels",
+    "managedFields",
+    "name",
+    "namespace",
+    "ownerReferences",
+    "resourceVersion",
+    "selfLink",
+    "uid",
+];
+
+fn metadata(map: &Map<String, Value>, kind: Kind) -> Result<ObjectMeta, BadDocument> {
+    if let Some(unknown) = map.keys().find(|key| !FIELDS.contains(&key.as_str())) {
+        return Err(BadDocument::new(
+            unknown,
+            format!("unknown field, expected one of {}", FIELDS.join(", ")),
+        ));
+    }
+    let Some(value) = map.get("metadata") else {
+        return Err(BadDocument::new("metadata.name", "is missing"));
+    };
+    let fields = value.as_object().into_iter().flat_map(Map::keys);
+    if let Some(unknown) = fields.into_iter().find(|key| !METADATA_FIELDS.contains(&key.as_str())) {
+        return Err(BadDocument::new(&format!("metadata.{unknown}"), "unknown field"));
+    }
+    let metadata: ObjectMeta = typed(value, "metadata")?;
+    match &metadata.name {
+        None => return Err(BadDocument::new("metadata.name", "is missing")),
+        Some(name) if !is_subdomain(name) => {
+            let reason =
+                format!("{} is not a name: lower case letters, digits, - and . (RFC 1123)", quoted(name));
+            return Err(BadDocument::new("metadata.name", reason));
+        }
+        Some(_) => {}
+    }
+    if metadata.namespace.is_some() {
+        return Err(BadDocument::new("metadata.namespace", format!("{kind} has no namespace")));
+    }
+    for (key, value) in metadata.labels.iter().flatten() {
+        if let Some(reason) = key_fault(key).or_else(|| value_fault(value)) {
+            return Err(BadDocument::new(&format!("metadata.labels.{key}"), reason));
+        }
+    }
+    Ok(metadata)
+}
+
+/// An object of ours from its `spec`.
+fn custom<K>(
+    map: &Map<String, Value>,
+    metadata: ObjectMeta,
+    new: fn(&str, K::Spec) -> K,
+) -> Result<Box<K>, BadDocument>
+where
+    K: HasSpec + kube::Resource,
+    K::Spec: DeserializeOwned,
+{
+    let spec = map.get("spec").ok_or_else(|| BadDocument::new("spec", "is missing"))?;
+    let mut object = new("", typed(spec, "spec")?);
+    *object.meta_mut() = metadata;
+    Ok(Box::new(object))
+}
+
+/// A value of the type, or the path of the field that is wrong, below `root`.
+fn typed<T: DeserializeOwned>(value: &Value, root: &str) -> Result<T, BadDocument> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let path = error.path().to_string();
+        let field = if path == "." { root.to_owned() } else { format!("{root}.{path}") };
+        BadDocument::new(&field, error.into_inner().to_string())
+    })
+}
+
+/// What the documents of one file may still cost, with aliases expanded.
+struct Budget(Cell<usize>);
+
+impl Default for Budget {
+    /// Enough for the largest file without aliases, at [`NODE_COST`] for each of its shortest lines.
+    fn default() -> Self {
+        Budget(Cell::new(8 * MAX_FILE_BYTES))
+    }
+}
+
+/// What a node of the tree costs beyond its text, in bytes of budget.
+const NODE_COST: usize = 16;
+
+impl Budget {
+    fn take<E: de::Error>(&self, bytes: usize) -> Result<(), E> {
+        let left = self.0.get().checked_sub(bytes + NODE_COST);
+        self.0.set(left.ok_or_else(|| E::custom("is too large with its aliases expanded"))?);
+        Ok(())
+    }
+}
+
+/// Reads a tree within a budget; refuses duplicate keys.
+#[derive(Clone, Copy)]
+struct Tree<'a>(&'a Budget);
+
+impl<'de> DeserializeSeed<'de> for Tree<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> de::Visitor<'de> for Tree<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a mapping, a sequence or a scalar")
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<Value, E> {
+        self.0.take(0).map(|()| Value::Null)
+    }
+
+    fn visit_none<E: de::Error>(self) -> Result<Value, E> {
+        self.visit_unit()
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        self.deserialize(deserializer)
+    }
+
+    fn visit_bool<E: de::Error>(self, value: bool) -> Result<Value, E> {
+        self.0.take(0).map(|()| value.into())
+    }
+
+    fn visit_i64<E: de::Error>(self, value: i64) -> Result<Value, E> {
+        self.0.take(0).map(|()| value.into())
+    }
+
+    fn visit_u64<E: de::Error>(self, value: u64) -> Result<Value, E> {
+        self.0.take(0).map(|()| value.into())
+    }
+
+    fn visit_f64<E: de::Error>(self, value: f64) -> Result<Value, E> {
+        self.0.take(0)?;
+        serde_json::Number::from_f64(value)
+            .map(Value::Number)
+            .ok_or_else(|| E::custom(format_args!("{value} is not a finite number")))
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Value, E> {
+        self.0.take(text.len()).map(|()| text.into())
+    }
+
+    fn visit_seq<A: de::SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        self.0.take(0)?;
+        let mut list = Vec::new();
+        while let Some(item) = items.next_element_seed(self)? {
+            list.push(item);
+        }
+        Ok(Value::Array(list))
+    }
+
+    fn visit_map<A: de::MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        self.0.take(0)?;
+        let mut map = Map::new();
+        while let Some(Key(key)) = entries.next_key()? {
+            self.0.take(key.len())?;
+            let value = entries.next_value_seed(self)?;
+            if map.contains_key(&key) {
+                return Err(de::Error::custom(format_args!("the key {} stands twice", quoted(&key))));
+            }
+            map.insert(key, value);
+        }
+        Ok(Value::Object(map))
+    }
+
+    fn visit_enum<A: de::EnumAccess<'de>>(self, _: A) -> Result<Value, A::Error> {
+        Err(de::Error::custom("a YAML tag has no meaning here"))
+    }
+}
+
+/// The key of a mapping. A label such as `"1": …` is written with quotes, else YAML says it is a number.
+struct Key(String);
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(Key)
+    }
+}

@@ -1,0 +1,53 @@
+//! Where declared objects come from and where their statuses go.
+use crate::{declared::Declared, fault::Fault, status::StatusSet};
+use futures::{future::BoxFuture, stream::BoxStream};
+use std::{path::PathBuf, sync::Arc};
+use tokio::sync::watch;
+
+/// A source of complete snapshots.
+pub trait Store: Send + Sync + 'static {
+    /// Complete snapshots, debounced: the first when everything was read once, then one for each change. A slow
+    /// reader gets the newest. Published statuses come back in here.
+    fn watch(&self) -> BoxStream<'static, Arc<Declared>>;
+
+    /// Makes the statuses durable; they have come back through [`Store::watch`], or are about to, when this
+    /// returns. Publishing what is in force does nothing.
+    fn publish<'a>(&'a self, status: &'a StatusSet) -> BoxFuture<'a, Result<(), StoreError>>;
+
+    /// Whether this process may give addresses.
+    fn leader(&self) -> watch::Receiver<bool>;
+
+    /// What is wrong with the newest generation, if it was refused; empty when it is in force.
+    fn faults(&self) -> watch::Receiver<Vec<Fault>>;
+}
+
+/// Why a store failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A file or directory could not be used.
+    #[error("{}: {action}: {source}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file of statuses is not one. Nothing is overwritten: it may hold addresses that are in use.
+    #[error("{}: is not a status file: {reason}; restore it, or remove it and every address is given anew", path.display())]
+    NotStatus {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Changes could not be watched.
+    #[error("{}: watching for changes: {source}", path.display())]
+    Watch {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: notify::Error,
+    },
+}

@@ -38,7 +38,7 @@ pub enum ClientError {
 }
 
 /// The body of an answer that is an error.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Refusal {
     /// One sentence for people.
     pub error: String,

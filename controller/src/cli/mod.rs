@@ -7,7 +7,10 @@ use clap::{Parser, Subcommand};
 use std::{fmt, io, path::PathBuf, process::ExitCode};
 
 mod bgp;
+mod crds;
 mod demo;
+mod get;
+mod json_path;
 pub(crate) mod output;
 mod services;
 
@@ -102,8 +105,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Get(get::Args),
     Services(services::Args),
     Bgp(bgp::Args),
+    Crds(crds::Args),
     Demo(demo::Args),
 }
 
@@ -111,14 +116,16 @@ impl Command {
     /// The filter of log lines when the environment names none.
     const fn default_log_level(&self) -> &'static str {
         match self {
-            Command::Services(_) | Command::Bgp(_) | Command::Demo(_) => "warn",
+            _ => "warn",
         }
     }
 
     fn run(self) -> Result<(), Failure> {
         match self {
+            Command::Get(args) => args.run(),
             Command::Services(args) => args.run(),
             Command::Bgp(args) => args.run(),
+            Command::Crds(args) => args.run(),
             Command::Demo(args) => args.run(),
         }
     }

@@ -1,4 +1,4 @@
-//! What commands print: tables like kubectl's, JSON with sorted keys.
+//! What commands print: tables like kubectl's, JSON and YAML with sorted keys.
 use super::Failure;
 use clap::ValueEnum;
 use comfy_table::{ContentArrangement, Table, presets};
@@ -12,6 +12,17 @@ pub(super) enum Format {
     Table,
     /// JSON with camelCase, sorted keys.
     Json,
+}
+
+/// Form of an output that is made of objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum ObjectFormat {
+    /// Columns for people.
+    Table,
+    /// JSON with camelCase, sorted keys.
+    Json,
+    /// YAML with camelCase, sorted keys.
+    Yaml,
 }
 
 /// A table without borders.
@@ -55,6 +66,12 @@ pub(super) fn json<T: Serialize + ?Sized>(value: &T) -> Result<String, Failure> 
     text.map(|t| t + "\n").map_err(|e| Failure::No(format!("writing JSON: {e}")))
 }
 
+/// YAML with sorted keys.
+pub(super) fn yaml<T: Serialize + ?Sized>(value: &T) -> Result<String, Failure> {
+    let value = serde_json::to_value(value).map_err(|e| Failure::No(format!("writing YAML: {e}")))?;
+    serde_yaml_ng::to_string(&value).map_err(|e| Failure::No(format!("writing YAML: {e}")))
+}
+
 /// Writes to stdout, whole.
 pub(super) fn print(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
@@ -95,5 +112,6 @@ mod tests {
             a: u8,
         }
         assert_eq!(json(&Z { b: 1, a: 2 }).unwrap(), "{\n  \"a\": 2,\n  \"b\": 1\n}\n");
+        assert_eq!(yaml(&Z { b: 1, a: 2 }).unwrap(), "a: 2\nb: 1\n");
     }
 }

@@ -7,7 +7,8 @@ use crate::serve::rows::{BackendRow, ServiceRow};
 
 /// Shows the services of the datapath: frontends, backends, weights, health, slots and counters
 ///
-/// A service is one port of a LoadBalancer in one address family. SHARE is the part of the service's Maglev
+/// A service is one port of a LoadBalancer in one address family. PROGRAMMED says whether the kernel
+/// has all its frontends; SHARE is the part of its Maglev
 /// table that points to the backend; PACKETS, BYTES (as received, Ethernet header included) and FLOWS (begun
 /// with the backend) count from when the backend was added, also across restarts.
 #[derive(Debug, clap::Args)]
@@ -31,35 +32,34 @@ impl Args {
 
 fn services_table(services: &[ServiceRow]) -> String {
     let header = [
-        "SERVICE", "FRONTEND", "MODE", "BACKEND", "WEIGHT", "HEALTH", "SLOTS", "SHARE", "PACKETS", "BYTES",
+        "SERVICE",
+        "FRONTEND",
+        "MODE",
+        "PROGRAMMED",
+        "BACKEND",
+        "WEIGHT",
+        "HEALTH",
+        "SLOTS",
+        "SHARE",
+        "PACKETS",
+        "BYTES",
         "FLOWS",
     ];
     table(&header, services.iter().flat_map(rows))
 }
 
-/// One row per backend; the service stands in the first of them, and more frontends in the ones below.
+/// One row per backend, each with the service's own cells, so that `grep` finds whole rows.
 fn rows(service: &ServiceRow) -> Vec<Vec<String>> {
-    let lines = service.backends.len().max(service.frontends.len()).max(1);
-    (0..lines)
-        .map(|line| {
-            let first = |text: &str| if line == 0 { text.to_owned() } else { " ".to_owned() };
-            let mut row = vec![
-                first(&service.name),
-                service.frontends.get(line).map_or_else(|| first("-"), ToString::to_string),
-                first(&if service.programmed {
-                    service.mode.clone()
-                } else {
-                    format!("{} (not programmed)", service.mode)
-                }),
-            ];
-            match service.backends.get(line) {
-                Some(backend) => row.extend(backend_cells(backend)),
-                None if line == 0 => row.push("-".to_owned()),
-                None => {}
-            }
-            row
-        })
-        .collect()
+    let frontends = service.frontends.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    let programmed = if service.programmed { "True" } else { "False" };
+    let row = |cells: Vec<String>| {
+        let own = [service.name.clone(), frontends.clone(), service.mode.clone(), programmed.to_owned()];
+        own.into_iter().chain(cells).collect()
+    };
+    if service.backends.is_empty() {
+        return vec![row(vec!["-".to_owned(); 8])];
+    }
+    service.backends.iter().map(|backend| row(backend_cells(backend).into())).collect()
 }
 
 fn backend_cells(backend: &BackendRow) -> [String; 8] {

@@ -86,12 +86,18 @@ pub struct InstanceStatus {
     pub node: String,
     /// Version of fairlead.
     pub version: String,
-    /// Whether all that is declared is taken up, and the first pass is complete.
+    /// Whether it does all that it should: the first pass is complete.
     pub ready: bool,
-    /// Why it is not ready; also faults that do not hinder readiness, such as a directory that was refused.
+    /// Why it is not ready; one sentence each.
     pub reasons: Vec<String>,
-    /// The declared generation in force.
+    /// Number of the declared generation in force.
     pub generation: u64,
-    /// Passes since the start.
+    /// Faults of the newest generation when it was refused: one line each.
+    pub faults: Vec<String>,
+    /// Passes of the reconcile loop since the start.
     pub passes: u64,
+    /// Passes that ended with an error.
+    pub pass_errors: u64,
+    /// The error of the last pass, if it ended with one.
+    pub last_error: Option<String>,
 }

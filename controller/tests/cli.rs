@@ -1,0 +1,244 @@
+//! The command as a program: exit codes and outputs, against a server on a unix socket in a directory of its own.
+//! What is expected stands in `tests/cli/`; `FAIRLEAD_WRITE=1 cargo test -p controller --test cli` writes it anew, for review.
+use axum::{Json, Router, http::StatusCode, routing::get};
+use controller::{
+    client::Refusal,
+    serve::{serve, socket::ApiSocket},
+};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+/// A directory of one test, removed at the end.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Self {
+        static COUNTER: AtomicU32 = AtomicU32::new(0);
+        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("fairlead-cli-{}-{number}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Scratch(path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.0).unwrap();
+    }
+}
+
+/// An instance that answers with the files of `tests/cli/`.
+struct Canned {
+    scratch: Scratch,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Canned {
+    fn start() -> Self {
+        let scratch = Scratch::new();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let answer = |file: &'static str| {
+            let value: serde_json::Value = serde_json::from_str(&golden(file)).unwrap();
+            get(Json(value))
+        };
+        let refusal = Refusal { error: "LoadBalancer \"db\" not found".to_owned() };
+        let router = Router::new()
+            .route("/v1/services", answer("services.json"))
+            .route("/v1/bgp/peers", answer("peers.json"))
+            .route("/v1/bgp/routes", answer("routes.json"))
+            .route("/v1/objects/loadbalancers/db", get((StatusCode::NOT_FOUND, Json(refusal))));
+        let socket = runtime.block_on(ApiSocket::bind(&scratch.0.join("api.sock"))).unwrap();
+        runtime.spawn(serve(socket, router));
+        Canned { scratch, _runtime: runtime }
+    }
+
+    /// Runs the command with this instance's socket.
+    fn run(&self, args: &[&str]) -> Output {
+        fairlead().args(args).arg("--api-socket").arg(self.scratch.0.join("api.sock")).output().unwrap()
+    }
+}
+
+fn fairlead() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fairlead"));
+    command.env_remove("FAIRLEAD_LOG").env_remove("RUST_LOG").env_remove("FAIRLEAD_LOG_FORMAT");
+    command
+}
+
+fn golden_path(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cli").join(file)
+}
+
+fn golden(file: &str) -> String {
+    fs::read_to_string(golden_path(file)).unwrap()
+}
+
+/// Compares with the file, or writes it.
+fn assert_golden(file: &str, actual: &str) {
+    if std::env::var_os("FAIRLEAD_WRITE").is_some() {
+        fs::write(golden_path(file), actual).unwrap();
+    }
+    assert_eq!(actual, golden(file), "{file}");
+}
+
+fn stdout(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).unwrap()
+}
+
+fn stderr(output: &Output) -> &str {
+    std::str::from_utf8(&output.stderr).unwrap()
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().expect("exit, not a signal")
+}
+
+#[test]
+fn tables() {
+    let instance = Canned::start();
+    for (args, file) in [
+        (&["services"] as &[_], "services.txt"),
+        (&["bgp", "peers"], "peers.txt"),
+        (&["bgp", "routes"], "routes.txt"),
+    ] {
+        let output = instance.run(args);
+        assert_eq!(code(&output), 0, "{}", stderr(&output));
+        assert_golden(file, stdout(&output));
+    }
+}
+
+#[test]
+fn json_is_what_the_instance_says_with_sorted_keys() {
+    let instance = Canned::start();
+    for (args, file) in [
+        (&["services"] as &[_], "services.json"),
+        (&["bgp", "peers"], "peers.json"),
+        (&["bgp", "routes"], "routes.json"),
+    ] {
+        let output = instance.run(&[args, &["-o", "json"]].concat());
+        assert_eq!(code(&output), 0, "{}", stderr(&output));
+        let expected: serde_json::Value = serde_json::from_str(&golden(file)).unwrap();
+        assert_eq!(stdout(&output), format!("{expected:#}\n"));
+    }
+}
+
+#[test]
+fn routes_of_one_peer() {
+    let instance = Canned::start();
+    let output = instance.run(&["bgp", "routes", "-o", "json", "--peer", "198.51.100.1"]);
+    let routes: Vec<serde_json::Value> = serde_json::from_str(stdout(&output)).unwrap();
+    assert_eq!(routes.len(), 1);
+    assert_eq!(routes[0]["table"], "adj-in");
+}
+
+#[test]
+fn no_instance_is_3_and_says_where_and_what_to_do() {
+    let scratch = Scratch::new();
+    let socket = scratch.0.join("nobody.sock");
+    for args in [&["services"] as &[_], &["bgp", "peers"], &["bgp", "routes"], &["get", "apool"]] {
+        let output = fairlead().args(args).arg("--api-socket").arg(&socket).output().unwrap();
+        assert_eq!((code(&output), stdout(&output)), (3, ""), "{args:?}");
+        assert!(stderr(&output).contains(socket.to_str().unwrap()), "{}", stderr(&output));
+        assert!(stderr(&output).contains("fairlead standalone"), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn what_answers_nonsense_is_no_instance() {
+    let scratch = Scratch::new();
+    let socket = scratch.0.join("api.sock");
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let listener = runtime.block_on(ApiSocket::bind(&socket)).unwrap();
+    runtime.spawn(serve(listener, Router::new().route("/v1/services", get(|| async { "no JSON" }))));
+    for args in [["bgp", "peers"].as_slice(), &["services"]] {
+        let output = fairlead().args(args).arg("--api-socket").arg(&socket).output().unwrap();
+        assert_eq!((code(&output), stdout(&output)), (3, ""), "{args:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains("no usable answer"), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn an_object_that_is_not_there_is_1() {
+    let instance = Canned::start();
+    for name in ["db", "../../etc", "a b", "ü", ""] {
+        let output = instance.run(&["get", "LoadBalancer", name]);
+        assert_eq!((code(&output), stdout(&output)), (1, ""), "{name}");
+        assert!(stderr(&output).contains("not found"), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn usage_is_2() {
+    for args in [
+        &[] as &[&str],
+        &["nonsense"],
+        &["get"],
+        &["get", "pods"],
+        &["bgp"],
+        &["bgp", "routes", "--peer", "x"],
+        &["services", "-o", "yaml"],
+        &["get", "apool", "-o", "xml"],
+        &["validate"],
+        &["standalone"],
+        &["standalone", "--config-dir", "/", "--metrics", "9617"],
+    ] {
+        let output = fairlead().args(args).output().unwrap();
+        assert_eq!((code(&output), stdout(&output)), (2, ""), "{args:?}");
+        assert!(!stderr(&output).is_empty());
+    }
+    let output = fairlead().args(["get", "pods"]).output().unwrap();
+    assert!(
+        stderr(&output).contains("AddressPool, LoadBalancer"),
+        "lists the known ones: {}",
+        stderr(&output)
+    );
+    for (variable, value) in [("FAIRLEAD_LOG", "="), ("FAIRLEAD_LOG_FORMAT", "xml")] {
+        let output = fairlead().arg("services").env(variable, value).output().unwrap();
+        assert_eq!(code(&output), 2);
+        assert!(stderr(&output).contains(variable), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn help_is_0() {
+    for args in [
+        &["--help"] as &[&str],
+        &["-V"],
+        &["help", "get"],
+        &["standalone", "--help"],
+        &["bgp", "peers", "-h"],
+    ] {
+        let output = fairlead().args(args).output().unwrap();
+        assert_eq!((code(&output), stderr(&output)), (0, ""), "{args:?}");
+        assert!(!stdout(&output).is_empty());
+    }
+}
+
+#[test]
+fn a_closed_pipe_is_no_panic() {
+    let instance = Canned::start();
+    for args in [&["services"] as &[&str], &["crds"], &["--help"]] {
+        let mut command = fairlead();
+        command.args(args);
+        if args[0] == "services" {
+            command.arg("--api-socket").arg(instance.scratch.0.join("api.sock"));
+        }
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output =
+            command.stdout(writer).stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+        assert_eq!((code(&output), stderr(&output)), (0, ""), "{args:?}");
+    }
+}
+
+#[test]
+fn a_full_disk_is_1() {
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = fairlead().arg("crds").stdout(full).stderr(Stdio::piped()).output().unwrap();
+    assert_eq!(code(&output), 1);
+    assert!(stderr(&output).contains("writing the output"), "{}", stderr(&output));
+}

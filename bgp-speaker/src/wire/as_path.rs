@@ -81,11 +81,30 @@ impl AsPath {
 
     /// Adds a segment at the end. A sequence after a sequence is joined to it: there is one form of a path,
     /// however the wire cut it.
-    pub fn push(&mut self, segment: Segment) {
+    pub(super) fn push(&mut self, segment: Segment) {
         match (self.0.last_mut(), segment) {
             (Some(Segment::Sequence(last)), Segment::Sequence(more)) => last.extend(more),
             (_, segment) => self.0.push(segment),
         }
+    }
+
+    /// The beginning of the path, as long as said (see [`length`](AsPath::length)).
+    pub(super) fn leading(&self, mut length: usize) -> AsPath {
+        let mut leading = AsPath::default();
+        for segment in &self.0 {
+            match segment {
+                _ if length == 0 => break,
+                Segment::Sequence(asns) if asns.len() > length => {
+                    leading.push(Segment::Sequence(asns[..length].to_vec()));
+                    length = 0;
+                }
+                segment => {
+                    leading.push(segment.clone());
+                    length -= segment.length();
+                }
+            }
+        }
+        leading
     }
 }
 

@@ -1,5 +1,13 @@
 //! Capabilities (RFC 5492).
+use super::{
+    EncodeError,
+    parse::{Malformed, Parsed, short_block, whole},
+};
 use crate::config::{Asn, Family};
+use nom::{
+    Parser,
+    number::complete::{be_u8, be_u16, be_u32},
+};
 use std::fmt;
 
 /// Address family and subsequent address family as on the wire (RFC 4760), known or not.
@@ -100,4 +108,51 @@ fn name(code: u8) -> Option<&'static str> {
         131 => "multisession-old",
         _ => return None,
     })
+}
+
+/// Address family, a reserved octet, subsequent address family: as in the capability and in ROUTE-REFRESH,
+/// where the octet in the middle has a meaning of its own.
+pub(super) fn afi_safi(input: &[u8]) -> Parsed<'_, (AfiSafi, u8)> {
+    (be_u16, be_u8, be_u8).map(|(afi, middle, safi)| (AfiSafi { afi, safi }, middle)).parse(input)
+}
+
+/// One capability. One that is known and of a wrong length is malformed.
+pub(super) fn parse(input: &[u8]) -> Parsed<'_, Capability> {
+    let (rest, (code, value)) = (be_u8, short_block).parse(input)?;
+    let capability = match code {
+        1 => whole(afi_safi, value).map(|(family, _)| Capability::MultiProtocol(family)),
+        2 if value.is_empty() => Ok(Capability::RouteRefresh),
+        65 => whole(be_u32, value).map(|asn| Capability::FourOctetAs(Asn(asn))),
+        70 if value.is_empty() => Ok(Capability::EnhancedRouteRefresh),
+        2 | 70 => Err(Malformed(None)),
+        code => Ok(Capability::Other { code, value: value.into() }),
+    };
+    Ok((rest, capability.map_err(nom::Err::Failure)?))
+}
+
+/// Appends a capability.
+pub(super) fn write(out: &mut Vec<u8>, capability: &Capability) -> Result<(), EncodeError> {
+    out.push(capability.code());
+    match capability {
+        Capability::MultiProtocol(AfiSafi { afi, safi }) => {
+            out.push(4);
+            out.extend_from_slice(&afi.to_be_bytes());
+            out.extend_from_slice(&[0, *safi]);
+        }
+        Capability::FourOctetAs(asn) => {
+            out.push(4);
+            out.extend_from_slice(&asn.0.to_be_bytes());
+        }
+        Capability::RouteRefresh | Capability::EnhancedRouteRefresh => out.push(0),
+        Capability::Other { value, .. } => {
+            let length = u8::try_from(value.len()).map_err(|_| EncodeError::TooLong {
+                what: "a capability",
+                length: value.len(),
+                max: usize::from(u8::MAX),
+            })?;
+            out.push(length);
+            out.extend_from_slice(value);
+        }
+    }
+    Ok(())
 }

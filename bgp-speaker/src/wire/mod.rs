@@ -1,30 +1,38 @@
 //! BGP on the wire: bytes to messages and back. The parsers are nom's, and nom stays in here.
 //!
-//! `frame` cuts a stream into messages, `decode` makes a [`Message`] of one. What cannot be decoded comes
+//! [`frame()`] cuts a stream into messages, [`decode`] makes a [`Message`] of one. What cannot be decoded comes
 //! back as the [`Notification`] to send (RFC 4271 section 6). An UPDATE with errors that need not end the session
 //! (RFC 7606) comes back with the errors handled: attributes left out, or announced routes turned into
-//! withdrawn ones. `Message::encode` writes messages, in as few octets as they need.
+//! withdrawn ones. [`Message::encode`] writes messages, in as few octets as they need.
 //!
 //! Nothing here panics on any input, nor takes memory out of proportion to it.
 mod as_path;
 mod attribute;
 mod capability;
 mod community;
+mod encode;
+mod frame;
+mod nlri;
 mod notification;
 mod open;
+mod parse;
 mod refresh;
+mod rules;
 mod update;
 
 pub use as_path::{AsPath, Segment};
 pub use attribute::{Aggregator, Attributes, NextHop, Origin, Unknown};
 pub use capability::{AfiSafi, Capability};
 pub use community::{Community, ExtendedCommunity, LargeCommunity, ParseCommunityError};
+pub use encode::{announce, withdraw};
+pub use frame::frame;
 pub use notification::{Notification, Reason};
 pub use open::Open;
 pub use refresh::{RefreshKind, RouteRefresh};
 pub use update::{Announcement, Reach, Severity, Update, UpdateError};
 
 use crate::config::Family;
+use frame::Kind;
 use std::collections::BTreeSet;
 
 /// Length of the header in octets (RFC 4271 section 4.1).
@@ -65,13 +73,65 @@ pub enum Message {
     RouteRefresh(RouteRefresh),
 }
 
-/// What `decode` makes of a message.
+/// What [`decode`] makes of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decoded {
     /// The message, its errors handled.
     pub message: Message,
     /// Errors of an UPDATE that did not end the session, for the log and the counters.
     pub errors: Vec<UpdateError>,
+}
+
+/// Decodes one message, its header included, as [`frame()`] gives it.
+///
+/// # Errors
+/// The NOTIFICATION to send (RFC 4271 sections 6.1 to 6.3, RFC 7313 section 5) before the session is closed.
+/// Errors in a NOTIFICATION are not to be answered (RFC 4271 section 6.4): there the session just ends.
+pub fn decode(message: &[u8], context: &Context) -> Result<Decoded, Notification> {
+    let (kind, body) = match frame::header(message, context)? {
+        Some((kind, length)) if length == message.len() => (kind, &message[HEADER_LENGTH..]),
+        _ => return Err(Reason::HEADER_UNSPECIFIC.into()),
+    };
+    let message = match kind {
+        Kind::Open => Message::Open(Open::parse(body)?),
+        Kind::Update => return update::parse(body, context),
+        Kind::Notification => Message::Notification(Notification::parse(body)?),
+        Kind::Keepalive => Message::Keepalive,
+        Kind::RouteRefresh => Message::RouteRefresh(RouteRefresh::parse(message)?),
+    };
+    Ok(Decoded { message, errors: Vec::new() })
+}
+
+impl Message {
+    /// Appends the message; an UPDATE as as many messages as it takes (see [`announce`] and [`withdraw`]): none
+    /// if it says nothing. Returns their number.
+    ///
+    /// # Errors
+    /// [`EncodeError`]; nothing is appended then.
+    pub fn encode(&self, context: &Context, out: &mut Vec<u8>) -> Result<usize, EncodeError> {
+        let start = out.len();
+        let result = match self {
+            Message::Open(open) => open.write(out).map(|()| 1),
+            Message::Update(update) => encode::update(update, context, out),
+            Message::EndOfRib(family) => {
+                encode::end_of_rib(*family, out);
+                Ok(1)
+            }
+            Message::Notification(notification) => {
+                notification.write(context, out);
+                Ok(1)
+            }
+            Message::Keepalive => {
+                frame::write(out, Kind::Keepalive, |_| ());
+                Ok(1)
+            }
+            Message::RouteRefresh(refresh) => {
+                refresh.write(out);
+                Ok(1)
+            }
+        };
+        result.inspect_err(|_| out.truncate(start))
+    }
 }
 
 /// A message that cannot be written.

@@ -1,4 +1,10 @@
 //! NOTIFICATION (RFC 4271 section 4.5): the reasons by name, and the text of a shutdown (RFC 9003).
+use super::{
+    Context,
+    frame::{self, Kind},
+    parse::whole,
+};
+use nom::{combinator::rest, number::complete::be_u8};
 use std::fmt;
 
 /// Why a session ends: error code and subcode.
@@ -125,6 +131,22 @@ impl Notification {
         let (length, rest) = self.data.split_first()?;
         let text = str::from_utf8(rest.get(..usize::from(*length))?).ok()?;
         (!text.is_empty()).then(|| text.chars().flat_map(escape).collect())
+    }
+
+    /// Parses what follows the header.
+    pub(super) fn parse(body: &[u8]) -> Result<Notification, Notification> {
+        let (code, subcode, data) =
+            whole((be_u8, be_u8, rest), body).map_err(|error| error.or(Reason::HEADER_UNSPECIFIC))?;
+        Ok(Notification::new(Reason { code, subcode }, data))
+    }
+
+    /// Appends the message, its data cut to what fits.
+    pub(super) fn write(&self, context: &Context, out: &mut Vec<u8>) {
+        let room = context.max_length.saturating_sub(super::HEADER_LENGTH + 2);
+        frame::write(out, Kind::Notification, |out| {
+            out.extend_from_slice(&[self.reason.code, self.reason.subcode]);
+            out.extend_from_slice(&self.data[..self.data.len().min(room)]);
+        });
     }
 
     fn text(&self) -> String {

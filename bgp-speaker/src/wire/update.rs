@@ -1,6 +1,12 @@
 //! UPDATE (RFC 4271 section 4.3) with multiprotocol routes (RFC 4760) and its handling of errors (RFC 7606).
-use super::{Attributes, NextHop, Notification};
+use super::{
+    Attributes, Context, Decoded, Message, NextHop, Notification, Reason, nlri,
+    parse::{long_block, whole},
+    rules::{MP_UNREACH, PathAttributes},
+};
+use crate::config::Family;
 use ipnet::IpNet;
+use nom::combinator::rest;
 
 /// An UPDATE message. Which part of a message the prefixes were in (the fields of RFC 4271 or the attributes of
 /// RFC 4760) does not matter to anybody: a prefix has its family in itself.
@@ -35,7 +41,7 @@ pub struct Reach {
 /// that is up and silently carries less is harder to find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Severity {
-    /// The attribute is left out.
+    /// The attribute, or the prefix that cannot be one of unicast, is left out.
     AttributeDiscard,
     /// The announced routes of the message are withdrawn.
     TreatAsWithdraw,
@@ -45,12 +51,85 @@ pub enum Severity {
 
 /// An error in an UPDATE.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("attribute {attribute}: {notification}")]
+#[error("{severity:?}: {notification}")]
 pub struct UpdateError {
     /// What it led to.
     pub severity: Severity,
-    /// Type code of the attribute.
-    pub attribute: u8,
+    /// Type code of the attribute; none: the error is in the NLRI field.
+    pub attribute: Option<u8>,
     /// The NOTIFICATION that says what is wrong.
     pub notification: Notification,
+}
+
+/// Parses what follows the header. Errors as in RFC 4271 section 6.3 and RFC 7606.
+pub(super) fn parse(body: &[u8], context: &Context) -> Result<Decoded, Notification> {
+    let (withdrawn, attributes, nlri) = whole((long_block, long_block, rest), body)
+        .map_err(|error| error.or(Reason::MALFORMED_ATTRIBUTE_LIST))?;
+    // Syntax is checked even where the family was not negotiated.
+    let ipv4 = |field| {
+        let prefixes = nlri::prefixes(Family::Ipv4Unicast, field);
+        prefixes.map_err(|error| error.or(Reason::INVALID_NETWORK_FIELD))
+    };
+    let (mut withdrawn, prefixes) = (ipv4(withdrawn)?, ipv4(nlri)?);
+    let PathAttributes { attributes, next_hop, reach, unreach, reaches, seen, mut errors, .. } =
+        PathAttributes::parse(attributes, !prefixes.is_empty(), context)?;
+
+    let empty = withdrawn.is_empty() && prefixes.is_empty();
+    let ipv4 = context.families.contains(&Family::Ipv4Unicast);
+    match &unreach {
+        _ if !empty || !errors.is_empty() => (),
+        Some((family, none)) if none.is_empty() && seen.len() == 1 => return Ok(end_of_rib(*family)),
+        None if seen.is_empty() && ipv4 => return Ok(end_of_rib(Family::Ipv4Unicast)),
+        _ => (),
+    }
+
+    let treat_as_withdraw = errors.iter().find(|error| error.severity == Severity::TreatAsWithdraw);
+    if let Some(error) = treat_as_withdraw {
+        // Without any NLRI it is not certain that all were found (RFC 7606 section 5.2).
+        if prefixes.is_empty() && !reaches && seen.iter().any(|code| *code != MP_UNREACH) {
+            return Err(error.notification.clone());
+        }
+    }
+    let withdraw = treat_as_withdraw.is_some();
+
+    if !ipv4 {
+        withdrawn.clear();
+    }
+    withdrawn.extend(unreach.into_iter().flat_map(|(_, prefixes)| prefixes));
+    let fields = next_hop.map(|next_hop| Reach { next_hop, prefixes: prefixes.clone() }).filter(|_| ipv4);
+    if withdraw {
+        withdrawn.extend(prefixes.into_iter().filter(|_| ipv4));
+        withdrawn.extend(reach.into_iter().flat_map(|reach| reach.prefixes));
+        let update = Update { withdrawn, announced: None };
+        return Ok(Decoded { message: Message::Update(update), errors });
+    }
+    let mut reach: Vec<Reach> = fields.into_iter().chain(reach).collect();
+    for Reach { prefixes, .. } in &mut reach {
+        let before = prefixes.len();
+        prefixes.retain(is_unicast);
+        if prefixes.len() < before {
+            // Semantically incorrect: ignored (RFC 4271 section 6.3).
+            let notification = Reason::INVALID_NETWORK_FIELD.into();
+            errors.push(UpdateError { severity: Severity::AttributeDiscard, attribute: None, notification });
+        }
+    }
+    reach.retain(|reach| !reach.prefixes.is_empty());
+    let announced = (!reach.is_empty()).then_some(Announcement { attributes, reach });
+    Ok(Decoded { message: Message::Update(Update { withdrawn, announced }), errors })
+}
+
+fn end_of_rib(family: Family) -> Decoded {
+    Decoded { message: Message::EndOfRib(family), errors: Vec::new() }
+}
+
+/// Whether the prefix can be one of unicast routes: not of multicast groups, nor of link-local addresses.
+fn is_unicast(prefix: &IpNet) -> bool {
+    match prefix {
+        IpNet::V4(net) => !(net.network().is_multicast() && net.prefix_len() >= 4),
+        IpNet::V6(net) => {
+            let network = net.network();
+            !(network.is_multicast() && net.prefix_len() >= 8
+                || network.is_unicast_link_local() && net.prefix_len() >= 10)
+        }
+    }
 }

@@ -1,0 +1,107 @@
+#!/bin/bash
+# Every check of the repository, from nothing: installs what it needs (Debian 12, Rust's stable toolchain with
+# rustfmt and clippy is there), then lints, documentation, the kernel programs from source, all tests (root, for the
+# lab), fuzz targets, benches, and the demo. A step that fails ends it, by name.
+#
+# usage: tests/run.sh
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=deploy/setup.sh
+. deploy/setup.sh
+
+# Debian packages: of the demo; routers and tools of the lab; the compiler of the kernel programs.
+PACKAGES="gcc libc6-dev frr iproute2 ethtool curl ca-certificates
+    bird2 tshark jq nftables bpftool procps
+    rustc-web cargo-web rust-web-src llvm"
+BPF_LINKER_VERSION=0.13.0
+CACHE=$HOME/.cache/fairlead
+LOGS=$(mktemp -d)
+trap 'rm -rf "$LOGS"' EXIT
+export CARGO_TERM_COLOR=never CARGO_INCREMENTAL=0
+times=()
+
+# step NAME COMMAND…: runs it, and says how long it took or that it failed.
+step() {
+    local name=$1 started=$SECONDS
+    shift
+    say "$name"
+    "$@" || fail "failed: $name"
+    times+=("$(printf '%5d s  %s' $((SECONDS - started)) "$name")")
+}
+
+toolchain() {
+    need_rust
+    cargo fmt --version >/dev/null 2>&1 || fail "rustfmt is missing: rustup component add rustfmt"
+    cargo clippy --version >/dev/null 2>&1 || fail "clippy is missing: rustup component add clippy"
+    rustc --version
+}
+
+packages() {
+    # shellcheck disable=SC2086 # a list of words
+    need_packages $PACKAGES
+    need_kernel
+}
+
+# The linker of the kernel programs, against the LLVM of Debian's compiler.
+bpf_linker() {
+    [ "$("$CACHE/bpf-linker/bin/bpf-linker" --version 2>/dev/null)" != "bpf-linker $BPF_LINKER_VERSION" ] || return 0
+    local llvm library
+    llvm=$(/usr/bin/rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
+    library=$(find /usr/lib -name "libLLVM.so.$llvm.*" -print -quit)
+    [ -n "$library" ] || fail "libLLVM.so.$llvm is missing: apt-get install libllvm$llvm"
+    mkdir -p "$CACHE/llvm/lib"
+    ln -sf "$library" "$CACHE/llvm/lib/libLLVM.so"
+    LLVM_PREFIX=$CACHE/llvm CARGO_PROFILE_RELEASE_DEBUG=false CARGO_PROFILE_RELEASE_OPT_LEVEL=0 \
+        cargo install bpf-linker --quiet --version $BPF_LINKER_VERSION --locked --no-default-features \
+        --features "llvm-$llvm" --root "$CACHE/bpf-linker"
+}
+
+# The committed objects must be what the source gives. With another compiler than theirs that cannot be said:
+# then the tests run with objects that are made here.
+kernel_programs() {
+    local code=0
+    lb-bpf/ebpf/build.sh --check || code=$?
+    [ $code != 3 ] || export FAIRLEAD_BPF=${FAIRLEAD_BPF_TARGET:-$PWD/lb-bpf/ebpf/target}/fresh/fairlead.bpf.o
+    [ $code = 0 ] || [ $code = 3 ]
+}
+
+# The pure cores, without I/O.
+cores() {
+    local crate
+    for crate in lb-bpf ipam bgp-speaker controller; do
+        cargo clippy --quiet --locked -p $crate --no-default-features --lib --tests -- -D warnings || return 1
+    done
+}
+
+tests() {
+    cargo test --locked --workspace --no-fail-fast 2>&1 | tee "$LOGS/tests"
+}
+
+fuzz() {
+    local dir
+    for dir in */fuzz; do
+        [ ! -d "$dir" ] || "$dir/run.sh" || return 1
+    done
+}
+
+demo() {
+    cargo build --quiet --locked -p controller --bin fairlead && "${CARGO_TARGET_DIR:-target}/debug/fairlead" demo -o json
+}
+
+need_root "$@"
+step "toolchain" toolchain
+step "packages" packages
+step "bpf-linker" bpf_linker
+step "format" cargo fmt --all --check
+step "kernel programs are what the source gives" kernel_programs
+step "clippy" cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
+step "clippy of the pure cores" cores
+step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --workspace --no-deps
+step "tests" tests
+step "fuzz targets" fuzz
+step "benches are built" cargo bench --quiet --locked --workspace --no-run
+step "demo" demo
+
+say "how long it took"
+printf '%s\n' "${times[@]}"
+awk '/^test result:/ { passed += $4; failed += $6 } END { printf "%d passed, %d failed\n", passed, failed }' "$LOGS/tests"

@@ -1,5 +1,6 @@
 //! The command as a program: exit codes and outputs, against a server on a unix socket in a directory of its own.
 //! What is expected stands in `tests/cli/`; `FAIRLEAD_WRITE=1 cargo test -p controller --test cli` writes it anew, for review.
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails the test")]
 use axum::{Json, Router, http::StatusCode, routing::get};
 use controller::{
     client::Refusal,

@@ -30,9 +30,8 @@ pub fn main() -> ExitCode {
             };
         }
     };
-    let done = telemetry::init(cli.command.default_log_level())
-        .map_err(|e| Failure::Usage(e.to_string()))
-        .and_then(|()| cli.command.run());
+    let done =
+        telemetry::init("warn").map_err(|e| Failure::Usage(e.to_string())).and_then(|()| cli.command.run());
     match done {
         Ok(()) => ExitCode::SUCCESS,
         // The reader has seen enough (`fairlead get flb | head -1`).
@@ -113,13 +112,6 @@ enum Command {
 }
 
 impl Command {
-    /// The filter of log lines when the environment names none.
-    const fn default_log_level(&self) -> &'static str {
-        match self {
-            _ => "warn",
-        }
-    }
-
     fn run(self) -> Result<(), Failure> {
         match self {
             Command::Get(args) => args.run(),

@@ -4,6 +4,12 @@ use futures::{future::BoxFuture, stream::BoxStream};
 use std::{path::PathBuf, sync::Arc};
 use tokio::sync::watch;
 
+pub mod directory;
+pub mod files;
+pub mod status_file;
+
+pub use files::FileStore;
+
 /// A source of complete snapshots.
 pub trait Store: Send + Sync + 'static {
     /// Complete snapshots, debounced: the first when everything was read once, then one for each change. A slow
@@ -42,12 +48,10 @@ pub enum StoreError {
         /// What is wrong with it.
         reason: String,
     },
-    /// Changes could not be watched.
-    #[error("{}: watching for changes: {source}", path.display())]
-    Watch {
+    /// Another process has the statuses in its hands.
+    #[error("{}: is in use by another process", path.display())]
+    InUse {
         /// The directory.
         path: PathBuf,
-        /// What the system said.
-        source: notify::Error,
     },
 }

@@ -185,3 +185,21 @@ pub struct RouteStatus {
     /// Why it is, or is not, the best.
     pub reason: Option<String>,
 }
+
+/// A configuration that makes no sense; it changed nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{object}: {field}: {reason}")]
+pub struct ConfigError {
+    /// What is wrong: `global`, `peer 10.0.0.1`, `route 10.0.0.0/8`.
+    pub object: String,
+    /// The field of it.
+    pub field: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl ConfigError {
+    pub(crate) fn new(object: impl Into<String>, field: &str, reason: impl Into<String>) -> Self {
+        ConfigError { object: object.into(), field: field.to_owned(), reason: reason.into() }
+    }
+}

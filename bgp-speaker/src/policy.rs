@@ -1,0 +1,242 @@
+//! What is taken in from a peer and what is passed on to it.
+//!
+//! The default is RFC 8212's: nothing is accepted, nothing learned is passed on. Routes of our own go to the peers
+//! that they name.
+use crate::{
+    config::{Asn, Family},
+    decision::DEFAULT_LOCAL_PREF,
+    rib::PathAttributes,
+    wire::{AsPath, Attributes, Community, NextHop, Unknown},
+};
+use ipnet::IpNet;
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+};
+
+/// Whether the import policy takes a prefix: an entry must contain it.
+pub(crate) fn accepts(accept: &[IpNet], prefix: &IpNet) -> bool {
+    accept.iter().any(|entry| entry.contains(prefix))
+}
+
+/// Whether a route came through us before: our AS in the path (RFC 4271 section 9.1.2), or inside our AS through
+/// route reflectors (RFC 4456 section 8).
+pub(crate) fn is_loop(attributes: &Attributes, asn: Asn, router_id: Ipv4Addr) -> bool {
+    attributes.as_path.contains(asn)
+        || attributes.originator_id == Some(router_id)
+        || attributes.cluster_list.contains(&router_id)
+}
+
+/// Where the best route of a prefix comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Provenance {
+    /// It is our own.
+    Own,
+    /// A peer of our AS told us.
+    Internal,
+    /// A peer of another AS told us.
+    External,
+}
+
+/// The peer that is told.
+#[derive(Clone, Debug)]
+pub(crate) struct Export<'a> {
+    pub(crate) local_asn: Asn,
+    pub(crate) internal: bool,
+    pub(crate) address: IpAddr,
+    pub(crate) learned: bool,
+    /// Our own addresses on this session, by family: next-hop self.
+    pub(crate) next_hops: &'a BTreeMap<Family, NextHop>,
+}
+
+impl Export<'_> {
+    /// What the peer is told about a route; none: nothing.
+    pub(crate) fn apply(
+        &self,
+        family: Family,
+        from: Provenance,
+        route: &PathAttributes,
+    ) -> Option<PathAttributes> {
+        if from != Provenance::Own && !self.may_learn(from, &route.attributes) {
+            return None;
+        }
+        let own_address = self.next_hops.get(&family).copied();
+        let next_hop = match (from, route.next_hop) {
+            (Provenance::Own, Some(given)) => given,
+            // Unchanged inside the AS (RFC 4271 section 5.1.3 case 1).
+            (Provenance::External | Provenance::Internal, Some(learned)) if self.internal => learned,
+            _ => own_address?,
+        };
+        // The peer's own address is no next hop for it (section 5.1.3).
+        if next_hop.address == self.address {
+            return None;
+        }
+        let mut attributes = route.attributes.clone();
+        if self.internal {
+            attributes.local_pref.get_or_insert(DEFAULT_LOCAL_PREF);
+            if from == Provenance::Own {
+                // What an own route is prepended with is for other AS: inside ours it would be a loop.
+                attributes.as_path = AsPath::default();
+            }
+        } else {
+            attributes.as_path.prepend(self.local_asn, 1);
+            attributes.local_pref = None;
+            attributes.originator_id = None;
+            attributes.cluster_list = Vec::new();
+            // Non-transitive over AS borders (RFC 4360 section 2, bit 0x40).
+            attributes.extended_communities.retain(|community| community.0[0] & 0x40 == 0);
+            if from != Provenance::Own {
+                // MED is for the neighbour AS alone (RFC 4271 section 5.1.4).
+                attributes.med = None;
+            }
+        }
+        for unknown in attributes.unknown.values_mut() {
+            unknown.flags |= Unknown::PARTIAL;
+        }
+        Some(PathAttributes { next_hop: Some(next_hop), attributes })
+    }
+
+    /// Whether the peer may hear of a learned route at all.
+    fn may_learn(&self, from: Provenance, attributes: &Attributes) -> bool {
+        // RFC 4271 section 9.2.1: what internal peers said is not said to internal peers.
+        let allowed = self.learned && !(from == Provenance::Internal && self.internal);
+        // RFC 1997: these bind whoever receives them, thus not routes of our own.
+        let has = |community| attributes.communities.contains(&community);
+        allowed
+            && !has(Community::NO_ADVERTISE)
+            && (self.internal || !(has(Community::NO_EXPORT) || has(Community::NO_EXPORT_SUBCONFED)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    fn export(internal: bool, next_hops: &BTreeMap<Family, NextHop>) -> Export<'_> {
+        let address = "10.0.0.9".parse().unwrap();
+        Export { local_asn: Asn(65010), internal, address, learned: true, next_hops }
+    }
+
+    fn own_address() -> BTreeMap<Family, NextHop> {
+        [(Family::Ipv4Unicast, IpAddr::from([10, 0, 0, 1]).into())].into()
+    }
+
+    fn learned() -> PathAttributes {
+        PathAttributes {
+            next_hop: Some(IpAddr::from([10, 0, 0, 7]).into()),
+            attributes: Attributes {
+                as_path: AsPath::sequence([65001]),
+                med: Some(5),
+                local_pref: Some(200),
+                unknown: [(99, Unknown { flags: 0xc0, value: [1].into() })].into(),
+                ..Attributes::default()
+            },
+        }
+    }
+
+    #[test]
+    fn accept_lists() {
+        let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpNet>>();
+        let accept = nets(&["10.0.0.0/8", "::/0"]);
+        for prefix in nets(&["10.0.0.0/8", "10.1.0.0/16", "2001:db8::/32"]) {
+            assert!(accepts(&accept, &prefix), "{prefix}");
+        }
+        for prefix in nets(&["0.0.0.0/0", "11.0.0.0/8"]) {
+            assert!(!accepts(&accept, &prefix), "{prefix}");
+        }
+        assert!(!accepts(&[], &accept[0]));
+    }
+
+    #[test]
+    fn an_external_peer_hears_of_us_as_the_next_hop() {
+        let told = export(false, &own_address())
+            .apply(Family::Ipv4Unicast, Provenance::External, &learned())
+            .unwrap();
+        assert_eq!(told.next_hop, Some(IpAddr::from([10, 0, 0, 1]).into()));
+        assert_eq!(told.attributes.as_path.to_string(), "65010 65001");
+        assert_eq!((told.attributes.med, told.attributes.local_pref), (None, None));
+        assert_eq!(told.attributes.unknown[&99].flags, 0xe0);
+    }
+
+    #[test]
+    fn an_internal_peer_hears_of_the_route_as_it_is() {
+        let told = export(true, &own_address())
+            .apply(Family::Ipv4Unicast, Provenance::External, &learned())
+            .unwrap();
+        assert_eq!(told.next_hop, learned().next_hop);
+        assert_eq!(told.attributes.as_path.to_string(), "65001");
+        assert_eq!((told.attributes.med, told.attributes.local_pref), (Some(5), Some(200)));
+    }
+
+    #[test]
+    fn internal_routes_stay_away_from_internal_peers() {
+        let next_hops = own_address();
+        let apply =
+            |internal, from| export(internal, &next_hops).apply(Family::Ipv4Unicast, from, &learned());
+        assert_eq!(apply(true, Provenance::Internal), None);
+        assert!(apply(false, Provenance::Internal).is_some());
+    }
+
+    #[test]
+    fn well_known_communities_bind_learned_routes() {
+        for (community, internal, external) in [
+            (Community::NO_EXPORT, true, false),
+            (Community::NO_EXPORT_SUBCONFED, true, false),
+            (Community::NO_ADVERTISE, false, false),
+            (Community::GRACEFUL_SHUTDOWN, true, true),
+        ] {
+            let mut route = learned();
+            route.attributes.communities = BTreeSet::from([community]);
+            let next_hops = own_address();
+            let told = |internal, from| {
+                export(internal, &next_hops).apply(Family::Ipv4Unicast, from, &route).is_some()
+            };
+            assert_eq!(told(true, Provenance::External), internal, "{community}");
+            assert_eq!(told(false, Provenance::External), external, "{community}");
+            assert!(told(false, Provenance::Own), "{community}");
+        }
+    }
+
+    #[test]
+    fn next_hops_that_make_no_sense_are_not_told() {
+        let mut route = learned();
+        route.next_hop = Some(IpAddr::from([10, 0, 0, 9]).into());
+        assert_eq!(
+            export(true, &own_address()).apply(Family::Ipv4Unicast, Provenance::External, &route),
+            None
+        );
+        assert_eq!(
+            export(false, &BTreeMap::new()).apply(Family::Ipv4Unicast, Provenance::External, &learned()),
+            None
+        );
+    }
+
+    #[test]
+    fn own_routes_are_prepended_for_other_as_only() {
+        let mut route = learned();
+        route.next_hop = None;
+        route.attributes.as_path = AsPath::sequence([65010, 65010]);
+        let path = |internal| {
+            let next_hops = own_address();
+            let told = export(internal, &next_hops).apply(Family::Ipv4Unicast, Provenance::Own, &route);
+            told.unwrap().attributes.as_path.to_string()
+        };
+        assert_eq!((path(false).as_str(), path(true).as_str()), ("65010 65010 65010", ""));
+    }
+
+    #[test]
+    fn extended_communities_that_are_not_transitive_stay_inside() {
+        use crate::wire::ExtendedCommunity;
+        let mut route = learned();
+        let (transitive, not) =
+            (ExtendedCommunity([0, 2, 0, 0, 0, 0, 0, 1]), ExtendedCommunity([0x40, 4, 0, 0, 0, 0, 0, 1]));
+        route.attributes.extended_communities = [transitive, not].into();
+        let next_hops = own_address();
+        let told = |internal| {
+            let told = export(internal, &next_hops).apply(Family::Ipv4Unicast, Provenance::External, &route);
+            told.unwrap().attributes.extended_communities
+        };
+        assert_eq!((told(true), told(false)), ([transitive, not].into(), [transitive].into()));
+    }
+}

@@ -1,0 +1,296 @@
+//! What one peer was told of one family (its Adj-RIB-Out), and what it is to be told.
+//!
+//! The queue holds numbers of prefixes, each once, and no routes: when the socket has room the prefix is looked
+//! up, so that the last state wins however often it changed meanwhile, and a slow peer costs at most 4 bytes and a
+//! bit for each prefix. A prefix whose export is what the peer was told already is not sent.
+//!
+//! The first dump of the table, and one that the peer asks for (RFC 2918), is a walk over all prefix numbers
+//! beside the queue; at its end stands End-of-RIB (RFC 4724 section 2), or the end of the refresh (RFC 7313).
+use crate::{
+    config::Family,
+    policy::Provenance,
+    rib::{AttributesId, Interner, Path, PathAttributes, PrefixId, Table},
+    wire::{self, Context, EncodeError, Message, RefreshKind, RouteRefresh},
+};
+use ipnet::IpNet;
+use std::collections::{BTreeMap, VecDeque};
+
+/// So many prefixes are looked at together, to be grouped by attributes.
+const BATCH: usize = 8192;
+
+/// The peer was told something that does not matter any more: it is to be told again (or of the end).
+const STALE: AttributesId = AttributesId(u32::MAX - 1);
+
+/// Adj-RIB-Out and queue of a peer and family.
+#[derive(Debug)]
+pub(crate) struct AdjRibOut {
+    family: Family,
+    sent: Vec<AttributesId>,
+    announced: u64,
+    queue: VecDeque<PrefixId>,
+    queued: Vec<u64>,
+    dump: Option<Dump>,
+}
+
+#[derive(Debug)]
+struct Dump {
+    next: PrefixId,
+    /// A refresh that the peer asked for and whose bounds it understands.
+    bounds: bool,
+}
+
+/// How an export is looked up.
+pub(crate) trait Exporter {
+    /// Where the path comes from, as far as this peer is concerned; none: it is not told.
+    fn provenance(&self, path: &Path) -> Option<Provenance>;
+    /// Attributes of an own route, where they depend on the peer.
+    fn own(&self, prefix: &IpNet, path: &Path) -> Option<AttributesId>;
+    /// What the peer is told.
+    fn export(&self, family: Family, from: Provenance, route: &PathAttributes) -> Option<PathAttributes>;
+}
+
+/// What a call of [`AdjRibOut::fill`] did.
+#[derive(Debug, Default)]
+pub(crate) struct Filled {
+    /// Messages written.
+    pub(crate) messages: u64,
+    /// Prefixes that are gone from the table and that this peer has no more use for.
+    pub(crate) unused: Vec<PrefixId>,
+    /// Why a route could not be written.
+    pub(crate) error: Option<EncodeError>,
+}
+
+impl AdjRibOut {
+    /// Everything is to be sent.
+    pub(crate) fn new(family: Family) -> Self {
+        AdjRibOut {
+            family,
+            sent: Vec::new(),
+            announced: 0,
+            queue: VecDeque::new(),
+            queued: Vec::new(),
+            dump: Some(Dump { next: 0, bounds: false }),
+        }
+    }
+
+    /// Whether there is something to send.
+    pub(crate) fn is_pending(&self) -> bool {
+        self.dump.is_some() || !self.queue.is_empty()
+    }
+
+    /// How many prefixes the peer knows.
+    pub(crate) fn announced(&self) -> u64 {
+        self.announced
+    }
+
+    /// What the peer was told of a prefix.
+    pub(crate) fn sent(&self, id: PrefixId) -> Option<AttributesId> {
+        self.sent.get(id as usize).copied().filter(|sent| *sent != AttributesId::NONE && *sent != STALE)
+    }
+
+    /// Whether the number of the prefix is in use here.
+    pub(crate) fn uses(&self, id: PrefixId) -> bool {
+        self.knows(id) || self.is_queued(id)
+    }
+
+    /// Whether the peer knows the prefix.
+    pub(crate) fn knows(&self, id: PrefixId) -> bool {
+        self.sent.get(id as usize).is_some_and(|sent| *sent != AttributesId::NONE)
+    }
+
+    /// The route of a prefix may have changed.
+    pub(crate) fn mark(&mut self, id: PrefixId) {
+        let (word, bit) = (id as usize / 64, 1 << (id % 64));
+        if word >= self.queued.len() {
+            self.queued.resize(word + 1, 0);
+        }
+        if self.queued[word] & bit == 0 {
+            self.queued[word] |= bit;
+            self.queue.push_back(id);
+        }
+    }
+
+    /// Everything is to be sent again (RFC 2918); `bounds`: with its beginning and end marked (RFC 7313).
+    pub(crate) fn refresh(
+        &mut self,
+        bounds: bool,
+        attributes: &mut Interner<PathAttributes>,
+        out: &mut Vec<u8>,
+    ) -> u64 {
+        if !matches!(self.dump, Some(Dump { next: 0, .. })) {
+            for sent in &mut self.sent {
+                if *sent != AttributesId::NONE && *sent != STALE {
+                    attributes.release(*sent);
+                    *sent = STALE;
+                }
+            }
+        }
+        self.dump = Some(Dump { next: 0, bounds });
+        if bounds { self.bound(RefreshKind::Begin, out) } else { 0 }
+    }
+
+    /// Forgets everything; returns the numbers of the prefixes that were in use.
+    pub(crate) fn clear(&mut self, attributes: &mut Interner<PathAttributes>) -> Vec<PrefixId> {
+        let mut used: Vec<PrefixId> = self.queue.drain(..).collect();
+        for (id, sent) in self.sent.iter().enumerate() {
+            if *sent != AttributesId::NONE {
+                used.push(id as PrefixId);
+            }
+            if *sent != AttributesId::NONE && *sent != STALE {
+                attributes.release(*sent);
+            }
+        }
+        *self = AdjRibOut { dump: None, ..AdjRibOut::new(self.family) };
+        used
+    }
+
+    /// Appends UPDATEs until `out` is `limit` octets long (a batch more at most) or there is nothing to send.
+    pub(crate) fn fill(
+        &mut self,
+        table: &Table,
+        attributes: &mut Interner<PathAttributes>,
+        exporter: &impl Exporter,
+        context: &Context,
+        limit: usize,
+        out: &mut Vec<u8>,
+    ) -> Filled {
+        let mut filled = Filled::default();
+        let mut exports = BTreeMap::new();
+        while out.len() < limit && self.is_pending() {
+            let mut batch = Vec::new();
+            let mut withdrawn = Vec::new();
+            for id in self.next_batch(table) {
+                let target = table.best(id).and_then(|path| {
+                    let from = exporter.provenance(&path)?;
+                    let source = exporter.own(&table.prefix(id), &path)?;
+                    *exports.entry((source, from)).or_insert_with(|| {
+                        let export = exporter.export(self.family, from, attributes.get(source));
+                        export.map(|export| attributes.intern(export))
+                    })
+                });
+                match target {
+                    Some(target) if self.sent(id) != Some(target) => batch.push((target, id)),
+                    Some(_) => {}
+                    None if self.knows(id) => withdrawn.push(id),
+                    None if table.paths(id).is_empty() => filled.unused.push(id),
+                    None => {}
+                }
+            }
+            for id in &withdrawn {
+                self.set(*id, AttributesId::NONE, attributes);
+            }
+            let prefixes: Vec<IpNet> = withdrawn.iter().map(|&id| table.prefix(id)).collect();
+            self.written(wire::withdraw(&prefixes, context, out), &mut filled);
+            filled.unused.extend(withdrawn);
+            batch.sort_unstable();
+            for group in batch.chunk_by(|a, b| a.0 == b.0) {
+                if out.len() >= limit {
+                    group.iter().for_each(|(_, id)| self.mark(*id));
+                    continue;
+                }
+                self.announce(group, table, attributes, context, out, &mut filled);
+            }
+            if !self.is_pending_but_dump_end(table) {
+                self.end_dump(out, &mut filled);
+            }
+        }
+        for export in exports.into_values().flatten() {
+            attributes.release(export);
+        }
+        filled
+    }
+
+    fn announce(
+        &mut self,
+        group: &[(AttributesId, PrefixId)],
+        table: &Table,
+        attributes: &mut Interner<PathAttributes>,
+        context: &Context,
+        out: &mut Vec<u8>,
+        filled: &mut Filled,
+    ) {
+        let Some(&(target, _)) = group.first() else { return };
+        let prefixes: Vec<IpNet> = group.iter().map(|(_, id)| table.prefix(*id)).collect();
+        let route = attributes.get(target);
+        let Some(next_hop) = route.next_hop else { return };
+        let result = wire::announce(&route.attributes, next_hop, &prefixes, context, out);
+        if result.is_ok() {
+            group.iter().for_each(|(_, id)| self.set(*id, target, attributes));
+        } else {
+            // What cannot be said is withdrawn: what the peer knows would be wrong.
+            let known: Vec<PrefixId> = group.iter().map(|(_, id)| *id).filter(|id| self.knows(*id)).collect();
+            let prefixes: Vec<IpNet> = known.iter().map(|&id| table.prefix(id)).collect();
+            known.into_iter().for_each(|id| self.set(id, AttributesId::NONE, attributes));
+            self.written(wire::withdraw(&prefixes, context, out), filled);
+        }
+        self.written(result, filled);
+    }
+
+    fn written(&self, result: Result<usize, EncodeError>, filled: &mut Filled) {
+        match result {
+            Ok(messages) => filled.messages += messages as u64,
+            Err(error) => filled.error = Some(error),
+        }
+    }
+
+    /// Numbers to look at next: what changed, then what the dump has not seen.
+    fn next_batch(&mut self, table: &Table) -> Vec<PrefixId> {
+        let count = self.queue.len().min(BATCH);
+        let mut batch: Vec<PrefixId> = self.queue.drain(..count).collect();
+        for &id in &batch {
+            self.queued[id as usize / 64] &= !(1 << (id % 64));
+        }
+        if let Some(dump) = &mut self.dump {
+            let room = (BATCH - batch.len()) as PrefixId;
+            let end = dump.next.saturating_add(room).min(table.bound());
+            batch.extend(dump.next..end);
+            dump.next = end;
+            batch.sort_unstable();
+            batch.dedup();
+        }
+        batch
+    }
+
+    fn is_pending_but_dump_end(&self, table: &Table) -> bool {
+        !self.queue.is_empty() || self.dump.as_ref().is_none_or(|dump| dump.next < table.bound())
+    }
+
+    fn end_dump(&mut self, out: &mut Vec<u8>, filled: &mut Filled) {
+        if let Some(dump) = self.dump.take() {
+            filled.messages += if dump.bounds {
+                self.bound(RefreshKind::End, out)
+            } else {
+                let end = Message::EndOfRib(self.family).encode(&Context::default(), out);
+                end.unwrap_or_default() as u64
+            };
+        }
+    }
+
+    fn bound(&self, kind: RefreshKind, out: &mut Vec<u8>) -> u64 {
+        let message = Message::RouteRefresh(RouteRefresh { family: self.family.into(), kind });
+        message.encode(&Context::default(), out).unwrap_or_default() as u64
+    }
+
+    fn is_queued(&self, id: PrefixId) -> bool {
+        self.queued.get(id as usize / 64).is_some_and(|word| word & (1 << (id % 64)) != 0)
+    }
+
+    fn set(&mut self, id: PrefixId, target: AttributesId, attributes: &mut Interner<PathAttributes>) {
+        let at = id as usize;
+        if at >= self.sent.len() {
+            self.sent.resize(at + 1, AttributesId::NONE);
+        }
+        let old = std::mem::replace(&mut self.sent[at], target);
+        if target != AttributesId::NONE {
+            attributes.retain(target);
+        }
+        match (old == AttributesId::NONE, target == AttributesId::NONE) {
+            (true, false) => self.announced += 1,
+            (false, true) => self.announced -= 1,
+            _ => {}
+        }
+        if old != AttributesId::NONE && old != STALE {
+            attributes.release(old);
+        }
+    }
+}

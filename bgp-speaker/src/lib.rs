@@ -1,4 +1,20 @@
 //! A small, correct BGP speaker. Without the feature `net` this is the pure core: time, randomness and bytes
 //! come in, bytes and facts go out.
 pub mod config;
+mod connection;
+mod decision;
+pub mod fsm;
+mod negotiate;
+mod peer;
+mod policy;
+pub mod random;
+mod rib;
+pub mod speaker;
+mod update_queue;
+mod validate;
 pub mod wire;
+
+pub use connection::{ConnectionId, Endpoints};
+
+/// Time since a moment of the driver's choice; it never goes back.
+pub type Time = std::time::Duration;

@@ -1,0 +1,112 @@
+//! One TCP connection of a peer: its state machine, the bytes that came and are not a whole message yet, and the
+//! messages that wait to be sent. UPDATEs do not wait here: they are made when the socket has room for them
+//! (see [`update_queue`](crate::update_queue)).
+use crate::{
+    Time,
+    config::{Family, Global, PeerConfig, State},
+    fsm::{Action, Event, Fsm},
+    negotiate::{self, Negotiated},
+    random::Random,
+    wire::{Context, Message, NextHop, Notification, Open},
+};
+use std::{collections::BTreeMap, net::SocketAddr};
+
+/// Names a TCP connection, or an attempt to make one. Never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectionId(pub(crate) u64);
+
+/// The ends of a connection, and our addresses there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoints {
+    /// Our end.
+    pub local: SocketAddr,
+    /// The peer's end.
+    pub remote: SocketAddr,
+    /// Next-hop self by family: our global addresses on the interface of `local`. A family that is not here
+    /// is announced with given next hops only.
+    pub next_hops: BTreeMap<Family, NextHop>,
+}
+
+/// The connection.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) id: Option<ConnectionId>,
+    pub(crate) fsm: Fsm,
+    pub(crate) endpoints: Option<Endpoints>,
+    /// What came and is not decoded yet: less than a message between two inputs.
+    pub(crate) received: Vec<u8>,
+    /// Encoded messages that wait: at most an OPEN, a few KEEPALIVEs and ROUTE-REFRESHs.
+    pub(crate) waiting: Vec<u8>,
+    pub(crate) open: Option<Open>,
+    pub(crate) negotiated: Option<Negotiated>,
+    pub(crate) messages_received: u64,
+    pub(crate) messages_sent: u64,
+}
+
+impl Connection {
+    pub(crate) fn new(fsm: Fsm) -> Self {
+        Connection {
+            id: None,
+            fsm,
+            endpoints: None,
+            received: Vec::new(),
+            waiting: Vec::new(),
+            open: None,
+            negotiated: None,
+            messages_received: 0,
+            messages_sent: 0,
+        }
+    }
+
+    /// Whether the machine has a TCP connection.
+    pub(crate) fn is_connected(&self) -> bool {
+        matches!(self.fsm.state(), State::OpenSent | State::OpenConfirm | State::Established)
+    }
+
+    /// Puts a message among those that wait.
+    pub(crate) fn send(&mut self, message: &Message) {
+        let fallback = Context::default();
+        let context = self.negotiated.as_ref().map_or(&fallback, |negotiated| &negotiated.context);
+        // What goes this way is small and made here: it always fits.
+        if let Ok(count) = message.encode(context, &mut self.waiting) {
+            self.messages_sent += count as u64;
+        }
+    }
+
+    /// One event for the machine; what it does to the connection itself is done here: OPEN, KEEPALIVE and
+    /// NOTIFICATION are put among the waiting messages.
+    pub(crate) fn handle(
+        &mut self,
+        event: Event,
+        global: &Global,
+        config: &PeerConfig,
+        now: Time,
+        random: &mut Random,
+    ) -> Vec<Action> {
+        let actions = self.fsm.handle(event, now, random);
+        for action in &actions {
+            match action {
+                Action::SendOpen => self.send(&Message::Open(negotiate::open(global, config))),
+                Action::SendKeepalive => self.send(&Message::Keepalive),
+                Action::SendNotification(notification) => self.notify(notification),
+                Action::Connect | Action::Disconnect | Action::Up | Action::Down(_) => {}
+            }
+        }
+        actions
+    }
+
+    fn notify(&mut self, notification: &Notification) {
+        self.send(&Message::Notification(notification.clone()));
+    }
+
+    /// Forgets what belonged to the TCP connection that is gone. What waits must be written before it is
+    /// closed: OPEN and NOTIFICATION.
+    pub(crate) fn reset(&mut self) -> Vec<u8> {
+        self.id = None;
+        self.endpoints = None;
+        self.received = Vec::new();
+        self.open = None;
+        self.negotiated = None;
+        std::mem::take(&mut self.waiting)
+    }
+}

@@ -1,0 +1,428 @@
+//! One neighbour: its dialer, the connections that came in, and which of them lives.
+//!
+//! The dialer tries as long as the peer is configured and no session is up. A connection that comes in is always
+//! taken, whatever the dialer waits for, so that a peer that comes back is heard at once. When an OPEN shows that
+//! there are two connections with the same peer, section 6.8 of RFC 4271 decides (and RFC 6286 when identifiers
+//! are equal): an Established one stays; else the one stays that was opened by the side with the higher identifier.
+//! The other is closed with Cease/Connection Collision Resolution.
+use crate::{
+    Time,
+    config::{Global, PeerConfig, State},
+    connection::{Connection, ConnectionId, Endpoints},
+    fsm::{Action, Down, Event, Fsm},
+    negotiate::{self, Negotiated},
+    random::Random,
+    wire::{self, Context, Message, Notification, Open, Reason, RouteRefresh, Update, UpdateError},
+};
+use std::mem;
+
+/// Connections of one peer that came in and are not up: more than a peer has reason to make.
+const MAX_ACCEPTED: usize = 4;
+
+/// What the peer asks of the speaker that owns it, in this order.
+#[derive(Debug)]
+pub(crate) enum Request {
+    /// Dial; the connection has this name.
+    Connect(ConnectionId),
+    /// Write this and close.
+    Close(ConnectionId, Vec<u8>),
+    /// There is something to send.
+    Transmit(ConnectionId),
+    /// A session is up.
+    Up(Negotiated),
+    /// A message of the session.
+    Update(Update, Vec<UpdateError>),
+    /// The peer wants our routes again, or says where its own begin and end.
+    Refresh(RouteRefresh),
+    /// The session that was up is no more.
+    Down,
+}
+
+/// The neighbour.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) config: PeerConfig,
+    dialer: Connection,
+    accepted: Vec<Connection>,
+    state: State,
+    pub(crate) since: Time,
+    pub(crate) established_count: u64,
+    pub(crate) last_error: Option<String>,
+    /// Of connections that are gone.
+    messages_received: u64,
+    messages_sent: u64,
+}
+
+/// What the speaker lends to its peers.
+pub(crate) struct Tools<'a> {
+    pub(crate) global: &'a Global,
+    pub(crate) now: Time,
+    pub(crate) random: &'a mut Random,
+    pub(crate) next_connection: &'a mut u64,
+    pub(crate) requests: Vec<Request>,
+}
+
+impl Peer {
+    pub(crate) fn new(config: PeerConfig, now: Time) -> Self {
+        let dialer = Connection::new(Fsm::dialer(config.timers, now));
+        Peer {
+            config,
+            dialer,
+            accepted: Vec::new(),
+            state: State::Idle,
+            since: now,
+            established_count: 0,
+            last_error: None,
+            messages_received: 0,
+            messages_sent: 0,
+        }
+    }
+
+    /// The state of the connection that is furthest.
+    pub(crate) fn state(&self) -> State {
+        self.connections().map(|connection| connection.fsm.state()).max().unwrap_or(State::Idle)
+    }
+
+    /// The connection that is furthest.
+    pub(crate) fn foremost(&self) -> &Connection {
+        self.connections().max_by_key(|connection| connection.fsm.state()).unwrap_or(&self.dialer)
+    }
+
+    /// The session, if it is up.
+    pub(crate) fn session(&self) -> Option<&Connection> {
+        self.connections().find(|connection| connection.fsm.state() == State::Established)
+    }
+
+    pub(crate) fn session_mut(&mut self) -> Option<&mut Connection> {
+        self.connections_mut().find(|connection| connection.fsm.state() == State::Established)
+    }
+
+    pub(crate) fn connections(&self) -> impl Iterator<Item = &Connection> {
+        std::iter::once(&self.dialer).chain(&self.accepted)
+    }
+
+    fn connections_mut(&mut self) -> impl Iterator<Item = &mut Connection> {
+        std::iter::once(&mut self.dialer).chain(&mut self.accepted)
+    }
+
+    pub(crate) fn connection_mut(&mut self, id: ConnectionId) -> Option<&mut Connection> {
+        self.connections_mut().find(|connection| connection.id == Some(id))
+    }
+
+    /// Messages received and sent since the peer was configured.
+    pub(crate) fn messages(&self) -> (u64, u64) {
+        self.connections().fold(
+            (self.messages_received, self.messages_sent),
+            |(received, sent), connection| {
+                (received + connection.messages_received, sent + connection.messages_sent)
+            },
+        )
+    }
+
+    /// True once after each change of [`state`](Self::state).
+    pub(crate) fn state_changed(&mut self, now: Time) -> bool {
+        let state = self.state();
+        let changed = mem::replace(&mut self.state, state) != state;
+        if changed {
+            self.since = now;
+        }
+        changed
+    }
+
+    pub(crate) fn next_deadline(&self) -> Option<Time> {
+        self.connections().filter_map(|connection| connection.fsm.next_deadline()).min()
+    }
+
+    /// Dials at once.
+    pub(crate) fn start(&mut self, tools: &mut Tools<'_>) {
+        self.event(Which::Dialer, Event::Start, tools);
+    }
+
+    /// Ends all connections; the peer stays down until it is started.
+    pub(crate) fn stop(&mut self, notification: &Notification, tools: &mut Tools<'_>) {
+        while !self.accepted.is_empty() {
+            self.event(Which::Accepted(0), Event::Stop(notification.clone()), tools);
+        }
+        self.event(Which::Dialer, Event::Stop(notification.clone()), tools);
+    }
+
+    /// Ends the session that is up, if there is one; the dialer tries again later.
+    pub(crate) fn reset(&mut self, notification: Notification, tools: &mut Tools<'_>) {
+        if let Some(id) = self.session().and_then(|connection| connection.id) {
+            self.on(id, Event::Error(notification), tools);
+        }
+    }
+
+    /// Takes new timers into the dialer.
+    pub(crate) fn set_timers(&mut self) {
+        let timers = self.config.timers;
+        self.connections_mut().for_each(|connection| connection.fsm.set_timers(timers));
+    }
+
+    /// The dialed connection is there.
+    pub(crate) fn connected(&mut self, id: ConnectionId, endpoints: Endpoints, tools: &mut Tools<'_>) {
+        if self.dialer.id == Some(id) {
+            self.dialer.endpoints = Some(endpoints);
+            self.event(Which::Dialer, Event::TcpConnected, tools);
+        }
+    }
+
+    /// A connection came in.
+    pub(crate) fn accept(&mut self, id: ConnectionId, endpoints: Endpoints, tools: &mut Tools<'_>) {
+        if self.accepted.len() >= MAX_ACCEPTED {
+            // The oldest that is not up makes room: a peer that dials anew has given that one up.
+            let oldest = self.accepted.iter().position(|other| other.fsm.state() != State::Established);
+            if let Some(oldest) = oldest {
+                let cease = Reason::CONNECTION_COLLISION_RESOLUTION.into();
+                self.event(Which::Accepted(oldest), Event::Stop(cease), tools);
+            }
+        }
+        let mut connection = Connection::new(Fsm::accepted(self.config.timers, tools.now));
+        connection.id = Some(id);
+        connection.endpoints = Some(endpoints);
+        self.accepted.push(connection);
+        self.event(Which::Accepted(self.accepted.len() - 1), Event::TcpConnected, tools);
+    }
+
+    /// An event of the connection with this name.
+    pub(crate) fn on(&mut self, id: ConnectionId, event: Event, tools: &mut Tools<'_>) {
+        if let Some(which) = self.which(id) {
+            self.event(which, event, tools);
+        }
+    }
+
+    /// The time has come for some connection.
+    pub(crate) fn tick(&mut self, tools: &mut Tools<'_>) {
+        let due = |connection: &Connection| {
+            connection.fsm.next_deadline().is_some_and(|deadline| deadline <= tools.now)
+        };
+        let accepted: Vec<ConnectionId> =
+            self.accepted.iter().filter(|connection| due(connection)).filter_map(|c| c.id).collect();
+        let dialer = due(&self.dialer);
+        for id in accepted {
+            self.on(id, Event::Tick, tools);
+        }
+        if dialer {
+            self.event(Which::Dialer, Event::Tick, tools);
+        }
+    }
+
+    /// Bytes of the connection with this name. Stops at the first message that ends it.
+    pub(crate) fn receive(&mut self, id: ConnectionId, bytes: &[u8], tools: &mut Tools<'_>) {
+        let Some(connection) = self.connection_mut(id).filter(|connection| connection.is_connected()) else {
+            return;
+        };
+        connection.received.extend_from_slice(bytes);
+        let mut consumed = 0;
+        while let Some(connection) = self.connection_mut(id) {
+            let fallback = Context::default();
+            let context = connection.negotiated.as_ref().map_or(&fallback, |session| &session.context);
+            let rest = &connection.received[consumed..];
+            let decoded = match wire::frame(rest, context) {
+                Ok(None) => {
+                    connection.received.drain(..consumed);
+                    return;
+                }
+                Ok(Some(message)) => {
+                    consumed += message.len();
+                    wire::decode(message, context)
+                }
+                Err(notification) => Err(notification),
+            };
+            match decoded {
+                Ok(decoded) => {
+                    connection.messages_received += 1;
+                    self.message(id, decoded.message, decoded.errors, tools);
+                }
+                Err(notification) => self.on(id, Event::Error(notification), tools),
+            }
+        }
+    }
+
+    fn message(
+        &mut self,
+        id: ConnectionId,
+        message: Message,
+        errors: Vec<UpdateError>,
+        tools: &mut Tools<'_>,
+    ) {
+        match message {
+            Message::Open(open) => self.open(id, open, tools),
+            Message::Keepalive => self.on(id, Event::Keepalive, tools),
+            Message::Notification(notification) => self.on(id, Event::Notification(notification), tools),
+            Message::Update(update) => self.routes(id, Request::Update(update, errors), tools),
+            // It matters to graceful restart only.
+            Message::EndOfRib(_) => self.on(id, Event::Routes, tools),
+            Message::RouteRefresh(refresh) => self.routes(id, Request::Refresh(refresh), tools),
+        }
+    }
+
+    fn routes(&mut self, id: ConnectionId, request: Request, tools: &mut Tools<'_>) {
+        self.on(id, Event::Routes, tools);
+        if self.connection_mut(id).is_some() {
+            tools.requests.push(request);
+        }
+    }
+
+    fn open(&mut self, id: ConnectionId, open: Open, tools: &mut Tools<'_>) {
+        let Some(which) = self.which(id) else { return };
+        let negotiated = negotiate::negotiate(tools.global, &self.config, &open);
+        let event = Event::Open(match &negotiated {
+            Ok(negotiated) => Ok(negotiated.timers),
+            Err(notification) => Err(notification.clone()),
+        });
+        let in_open_sent = self.get_mut(which).fsm.state() == State::OpenSent;
+        if in_open_sent {
+            self.get_mut(which).open = Some(open.clone());
+        }
+        if let Ok(negotiated) = negotiated
+            && in_open_sent
+        {
+            if !self.survives(id, &open, tools) {
+                let cease = Reason::CONNECTION_COLLISION_RESOLUTION.into();
+                self.on(id, Event::Stop(cease), tools);
+                return;
+            }
+            // Closing the other connection may have moved this one in the list.
+            if let Some(connection) = self.connection_mut(id) {
+                connection.negotiated = Some(negotiated);
+            }
+        }
+        self.on(id, event, tools);
+    }
+
+    /// Section 6.8: whether the connection on which the OPEN came stays; if it does, its rivals are closed.
+    fn survives(&mut self, id: ConnectionId, open: &Open, tools: &mut Tools<'_>) -> bool {
+        let rivals: Vec<(ConnectionId, State, bool)> = self
+            .connections()
+            .filter(|rival| matches!(rival.fsm.state(), State::OpenConfirm | State::Established))
+            .filter_map(|rival| Some((rival.id?, rival.fsm.state(), self.is_dialed(rival.id?))))
+            .filter(|(rival, ..)| *rival != id)
+            .collect();
+        let dialed = self.is_dialed(id);
+        let local = (tools.global.router_id, tools.global.asn);
+        let local_wins = local > (open.router_id, open.asn);
+        for (_, state, rival_dialed) in &rivals {
+            let stays = *state != State::Established && dialed != *rival_dialed && dialed == local_wins;
+            if !stays {
+                return false;
+            }
+        }
+        for (rival, ..) in rivals {
+            let cease = Reason::CONNECTION_COLLISION_RESOLUTION.into();
+            self.on(rival, Event::Stop(cease), tools);
+        }
+        true
+    }
+
+    fn is_dialed(&self, id: ConnectionId) -> bool {
+        self.dialer.id == Some(id)
+    }
+
+    fn which(&self, id: ConnectionId) -> Option<Which> {
+        if self.is_dialed(id) {
+            return Some(Which::Dialer);
+        }
+        self.accepted.iter().position(|connection| connection.id == Some(id)).map(Which::Accepted)
+    }
+
+    fn get_mut(&mut self, which: Which) -> &mut Connection {
+        match which {
+            Which::Dialer => &mut self.dialer,
+            Which::Accepted(at) => &mut self.accepted[at],
+        }
+    }
+
+    /// One event for one machine, and all that follows from it.
+    fn event(&mut self, which: Which, event: Event, tools: &mut Tools<'_>) {
+        let stopped = matches!(event, Event::Stop(_));
+        let connection = match which {
+            Which::Dialer => &mut self.dialer,
+            Which::Accepted(at) => &mut self.accepted[at],
+        };
+        let was_up = connection.fsm.state() == State::Established;
+        let actions = connection.handle(event, tools.global, &self.config, tools.now, tools.random);
+        let mut up = None;
+        for action in actions {
+            let connection = self.get_mut(which);
+            match action {
+                Action::Connect => {
+                    *tools.next_connection += 1;
+                    let id = ConnectionId(*tools.next_connection);
+                    connection.id = Some(id);
+                    tools.requests.push(Request::Connect(id));
+                }
+                Action::SendOpen | Action::SendKeepalive => {
+                    tools.requests.extend(connection.id.map(Request::Transmit));
+                }
+                Action::SendNotification(_) | Action::Disconnect => {
+                    if let Some(id) = connection.id {
+                        let last = connection.reset();
+                        tools.requests.push(Request::Close(id, last));
+                    }
+                }
+                Action::Up => {
+                    if let (Some(id), Some(negotiated)) = (connection.id, connection.negotiated.clone()) {
+                        tools.requests.push(Request::Up(negotiated));
+                        up = Some(id);
+                    }
+                    self.established_count += 1;
+                }
+                Action::Down(down) => self.down(down),
+            }
+        }
+        if was_up && self.get_mut(which).fsm.state() != State::Established {
+            tools.requests.push(Request::Down);
+        }
+        if let Which::Accepted(at) = which
+            && self.accepted[at].fsm.state() == State::Idle
+        {
+            let gone = self.accepted.remove(at);
+            self.messages_received += gone.messages_received;
+            self.messages_sent += gone.messages_sent;
+        }
+        if let Some(id) = up {
+            self.close_others(id, tools);
+        } else if !(stopped && which == Which::Dialer) {
+            self.revive(tools);
+        }
+    }
+
+    /// A session is up: whatever else was tried ends (section 6.8).
+    fn close_others(&mut self, id: ConnectionId, tools: &mut Tools<'_>) {
+        let cease: Notification = Reason::CONNECTION_COLLISION_RESOLUTION.into();
+        let others: Vec<ConnectionId> =
+            self.accepted.iter().filter_map(|other| other.id).filter(|other| *other != id).collect();
+        for other in others {
+            self.on(other, Event::Stop(cease.clone()), tools);
+        }
+        if !self.is_dialed(id) {
+            self.event(Which::Dialer, Event::Stop(cease), tools);
+        }
+    }
+
+    /// The dialer was put to rest for a connection that is gone now: it goes on.
+    fn revive(&mut self, tools: &mut Tools<'_>) {
+        if self.dialer.fsm.state() == State::Idle && self.accepted.is_empty() {
+            self.event(Which::Dialer, Event::StartPassive, tools);
+        }
+    }
+
+    fn down(&mut self, down: Down) {
+        self.last_error = Some(match down {
+            // The end of the connection that lost is nobody's error.
+            Down::Sent(notification) if notification.reason == Reason::CONNECTION_COLLISION_RESOLUTION => {
+                return;
+            }
+            Down::Sent(notification) => format!("sent {notification}"),
+            Down::Received(notification) => format!("received {notification}"),
+            Down::Tcp(reason) => format!("connection: {reason}"),
+        });
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Which {
+    Dialer,
+    Accepted(usize),
+}

@@ -1,0 +1,210 @@
+//! What goes out: our own routes, marks for what changed, and the UPDATEs of a session.
+use super::{OwnRoute, Slot, Speaker, family_of};
+use crate::{
+    config::{Asn, Family, Route, RouteAttributes},
+    connection::ConnectionId,
+    policy::{Export, Provenance},
+    rib::{AttributesId, Path, PathAttributes, PrefixId, Source},
+    update_queue::Exporter,
+    wire::{AsPath, Attributes, Community, LargeCommunity, NextHop},
+};
+use ipnet::IpNet;
+use std::{collections::BTreeMap, mem, net::IpAddr};
+
+impl Speaker {
+    /// Compares the routes with what is announced, and marks what differs.
+    pub(super) fn replace_own_routes(&mut self, routes: Vec<Route>) {
+        let asn = self.global.as_ref().map_or(Asn(0), |global| global.asn);
+        let mut wanted: BTreeMap<IpNet, Vec<OwnRoute>> = BTreeMap::new();
+        for route in routes {
+            let attributes = self.rib.attributes.intern(own_attributes(&route.attributes, asn));
+            wanted.entry(route.prefix).or_default().push(OwnRoute {
+                attributes,
+                config: route.attributes,
+                peers: route.peers,
+            });
+        }
+        let old = mem::take(&mut self.own);
+        for prefix in old.keys().filter(|prefix| !wanted.contains_key(prefix)) {
+            let family = family_of(prefix);
+            if let Some(id) = self.rib.table(family).find(prefix) {
+                if let Some(change) = self.rib.remove(family, id, Source::LOCAL)
+                    && change.best
+                {
+                    self.mark(family, id);
+                }
+                self.release_unused(family, [id]);
+            }
+        }
+        for (prefix, routes) in &wanted {
+            if old.get(prefix) != Some(routes)
+                && let Some(first) = routes.first()
+            {
+                let family = family_of(prefix);
+                let change = self.rib.set(family, *prefix, Path::own(first.attributes));
+                self.mark(family, change.prefix);
+            }
+        }
+        for route in old.into_values().flatten() {
+            self.rib.attributes.release(route.attributes);
+        }
+        self.own = wanted;
+    }
+
+    /// After a change of our AS: what own routes are prepended with is another AS now.
+    pub(super) fn rebuild_own_routes(&mut self) {
+        let routes = self.own.iter().flat_map(|(&prefix, routes)| {
+            routes.iter().map(move |route| Route {
+                prefix,
+                attributes: route.config.clone(),
+                peers: route.peers.clone(),
+            })
+        });
+        let routes = routes.collect();
+        self.replace_own_routes(routes);
+    }
+
+    /// The best route of a prefix changed: whoever knows it or may hear of it looks again.
+    pub(super) fn mark(&mut self, family: Family, id: PrefixId) {
+        let own = self.rib.table(family).best(id).is_some_and(|best| best.source == Source::LOCAL);
+        for slot in self.peers.iter_mut().flatten() {
+            if let Some(out) = slot.out.get_mut(&family)
+                && (own || slot.peer.config.export_learned || out.knows(id))
+            {
+                out.mark(id);
+            }
+        }
+    }
+
+    /// Looks at all routes again for one peer.
+    pub(super) fn export_policy_changed(&mut self, source: Source) {
+        let Some(Some(slot)) = self.peers.get_mut(usize::from(source.0)) else { return };
+        for (family, out) in &mut slot.out {
+            for id in self.rib.table(*family).ids() {
+                out.mark(id);
+            }
+        }
+    }
+
+    /// Forgets prefixes that have no path and that no peer needs to hear of any more.
+    pub(super) fn release_unused(&mut self, family: Family, ids: impl IntoIterator<Item = PrefixId>) {
+        for id in ids {
+            let used = |slot: &Slot| slot.out.get(&family).is_some_and(|out| out.uses(id));
+            if self.rib.table(family).paths(id).is_empty() && !self.peers.iter().flatten().any(used) {
+                self.rib.release(family, id);
+            }
+        }
+    }
+
+    /// See [`Speaker::transmit`].
+    pub(super) fn transmit_to(
+        &mut self,
+        source: Source,
+        connection: ConnectionId,
+        limit: usize,
+        out: &mut Vec<u8>,
+    ) {
+        let limit = out.len() + limit;
+        let Some(global) = self.global.clone() else { return };
+        let Some(Some(slot)) = self.peers.get_mut(usize::from(source.0)) else { return };
+        let Some(waiting) = slot.peer.connection_mut(connection) else { return };
+        out.append(&mut waiting.waiting);
+        let is_session = slot.peer.session().is_some_and(|session| session.id == Some(connection));
+        if !is_session {
+            return;
+        }
+        let Some(session) = slot.peer.session() else { return };
+        let (Some(negotiated), Some(ends)) = (&session.negotiated, &session.endpoints) else { return };
+        let exporter = PeerExporter {
+            source,
+            own: &self.own,
+            neighbours: &self
+                .rib
+                .neighbours
+                .iter()
+                .map(|n| n.is_some_and(|n| n.internal))
+                .collect::<Vec<_>>(),
+            policy: Export {
+                local_asn: global.asn,
+                internal: negotiated.context.internal,
+                address: slot.peer.config.address,
+                learned: slot.peer.config.export_learned,
+                next_hops: &ends.next_hops,
+            },
+        };
+        let mut unused = Vec::new();
+        let (mut messages, mut error) = (0, None);
+        for (&family, queue) in &mut slot.out {
+            let (table, attributes) = self.rib.export(family);
+            let filled = queue.fill(table, attributes, &exporter, &negotiated.context, limit, out);
+            messages += filled.messages;
+            error = filled.error.or(error);
+            unused.push((family, filled.unused));
+        }
+        if let Some(session) = slot.peer.session_mut() {
+            session.messages_sent += messages;
+        }
+        if let Some(error) = error {
+            slot.peer.last_error = Some(format!("cannot announce: {error}"));
+        }
+        for (family, unused) in unused {
+            self.release_unused(family, unused);
+        }
+    }
+}
+
+struct PeerExporter<'a> {
+    source: Source,
+    own: &'a BTreeMap<IpNet, Vec<OwnRoute>>,
+    /// By number of the source: whether it is internal.
+    neighbours: &'a [bool],
+    policy: Export<'a>,
+}
+
+impl Exporter for PeerExporter<'_> {
+    fn provenance(&self, path: &Path) -> Option<Provenance> {
+        match path.source {
+            Source::LOCAL => Some(Provenance::Own),
+            // What a peer told is not told to it (split horizon).
+            source if source == self.source => None,
+            source if self.neighbours.get(usize::from(source.0)) == Some(&true) => Some(Provenance::Internal),
+            _ => Some(Provenance::External),
+        }
+    }
+
+    fn own(&self, prefix: &IpNet, path: &Path) -> Option<AttributesId> {
+        if path.source != Source::LOCAL {
+            return Some(path.attributes);
+        }
+        let routes = self.own.get(prefix)?;
+        let named = |route: &&OwnRoute| {
+            route.peers.as_ref().is_some_and(|peers| peers.contains(&self.policy.address))
+        };
+        let route =
+            routes.iter().find(named).or_else(|| routes.iter().find(|route| route.peers.is_none()))?;
+        Some(route.attributes)
+    }
+
+    fn export(&self, family: Family, from: Provenance, route: &PathAttributes) -> Option<PathAttributes> {
+        self.policy.apply(family, from, route)
+    }
+}
+
+/// The attributes of an own route as they stand in the table.
+fn own_attributes(route: &RouteAttributes, asn: Asn) -> PathAttributes {
+    PathAttributes {
+        next_hop: route.next_hop.map(|address: IpAddr| NextHop::from(address)),
+        attributes: Attributes {
+            as_path: AsPath::sequence(std::iter::repeat_n(asn.0, route.prepend.into())),
+            med: route.med,
+            local_pref: route.local_pref,
+            communities: route.communities.iter().copied().map(Community).collect(),
+            large_communities: route
+                .large_communities
+                .iter()
+                .map(|&(global, local1, local2)| LargeCommunity { global, local1, local2 })
+                .collect(),
+            ..Attributes::default()
+        },
+    }
+}

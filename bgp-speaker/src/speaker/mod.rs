@@ -1,0 +1,470 @@
+//! The speaker without its sockets: all peers, what they told, what they are to be told. Pure: inputs and the
+//! time come in, [`Output`]s go out, and [`Speaker::next_deadline`] says when to come back.
+//!
+//! A driver does this:
+//! - it gives what happens to its sockets to [`Speaker::handle`], and [`Input::Tick`] when the deadline has come;
+//! - it does what the outputs say, in their order;
+//! - for a connection with [`Output::Transmit`] it calls [`Speaker::transmit`] when the socket has room, until that
+//!   appends nothing.
+//!
+//! ```text
+//!  bytes ─> connection (frame, decode) ─> fsm ─> peer ─┬─> rib ─> update_queue of each peer ─> transmit
+//!  set_global, set_peers, set_routes ──────────────────┘
+//! ```
+mod export;
+mod session;
+mod status;
+
+use crate::{
+    Time,
+    config::{ConfigError, Family, Global, PeerConfig, Route, RouteAttributes, State},
+    connection::{ConnectionId, Endpoints},
+    fsm::Event,
+    peer::{Peer, Tools},
+    random::Random,
+    rib::{AttributesId, Path, PrefixId, Rib, Source},
+    update_queue::AdjRibOut,
+    validate,
+    wire::{Notification, Reason},
+};
+use ipnet::IpNet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+};
+
+/// What happens to the speaker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input<'a> {
+    /// The connection of an [`Output::Connect`] is there.
+    Connected {
+        /// Its name.
+        connection: ConnectionId,
+        /// Its ends.
+        endpoints: Endpoints,
+    },
+    /// It could not be made.
+    ConnectFailed {
+        /// Its name.
+        connection: ConnectionId,
+        /// Why, in words.
+        reason: String,
+    },
+    /// A connection came in; its name is from [`Speaker::accept_id`].
+    Accepted {
+        /// Its name.
+        connection: ConnectionId,
+        /// Its ends; the peer is known by the remote address.
+        endpoints: Endpoints,
+    },
+    /// Bytes came.
+    Received {
+        /// On which connection.
+        connection: ConnectionId,
+        /// Any part of the stream.
+        bytes: &'a [u8],
+    },
+    /// The peer closed the connection, or TCP gave it up.
+    Closed {
+        /// Which connection.
+        connection: ConnectionId,
+        /// Why, in words.
+        reason: String,
+    },
+    /// The time of [`Speaker::next_deadline`] has come.
+    Tick,
+}
+
+/// What the driver is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Dial, and answer with [`Input::Connected`] or [`Input::ConnectFailed`].
+    Connect {
+        /// Name of the connection to be.
+        connection: ConnectionId,
+        /// Where to.
+        remote: SocketAddr,
+        /// Address to dial from; none: any.
+        local: Option<IpAddr>,
+        /// TTL or hop limit of our packets.
+        ttl: u8,
+    },
+    /// Write `last` (after what was taken from [`Speaker::transmit`] before), then close; or stop dialing. The name
+    /// means nothing to the speaker any more.
+    Close {
+        /// Which connection.
+        connection: ConnectionId,
+        /// Last messages; may be empty.
+        last: Vec<u8>,
+    },
+    /// [`Speaker::transmit`] has something for this connection.
+    Transmit {
+        /// Which connection.
+        connection: ConnectionId,
+    },
+    /// The state of a peer is another one now.
+    StateChanged {
+        /// The neighbour.
+        peer: IpAddr,
+        /// Its state.
+        state: State,
+        /// The last error of the peer, in words.
+        last_error: Option<String>,
+    },
+}
+
+/// The speaker.
+#[derive(Debug)]
+pub struct Speaker {
+    global: Option<Global>,
+    /// Peers by number of the source; none: the number is free.
+    peers: Vec<Option<Slot>>,
+    by_address: BTreeMap<IpAddr, Source>,
+    by_connection: BTreeMap<ConnectionId, Source>,
+    rib: Rib,
+    own: BTreeMap<IpNet, Vec<OwnRoute>>,
+    random: Random,
+    next_connection: u64,
+}
+
+/// A peer and what its session has.
+#[derive(Debug)]
+struct Slot {
+    peer: Peer,
+    /// Of the session that is up; empty: none is.
+    out: BTreeMap<Family, AdjRibOut>,
+    /// Prefixes accepted.
+    received: u64,
+    /// Refused routes are kept: the peer cannot be asked for them again.
+    keeps_refused: bool,
+    /// Paths that a refresh of the peer has not confirmed yet, by family (RFC 7313 section 4).
+    unconfirmed: BTreeMap<Family, BTreeSet<PrefixId>>,
+}
+
+/// A route of ours to some peers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct OwnRoute {
+    attributes: AttributesId,
+    config: RouteAttributes,
+    peers: Option<BTreeSet<IpAddr>>,
+}
+
+impl Speaker {
+    /// A speaker that has nothing to do; `seed` makes its jitter and keys its hash tables: random where peers are
+    /// not trusted.
+    pub fn new(seed: u64) -> Self {
+        Speaker {
+            global: None,
+            peers: Vec::new(),
+            by_address: BTreeMap::new(),
+            by_connection: BTreeMap::new(),
+            rib: Rib::new(seed),
+            own: BTreeMap::new(),
+            random: Random::new(seed),
+            next_connection: 0,
+        }
+    }
+
+    /// Says who the speaker is. A change of AS or identifier resets all sessions.
+    ///
+    /// # Errors
+    /// [`ConfigError`]; nothing changes then.
+    pub fn set_global(&mut self, global: Global, now: Time) -> Result<Vec<Output>, ConfigError> {
+        validate::global(&global)?;
+        let configs: Vec<PeerConfig> = self.slots().map(|(_, slot)| slot.peer.config.clone()).collect();
+        validate::peers(&configs, Some(&global))?;
+        let mut outputs = Vec::new();
+        let same = self
+            .global
+            .as_ref()
+            .is_some_and(|old| (old.asn, old.router_id) == (global.asn, global.router_id));
+        if !same {
+            self.stop_all(&Reason::OTHER_CONFIGURATION_CHANGE.into(), now, &mut outputs);
+        }
+        self.global = Some(global);
+        if !same {
+            self.rebuild_own_routes();
+            for source in self.sources() {
+                self.with_peer(source, now, &mut outputs, |peer, tools| peer.start(tools));
+            }
+        }
+        Ok(self.finish(outputs))
+    }
+
+    /// Sets the neighbours, the whole set. A neighbour that is gone or whose session would be another one is told
+    /// so; other changes take effect without a reset.
+    ///
+    /// # Errors
+    /// [`ConfigError`]; nothing changes then.
+    pub fn set_peers(&mut self, peers: Vec<PeerConfig>, now: Time) -> Result<Vec<Output>, ConfigError> {
+        validate::peers(&peers, self.global.as_ref())?;
+        let mut outputs = Vec::new();
+        let wanted: BTreeMap<IpAddr, PeerConfig> =
+            peers.into_iter().map(|peer| (peer.address, peer)).collect();
+        let gone: Vec<Source> = self
+            .by_address
+            .iter()
+            .filter(|(address, _)| !wanted.contains_key(address))
+            .map(|(_, source)| *source)
+            .collect();
+        for source in gone {
+            let notification = Reason::PEER_DECONFIGURED.into();
+            self.with_peer(source, now, &mut outputs, |peer, tools| peer.stop(&notification, tools));
+            if let Some(slot) = self.peers[usize::from(source.0)].take() {
+                self.by_address.remove(&slot.peer.config.address);
+            }
+            self.rib.neighbours[usize::from(source.0)] = None;
+        }
+        for (address, config) in wanted {
+            match self.by_address.get(&address) {
+                Some(&source) => self.change_peer(source, config, now, &mut outputs),
+                None => self.add_peer(config, now, &mut outputs),
+            }
+        }
+        Ok(self.finish(outputs))
+    }
+
+    /// Sets the routes to announce, the whole set. What did not change is not sent again. Where several routes
+    /// have the same prefix, a peer hears of the one that names it, else of the one for all.
+    ///
+    /// # Errors
+    /// [`ConfigError`]; nothing changes then.
+    pub fn set_routes(&mut self, routes: Vec<Route>) -> Result<Vec<Output>, ConfigError> {
+        validate::routes(&routes)?;
+        self.replace_own_routes(routes);
+        Ok(self.finish(Vec::new()))
+    }
+
+    /// A name for a connection that came in.
+    pub fn accept_id(&mut self) -> ConnectionId {
+        self.next_connection += 1;
+        ConnectionId(self.next_connection)
+    }
+
+    /// TTL or hop limit for connections with a neighbour; none: no such neighbour, or no AS of our own yet.
+    pub fn ttl(&self, peer: IpAddr) -> Option<u8> {
+        let global = self.global.as_ref()?;
+        let source = self.by_address.get(&peer)?;
+        self.slot(*source).map(|slot| ttl(&slot.peer.config, global))
+    }
+
+    /// One input. Inputs about connections that the speaker has forgotten do nothing.
+    pub fn handle(&mut self, input: Input<'_>, now: Time) -> Vec<Output> {
+        let mut outputs = Vec::new();
+        match input {
+            Input::Connected { connection, endpoints } => match self.by_connection.get(&connection) {
+                Some(&source) => self.with_peer(source, now, &mut outputs, |peer, tools| {
+                    peer.connected(connection, endpoints, tools);
+                }),
+                None => outputs.push(Output::Close { connection, last: Vec::new() }),
+            },
+            Input::Accepted { connection, endpoints } => {
+                match self.by_address.get(&endpoints.remote.ip().to_canonical()) {
+                    Some(&source) if self.global.is_some() => {
+                        self.by_connection.insert(connection, source);
+                        self.with_peer(source, now, &mut outputs, |peer, tools| {
+                            peer.accept(connection, endpoints, tools);
+                        });
+                    }
+                    _ => outputs.push(Output::Close { connection, last: Vec::new() }),
+                }
+            }
+            Input::Received { connection, bytes } => self.on(connection, now, &mut outputs, |peer, tools| {
+                peer.receive(connection, bytes, tools);
+            }),
+            Input::ConnectFailed { connection, reason } | Input::Closed { connection, reason } => {
+                self.on(connection, now, &mut outputs, |peer, tools| {
+                    peer.on(connection, Event::TcpFailed(reason), tools);
+                });
+            }
+            Input::Tick => {
+                for source in self.sources() {
+                    let due = self.slot(source).and_then(|slot| slot.peer.next_deadline());
+                    if due.is_some_and(|due| due <= now) {
+                        self.with_peer(source, now, &mut outputs, |peer, tools| peer.tick(tools));
+                    }
+                }
+            }
+        }
+        self.finish(outputs)
+    }
+
+    /// When [`Input::Tick`] is due; may be in the past: at once.
+    pub fn next_deadline(&self) -> Option<Time> {
+        self.slots().filter_map(|(_, slot)| slot.peer.next_deadline()).min()
+    }
+
+    /// Appends what is to be written to a connection, about `limit` octets (a batch of UPDATEs more at most);
+    /// nothing: there is nothing to send.
+    pub fn transmit(&mut self, connection: ConnectionId, limit: usize, out: &mut Vec<u8>) {
+        if let Some(&source) = self.by_connection.get(&connection) {
+            self.transmit_to(source, connection, limit, out);
+        }
+    }
+
+    /// Whether a session that is up has something to send.
+    pub fn is_pending(&self) -> bool {
+        self.slots().any(|(_, slot)| slot.out.values().any(AdjRibOut::is_pending))
+    }
+
+    /// Ends all sessions with Cease/Administrative Shutdown, and forgets the peers.
+    pub fn shutdown(&mut self, now: Time) -> Vec<Output> {
+        let mut outputs = Vec::new();
+        self.stop_all(&Reason::ADMINISTRATIVE_SHUTDOWN.into(), now, &mut outputs);
+        self.peers.clear();
+        self.rib.neighbours.clear();
+        self.by_address.clear();
+        self.finish(outputs)
+    }
+
+    fn add_peer(&mut self, config: PeerConfig, now: Time, outputs: &mut Vec<Output>) {
+        let free = self.peers.iter().position(Option::is_none).unwrap_or(self.peers.len());
+        if free == self.peers.len() {
+            self.peers.push(None);
+            self.rib.neighbours.push(None);
+        }
+        // Validation keeps the number of peers far below the range of a source.
+        let source = Source(free as u16);
+        self.by_address.insert(config.address, source);
+        self.peers[free] = Some(Slot {
+            peer: Peer::new(config, now),
+            out: BTreeMap::new(),
+            received: 0,
+            keeps_refused: false,
+            unconfirmed: BTreeMap::new(),
+        });
+        if self.global.is_some() {
+            self.with_peer(source, now, outputs, |peer, tools| peer.start(tools));
+        }
+    }
+
+    fn change_peer(&mut self, source: Source, config: PeerConfig, now: Time, outputs: &mut Vec<Output>) {
+        let Some(slot) = self.slot_mut(source) else { return };
+        if slot.peer.config == config {
+            return;
+        }
+        let old = std::mem::replace(&mut slot.peer.config, config.clone());
+        slot.peer.set_timers();
+        if session_of(&old) != session_of(&config) {
+            let notification = Reason::OTHER_CONFIGURATION_CHANGE.into();
+            self.with_peer(source, now, outputs, |peer, tools| {
+                peer.stop(&notification, tools);
+            });
+            if self.global.is_some() {
+                self.with_peer(source, now, outputs, |peer, tools| peer.start(tools));
+            }
+            return;
+        }
+        if old.accept != config.accept {
+            self.import_policy_changed(source);
+        }
+        if old.export_learned != config.export_learned {
+            self.export_policy_changed(source);
+        }
+        self.check_max_prefixes(source, now, outputs);
+    }
+
+    fn stop_all(&mut self, notification: &Notification, now: Time, outputs: &mut Vec<Output>) {
+        for source in self.sources() {
+            self.with_peer(source, now, outputs, |peer, tools| peer.stop(notification, tools));
+        }
+    }
+
+    fn on(
+        &mut self,
+        connection: ConnectionId,
+        now: Time,
+        outputs: &mut Vec<Output>,
+        act: impl FnOnce(&mut Peer, &mut Tools<'_>),
+    ) {
+        if let Some(&source) = self.by_connection.get(&connection) {
+            self.with_peer(source, now, outputs, act);
+        }
+    }
+
+    /// Does something with a peer, and what the peer then asks for.
+    fn with_peer(
+        &mut self,
+        source: Source,
+        now: Time,
+        outputs: &mut Vec<Output>,
+        act: impl FnOnce(&mut Peer, &mut Tools<'_>),
+    ) {
+        let (Some(global), Some(Some(slot))) = (&self.global, self.peers.get_mut(usize::from(source.0)))
+        else {
+            return;
+        };
+        let mut tools = Tools {
+            global,
+            now,
+            random: &mut self.random,
+            next_connection: &mut self.next_connection,
+            requests: Vec::new(),
+        };
+        act(&mut slot.peer, &mut tools);
+        let requests = tools.requests;
+        self.serve(source, requests, now, outputs);
+        let Some(slot) = self.slot_mut(source) else { return };
+        if slot.peer.state_changed(now) {
+            outputs.push(Output::StateChanged {
+                peer: slot.peer.config.address,
+                state: slot.peer.state(),
+                last_error: slot.peer.last_error.clone(),
+            });
+        }
+    }
+
+    /// What follows from everything that an input did: who has something to send.
+    fn finish(&self, mut outputs: Vec<Output>) -> Vec<Output> {
+        for (_, slot) in self.slots() {
+            let connection = slot.peer.session().and_then(|session| session.id);
+            if let Some(connection) = connection
+                && slot.out.values().any(AdjRibOut::is_pending)
+                && !outputs.contains(&Output::Transmit { connection })
+            {
+                outputs.push(Output::Transmit { connection });
+            }
+        }
+        outputs
+    }
+
+    fn sources(&self) -> Vec<Source> {
+        self.by_address.values().copied().collect()
+    }
+
+    fn slots(&self) -> impl Iterator<Item = (Source, &Slot)> {
+        (0..).map(Source).zip(&self.peers).filter_map(|(source, slot)| Some((source, slot.as_ref()?)))
+    }
+
+    fn slot(&self, source: Source) -> Option<&Slot> {
+        self.peers.get(usize::from(source.0))?.as_ref()
+    }
+
+    fn slot_mut(&mut self, source: Source) -> Option<&mut Slot> {
+        self.peers.get_mut(usize::from(source.0))?.as_mut()
+    }
+}
+
+/// What a session was negotiated with: a change needs another session.
+fn session_of(config: &PeerConfig) -> impl PartialEq + use<> {
+    let timers = (config.timers.hold_seconds, config.timers.keepalive_seconds);
+    let ends = (config.asn, config.port, config.local_address, config.multihop_ttl);
+    (ends, timers, config.families.clone())
+}
+
+fn ttl(config: &PeerConfig, global: &Global) -> u8 {
+    config.multihop_ttl.unwrap_or(if config.asn == global.asn { 64 } else { 1 })
+}
+
+fn family_of(prefix: &IpNet) -> Family {
+    match prefix {
+        IpNet::V4(_) => Family::Ipv4Unicast,
+        IpNet::V6(_) => Family::Ipv6Unicast,
+    }
+}
+
+impl Path {
+    fn own(attributes: AttributesId) -> Self {
+        Path { source: Source::LOCAL, refused: false, attributes }
+    }
+}

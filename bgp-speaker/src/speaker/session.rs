@@ -1,0 +1,264 @@
+//! What a session brings in: it comes up, tells routes, asks for ours, goes down.
+use super::{Output, Slot, Speaker, family_of, ttl};
+use crate::{
+    Time,
+    config::Family,
+    decision::Neighbour,
+    negotiate::Negotiated,
+    peer::Request,
+    policy,
+    rib::{Change, Path, PathAttributes, PrefixId, Source},
+    update_queue::AdjRibOut,
+    wire::{
+        AfiSafi, Announcement, Message, Notification, Reason, RefreshKind, RouteRefresh, Update, UpdateError,
+    },
+};
+use ipnet::IpNet;
+use std::{collections::BTreeSet, net::SocketAddr};
+
+impl Speaker {
+    /// Does what a peer asked for, in order.
+    pub(super) fn serve(
+        &mut self,
+        source: Source,
+        requests: Vec<Request>,
+        now: Time,
+        outputs: &mut Vec<Output>,
+    ) {
+        for request in requests {
+            match request {
+                Request::Connect(connection) => self.connect(source, connection, outputs),
+                Request::Close(connection, last) => {
+                    self.by_connection.remove(&connection);
+                    outputs.retain(|output| *output != Output::Transmit { connection });
+                    outputs.push(Output::Close { connection, last });
+                }
+                Request::Transmit(connection) => {
+                    let output = Output::Transmit { connection };
+                    if self.by_connection.contains_key(&connection) && !outputs.contains(&output) {
+                        outputs.push(output);
+                    }
+                }
+                Request::Up(negotiated) => self.up(source, &negotiated),
+                Request::Down => self.down(source),
+                // Of a session that ended for what came before.
+                _ if !self.is_up(source) => {}
+                Request::Update(update, errors) => {
+                    self.note(source, &errors);
+                    self.update(source, update);
+                    self.check_max_prefixes(source, now, outputs);
+                }
+                Request::Refresh(refresh) => self.refresh(source, refresh),
+            }
+        }
+    }
+
+    fn connect(
+        &mut self,
+        source: Source,
+        connection: crate::connection::ConnectionId,
+        outputs: &mut Vec<Output>,
+    ) {
+        let (Some(global), Some(slot)) = (&self.global, self.slot(source)) else { return };
+        let config = &slot.peer.config;
+        outputs.push(Output::Connect {
+            connection,
+            remote: SocketAddr::new(config.address, config.port),
+            local: config.local_address,
+            ttl: ttl(config, global),
+        });
+        self.by_connection.insert(connection, source);
+    }
+
+    fn is_up(&self, source: Source) -> bool {
+        self.slot(source).is_some_and(|slot| !slot.out.is_empty())
+    }
+
+    fn up(&mut self, source: Source, negotiated: &Negotiated) {
+        let Some(slot) = self.slot_mut(source) else { return };
+        slot.received = 0;
+        slot.keeps_refused = !negotiated.route_refresh;
+        slot.out =
+            negotiated.context.families.iter().map(|&family| (family, AdjRibOut::new(family))).collect();
+        let neighbour = Neighbour {
+            internal: negotiated.context.internal,
+            router_id: negotiated.router_id,
+            address: slot.peer.config.address,
+        };
+        self.rib.neighbours[usize::from(source.0)] = Some(neighbour);
+    }
+
+    fn down(&mut self, source: Source) {
+        let Some(slot) = self.slot_mut(source) else { return };
+        let out = std::mem::take(&mut slot.out);
+        slot.received = 0;
+        slot.unconfirmed.clear();
+        for (family, mut out) in out {
+            let used = out.clear(&mut self.rib.attributes);
+            self.release_unused(family, used);
+            let ids: Vec<PrefixId> = self.rib.table(family).ids().collect();
+            for id in ids {
+                self.withdraw(source, family, id);
+            }
+        }
+    }
+
+    /// Errors of an UPDATE that were handled (RFC 7606): the operator may want to know.
+    fn note(&mut self, source: Source, errors: &[UpdateError]) {
+        if let Some(error) = errors.last()
+            && let Some(slot) = self.slot_mut(source)
+        {
+            slot.peer.last_error = Some(format!("received UPDATE, handled: {error}"));
+        }
+    }
+
+    fn update(&mut self, source: Source, update: Update) {
+        for prefix in &update.withdrawn {
+            let family = family_of(prefix);
+            if let Some(id) = self.rib.table(family).find(prefix) {
+                self.withdraw(source, family, id);
+            }
+        }
+        if let Some(announced) = update.announced {
+            self.announced(source, announced);
+        }
+    }
+
+    fn announced(&mut self, source: Source, announced: Announcement) {
+        let (Some(global), Some(slot)) = (&self.global, self.slot(source)) else { return };
+        let is_loop = policy::is_loop(&announced.attributes, global.asn, global.router_id);
+        let accept = slot.peer.config.accept.clone();
+        let keeps_refused = slot.keeps_refused;
+        let own_addresses: Vec<_> = slot
+            .peer
+            .session()
+            .and_then(|session| session.endpoints.as_ref())
+            .map(|ends| {
+                ends.next_hops
+                    .values()
+                    .map(|own| own.address)
+                    .chain([ends.local.ip().to_canonical()])
+                    .collect()
+            })
+            .unwrap_or_default();
+        for reach in announced.reach {
+            // A route through ourselves is no route (RFC 4271 section 5.1.3).
+            let unusable = is_loop || own_addresses.contains(&reach.next_hop.address);
+            let attributes = self.rib.attributes.intern(PathAttributes {
+                next_hop: Some(reach.next_hop),
+                attributes: announced.attributes.clone(),
+            });
+            for prefix in reach.prefixes {
+                let family = family_of(&prefix);
+                let refused = unusable || !policy::accepts(&accept, &prefix);
+                if unusable || (refused && !keeps_refused) {
+                    if let Some(id) = self.rib.table(family).find(&prefix) {
+                        self.withdraw(source, family, id);
+                    }
+                    continue;
+                }
+                let change = self.rib.set(family, prefix, Path { source, refused, attributes });
+                self.counted(source, family, &change, !refused);
+            }
+            self.rib.attributes.release(attributes);
+        }
+    }
+
+    /// The path of a source is no more.
+    fn withdraw(&mut self, source: Source, family: Family, id: PrefixId) {
+        if let Some(change) = self.rib.remove(family, id, source) {
+            self.counted(source, family, &change, false);
+            self.release_unused(family, [id]);
+        }
+    }
+
+    /// Keeps count of accepted paths, and tells the peers of a new best one.
+    fn counted(&mut self, source: Source, family: Family, change: &Change, accepted: bool) {
+        let was = change.old.is_some_and(|old| !old.refused);
+        if let Some(slot) = self.slot_mut(source) {
+            slot.received = slot.received + u64::from(accepted) - u64::from(was);
+            if let Some(unconfirmed) = slot.unconfirmed.get_mut(&family) {
+                unconfirmed.remove(&change.prefix);
+            }
+        }
+        if change.best {
+            self.mark(family, change.prefix);
+        }
+    }
+
+    /// The peer asks for our routes, or marks a refresh of its own (RFC 7313 section 4).
+    fn refresh(&mut self, source: Source, refresh: RouteRefresh) {
+        let Some(family) = refresh.family.family() else { return };
+        let index = usize::from(source.0);
+        let Some(Some(slot)) = self.peers.get_mut(index) else { return };
+        let Some(out) = slot.out.get_mut(&family) else { return };
+        let Some(session) = slot.peer.session_mut() else { return };
+        let enhanced = session.negotiated.as_ref().is_some_and(|negotiated| negotiated.enhanced_refresh);
+        match refresh.kind {
+            RefreshKind::Request => {
+                session.messages_sent +=
+                    out.refresh(enhanced, &mut self.rib.attributes, &mut session.waiting);
+            }
+            RefreshKind::Begin => {
+                let table = self.rib.table(family);
+                let told = |id: &PrefixId| table.paths(*id).iter().any(|path| path.source == source);
+                slot.unconfirmed.insert(family, table.ids().filter(told).collect());
+            }
+            RefreshKind::End => {
+                for id in slot.unconfirmed.remove(&family).unwrap_or_default() {
+                    self.withdraw(source, family, id);
+                }
+            }
+            RefreshKind::Other(_) => {}
+        }
+    }
+
+    /// More prefixes than allowed end the session (RFC 4486).
+    pub(super) fn check_max_prefixes(&mut self, source: Source, now: Time, outputs: &mut Vec<Output>) {
+        let Some(slot) = self.slot(source) else { return };
+        let Some(max) = slot.peer.config.max_prefixes else { return };
+        if slot.received > u64::from(max) {
+            let family = slot.out.keys().next().copied().unwrap_or(Family::Ipv4Unicast);
+            let AfiSafi { afi, safi } = family.into();
+            let data = [&afi.to_be_bytes()[..], &[safi], &max.to_be_bytes()].concat();
+            let notification = Notification::new(Reason::MAX_PREFIXES_REACHED, data);
+            self.with_peer(source, now, outputs, |peer, tools| peer.reset(notification, tools));
+        }
+    }
+
+    /// Applies a new accept list to what the peer told, and asks it for what was refused before.
+    pub(super) fn import_policy_changed(&mut self, source: Source) {
+        let Some(slot) = self.slot(source) else { return };
+        let accept = slot.peer.config.accept.clone();
+        let families: BTreeSet<Family> = slot.out.keys().copied().collect();
+        let keeps_refused = slot.keeps_refused;
+        for &family in &families {
+            let ids: Vec<PrefixId> = self.rib.table(family).ids().collect();
+            for id in ids {
+                let table = self.rib.table(family);
+                let path = table.paths(id).iter().find(|path| path.source == source).copied();
+                let prefix: IpNet = table.prefix(id);
+                let Some(path) = path else { continue };
+                let refused = !policy::accepts(&accept, &prefix);
+                if refused == path.refused {
+                    continue;
+                }
+                if refused && !keeps_refused {
+                    self.withdraw(source, family, id);
+                } else {
+                    let change = self.rib.set(family, prefix, Path { refused, ..path });
+                    self.counted(source, family, &change, !refused);
+                }
+            }
+        }
+        if keeps_refused {
+            return;
+        }
+        if let Some(session) = self.slot_mut(source).and_then(|slot: &mut Slot| slot.peer.session_mut()) {
+            for family in families {
+                let request = RouteRefresh { family: family.into(), kind: RefreshKind::Request };
+                session.send(&Message::RouteRefresh(request));
+            }
+        }
+    }
+}

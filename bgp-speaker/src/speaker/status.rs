@@ -1,0 +1,122 @@
+//! What an operator asks.
+use super::{Speaker, family_of};
+use crate::{
+    Time,
+    config::{Asn, Family, PeerStatus, RouteStatus},
+    decision::Rule,
+    rib::{AttributesId, PathAttributes, Source},
+    update_queue::AdjRibOut,
+};
+use ipnet::IpNet;
+use std::net::IpAddr;
+
+impl Speaker {
+    /// All peers, by address.
+    pub fn peers(&self, now: Time) -> Vec<PeerStatus> {
+        let local_asn = self.global.as_ref().map_or(Asn(0), |global| global.asn);
+        self.by_address
+            .values()
+            .filter_map(|&source| self.slot(source))
+            .map(|slot| {
+                let peer = &slot.peer;
+                let foremost = peer.foremost();
+                let session = foremost.negotiated.as_ref();
+                let (messages_received, messages_sent) = peer.messages();
+                PeerStatus {
+                    address: peer.config.address,
+                    asn: peer.config.asn,
+                    local_asn,
+                    router_id: foremost.open.as_ref().map(|open| open.router_id),
+                    local_address: foremost.endpoints.as_ref().map(|ends| ends.local.ip().to_canonical()),
+                    state: format!("{:?}", peer.state()),
+                    since_seconds: now.saturating_sub(peer.since).as_secs(),
+                    established_count: peer.established_count,
+                    families: session.map(|session| session.context.families.clone()).unwrap_or_default(),
+                    hold_seconds: session.map(|session| session.timers.hold_seconds),
+                    keepalive_seconds: session.map(|session| session.timers.keepalive_seconds),
+                    capabilities: foremost
+                        .open
+                        .iter()
+                        .flat_map(|open| open.capabilities.iter().map(ToString::to_string))
+                        .collect(),
+                    prefixes_received: slot.received,
+                    prefixes_sent: slot.out.values().map(AdjRibOut::announced).sum(),
+                    messages_received,
+                    messages_sent,
+                    last_error: peer.last_error.clone(),
+                }
+            })
+            .collect()
+    }
+
+    /// All routes: by prefix, then what peers told, what is best of it, what peers were told.
+    pub fn routes(&self) -> Vec<RouteStatus> {
+        let mut rows = Vec::new();
+        for family in [Family::Ipv4Unicast, Family::Ipv6Unicast] {
+            let table = self.rib.table(family);
+            let mut ids: Vec<_> = table.ids().map(|id| (table.prefix(id), id)).collect();
+            ids.sort_unstable();
+            for (prefix, id) in ids {
+                self.routes_of(family, prefix, id, &mut rows);
+            }
+        }
+        rows
+    }
+
+    fn routes_of(&self, family: Family, prefix: IpNet, id: u32, rows: &mut Vec<RouteStatus>) {
+        debug_assert_eq!(family, family_of(&prefix));
+        let paths = self.rib.table(family).paths(id);
+        let verdicts = self.rib.decision().explain(paths);
+        let row = |table: &str, peer, attributes: AttributesId, best, rule: Option<Rule>| {
+            row(table, peer, prefix, self.rib.attributes.get(attributes), best, rule)
+        };
+        let address = |source: Source| self.slot(source).map(|slot| slot.peer.config.address);
+        let mut told: Vec<_> = paths
+            .iter()
+            .zip(&verdicts)
+            .filter(|(path, _)| path.source != Source::LOCAL)
+            .map(|(path, &(best, rule))| {
+                row("adj-in", address(path.source), path.attributes, best, Some(rule))
+            })
+            .collect();
+        told.sort_by_key(|row| row.peer);
+        rows.append(&mut told);
+        for (path, &(best, rule)) in paths.iter().zip(&verdicts) {
+            if best {
+                rows.push(row("loc", address(path.source), path.attributes, true, Some(rule)));
+            }
+        }
+        for slot in self.by_address.values().filter_map(|&source| self.slot(source)) {
+            if let Some(sent) = slot.out.get(&family).and_then(|out| out.sent(id)) {
+                rows.push(row("adj-out", Some(slot.peer.config.address), sent, true, None));
+            }
+        }
+    }
+}
+
+fn row(
+    table: &str,
+    peer: Option<IpAddr>,
+    prefix: IpNet,
+    route: &PathAttributes,
+    best: bool,
+    rule: Option<Rule>,
+) -> RouteStatus {
+    let attributes = &route.attributes;
+    RouteStatus {
+        table: table.to_owned(),
+        peer,
+        prefix,
+        next_hop: route.next_hop.map(|next_hop| next_hop.address),
+        as_path: attributes.as_path.to_string(),
+        origin: attributes.origin.to_string(),
+        local_pref: attributes.local_pref,
+        med: attributes.med,
+        communities: (attributes.communities.iter().map(ToString::to_string))
+            .chain(attributes.extended_communities.iter().map(ToString::to_string))
+            .chain(attributes.large_communities.iter().map(ToString::to_string))
+            .collect(),
+        best,
+        reason: rule.map(|rule| rule.to_string()),
+    }
+}

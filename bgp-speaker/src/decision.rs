@@ -18,11 +18,11 @@ use std::{
 };
 
 /// LOCAL_PREF of a route that has none.
-pub const DEFAULT_LOCAL_PREF: u32 = 100;
+pub(crate) const DEFAULT_LOCAL_PREF: u32 = 100;
 
 /// The rule that decided about a path: for the best one, the rule that struck out its last rival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Rule {
+pub(crate) enum Rule {
     /// There is no other path.
     Only,
     /// Not to be used: import policy, or the route came through us before.

@@ -93,6 +93,10 @@ pub enum PoolUse {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("x-kubernetes-validations" = rules(&[
     ("has(self.cidr) ? !has(self.start) && !has(self.stop) : has(self.start) && has(self.stop)", ONE_BLOCK),
+    (
+        "!has(self.start) || !has(self.stop) || ip(self.start).family() == ip(self.stop).family()",
+        ONE_FAMILY
+    ),
 ])))]
 pub struct Block {
     /// The prefix; all its addresses are given, the first and the last too.
@@ -108,6 +112,8 @@ pub struct Block {
 
 /// What a block has to consist of.
 pub(crate) const ONE_BLOCK: &str = "needs either cidr, or start and stop";
+/// Why a range across families is refused.
+pub(crate) const ONE_FAMILY: &str = "start and stop must be of one family";
 
 impl Block {
     /// First and last address, of one family and in this order; none if the block is malformed.
@@ -142,6 +148,7 @@ pub struct AddressPoolStatus {
     pub observed_generation: Option<i64>,
     /// Conditions, sorted by type.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
     /// IPv4 addresses in numbers.
     pub ipv4: AddressCounts,

@@ -1,7 +1,7 @@
 //! BGPAdvertisement: what is announced, to whom, and with which attributes.
 use super::{
     community::Community,
-    scalar::{Ipv4Length, Ipv6Length, Prepend},
+    scalar::{BackendCount, Ipv4Length, Ipv6Length, Metric, Prepend},
     selector::Selector,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -51,8 +51,7 @@ pub struct BGPAdvertisementSpec {
     pub attributes: Attributes,
     /// With fewer healthy backends on a node than this, it withdraws.
     #[serde(default = "one")]
-    #[schemars(range(max = 10000))]
-    pub min_healthy: u32,
+    pub min_healthy: BackendCount,
 }
 
 /// Where routes come from.
@@ -89,10 +88,10 @@ pub struct Attributes {
     pub communities: Vec<Community>,
     /// LOCAL_PREF, to internal peers only; none: 100.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub local_pref: Option<u32>,
+    pub local_pref: Option<Metric>,
     /// MULTI_EXIT_DISC.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub med: Option<u32>,
+    pub med: Option<Metric>,
     /// How many times our AS is prepended more.
     #[serde(default)]
     pub prepend: Prepend,
@@ -108,8 +107,9 @@ pub enum LinkBandwidth {
     ByHealthyWeight,
 }
 
-fn one() -> u32 {
-    1
+fn one() -> BackendCount {
+    const ONE: BackendCount = BackendCount::new(1).expect("in range");
+    ONE
 }
 
 /// What became of an advertisement.
@@ -121,6 +121,7 @@ pub struct BGPAdvertisementStatus {
     pub observed_generation: Option<i64>,
     /// Conditions, sorted by type.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
     /// Routes that are announced.
     pub announced_routes: i64,

@@ -346,6 +346,7 @@ pub struct BGPPeerStatus {
     pub observed_generation: Option<i64>,
     /// Conditions, sorted by type.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
     /// Sessions with this peer, one for each node that has it.
     pub sessions: i64,

@@ -80,6 +80,7 @@ pub struct BGPRouterStatus {
     pub observed_generation: Option<i64>,
     /// Conditions, sorted by type.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
     /// Nodes that it selects.
     pub nodes: i64,

@@ -35,6 +35,11 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("x-kubernetes-validations" = rules(&[
     ("!has(self.pool) || !has(self.addresses) || size(self.addresses) == 0", ADDRESSES_OR_POOL),
+    ("self.ports.all(p, !has(p.name) || self.ports.exists_one(q, has(q.name) && q.name == p.name))", UNIQUE_PORT_NAMES),
+    (
+        "self.policy.forwarding.mode == 'NAT' || self.ports.all(p, !has(p.targetPort) || p.targetPort == p.port)",
+        DIRECT_RETURN_PORT
+    ),
 ])))]
 pub struct LoadBalancerSpec {
     /// Exactly these addresses, of one or both families; empty: given from a pool.
@@ -46,7 +51,10 @@ pub struct LoadBalancerSpec {
     #[schemars(length(min = 1, max = 253))]
     pub pool: Option<String>,
     /// The ports.
-    #[schemars(length(min = 1, max = 100))]
+    #[schemars(
+        length(min = 1, max = 100),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["port", "protocol"])
+    )]
     pub ports: Vec<ServicePort>,
     /// The backends. Several of one weight share alike; none: the service is not announced.
     #[serde(default)]
@@ -59,6 +67,11 @@ pub struct LoadBalancerSpec {
 
 /// Why both addresses and a pool are refused.
 pub(crate) const ADDRESSES_OR_POOL: &str = "addresses and pool exclude each other";
+
+/// Why two ports of one name are refused.
+pub(crate) const UNIQUE_PORT_NAMES: &str = "the names of ports must be unique";
+/// Why a port is not translated with direct server return.
+pub(crate) const DIRECT_RETURN_PORT: &str = "targetPort must equal port unless policy.forwarding.mode is NAT";
 
 /// A port of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -158,6 +171,7 @@ pub struct LoadBalancerStatus {
     pub observed_generation: Option<i64>,
     /// Conditions, sorted by type.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
     /// Its addresses, sorted.
     #[serde(skip_serializing_if = "Vec::is_empty")]

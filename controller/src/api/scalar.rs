@@ -135,6 +135,14 @@ ranged! {
     PrefixLimit(u32 as "int64"), "a number of prefixes", 1 ..= 4_294_967_295
 }
 ranged! {
+    /// LOCAL_PREF or MULTI_EXIT_DISC (RFC 4271 section 4.3).
+    Metric(u32 as "int64"), "a metric", 0 ..= 4_294_967_295
+}
+ranged! {
+    /// Number of backends.
+    BackendCount(u32 as "int32"), "a number of backends", 0 ..= 10_000
+}
+ranged! {
     /// Length of an IPv4 prefix in bits.
     Ipv4Length(u8 as "int32"), "an IPv4 prefix length", 0 ..= 32
 }

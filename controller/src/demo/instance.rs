@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, ExitStatus},
 };
 
 /// The files of `deploy/examples`: name and text.
@@ -43,9 +43,13 @@ impl Instance {
         let config = instance.config_dir();
         fs::create_dir_all(&config).map_err(|e| DemoError::io("creating", &config, e))?;
         for (name, text) in EXAMPLES {
-            let text =
-                text.replace("metadata: {name: lb", &format!("metadata: {{name: {}-lb", sandbox.name()));
-            let text = text.replace("metadata: {name: b", &format!("metadata: {{name: {}-b", sandbox.name()));
+            let host = |h: &str| format!("metadata: {{name: {}-{h}", sandbox.name());
+            let text = match name {
+                "nodes.yaml" => {
+                    text.replace("metadata: {name: lb", &host("lb")).replace("metadata: {name: b", &host("b"))
+                }
+                _ => text.to_owned(),
+            };
             instance.write(name, &text)?;
         }
         Ok(instance)
@@ -85,6 +89,12 @@ impl Instance {
         fs::rename(&beside, &path).map_err(|e| DemoError::io("writing", &path, e))
     }
 
+    /// Deletes a file of its directory.
+    pub fn delete(&self, name: &str) -> Result<(), DemoError> {
+        let path = self.config_dir().join(name);
+        fs::remove_file(&path).map_err(|e| DemoError::io("deleting", &path, e))
+    }
+
     /// Starts the process.
     pub fn start(&mut self) -> Result<(), DemoError> {
         let mut command = Command::new(&self.binary);
@@ -101,6 +111,12 @@ impl Instance {
     /// SIGKILL; what it installed stays.
     pub fn kill(&mut self) {
         self.process = None;
+    }
+
+    /// SIGTERM; gives the exit status.
+    pub fn terminate(&mut self) -> Result<ExitStatus, DemoError> {
+        let process = self.process.take();
+        process.ok_or_else(|| DemoError::command("SIGTERM", "it does not run"))?.terminate()
     }
 
     /// Lets the process live on when this value is dropped.
@@ -137,6 +153,15 @@ impl Instance {
             Err(error) => Err(DemoError::command(format!("fairlead on {}", self.host.name), error)),
         }
     }
+}
+
+/// Starts the HTTP server of a backend, a process of its own: see [`super::http::serve`].
+pub fn serve(sandbox: &Sandbox, backend: &Host, binary: &Path) -> Result<Process, DemoError> {
+    let mut command = Command::new(binary);
+    command.args(["demo", "--serve", &backend.name]);
+    let dir = sandbox.dir().join(&backend.name);
+    fs::create_dir_all(&dir).map_err(|e| DemoError::io("creating", &dir, e))?;
+    backend.namespace.spawn(command, &dir.join("http.log"))
 }
 
 /// Whether a connection failed because the process does not listen yet, or has ended.

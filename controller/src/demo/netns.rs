@@ -13,15 +13,18 @@ use super::DemoError;
 use nix::{
     fcntl::{Flock, FlockArg},
     sched::{CloneFlags, setns},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
 };
 use std::{
     fs::{self, File},
     io::{self, Write},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     thread,
+    time::{Duration, Instant},
 };
 
 /// Where sandboxes keep their files, one directory each.
@@ -242,6 +245,28 @@ impl Process {
     /// SIGKILL, and waits until it is gone.
     pub fn kill(mut self) {
         self.end();
+    }
+
+    /// SIGTERM, and waits until it has ended, ten seconds at most.
+    pub fn terminate(mut self) -> Result<ExitStatus, DemoError> {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        let gone = || DemoError::command("SIGTERM", "there is no process any more");
+        let child = self.child.as_mut().ok_or_else(gone)?;
+        let id = i32::try_from(child.id()).map_err(|_| gone())?;
+        kill(Pid::from_raw(id), Signal::SIGTERM).map_err(|e| DemoError::command("SIGTERM", e))?;
+        let asked = Instant::now();
+        loop {
+            if let Some(status) =
+                child.try_wait().map_err(|e| DemoError::command("waiting for the end", e))?
+            {
+                return Ok(status);
+            }
+            if asked.elapsed() > PATIENCE {
+                let what = format!("{} ends after SIGTERM", self.log.display());
+                return Err(DemoError::Timeout { what, seconds: PATIENCE.as_secs() });
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Whether it has ended by itself, with the last lines of its log.

@@ -4,7 +4,7 @@
 use super::{
     DemoError,
     http::{Load, Sample, Target, Traffic},
-    instance::Instance,
+    instance::{Instance, serve},
     netns::Process,
     report::{Effect, Phase, Progress, Share, millis},
     router::Frr,
@@ -15,7 +15,6 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::Path,
-    process::Command,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
@@ -374,10 +373,8 @@ impl<'a> Demo<'a> {
     /// (Re)starts the HTTP server of a backend, a process of its own.
     fn serve(&mut self, backend: usize) -> Result<(), DemoError> {
         let host = &self.topology.backends[backend];
-        let mut command = Command::new(self.binary);
-        command.args(["demo", "--serve", &host.name]);
-        let log = self.topology.sandbox.dir().join(&host.name).join("http.log");
-        self.servers.insert(host.name.clone(), host.namespace.spawn(command, &log)?);
+        let server = serve(&self.topology.sandbox, host, self.binary)?;
+        self.servers.insert(host.name.clone(), server);
         Ok(())
     }
 

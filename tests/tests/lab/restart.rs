@@ -1,0 +1,102 @@
+//! The process dies and comes back, and nobody notices.
+use lab::{API, Error, Lab, Routing, WEB, address, echo, failures, wait_until, watch};
+use std::{net::SocketAddr, time::Duration};
+
+/// Echo behind both modes, beside the services of the examples. The VIPs are those of `web` and `api`.
+const ECHO: &str = r#"
+apiVersion: fairlead.dev/v1alpha1
+kind: LoadBalancer
+metadata: {name: echo-ipip}
+spec:
+  addresses: [203.0.113.10, "2001:db8:1::10"]
+  ports: [{port: 7007}]
+  backends: [{address: 10.1.0.11}, {address: 10.1.0.12}, {address: 10.1.0.13}, {address: "fd00:20::11"}, {address: "fd00:20::12"}, {address: "fd00:20::13"}]
+  policy: {forwarding: {mode: IPIP}}
+---
+apiVersion: fairlead.dev/v1alpha1
+kind: LoadBalancer
+metadata: {name: echo-nat}
+spec:
+  addresses: [203.0.113.20, "2001:db8:1::20"]
+  ports: [{port: 7008, targetPort: 7007}]
+  backends: [{address: 10.1.0.11}, {address: 10.1.0.12}, {address: 10.1.0.13}, {address: "fd00:20::11"}, {address: "fd00:20::12"}, {address: "fd00:20::13"}]
+"#;
+
+/// Adds the echo services, before `fairlead` starts.
+pub(crate) fn add_echo(lab: &Lab) -> Result<(), Error> {
+    for backend in &lab.topology.backends {
+        echo::serve(&backend.namespace, 7007);
+    }
+    for instance in &lab.instances {
+        instance.write("echo.yaml", ECHO)?;
+    }
+    Ok(())
+}
+
+pub(crate) fn ipip() -> Vec<SocketAddr> {
+    WEB.map(|vip| SocketAddr::new(address(vip), 7007)).to_vec()
+}
+
+pub(crate) fn nat() -> Vec<SocketAddr> {
+    API.map(|vip| SocketAddr::new(address(vip), 7008)).to_vec()
+}
+
+/// Every packet goes through lb1, whose process is killed, stays dead for a while, and comes back, twice: no request
+/// fails, and no connection breaks, in either mode.
+#[test]
+fn kill_and_restart_lose_nothing_where_packets_still_arrive() -> Result<(), Error> {
+    let mut lab = Lab::prepare(Routing::Static)?;
+    add_echo(&lab)?;
+    lab.start_fairlead()?;
+    let client = lab.topology.client.namespace.clone();
+    let connections = echo::Connections::open(&client, &[ipip(), nat()].concat(), 8)?;
+    let mut traffic = lab.traffic();
+    let mut samples = watch(&mut traffic, Duration::from_secs(1))?;
+    for _ in 0..2 {
+        let before = lab.wait_services(0, |_| true)?;
+        lab.instances[0].kill();
+        samples.extend(watch(&mut traffic, Duration::from_secs(2))?);
+        lab.instances[0].start()?;
+        let after =
+            lab.wait_services(0, |rows| rows.iter().all(|r| r.programmed) && rows.len() == before.len())?;
+        wait_until("lb1 is ready", || Ok(lab.instances[0].status()?.is_some_and(|s| s.ready)))?;
+        // Counters go on where they were.
+        for (before, after) in before.iter().zip(&after) {
+            assert_eq!(before.name, after.name);
+            for (b, a) in before.backends.iter().zip(&after.backends) {
+                assert!(a.packets >= b.packets, "{}: {b:?}, then {a:?}", before.name);
+            }
+        }
+        samples.extend(watch(&mut traffic, Duration::from_secs(2))?);
+    }
+    assert_eq!(failures(&samples), [""; 0], "of {}", samples.len());
+    assert!(samples.len() > 500, "{} requests", samples.len());
+    assert!(connections.close()? > 50);
+    Ok(())
+}
+
+/// Both load balancers are killed and come back, one after the other, with FRR between: each time the router moves
+/// flows to the other one. Connections through the tunnel never break, for any load balancer gives the same answer.
+#[test]
+fn connections_survive_when_the_router_moves_them() -> Result<(), Error> {
+    let mut lab = Lab::prepare(Routing::Frr)?;
+    add_echo(&lab)?;
+    lab.start_fairlead()?;
+    let client = lab.topology.client.namespace.clone();
+    let connections = echo::Connections::open(&client, &ipip(), 16)?;
+    let mut traffic = lab.traffic();
+    let mut samples = watch(&mut traffic, Duration::from_secs(1))?;
+    for balancer in [0, 1] {
+        lab.instances[balancer].kill();
+        lab.wait_next_hops(&[WEB, API].concat(), &[1 - balancer])?;
+        samples.extend(watch(&mut traffic, Duration::from_secs(1))?);
+        lab.instances[balancer].start()?;
+        lab.wait_next_hops(&[WEB, API].concat(), &[0, 1])?;
+        samples.extend(watch(&mut traffic, Duration::from_secs(1))?);
+    }
+    // Connections of NAT die with their load balancer, if they are open at that moment.
+    samples.retain(|s| s.target < 2);
+    assert_eq!(failures(&samples), [""; 0], "of {}", samples.len());
+    assert!(connections.close()? > 20);
+    Ok(())
+}

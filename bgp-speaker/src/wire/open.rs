@@ -113,10 +113,13 @@ impl Open {
     }
 }
 
+/// Parser of octets that are preceded by their number.
+type Block = fn(&[u8]) -> Parsed<'_, &[u8]>;
+
 /// Optional Parameters Length and the parameters, in either format.
 fn parse_parameters(input: &[u8], capabilities: &mut Vec<Capability>) -> Result<(), Malformed> {
     let extended = matches!(input, [length, EXTENDED, ..] if *length != 0);
-    let (parameters, block): (_, fn(&[u8]) -> Parsed<'_, &[u8]>) = if extended {
+    let (parameters, block): (_, Block) = if extended {
         (whole((take(2usize), long_block).map(|(_, parameters)| parameters), input)?, long_block)
     } else {
         (whole(short_block, input)?, short_block)
@@ -130,7 +133,7 @@ fn parse_parameters(input: &[u8], capabilities: &mut Vec<Capability>) -> Result<
 }
 
 /// One parameter, which must be Capabilities: its value.
-fn parameter<'a>(input: &'a [u8], block: fn(&'a [u8]) -> Parsed<'a, &'a [u8]>) -> Parsed<'a, &'a [u8]> {
+fn parameter(input: &[u8], block: Block) -> Parsed<'_, &[u8]> {
     let (input, code) = be_u8(input)?;
     let (input, value) = block(input)?;
     if code == CAPABILITIES { Ok((input, value)) } else { refuse(Reason::UNSUPPORTED_OPTIONAL_PARAMETER) }

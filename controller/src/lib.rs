@@ -2,11 +2,15 @@
 //! Without the feature `runtime` this is the pure core.
 pub mod api;
 pub mod declared;
+pub mod desired;
 pub mod fault;
 pub mod object;
+pub mod observed;
 pub mod status;
 pub mod validate;
 
+#[cfg(feature = "runtime")]
+pub mod appliers;
 #[cfg(feature = "runtime")]
 pub mod cli;
 #[cfg(feature = "runtime")]
@@ -14,7 +18,11 @@ pub mod client;
 #[cfg(feature = "runtime")]
 pub mod demo;
 #[cfg(feature = "runtime")]
+pub mod health;
+#[cfg(feature = "runtime")]
 pub mod host;
+#[cfg(feature = "runtime")]
+pub mod reconcile;
 #[cfg(feature = "runtime")]
 pub mod serve;
 #[cfg(feature = "runtime")]

@@ -1,0 +1,150 @@
+//! What the reconcile loop acts on, as traits: each takes whole sets and compares them with what its target holds.
+//! The real ones are here; tests bring fakes that fail on request.
+use crate::{
+    health::Checks,
+    host,
+    observed::{Check, Health, NodeInfo, Targets},
+};
+use bgp_speaker::config::{Global, PeerConfig, Route};
+use lb_bpf::{Counters, Installed, service::Desired, service::Endpoint};
+use std::{
+    collections::BTreeSet,
+    error::Error,
+    future::Future,
+    net::IpAddr,
+    time::{SystemTime, UNIX_EPOCH},
+};
+use tokio::sync::watch;
+
+/// The packet path of this node.
+pub trait Datapath: Send {
+    /// Why it did not work.
+    type Error: Error + Send;
+
+    /// What it holds: after a restart, what the process before left.
+    fn installed(&self) -> Installed;
+    /// Adds and changes; takes no frontend away. Returns what of `desired` it holds.
+    fn install(&mut self, desired: &Desired) -> impl Future<Output = Result<Installed, Self::Error>> + Send;
+    /// Takes away what the last `install` did not name.
+    fn prune(&mut self) -> impl Future<Output = Result<(), Self::Error>> + Send;
+    /// Returns when `install` may have something to do although nothing else is desired. Can be cancelled.
+    fn changed(&mut self) -> impl Future<Output = ()> + Send;
+    /// Bounded housekeeping, every few seconds.
+    fn sweep(&mut self) -> Result<(), Self::Error>;
+    /// What it counted.
+    fn counters(&self) -> Result<Counters, Self::Error>;
+}
+
+/// The BGP speaker of this node.
+pub trait Speaker: Send {
+    /// Why it did not work.
+    type Error: Error + Send;
+
+    /// Who it is.
+    fn set_global(&self, global: Global) -> impl Future<Output = Result<(), Self::Error>> + Send;
+    /// Whom it talks to: the whole set.
+    fn set_peers(&self, peers: Vec<PeerConfig>) -> impl Future<Output = Result<(), Self::Error>> + Send;
+    /// What it announces: the whole set.
+    fn set_routes(&self, routes: Vec<Route>) -> impl Future<Output = Result<(), Self::Error>> + Send;
+    /// Returns when the peers have been told of the last set of routes, as far as that can be known.
+    fn flushed(&self) -> impl Future<Output = ()> + Send;
+    /// Peers whose session is established.
+    fn established(&self) -> impl Future<Output = BTreeSet<IpAddr>> + Send;
+    /// Changes with every change of a session's state.
+    fn changes(&self) -> watch::Receiver<u64>;
+}
+
+/// The health checks of this node.
+pub trait Checker: Send {
+    /// What is checked: the whole set. Checks that are in it already go on undisturbed.
+    fn set_targets(&mut self, targets: &Targets);
+    /// The next changes of health, at least one. Can be cancelled.
+    fn results(&mut self) -> impl Future<Output = Vec<CheckResult>> + Send;
+}
+
+/// A change of health.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckResult {
+    /// How the endpoint was checked.
+    pub check: Check,
+    /// The endpoint.
+    pub endpoint: Endpoint,
+    /// What it is now.
+    pub health: Health,
+}
+
+/// The machine and its clock.
+pub trait Host: Send {
+    /// The node as it is now.
+    fn node(&mut self) -> NodeInfo;
+    /// Seconds since the epoch.
+    fn now(&self) -> u64;
+}
+
+/// This machine.
+#[derive(Debug)]
+pub struct ThisHost {
+    node: NodeInfo,
+}
+
+impl ThisHost {
+    /// This machine under the name of a node.
+    pub fn new(node_name: impl Into<String>) -> Self {
+        ThisHost { node: NodeInfo { name: node_name.into(), addresses: BTreeSet::new() } }
+    }
+}
+
+impl Host for ThisHost {
+    fn node(&mut self) -> NodeInfo {
+        match host::addresses() {
+            Ok(addresses) => self.node.addresses = addresses,
+            // The addresses of before are more likely than none.
+            Err(error) => tracing::warn!(%error, "reading the addresses of the node"),
+        }
+        self.node.clone()
+    }
+
+    fn now(&self) -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    }
+}
+
+impl Datapath for lb_bpf::Datapath {
+    type Error = lb_bpf::DatapathError;
+
+    fn installed(&self) -> Installed {
+        lb_bpf::Datapath::installed(self)
+    }
+
+    async fn install(&mut self, desired: &Desired) -> Result<Installed, Self::Error> {
+        lb_bpf::Datapath::install(self, desired).await
+    }
+
+    async fn prune(&mut self) -> Result<(), Self::Error> {
+        lb_bpf::Datapath::prune(self).await
+    }
+
+    async fn changed(&mut self) {
+        lb_bpf::Datapath::changed(self).await;
+    }
+
+    fn sweep(&mut self) -> Result<(), Self::Error> {
+        let report = lb_bpf::Datapath::sweep(self)?;
+        tracing::trace!(?report, "swept");
+        Ok(())
+    }
+
+    fn counters(&self) -> Result<Counters, Self::Error> {
+        lb_bpf::Datapath::counters(self)
+    }
+}
+
+impl Checker for Checks {
+    fn set_targets(&mut self, targets: &Targets) {
+        Checks::set_targets(self, targets);
+    }
+
+    async fn results(&mut self) -> Vec<CheckResult> {
+        Checks::results(self).await
+    }
+}

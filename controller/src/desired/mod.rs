@@ -1,0 +1,134 @@
+//! From what is declared and observed to what this node should have: one pure function, [`desired`].
+//!
+//! It works in two steps, since a route may only be announced for what is installed: a [`Draft`] says what the
+//! datapath should hold; when that is done, [`Draft::finish`] says what is announced and how everything stands.
+mod addresses;
+mod routes;
+mod services;
+mod speaker;
+mod status;
+
+pub use routes::NotAnnounced;
+pub use services::{BackendHealth, backend_health};
+pub use speaker::Speaker;
+
+use crate::{
+    api::{BGPPeer, BGPRouter},
+    declared::Declared,
+    observed::{Observed, Targets},
+    status::StatusSet,
+};
+use bgp_speaker::config::Route;
+use ipam::Assignments;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use lb_bpf::Installed;
+use std::{collections::BTreeMap, net::IpAddr};
+
+/// Everything that this node should have, and what is to be said about it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Desired {
+    /// For the datapath.
+    pub datapath: lb_bpf::service::Desired,
+    /// What is to be checked.
+    pub targets: Targets,
+    /// For the BGP speaker; none: this node does not speak BGP.
+    pub speaker: Option<Speaker>,
+    /// What is announced: only what is installed. Sorted by prefix; several routes of one prefix differ in their
+    /// peers, which are disjoint then.
+    pub routes: Vec<Route>,
+    /// To be published.
+    pub status: StatusSet,
+}
+
+/// What this node should have, given what users declared and what the node observes.
+pub fn desired(declared: &Declared, observed: &Observed) -> Desired {
+    Draft::new(declared, observed).finish(&observed.installed)
+}
+
+/// What the datapath, the checks and the speaker's sessions should be; routes and statuses wait for what becomes
+/// installed of it.
+pub struct Draft<'a> {
+    declared: &'a Declared,
+    observed: &'a Observed,
+    node: Node<'a>,
+    assignments: Assignments,
+    services: services::Services<'a>,
+    speaker: Result<Option<Speaker>, speaker::NoRouterId>,
+}
+
+impl<'a> Draft<'a> {
+    /// The first step.
+    pub fn new(declared: &'a Declared, observed: &'a Observed) -> Self {
+        let node = Node::new(declared, observed);
+        let assignments = addresses::assign(declared, observed.now);
+        let services = services::Services::new(declared, observed, &node, &assignments);
+        let speaker = speaker::speaker(&node, observed, &services.datapath);
+        Draft { declared, observed, node, assignments, services, speaker }
+    }
+
+    /// For the datapath.
+    pub fn datapath(&self) -> &lb_bpf::service::Desired {
+        &self.services.datapath
+    }
+
+    /// What is to be checked.
+    pub fn targets(&self) -> &Targets {
+        &self.services.targets
+    }
+
+    /// For the BGP speaker's sessions.
+    pub fn speaker(&self) -> Option<&Speaker> {
+        self.speaker.as_ref().ok().and_then(Option::as_ref)
+    }
+
+    /// The second step, with what the datapath holds by now.
+    pub fn finish(self, installed: &Installed) -> Desired {
+        let announcements = routes::announce(&self, installed);
+        let status = status::status(&self, installed, &announcements);
+        Desired {
+            datapath: self.services.datapath,
+            targets: self.services.targets,
+            speaker: self.speaker.unwrap_or_default(),
+            routes: announcements.routes,
+            status,
+        }
+    }
+}
+
+/// This node and what is declared for it.
+struct Node<'a> {
+    labels: BTreeMap<String, String>,
+    /// The router that selects it, with its name.
+    router: Option<(&'a str, &'a BGPRouter)>,
+    /// Its peers, with their names; of several with one address the first by name.
+    peers: BTreeMap<IpAddr, (&'a str, &'a BGPPeer)>,
+    /// Whether it balances: a router selects it, or there are no routers at all.
+    balances: bool,
+}
+
+impl<'a> Node<'a> {
+    fn new(declared: &'a Declared, observed: &Observed) -> Self {
+        let name = &observed.node.name;
+        let mut labels = declared.nodes.get(name).map_or_else(BTreeMap::new, |n| labels(&n.metadata).clone());
+        labels.insert("kubernetes.io/hostname".to_owned(), name.clone());
+        let router = declared.routers.iter().find(|(_, router)| router.spec.node_selector.matches(&labels));
+        let mut peers = BTreeMap::new();
+        if let Some((_, router)) = router {
+            for (name, peer) in &declared.peers {
+                let selected = router.spec.peer_selector.matches(self::labels(&peer.metadata));
+                if let Some(address) = peer.spec.address.filter(|_| selected) {
+                    peers.entry(address.0).or_insert((name.as_str(), peer));
+                }
+            }
+        }
+        let balances = router.is_some() || declared.routers.is_empty();
+        Node { labels, router: router.map(|(name, router)| (name.as_str(), router)), peers, balances }
+    }
+}
+
+static NO_LABELS: BTreeMap<String, String> = BTreeMap::new();
+
+/// The labels of an object.
+fn labels(metadata: &ObjectMeta) -> &BTreeMap<String, String> {
+    metadata.labels.as_ref().unwrap_or(&NO_LABELS)
+}

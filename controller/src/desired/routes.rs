@@ -1,0 +1,341 @@
+//! Routes: which addresses are announced, to whom, with which attributes, and why the others are not.
+//!
+//! An address is announced while at least one service behind it is installed, can reach a backend, and has as many
+//! healthy backends as the advertisement asks for. Two advertisements that announce the same prefix to a peer are
+//! merged for it: all communities of both, the highest LOCAL_PREF, the lowest MED, the fewest prepends (a value that
+//! neither names stays unset): an advertisement added never makes a route less attractive.
+use super::{Draft, NO_LABELS, labels, services::Balanced};
+use crate::api::{BGPAdvertisement, Community, bgp_advertisement::Source, bgp_peer};
+use bgp_speaker::config::{Route, RouteAttributes};
+use ipam::Family;
+use ipnet::IpNet;
+use lb_bpf::Installed;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+};
+
+/// Why an address is not announced by this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum NotAnnounced {
+    /// There is no BGPRouter.
+    NoRouter,
+    /// BGPRouters there are, but none selects this node.
+    NodeNotSelected,
+    /// No BGPAdvertisement selects the service, its pool and this node.
+    NoAdvertisement,
+    /// The advertisements that do select no peer of this node.
+    NoPeer,
+    /// The datapath does not hold it yet.
+    NotInstalled,
+    /// The datapath knows no next hop for any of its backends.
+    NoNextHop,
+    /// No backend is healthy.
+    NoHealthyBackend,
+    /// Some are, but fewer than `minHealthy`.
+    TooFewHealthy {
+        /// Healthy backends that have a weight.
+        healthy: u32,
+        /// The lowest `minHealthy` of the advertisements.
+        needed: u32,
+    },
+}
+
+impl NotAnnounced {
+    /// The reason as one CamelCase word.
+    pub const fn reason(self) -> &'static str {
+        match self {
+            NotAnnounced::NoRouter => "NoRouter",
+            NotAnnounced::NodeNotSelected => "NodeNotSelected",
+            NotAnnounced::NoAdvertisement => "NoAdvertisement",
+            NotAnnounced::NoPeer => "NoPeer",
+            NotAnnounced::NotInstalled => "NotInstalled",
+            NotAnnounced::NoNextHop => "NoNextHop",
+            NotAnnounced::NoHealthyBackend => "NoHealthyBackend",
+            NotAnnounced::TooFewHealthy { .. } => "TooFewHealthy",
+        }
+    }
+}
+
+impl fmt::Display for NotAnnounced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NotAnnounced::NoRouter => f.write_str("there is no BGPRouter"),
+            NotAnnounced::NodeNotSelected => f.write_str("no BGPRouter selects this node"),
+            NotAnnounced::NoAdvertisement => f.write_str("no BGPAdvertisement selects it on this node"),
+            NotAnnounced::NoPeer => f.write_str("its BGPAdvertisements select no peer of this node"),
+            NotAnnounced::NotInstalled => f.write_str("the datapath does not hold it yet"),
+            NotAnnounced::NoNextHop => f.write_str("no backend has a next hop"),
+            NotAnnounced::NoHealthyBackend => f.write_str("no backend is healthy"),
+            NotAnnounced::TooFewHealthy { healthy, needed } => {
+                write!(f, "{healthy} healthy backends are fewer than {needed}")
+            }
+        }
+    }
+}
+
+/// What is announced, and how it came to that.
+pub(super) struct Announcements {
+    pub(super) routes: Vec<Route>,
+    /// By LoadBalancer, in their order, and by address in effect, in theirs.
+    pub(super) outcomes: Vec<Vec<Result<Announced, NotAnnounced>>>,
+    /// By the name of the advertisement.
+    pub(super) advertisements: BTreeMap<String, Advertised>,
+}
+
+/// An announced address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Announced {
+    /// Peers that may hear of it.
+    pub(super) peers: usize,
+    /// Those of them whose session is established.
+    pub(super) established: usize,
+}
+
+/// What became of an advertisement.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Advertised {
+    pub(super) announced: BTreeSet<IpNet>,
+    /// Addresses that it selects and that are held back.
+    pub(super) withheld: u32,
+}
+
+pub(super) fn announce(draft: &Draft<'_>, installed: &Installed) -> Announcements {
+    let rules = Rule::all(draft);
+    let mut advertisements: Vec<Advertised> = vec![Advertised::default(); rules.len()];
+    let mut prefixes: BTreeMap<IpNet, BTreeSet<usize>> = BTreeMap::new();
+    let mut outcomes = Vec::with_capacity(draft.services.load_balancers.len());
+    for balanced in &draft.services.load_balancers {
+        let selecting: Vec<_> = rules.iter().enumerate().filter(|(_, rule)| rule.selects(balanced)).collect();
+        let outcome = balanced.addresses.iter().map(|(address, pool)| {
+            if draft.node.router.is_none() {
+                let declared = !draft.declared.routers.is_empty();
+                return Err(if declared { NotAnnounced::NodeNotSelected } else { NotAnnounced::NoRouter });
+            }
+            let pool = pool.as_deref().and_then(|pool| draft.declared.pools.get(pool));
+            let pool_labels = pool.map_or(&NO_LABELS, |pool| labels(&pool.metadata));
+            let serving = Serving::of(balanced, *address, installed);
+            let mut refusal = NotAnnounced::NoAdvertisement;
+            let mut peers: BTreeSet<IpAddr> = BTreeSet::new();
+            for (index, rule) in &selecting {
+                if !rule.advertisement.spec.pool_selector.matches(pool_labels) {
+                    continue;
+                }
+                let family = Family::of(*address);
+                let hearing = rule.hearing(family);
+                if hearing.is_empty() {
+                    refusal = refusal.max(NotAnnounced::NoPeer);
+                    continue;
+                }
+                match serving.meets(rule.advertisement.spec.min_healthy.get()) {
+                    Ok(()) => {
+                        let prefix = rule.prefix(*address);
+                        prefixes.entry(prefix).or_default().insert(*index);
+                        advertisements[*index].announced.insert(prefix);
+                        peers.extend(hearing);
+                    }
+                    Err(reason) => {
+                        advertisements[*index].withheld += 1;
+                        refusal = reason.closest(refusal);
+                    }
+                }
+            }
+            if peers.is_empty() {
+                return Err(refusal);
+            }
+            let established = peers.intersection(&draft.observed.established).count();
+            Ok(Announced { peers: peers.len(), established })
+        });
+        outcomes.push(outcome.collect());
+    }
+    let mut merged = Merged { rules: &rules, all: draft.node.peers.len(), known: BTreeMap::new() };
+    let routes = prefixes
+        .into_iter()
+        .flat_map(|(prefix, rules)| {
+            let parts = merged.of(rules);
+            let route = |(attributes, peers): &(RouteAttributes, _)| Route {
+                prefix,
+                attributes: attributes.clone(),
+                peers: Option::clone(peers),
+            };
+            parts.iter().map(route).collect::<Vec<_>>()
+        })
+        .collect();
+    let names = rules.iter().map(|rule| rule.name.to_owned());
+    Announcements { routes, outcomes, advertisements: names.zip(advertisements).collect() }
+}
+
+impl NotAnnounced {
+    /// Of the refusals by two advertisements the one that comes closest to an announcement.
+    fn closest(self, other: NotAnnounced) -> NotAnnounced {
+        match (self, other) {
+            (
+                NotAnnounced::TooFewHealthy { healthy, needed },
+                NotAnnounced::TooFewHealthy { needed: other, .. },
+            ) => NotAnnounced::TooFewHealthy { healthy, needed: needed.min(other) },
+            _ => self.max(other),
+        }
+    }
+}
+
+/// What stands behind an address.
+#[derive(Default)]
+struct Serving {
+    installed: bool,
+    /// Most healthy backends of a service of it.
+    healthy: u32,
+    /// Most healthy backends of a service that can reach its backends.
+    reachable: u32,
+}
+
+impl Serving {
+    fn of(balanced: &Balanced<'_>, address: IpAddr, installed: &Installed) -> Self {
+        let mut serving = Serving::default();
+        for port in balanced.services.iter().filter(|port| port.family == Family::of(address)) {
+            let Some(held) = installed.services.get(&port.key) else { continue };
+            if held.frontends.iter().any(|frontend| frontend.address == address) {
+                serving.installed = true;
+                serving.healthy = serving.healthy.max(port.serving);
+                serving.reachable = serving.reachable.max(if held.resolved { port.serving } else { 0 });
+            }
+        }
+        serving
+    }
+
+    fn meets(&self, needed: u32) -> Result<(), NotAnnounced> {
+        match *self {
+            Serving { installed: false, .. } => Err(NotAnnounced::NotInstalled),
+            _ if needed == 0 => Ok(()),
+            Serving { healthy: 0, .. } => Err(NotAnnounced::NoHealthyBackend),
+            Serving { reachable: 0, .. } => Err(NotAnnounced::NoNextHop),
+            Serving { reachable: healthy, .. } if healthy < needed => {
+                Err(NotAnnounced::TooFewHealthy { healthy, needed })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// An advertisement that applies to this node.
+struct Rule<'a> {
+    name: &'a str,
+    advertisement: &'a BGPAdvertisement,
+    attributes: RouteAttributes,
+    /// Peers that it selects, by address, with their families.
+    peers: BTreeMap<IpAddr, BTreeSet<Family>>,
+}
+
+impl<'a> Rule<'a> {
+    fn all(draft: &Draft<'a>) -> Vec<Self> {
+        let applies = |advertisement: &BGPAdvertisement| {
+            advertisement.spec.source == Source::LoadBalancer
+                && advertisement.spec.node_selector.matches(&draft.node.labels)
+        };
+        let rule = |(name, advertisement): (&'a String, &'a BGPAdvertisement)| Rule {
+            name,
+            advertisement,
+            attributes: attributes(advertisement),
+            peers: draft
+                .node
+                .peers
+                .iter()
+                .filter(|(_, (_, peer))| advertisement.spec.peer_selector.matches(labels(&peer.metadata)))
+                .map(|(address, (_, peer))| {
+                    (*address, peer.spec.families.iter().map(|f| family(*f)).collect())
+                })
+                .collect(),
+        };
+        draft.declared.advertisements.iter().filter(|(_, a)| applies(a)).map(rule).collect()
+    }
+
+    fn selects(&self, balanced: &Balanced<'_>) -> bool {
+        self.advertisement.spec.service_selector.matches(balanced.labels)
+    }
+
+    /// The selected peers that take routes of the family.
+    fn hearing(&self, family: Family) -> Vec<IpAddr> {
+        self.peers.iter().filter(|(_, families)| families.contains(&family)).map(|(peer, _)| *peer).collect()
+    }
+
+    fn prefix(&self, address: IpAddr) -> IpNet {
+        let aggregate = self.advertisement.spec.aggregate.as_ref();
+        let length = match address {
+            IpAddr::V4(_) => aggregate.and_then(|a| a.ipv4).map_or(32, |length| length.get()),
+            IpAddr::V6(_) => aggregate.and_then(|a| a.ipv6).map_or(128, |length| length.get()),
+        };
+        // The length types hold no more than the family has bits.
+        IpNet::new(address, length).map_or_else(|_| address.into(), |net| net.trunc())
+    }
+}
+
+fn attributes(advertisement: &BGPAdvertisement) -> RouteAttributes {
+    let declared = &advertisement.spec.attributes;
+    let mut attributes = RouteAttributes {
+        local_pref: declared.local_pref.map(u32::from),
+        med: declared.med.map(u32::from),
+        prepend: declared.prepend.get(),
+        ..RouteAttributes::default()
+    };
+    for community in &declared.communities {
+        match *community {
+            Community::Standard(value) => drop(attributes.communities.insert(value)),
+            Community::Large(global, first, second) => {
+                attributes.large_communities.insert((global, first, second));
+            }
+        }
+    }
+    attributes
+}
+
+fn merge(mut a: RouteAttributes, b: &RouteAttributes) -> RouteAttributes {
+    a.communities.extend(&b.communities);
+    a.large_communities.extend(&b.large_communities);
+    a.local_pref = a.local_pref.max(b.local_pref);
+    a.med = [a.med, b.med].into_iter().flatten().min();
+    a.prepend = a.prepend.min(b.prepend);
+    a
+}
+
+type Parts = Vec<(RouteAttributes, Option<BTreeSet<IpAddr>>)>;
+
+/// Attributes of sets of advertisements, each computed once: many prefixes have the same set.
+struct Merged<'a> {
+    rules: &'a [Rule<'a>],
+    /// Number of the node's peers.
+    all: usize,
+    known: BTreeMap<BTreeSet<usize>, Parts>,
+}
+
+impl Merged<'_> {
+    /// Attributes, and the peers that they are for; none: all peers.
+    fn of(&mut self, set: BTreeSet<usize>) -> &Parts {
+        let (rules, all) = (self.rules, self.all);
+        self.known.entry(set).or_insert_with_key(|set| {
+            let mut by_peer: BTreeMap<IpAddr, RouteAttributes> = BTreeMap::new();
+            for rule in set.iter().map(|index| &rules[*index]) {
+                for peer in rule.peers.keys() {
+                    by_peer
+                        .entry(*peer)
+                        .and_modify(|merged| *merged = merge(std::mem::take(merged), &rule.attributes))
+                        .or_insert_with(|| rule.attributes.clone());
+                }
+            }
+            let mut parts: BTreeMap<RouteAttributes, BTreeSet<IpAddr>> = BTreeMap::new();
+            for (peer, attributes) in by_peer {
+                parts.entry(attributes).or_default().insert(peer);
+            }
+            parts
+                .into_iter()
+                .map(|(attributes, peers)| (attributes, (peers.len() < all).then_some(peers)))
+                .collect()
+        })
+    }
+}
+
+fn family(family: bgp_peer::Family) -> Family {
+    match family {
+        bgp_peer::Family::Ipv4Unicast => Family::Ipv4,
+        bgp_peer::Family::Ipv6Unicast => Family::Ipv6,
+    }
+}

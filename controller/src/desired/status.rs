@@ -1,0 +1,384 @@
+//! Statuses: how every declared object stands on this node. Conditions are of positive polarity, reasons are one
+//! CamelCase word, messages have numbers.
+use super::{
+    Draft, NotAnnounced, addresses, labels,
+    routes::{Announced, Announcements},
+    services::{Backends, Balanced},
+};
+use crate::{
+    api::{
+        AddressPoolStatus, BGPAdvertisementStatus, BGPPeerStatus, BGPRouterStatus, Kind, LoadBalancerStatus,
+        PoolUse, address_pool::AddressPool,
+    },
+    status::{Conditions, StatusSet, Verdict},
+};
+use ipam::{Assignment, Overlap, Remark, Unassigned};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use lb_bpf::Installed;
+use std::collections::{BTreeMap, BTreeSet};
+
+pub(super) fn status(draft: &Draft<'_>, installed: &Installed, announcements: &Announcements) -> StatusSet {
+    let faults = Faults::new(draft);
+    let load_balancers = draft.services.load_balancers.iter().zip(&announcements.outcomes);
+    StatusSet {
+        pools: pools(draft, &faults),
+        load_balancers: load_balancers
+            .map(|(balanced, outcomes)| {
+                (balanced.name.to_owned(), load_balancer(draft, &faults, balanced, installed, outcomes))
+            })
+            .collect(),
+        routers: routers(draft, &faults),
+        peers: peers(draft, &faults),
+        advertisements: advertisements(draft, &faults, announcements),
+    }
+}
+
+/// Faults of the newest generation, when it was refused, by object.
+struct Faults<'a>(BTreeMap<&'a str, Vec<String>>);
+
+impl<'a> Faults<'a> {
+    fn new(draft: &Draft<'a>) -> Self {
+        let mut faults: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        for fault in &draft.observed.faults {
+            if let Some(object) = &fault.object {
+                faults.entry(object).or_default().push(fault.to_string());
+            }
+        }
+        Faults(faults)
+    }
+
+    /// Says whether the newest version of the object is in force.
+    fn accepted(&self, kind: Kind, name: &str, conditions: &mut Conditions<'_>) {
+        let faults = match self.0.is_empty() {
+            true => None,
+            false => self.0.get(format!("{kind}/{name}").as_str()),
+        };
+        match faults {
+            None => conditions.set("Accepted", true, "Valid", "in force"),
+            Some(faults) => {
+                let message = format!("the version before is in force: {}", faults.join("; "));
+                conditions.set("Accepted", false, "Invalid", message);
+            }
+        }
+    }
+}
+
+fn load_balancer(
+    draft: &Draft<'_>,
+    faults: &Faults<'_>,
+    balanced: &Balanced<'_>,
+    installed: &Installed,
+    outcomes: &[Result<Announced, NotAnnounced>],
+) -> LoadBalancerStatus {
+    let before = draft.declared.statuses.load_balancers.get(balanced.name);
+    let generation = balanced.object.metadata.generation;
+    let mut conditions = conditions(draft, before.map(|b| &b.conditions), generation);
+    faults.accepted(Kind::LoadBalancer, balanced.name, &mut conditions);
+    let assignment = draft.assignments.claims.get(&addresses::claim_name(balanced.name));
+    if let Some(assignment) = assignment {
+        address_assigned(assignment, &mut conditions);
+    }
+    programmed(draft, balanced, installed, &mut conditions);
+    healthy(draft, balanced, &mut conditions);
+    announced(balanced, outcomes, &mut conditions);
+    LoadBalancerStatus {
+        observed_generation: generation,
+        conditions: conditions.finish(),
+        addresses: assignment.map_or_else(Vec::new, |a| addresses::assigned(a, before, draft.observed.now)),
+        backends: balanced.backends.declared.into(),
+        healthy_backends: balanced.backends.healthy.into(),
+    }
+}
+
+fn address_assigned(assignment: &Assignment, conditions: &mut Conditions<'_>) {
+    const TYPE: &str = "AddressAssigned";
+    let given = assignment.addresses.len();
+    // A service that has an address of one family is not at fault when no pool has the other.
+    let is_missing = |reason: &&Unassigned| given == 0 || !matches!(reason, Unassigned::NoPool { .. });
+    let missing: Vec<_> = assignment.unassigned.iter().filter(is_missing).collect();
+    if let Some(first) = missing.first() {
+        let reasons: Vec<_> = missing.iter().map(ToString::to_string).collect();
+        let message = match given {
+            0 => reasons.join("; "),
+            _ => format!("{given} assigned; {}", reasons.join("; ")),
+        };
+        return conditions.set(TYPE, false, first.reason(), message);
+    }
+    let mut message = match given {
+        1 => "1 address assigned".to_owned(),
+        _ => format!("{given} addresses assigned"),
+    };
+    let mut reason = "Assigned";
+    for (address, given) in &assignment.addresses {
+        let pool = given.pool.as_deref();
+        match (given.remark, pool) {
+            (Some(Remark::Outside), Some(pool)) => {
+                reason = "OutsidePool";
+                message += &format!("; {address} is kept although pool {pool} does not have it");
+            }
+            (Some(Remark::Reserved), Some(pool)) => {
+                reason = "OutsidePool";
+                message += &format!("; {address} is kept although pool {pool} reserves it");
+            }
+            // Asked for by address, and in no pool: as declared.
+            (_, None) | (None, _) => {}
+        }
+    }
+    conditions.set(TYPE, true, reason, message);
+}
+
+fn programmed(
+    draft: &Draft<'_>,
+    balanced: &Balanced<'_>,
+    installed: &Installed,
+    conditions: &mut Conditions<'_>,
+) {
+    const TYPE: &str = "Programmed";
+    if !draft.node.balances {
+        return conditions.set(TYPE, false, "NodeNotSelected", "no BGPRouter selects this node");
+    }
+    if balanced.addresses.is_empty() {
+        return conditions.set(TYPE, false, "NoAddress", "no address is in effect");
+    }
+    let wanted = &draft.services.datapath.services;
+    let is_held = |key| match (wanted.get(key), installed.services.get(key)) {
+        (Some(wanted), Some(held)) => held.frontends.is_superset(&wanted.frontends),
+        _ => false,
+    };
+    let held = balanced.services.iter().filter(|port| is_held(&port.key)).count();
+    let of = balanced.services.len();
+    let message = format!("{held} of {of} services installed");
+    match held == of {
+        true => conditions.set(TYPE, true, "Installed", message),
+        false => conditions.set(TYPE, false, "NotInstalled", message),
+    }
+}
+
+fn healthy(draft: &Draft<'_>, balanced: &Balanced<'_>, conditions: &mut Conditions<'_>) {
+    const TYPE: &str = "Healthy";
+    let Backends { declared, healthy, unknown, failed } = balanced.backends;
+    if !draft.node.balances {
+        return conditions.set(TYPE, Verdict::Unknown, "NodeNotSelected", "this node checks nothing");
+    }
+    if declared == 0 {
+        return conditions.set(TYPE, false, "NoBackends", "no backends are declared");
+    }
+    if balanced.object.spec.policy.health_check.is_none() {
+        return conditions.set(
+            TYPE,
+            true,
+            "NotChecked",
+            format!("{declared} backends, no check is declared"),
+        );
+    }
+    let mut message = format!("{healthy} of {declared} backends healthy");
+    if unknown > 0 {
+        message += &format!(", {unknown} not checked yet");
+    }
+    if let Some((endpoint, failure)) = failed {
+        message += &format!("; {} port {}: {failure}", endpoint.address, endpoint.port);
+    }
+    match healthy {
+        0 if unknown > 0 => conditions.set(TYPE, Verdict::Unknown, "NotCheckedYet", message),
+        0 => conditions.set(TYPE, false, "NoHealthyBackend", message),
+        _ if healthy == declared => conditions.set(TYPE, true, "AllHealthy", message),
+        _ => conditions.set(TYPE, true, "SomeHealthy", message),
+    }
+}
+
+fn announced(
+    balanced: &Balanced<'_>,
+    outcomes: &[Result<Announced, NotAnnounced>],
+    conditions: &mut Conditions<'_>,
+) {
+    const TYPE: &str = "Announced";
+    let of = outcomes.len();
+    if of == 0 {
+        return conditions.set(TYPE, false, "NoAddress", "no address is in effect");
+    }
+    let refused = balanced.addresses.iter().zip(outcomes).find_map(|((address, _), outcome)| match outcome {
+        Err(reason) => Some((address, reason)),
+        Ok(_) => None,
+    });
+    if let Some((address, reason)) = refused {
+        let count = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
+        let message = format!("{count} of {of} addresses announced; {address}: {reason}");
+        return conditions.set(TYPE, false, reason.reason(), message);
+    }
+    let fewest = outcomes.iter().filter_map(|o| o.as_ref().ok()).min_by_key(|a| (a.established, a.peers));
+    let Some(Announced { peers, established }) = fewest else { return };
+    let message = format!("{of} of {of} addresses announced, to {established} of {peers} peers");
+    match established {
+        0 => conditions.set(TYPE, false, "NoEstablishedPeer", message),
+        _ => conditions.set(TYPE, true, "Announced", message),
+    }
+}
+
+fn pools(draft: &Draft<'_>, faults: &Faults<'_>) -> BTreeMap<String, AddressPoolStatus> {
+    let pool = |(name, object): (&String, &AddressPool)| {
+        let before = draft.declared.statuses.pools.get(name);
+        let generation = object.metadata.generation;
+        let mut conditions = conditions(draft, before.map(|b| &b.conditions), generation);
+        faults.accepted(Kind::AddressPool, name, &mut conditions);
+        let mut status = AddressPoolStatus { observed_generation: generation, ..Default::default() };
+        if let Some(usage) = draft.assignments.pools.get(name) {
+            status.ipv4 = addresses::counts(&usage.ipv4);
+            status.ipv6 = addresses::counts(&usage.ipv6);
+            status.released = addresses::released(&draft.assignments, object);
+            available(object, &status, &mut conditions);
+            disjoint(name, &draft.assignments.overlaps, &mut conditions);
+        }
+        status.conditions = conditions.finish();
+        (name.clone(), status)
+    };
+    draft.declared.pools.iter().filter(|(_, p)| p.spec.usage == PoolUse::LoadBalancer).map(pool).collect()
+}
+
+fn available(object: &AddressPool, status: &AddressPoolStatus, conditions: &mut Conditions<'_>) {
+    const TYPE: &str = "AddressesAvailable";
+    let families = [("IPv4", status.ipv4), ("IPv6", status.ipv6)];
+    let of: Vec<_> = families
+        .iter()
+        .filter(|(_, counts)| counts.total > 0)
+        .map(|(family, counts)| format!("{} of {} {family} addresses free", counts.available, counts.total))
+        .collect();
+    let exhausted = families.iter().any(|(_, counts)| counts.total > 0 && counts.available == 0);
+    match (object.spec.disabled, of.is_empty(), exhausted) {
+        (true, ..) => conditions.set(TYPE, false, "Disabled", of.join(", ")),
+        (_, true, _) => conditions.set(TYPE, false, "NoAddresses", "all addresses are reserved"),
+        (_, _, true) => conditions.set(TYPE, false, "PoolExhausted", of.join(", ")),
+        _ => conditions.set(TYPE, true, "Available", of.join(", ")),
+    }
+}
+
+fn disjoint(name: &str, overlaps: &[Overlap], conditions: &mut Conditions<'_>) {
+    const TYPE: &str = "Disjoint";
+    let others: Vec<_> = overlaps
+        .iter()
+        .filter_map(|overlap| match name {
+            _ if overlap.first == name => Some((&overlap.second, overlap.range)),
+            _ if overlap.second == name => Some((&overlap.first, overlap.range)),
+            _ => None,
+        })
+        .collect();
+    match others.first() {
+        None => conditions.set(TYPE, true, "Disjoint", "no other pool has its addresses"),
+        Some((other, range)) => {
+            let message = format!("pool {other} has {range}, too ({} overlaps)", others.len());
+            conditions.set(TYPE, false, "Overlap", message);
+        }
+    }
+}
+
+fn routers(draft: &Draft<'_>, faults: &Faults<'_>) -> BTreeMap<String, BGPRouterStatus> {
+    let router = |(name, object): (&String, &crate::api::BGPRouter)| {
+        let before = draft.declared.statuses.routers.get(name);
+        let generation = object.metadata.generation;
+        let mut conditions = conditions(draft, before.map(|b| &b.conditions), generation);
+        faults.accepted(Kind::BGPRouter, name, &mut conditions);
+        let runs = draft.node.router.is_some_and(|(running, _)| running == name);
+        let (sessions, established) = if runs { sessions(draft) } else { (0, 0) };
+        if runs {
+            match &draft.speaker {
+                Err(_) => conditions.set(
+                    "Programmed",
+                    false,
+                    "NoRouterID",
+                    "the node has no IPv4 address: set spec.routerID",
+                ),
+                Ok(_) => conditions.set("Programmed", true, "Running", format!("{sessions} sessions")),
+            }
+        }
+        let status = BGPRouterStatus {
+            observed_generation: generation,
+            conditions: conditions.finish(),
+            nodes: nodes(draft, object),
+            sessions,
+            established_sessions: established,
+        };
+        (name.clone(), status)
+    };
+    draft.declared.routers.iter().map(router).collect()
+}
+
+/// How many nodes a router selects: this one and those that are declared.
+fn nodes(draft: &Draft<'_>, router: &crate::api::BGPRouter) -> i64 {
+    let selector = &router.spec.node_selector;
+    let own = &draft.observed.node.name;
+    let others = draft.declared.nodes.iter().filter(|(name, _)| *name != own);
+    let selected = others.filter(|(_, node)| selector.matches(labels(&node.metadata))).count() as i64;
+    selected + i64::from(selector.matches(&draft.node.labels))
+}
+
+/// Sessions of this node, and how many of them are established.
+fn sessions(draft: &Draft<'_>) -> (i64, i64) {
+    let addresses: BTreeSet<_> = draft.node.peers.keys().copied().collect();
+    let established = addresses.intersection(&draft.observed.established).count();
+    (addresses.len() as i64, established as i64)
+}
+
+fn peers(draft: &Draft<'_>, faults: &Faults<'_>) -> BTreeMap<String, BGPPeerStatus> {
+    let peer = |(name, object): (&String, &crate::api::BGPPeer)| {
+        let before = draft.declared.statuses.peers.get(name);
+        let generation = object.metadata.generation;
+        let mut conditions = conditions(draft, before.map(|b| &b.conditions), generation);
+        faults.accepted(Kind::BGPPeer, name, &mut conditions);
+        let address = object.spec.address.map(|a| a.0);
+        let owner = address.and_then(|address| draft.node.peers.get(&address)).map(|(owner, _)| *owner);
+        let is_established = address.is_some_and(|address| draft.observed.established.contains(&address));
+        let (mut sessions, mut established) = (0, 0);
+        match owner {
+            None => {
+                conditions.set("Established", false, "NotSelected", "no BGPRouter of this node selects it")
+            }
+            Some(owner) if owner != name => {
+                conditions.set("Established", false, "DuplicateAddress", format!("{owner} has its address"));
+            }
+            Some(_) => {
+                sessions = 1;
+                established = i64::from(is_established);
+                let reason = if is_established { "Established" } else { "NotEstablished" };
+                let message = format!("{established} of 1 sessions established");
+                conditions.set("Established", is_established, reason, message);
+            }
+        }
+        let status = BGPPeerStatus {
+            observed_generation: generation,
+            conditions: conditions.finish(),
+            sessions,
+            established_sessions: established,
+        };
+        (name.clone(), status)
+    };
+    draft.declared.peers.iter().map(peer).collect()
+}
+
+fn advertisements(
+    draft: &Draft<'_>,
+    faults: &Faults<'_>,
+    announcements: &Announcements,
+) -> BTreeMap<String, BGPAdvertisementStatus> {
+    let advertisement = |(name, object): (&String, &crate::api::BGPAdvertisement)| {
+        let before = draft.declared.statuses.advertisements.get(name);
+        let generation = object.metadata.generation;
+        let mut conditions = conditions(draft, before.map(|b| &b.conditions), generation);
+        faults.accepted(Kind::BGPAdvertisement, name, &mut conditions);
+        let advertised = announcements.advertisements.get(name);
+        let status = BGPAdvertisementStatus {
+            observed_generation: generation,
+            conditions: conditions.finish(),
+            announced_routes: advertised.map_or(0, |a| a.announced.len() as i64),
+            withheld_routes: advertised.map_or(0, |a| a.withheld.into()),
+        };
+        (name.clone(), status)
+    };
+    draft.declared.advertisements.iter().map(advertisement).collect()
+}
+
+fn conditions<'a>(
+    draft: &Draft<'a>,
+    before: Option<&'a Vec<Condition>>,
+    generation: Option<i64>,
+) -> Conditions<'a> {
+    Conditions::new(before.map_or(&[], Vec::as_slice), generation, draft.observed.now)
+}

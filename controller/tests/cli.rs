@@ -184,6 +184,7 @@ fn usage_is_2() {
         &["services", "-o", "yaml"],
         &["get", "apool", "-o", "xml"],
         &["validate"],
+        &["validate"],
         &["standalone"],
         &["standalone", "--config-dir", "/", "--metrics", "9617"],
     ] {
@@ -206,13 +207,9 @@ fn usage_is_2() {
 
 #[test]
 fn help_is_0() {
-    for args in [
-        &["--help"] as &[&str],
-        &["-V"],
-        &["help", "get"],
-        &["standalone", "--help"],
-        &["bgp", "peers", "-h"],
-    ] {
+    for args in
+        [&["--help"] as &[&str], &["-V"], &["help", "get"], &["crds", "--help"], &["bgp", "peers", "-h"]]
+    {
         let output = fairlead().args(args).output().unwrap();
         assert_eq!((code(&output), stderr(&output)), (0, ""), "{args:?}");
         assert!(!stdout(&output).is_empty());
@@ -242,4 +239,53 @@ fn a_full_disk_is_1() {
     let output = fairlead().arg("crds").stdout(full).stderr(Stdio::piped()).output().unwrap();
     assert_eq!(code(&output), 1);
     assert!(stderr(&output).contains("writing the output"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_valid_directory_is_0_and_counted() {
+    let scratch = Scratch::new();
+    let validate = || fairlead().arg("validate").arg(&scratch.0).output().unwrap();
+    let output = validate();
+    assert_eq!((code(&output), stdout(&output)), (0, "valid: no objects\n"));
+    fs::write(
+        scratch.0.join("a.yaml"),
+        "apiVersion: fairlead.dev/v1alpha1\nkind: AddressPool\nmetadata: {name: vips}\n\
+         spec: {blocks: [{cidr: 203.0.113.0/24}]}\n---\n\
+         apiVersion: fairlead.dev/v1alpha1\nkind: BGPRouter\nmetadata: {name: all}\nspec: {asn: 65010}\n",
+    )
+    .unwrap();
+    let output = validate();
+    assert_eq!(
+        (code(&output), stdout(&output)),
+        (0, "valid: 1 AddressPool, 1 BGPRouter\n"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn faults_are_1_and_one_line_each() {
+    let scratch = Scratch::new();
+    let file = scratch.0.join("a.yaml");
+    fs::write(
+        &file,
+        "apiVersion: fairlead.dev/v1alpha1\nkind: AddressPool\nmetadata: {name: vips}\n\
+         spec: {blocks: [{cidr: 203.0.113.0/99}]}\n---\n\
+         apiVersion: fairlead.dev/v1alpha1\nkind: BGPRouter\nmetadata: {name: all}\nspec: {asn: 0}\n",
+    )
+    .unwrap();
+    let output = fairlead().arg("validate").arg(&scratch.0).output().unwrap();
+    assert_eq!((code(&output), stderr(&output)), (1, ""));
+    let lines: Vec<&str> = stdout(&output).lines().collect();
+    assert_eq!(lines.len(), 2, "{lines:#?}");
+    let file = file.display();
+    assert!(
+        lines[0].starts_with(&format!("{file}: document 1: AddressPool/vips: spec.blocks[0].cidr: ")),
+        "{lines:#?}"
+    );
+    assert!(lines[1].starts_with(&format!("{file}: document 2: BGPRouter/all: spec.asn: ")), "{lines:#?}");
+
+    let output = fairlead().arg("validate").arg(scratch.0.join("none")).output().unwrap();
+    assert_eq!(code(&output), 1);
+    assert!(stdout(&output).contains("none: cannot be read"), "{}", stdout(&output));
 }

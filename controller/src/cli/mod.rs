@@ -13,6 +13,7 @@ mod get;
 mod json_path;
 pub(crate) mod output;
 mod services;
+mod validate;
 
 /// Where the running instance listens when nothing else is said.
 pub const DEFAULT_API_SOCKET: &str = "/run/fairlead/api.sock";
@@ -104,6 +105,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Validate(validate::Args),
     Get(get::Args),
     Services(services::Args),
     Bgp(bgp::Args),
@@ -114,6 +116,7 @@ enum Command {
 impl Command {
     fn run(self) -> Result<(), Failure> {
         match self {
+            Command::Validate(args) => args.run(),
             Command::Get(args) => args.run(),
             Command::Services(args) => args.run(),
             Command::Bgp(args) => args.run(),

@@ -26,8 +26,6 @@ pub(crate) enum Request {
     Connect(ConnectionId),
     /// Write this and close.
     Close(ConnectionId, Vec<u8>),
-    /// There is something to send.
-    Transmit(ConnectionId),
     /// A session is up.
     Up(Negotiated),
     /// A message of the session.
@@ -352,9 +350,8 @@ impl Peer {
                     connection.id = Some(id);
                     tools.requests.push(Request::Connect(id));
                 }
-                Action::SendOpen | Action::SendKeepalive => {
-                    tools.requests.extend(connection.id.map(Request::Transmit));
-                }
+                // It waits in the connection.
+                Action::SendOpen | Action::SendKeepalive => {}
                 Action::SendNotification(_) | Action::Disconnect => {
                     if let Some(id) = connection.id {
                         let last = connection.reset();

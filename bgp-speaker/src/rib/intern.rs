@@ -116,3 +116,16 @@ mod tests {
         }
     }
 }
+
+#[cfg(test)]
+impl<T> Interner<T> {
+    /// How many hold each value.
+    pub(crate) fn holders(&self) -> std::collections::BTreeMap<AttributesId, u32> {
+        (0..)
+            .map(AttributesId)
+            .zip(&self.slots)
+            .filter(|(_, s)| s.holders > 0)
+            .map(|(id, s)| (id, s.holders))
+            .collect()
+    }
+}

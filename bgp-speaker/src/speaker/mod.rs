@@ -417,12 +417,14 @@ impl Speaker {
     /// What follows from everything that an input did: who has something to send.
     fn finish(&self, mut outputs: Vec<Output>) -> Vec<Output> {
         for (_, slot) in self.slots() {
-            let connection = slot.peer.session().and_then(|session| session.id);
-            if let Some(connection) = connection
-                && slot.out.values().any(AdjRibOut::is_pending)
-                && !outputs.contains(&Output::Transmit { connection })
-            {
-                outputs.push(Output::Transmit { connection });
+            let updates = slot.out.values().any(AdjRibOut::is_pending);
+            for connection in slot.peer.connections() {
+                let updates = updates && connection.fsm.state() == State::Established;
+                if let Some(connection) = connection.id.filter(|_| updates || !connection.waiting.is_empty())
+                    && !outputs.contains(&Output::Transmit { connection })
+                {
+                    outputs.push(Output::Transmit { connection });
+                }
             }
         }
         outputs
@@ -468,3 +470,6 @@ impl Path {
         Path { source: Source::LOCAL, refused: false, attributes }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,7 @@ use super::{Output, Slot, Speaker, family_of, ttl};
 use crate::{
     Time,
     config::Family,
+    connection::ConnectionId,
     decision::Neighbour,
     negotiate::Negotiated,
     peer::Request,
@@ -30,14 +31,7 @@ impl Speaker {
                 Request::Connect(connection) => self.connect(source, connection, outputs),
                 Request::Close(connection, last) => {
                     self.by_connection.remove(&connection);
-                    outputs.retain(|output| *output != Output::Transmit { connection });
                     outputs.push(Output::Close { connection, last });
-                }
-                Request::Transmit(connection) => {
-                    let output = Output::Transmit { connection };
-                    if self.by_connection.contains_key(&connection) && !outputs.contains(&output) {
-                        outputs.push(output);
-                    }
                 }
                 Request::Up(negotiated) => self.up(source, &negotiated),
                 Request::Down => self.down(source),
@@ -53,12 +47,7 @@ impl Speaker {
         }
     }
 
-    fn connect(
-        &mut self,
-        source: Source,
-        connection: crate::connection::ConnectionId,
-        outputs: &mut Vec<Output>,
-    ) {
+    fn connect(&mut self, source: Source, connection: ConnectionId, outputs: &mut Vec<Output>) {
         let (Some(global), Some(slot)) = (&self.global, self.slot(source)) else { return };
         let config = &slot.peer.config;
         outputs.push(Output::Connect {
@@ -91,7 +80,6 @@ impl Speaker {
     fn down(&mut self, source: Source) {
         let Some(slot) = self.slot_mut(source) else { return };
         let out = std::mem::take(&mut slot.out);
-        slot.received = 0;
         slot.unconfirmed.clear();
         for (family, mut out) in out {
             let used = out.clear(&mut self.rib.attributes);

@@ -199,8 +199,8 @@ impl Fsm {
     pub fn handle(&mut self, event: Event, now: Time, random: &mut Random) -> Vec<Action> {
         use State::*;
         match (self.state, event) {
-            (Idle, Event::Start) => self.connect(now, random),
-            (Idle, Event::StartPassive) => {
+            (Idle, Event::Start) if self.role == Role::Dialer => self.connect(now, random),
+            (Idle, Event::StartPassive) if self.role == Role::Dialer => {
                 self.wait(now, random);
                 vec![]
             }
@@ -338,3 +338,6 @@ fn unexpected_message(state: State) -> Notification {
     }
     .into()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,40 @@
+//! Whole speakers in virtual time.
+mod histories;
+mod sim;
+mod virtual_time;
+
+use crate::config::{Asn, Family, Global, PeerConfig, Route, RouteAttributes, Timers};
+use std::net::{IpAddr, Ipv4Addr};
+
+/// The speaker at 10.0.0.`host`.
+fn global(host: u8, asn: u32) -> Global {
+    Global { asn: Asn(asn), router_id: Ipv4Addr::new(10, 0, 0, host), listen: [].into() }
+}
+
+fn address(host: u8) -> IpAddr {
+    IpAddr::from([10, 0, 0, host])
+}
+
+/// A neighbour that is told everything and of which everything is accepted.
+fn peer(host: u8, asn: u32) -> PeerConfig {
+    PeerConfig {
+        address: address(host),
+        asn: Asn(asn),
+        port: 179,
+        local_address: None,
+        timers: Timers { hold_seconds: 9, keepalive_seconds: 3, connect_retry_seconds: 2 },
+        families: [Family::Ipv4Unicast, Family::Ipv6Unicast].into(),
+        multihop_ttl: None,
+        max_prefixes: None,
+        accept: vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()],
+        export_learned: true,
+    }
+}
+
+fn route(prefix: &str, med: u32) -> Route {
+    Route {
+        prefix: prefix.parse().unwrap(),
+        attributes: RouteAttributes { med: Some(med), ..RouteAttributes::default() },
+        peers: None,
+    }
+}

@@ -1,0 +1,415 @@
+//! A network in virtual time: speakers, links that delay and hold back, connections that are reset, and nothing
+//! that reorders or loses, for TCP does not. Whatever a speaker writes is decoded, too, as its peer would: the invariants are
+//! checked after every step.
+use super::super::*;
+use crate::{
+    config::State,
+    wire::{self, Attributes, Capability, Context, Message, NextHop, Open},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+pub(super) struct World {
+    pub(super) now: Time,
+    pub(super) nodes: Vec<Node>,
+    /// Links that pass nothing, by the hosts at their ends, the smaller first.
+    cut: BTreeSet<(usize, usize)>,
+    /// What came to a cut link: TCP sends it again until it passes.
+    held: Vec<Event>,
+    pub(super) delay: Duration,
+    events: BTreeMap<(Time, u64), Event>,
+    sequence: u64,
+    /// The other end of a connection.
+    ends: BTreeMap<End, End>,
+    /// When the last bytes towards an end arrive: streams keep their order.
+    busy: BTreeMap<End, Time>,
+    pub(super) steps: u64,
+}
+
+type End = (usize, ConnectionId);
+
+pub(super) struct Node {
+    pub(super) speaker: Speaker,
+    pub(super) watch: Watch,
+    pub(super) changes: Vec<(Time, State)>,
+}
+
+enum Event {
+    Dial { from: End, to: usize },
+    Answer { to: End, from: End },
+    Bytes { to: End, bytes: Vec<u8> },
+    Closed { to: End },
+}
+
+impl World {
+    /// `hosts` speakers at 10.0.0.0 and on; nobody is configured yet.
+    pub(super) fn new(hosts: usize, seed: u64) -> Self {
+        let node = |host| Node {
+            speaker: Speaker::new(seed.wrapping_add(host as u64)),
+            watch: Watch::default(),
+            changes: Vec::new(),
+        };
+        World {
+            now: Duration::from_secs(100),
+            nodes: (0..hosts).map(node).collect(),
+            cut: BTreeSet::new(),
+            held: Vec::new(),
+            delay: Duration::from_millis(1),
+            events: BTreeMap::new(),
+            sequence: 0,
+            ends: BTreeMap::new(),
+            busy: BTreeMap::new(),
+            steps: 0,
+        }
+    }
+
+    /// Does something to a speaker.
+    pub(super) fn with(&mut self, host: usize, act: impl FnOnce(&mut Speaker, Time) -> Vec<Output>) {
+        let outputs = act(&mut self.nodes[host].speaker, self.now);
+        self.outputs(host, outputs);
+    }
+
+    /// The link passes nothing, or passes again.
+    pub(super) fn cut(&mut self, a: usize, b: usize, cut: bool) {
+        let link = (a.min(b), a.max(b));
+        if cut {
+            self.cut.insert(link);
+        } else {
+            self.cut.remove(&link);
+            let at = self.now + self.delay;
+            for event in std::mem::take(&mut self.held) {
+                self.at(at, event);
+            }
+            self.busy.values_mut().for_each(|busy| *busy = at.max(*busy));
+        }
+    }
+
+    /// All connections between two hosts are reset.
+    pub(super) fn reset(&mut self, a: usize, b: usize) {
+        let hit: Vec<End> =
+            self.ends.iter().filter(|(one, other)| (one.0, other.0) == (a, b)).map(|(one, _)| *one).collect();
+        for end in hit {
+            if let Some(other) = self.ends.remove(&end) {
+                self.ends.remove(&other);
+                self.at(self.now, Event::Closed { to: end });
+                self.at(self.now, Event::Closed { to: other });
+            }
+        }
+    }
+
+    /// Runs until `end`.
+    pub(super) fn run(&mut self, duration: Duration) {
+        let end = self.now + duration;
+        loop {
+            let event = self.events.first_key_value().map(|((at, _), _)| *at);
+            let timers = (0..self.nodes.len())
+                .filter_map(|host| Some((self.nodes[host].speaker.next_deadline()?, host)))
+                .min();
+            let next = [event, timers.map(|(at, _)| at)].into_iter().flatten().min();
+            let Some(next) = next.filter(|next| *next <= end) else { break };
+            self.now = self.now.max(next);
+            self.steps += 1;
+            if event == Some(next) {
+                let (_, event) = self.events.pop_first().unwrap();
+                self.happen(event);
+            } else if let Some((_, host)) = timers {
+                self.input(host, Input::Tick);
+                let deadline = self.nodes[host].speaker.next_deadline();
+                assert!(deadline.is_none_or(|at| at > self.now), "a tick leaves nothing due");
+            }
+        }
+        self.now = end;
+    }
+
+    pub(super) fn state(&self, host: usize, peer: usize) -> State {
+        let peers = self.nodes[host].speaker.slots();
+        let address = super::address(peer as u8);
+        let slot = peers.map(|(_, slot)| slot).find(|slot| slot.peer.config.address == address);
+        slot.map_or(State::Idle, |slot| slot.peer.state())
+    }
+
+    fn at(&mut self, time: Time, event: Event) {
+        self.sequence += 1;
+        self.events.insert((time, self.sequence), event);
+    }
+
+    fn is_cut(&self, a: usize, b: usize) -> bool {
+        self.cut.contains(&(a.min(b), a.max(b)))
+    }
+
+    fn happen(&mut self, event: Event) {
+        let link = match &event {
+            Event::Dial { from, to } => Some((from.0, *to)),
+            Event::Answer { to, from } => Some((from.0, to.0)),
+            Event::Bytes { to, .. } | Event::Closed { to } => self.ends.get(to).map(|other| (other.0, to.0)),
+        };
+        if link.is_some_and(|(a, b)| self.is_cut(a, b)) {
+            self.held.push(event);
+            return;
+        }
+        match event {
+            Event::Dial { from, to } => {
+                if to >= self.nodes.len() {
+                    return;
+                }
+                let connection = self.nodes[to].speaker.accept_id();
+                let end = (to, connection);
+                self.ends.insert(from, end);
+                self.ends.insert(end, from);
+                self.at(self.now + self.delay, Event::Answer { to: from, from: end });
+                self.busy.insert(from, self.now + self.delay);
+                self.nodes[to].watch.open(connection);
+                let endpoints = endpoints(to, from.0);
+                self.input(to, Input::Accepted { connection, endpoints });
+            }
+            Event::Answer { to, from } => {
+                if self.ends.get(&to) == Some(&from) {
+                    self.nodes[to.0].watch.open(to.1);
+                    let endpoints = endpoints(to.0, from.0);
+                    self.input(to.0, Input::Connected { connection: to.1, endpoints });
+                }
+            }
+            Event::Bytes { to: (host, connection), bytes } => {
+                if self.ends.contains_key(&(host, connection)) {
+                    self.nodes[host].watch.received(connection, &bytes);
+                    self.input(host, Input::Received { connection, bytes: &bytes });
+                }
+            }
+            Event::Closed { to: (host, connection) } => {
+                self.ends.remove(&(host, connection));
+                self.input(host, Input::Closed { connection, reason: "closed".to_owned() });
+            }
+        }
+    }
+
+    fn input(&mut self, host: usize, input: Input<'_>) {
+        let outputs = self.nodes[host].speaker.handle(input, self.now);
+        self.outputs(host, outputs);
+    }
+
+    fn outputs(&mut self, host: usize, outputs: Vec<Output>) {
+        for output in outputs {
+            match output {
+                Output::Connect { connection, remote, .. } => {
+                    let IpAddr::V4(address) = remote.ip() else { unreachable!() };
+                    let to = usize::from(address.octets()[3]);
+                    self.at(self.now + self.delay, Event::Dial { from: (host, connection), to });
+                }
+                Output::Transmit { connection } => loop {
+                    let mut bytes = Vec::new();
+                    self.nodes[host].speaker.transmit(connection, 1000, &mut bytes);
+                    if bytes.is_empty() {
+                        break;
+                    }
+                    self.send((host, connection), bytes);
+                },
+                Output::Close { connection, last } => {
+                    self.send((host, connection), last);
+                    self.nodes[host].watch.close(connection);
+                    if let Some(other) = self.ends.remove(&(host, connection)) {
+                        let at = self.arrival(other);
+                        self.at(at, Event::Closed { to: other });
+                    }
+                }
+                Output::StateChanged { state, .. } => self.nodes[host].changes.push((self.now, state)),
+            }
+        }
+        let node = &self.nodes[host];
+        node.watch.check(&node.speaker);
+    }
+
+    fn send(&mut self, from: End, bytes: Vec<u8>) {
+        self.nodes[from.0].watch.sent(from.1, &bytes);
+        if let Some(&to) = self.ends.get(&from)
+            && !bytes.is_empty()
+        {
+            let at = self.arrival(to);
+            // Cut anywhere: the stream has no messages.
+            let (one, two) = bytes.split_at(bytes.len() / 3);
+            self.at(at, Event::Bytes { to, bytes: one.to_vec() });
+            self.at(at, Event::Bytes { to, bytes: two.to_vec() });
+        }
+    }
+
+    fn arrival(&mut self, to: End) -> Time {
+        let at = (self.now + self.delay).max(self.busy.get(&to).copied().unwrap_or_default());
+        self.busy.insert(to, at);
+        at
+    }
+}
+
+fn endpoints(local: usize, remote: usize) -> Endpoints {
+    let host = |host: usize| SocketAddr::new(super::address(host as u8), 179);
+    let v6: IpAddr = format!("fd00::{local}").parse().unwrap();
+    Endpoints {
+        local: host(local),
+        remote: host(remote),
+        next_hops: [
+            (Family::Ipv4Unicast, NextHop::from(host(local).ip())),
+            (Family::Ipv6Unicast, NextHop::from(v6)),
+        ]
+        .into(),
+    }
+}
+
+/// What a speaker wrote and read, as an observer on its wire sees it.
+#[derive(Default)]
+pub(super) struct Watch {
+    connections: BTreeMap<ConnectionId, Seen>,
+}
+
+#[derive(Default)]
+struct Seen {
+    sent: Stream,
+    received: Stream,
+    /// The peer's picture of us: what it was told and not untold.
+    told: BTreeMap<IpNet, (Attributes, NextHop)>,
+}
+
+/// Messages of one direction.
+#[derive(Default)]
+struct Stream {
+    rest: Vec<u8>,
+    open: Option<Open>,
+    kept_alive: bool,
+}
+
+impl Watch {
+    pub(super) fn open(&mut self, connection: ConnectionId) {
+        self.connections.insert(connection, Seen::default());
+    }
+
+    pub(super) fn close(&mut self, connection: ConnectionId) {
+        self.connections.remove(&connection);
+    }
+
+    pub(super) fn received(&mut self, connection: ConnectionId, bytes: &[u8]) {
+        if let Some(seen) = self.connections.get_mut(&connection) {
+            let context = seen.context();
+            seen.received.take(bytes, &context, false);
+        }
+    }
+
+    pub(super) fn sent(&mut self, connection: ConnectionId, bytes: &[u8]) {
+        let Some(seen) = self.connections.get_mut(&connection) else { return };
+        let context = seen.context();
+        for message in seen.sent.take(bytes, &context, true) {
+            if let Message::Update(update) = message {
+                for prefix in update.withdrawn {
+                    assert!(
+                        seen.told.remove(&prefix).is_some(),
+                        "withdrew {prefix}, which was not announced"
+                    );
+                }
+                let Some(announced) = update.announced else { continue };
+                for reach in announced.reach {
+                    for prefix in reach.prefixes {
+                        seen.told.insert(prefix, (announced.attributes.clone(), reach.next_hop));
+                    }
+                }
+            }
+        }
+    }
+
+    /// What must hold always.
+    pub(super) fn check(&self, speaker: &Speaker) {
+        for (_, slot) in speaker.slots() {
+            let up: Vec<_> = slot
+                .peer
+                .connections()
+                .filter(|connection| connection.fsm.state() == State::Established)
+                .collect();
+            assert!(up.len() <= 1, "one session at most");
+            assert_eq!(up.is_empty(), slot.out.is_empty());
+            let Some(session) = up.first() else { continue };
+            let seen = &self.connections[&session.id.unwrap()];
+            for stream in [&seen.sent, &seen.received] {
+                assert!(stream.open.is_some() && stream.kept_alive, "OPEN and KEEPALIVE went both ways");
+            }
+            let mut sent = BTreeMap::new();
+            for (&family, out) in &slot.out {
+                let table = speaker.rib.table(family);
+                for id in table.ids() {
+                    if let Some(attributes) = out.sent(id) {
+                        let route = speaker.rib.attributes.get(attributes);
+                        sent.insert(table.prefix(id), (route.attributes.clone(), route.next_hop.unwrap()));
+                    }
+                }
+            }
+            assert!(sent == seen.told, "Adj-RIB-Out is what the peer was told");
+        }
+        speaker.check_references();
+    }
+}
+
+impl Seen {
+    /// How the peer reads us.
+    fn context(&self) -> Context {
+        let four = |open: &Open| open.capabilities.iter().any(|c| matches!(c, Capability::FourOctetAs(_)));
+        let opens = (&self.sent.open, &self.received.open);
+        Context {
+            four_octet_as: self.received.open.as_ref().is_some_and(four),
+            internal: matches!(opens, (Some(ours), Some(theirs)) if ours.asn == theirs.asn),
+            families: [Family::Ipv4Unicast, Family::Ipv6Unicast].into(),
+            ..Context::default()
+        }
+    }
+}
+
+impl Stream {
+    /// Messages that are complete now. What a speaker itself writes must decode without errors.
+    fn take(&mut self, bytes: &[u8], context: &Context, own: bool) -> Vec<Message> {
+        self.rest.extend_from_slice(bytes);
+        let mut messages = Vec::new();
+        while let Ok(Some(message)) = wire::frame(&self.rest, context) {
+            let length = message.len();
+            match wire::decode(message, context) {
+                Ok(decoded) => {
+                    assert!(!own || decoded.errors.is_empty(), "{:?}", decoded.errors);
+                    if let Message::Open(open) = &decoded.message {
+                        self.open = Some(open.clone());
+                    }
+                    self.kept_alive |= decoded.message == Message::Keepalive;
+                    messages.push(decoded.message);
+                }
+                Err(error) => assert!(!own, "{error}"),
+            }
+            self.rest.drain(..length);
+        }
+        messages
+    }
+}
+
+impl Speaker {
+    /// Counts of attribute sets agree with who holds them, and no number of a prefix leaks.
+    fn check_references(&self) {
+        let mut holders: BTreeMap<AttributesId, u32> = BTreeMap::new();
+        let mut hold = |id: AttributesId| *holders.entry(id).or_default() += 1;
+        for family in [Family::Ipv4Unicast, Family::Ipv6Unicast] {
+            let table = self.rib.table(family);
+            for id in table.ids() {
+                table.paths(id).iter().for_each(|path| hold(path.attributes));
+                let used =
+                    self.slots().any(|(_, slot)| slot.out.get(&family).is_some_and(|out| out.uses(id)));
+                assert!(used || !table.paths(id).is_empty(), "{} is of use to nobody", table.prefix(id));
+            }
+            for (_, slot) in self.slots() {
+                if let Some(out) = slot.out.get(&family) {
+                    (0..table.bound()).filter_map(|id| out.sent(id)).for_each(&mut hold);
+                }
+            }
+        }
+        self.own.values().flatten().for_each(|route| hold(route.attributes));
+        assert_eq!(self.rib.attributes.holders(), holders);
+        for (source, slot) in self.slots() {
+            let accepted = [Family::Ipv4Unicast, Family::Ipv6Unicast].map(|family| {
+                let table = self.rib.table(family);
+                let ours = |path: &&Path| path.source == source && !path.refused;
+                table.ids().map(|id| table.paths(id).iter().filter(ours).count() as u64).sum::<u64>()
+            });
+            assert_eq!(slot.received, accepted.iter().sum::<u64>(), "count of accepted prefixes");
+        }
+    }
+}

@@ -1,5 +1,18 @@
 //! Fairlead's XDP programs.
+//!
+//! [`datapath::run`] is the whole of it, inlined into one program: [`parse`] the packet, look up VIP, slot and
+//! backend ([`datapath`]), and flows where they are tracked ([`flow`], [`nat`]), then [`encap`], [`nat`] or
+//! [`decap`] change the packet. [`packet`], [`parse`] and [`decide`] call no helper and touch no map: they
+//! compile and run on the host as well.
 #![no_std]
-#![expect(non_upper_case_globals, reason = "the name of a map's static is the name of the map")]
 
+pub mod datapath;
+pub mod decap;
+pub mod decide;
+pub mod encap;
+pub mod family;
+pub mod flow;
 pub mod maps;
+pub mod nat;
+pub mod packet;
+pub mod parse;

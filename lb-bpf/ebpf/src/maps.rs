@@ -1,5 +1,6 @@
 //! The maps. What they hold is said in `lb_bpf_common`; the sizes here are only defaults that the loader
 //! replaces, so nothing in the programs may depend on them.
+#![expect(non_upper_case_globals, reason = "the name of the static is the name of the map")]
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     btf_maps::{Array, HashMap, PerCpuArray},

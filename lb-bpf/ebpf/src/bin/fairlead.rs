@@ -2,17 +2,18 @@
 #![no_std]
 #![no_main]
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
-use fairlead_ebpf as _;
+use fairlead_ebpf::datapath;
+
+/// The datapath.
+#[xdp]
+#[inline(always)]
+pub fn fairlead_xdp(ctx: XdpContext) -> u32 {
+    datapath::run(&ctx)
+}
 
 /// Passes every packet: a veth delivers redirected frames only to a peer that has an XDP program.
 #[xdp]
 pub fn fairlead_pass(_ctx: XdpContext) -> u32 {
-    xdp_action::XDP_PASS
-}
-
-/// The datapath.
-#[xdp]
-pub fn fairlead_xdp(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
 

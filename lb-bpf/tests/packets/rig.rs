@@ -1,0 +1,204 @@
+//! The real programs in the real kernel, with small maps, fed by BPF_PROG_TEST_RUN. Nothing is attached or pinned.
+use aya::{
+    Ebpf, EbpfLoader, TestRun,
+    maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues},
+    programs::{TestRunOptions, Xdp},
+};
+use lb_bpf::abi::{
+    Backend, Config, Counter, DecapKey, FlowEntry, FlowKey, ReverseEntry, Slot, Verdict, Vip, VipKey, map,
+    program,
+};
+
+/// XDP actions (linux/bpf.h).
+pub(crate) const DROP: u32 = 1;
+pub(crate) const PASS: u32 = 2;
+pub(crate) const TX: u32 = 3;
+pub(crate) const REDIRECT: u32 = 4;
+
+/// The interface that test packets come in on: the loopback interface of this namespace.
+pub(crate) const INGRESS: u32 = 1;
+
+/// Size of the smaller maps.
+const ENTRIES: u32 = 16;
+
+/// A value of a map. The types of the ABI have no padding, and any bytes are a valid value of each.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub(crate) struct Plain<T>(pub(crate) T);
+
+// SAFETY: see above; used with the types of the ABI only.
+unsafe impl<T: Copy + 'static> aya::Pod for Plain<T> {}
+
+/// What the maps hold before the first packet.
+#[derive(Clone, Default)]
+pub(crate) struct World {
+    pub(crate) vips: Vec<(VipKey, Vip)>,
+    pub(crate) slots: Vec<Slot>,
+    /// From index 1 on.
+    pub(crate) backends: Vec<Backend>,
+    pub(crate) flows: Vec<(FlowKey, FlowEntry)>,
+    pub(crate) reverse: Vec<(FlowKey, ReverseEntry)>,
+    pub(crate) decap: Vec<DecapKey>,
+    pub(crate) config: Config,
+    /// Size of `flows`; 0: room for all.
+    pub(crate) max_flows: u32,
+    /// Size of `reverse`; 0: room for all.
+    pub(crate) max_reverse: u32,
+}
+
+/// The loaded program with its maps.
+pub(crate) struct Rig {
+    ebpf: Ebpf,
+}
+
+/// What became of a packet.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Result {
+    pub(crate) action: u32,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// Counters that are not 0: by verdict, and by index of the backend.
+pub(crate) type Counted = (Vec<(Verdict, Counter)>, Vec<(u32, Counter)>);
+
+impl Rig {
+    /// Loads the object. The verifier takes its time, so a rig is used again: see [`Rig::fill`].
+    pub(crate) fn load(max_flows: u32, max_reverse: u32) -> Self {
+        let mut ebpf = EbpfLoader::new()
+            .map_max_entries(map::VIPS, ENTRIES)
+            .map_max_entries(map::SLOTS, 64)
+            .map_max_entries(map::BACKENDS, ENTRIES)
+            .map_max_entries(map::BACKEND_COUNTERS, ENTRIES)
+            .map_max_entries(map::FLOWS, max_flows)
+            .map_max_entries(map::REVERSE, max_reverse)
+            .map_max_entries(map::DECAP, ENTRIES)
+            .load(lb_bpf::OBJECT)
+            .expect("load the object (needs root)");
+        let datapath: &mut Xdp = ebpf.program_mut(program::DATAPATH).unwrap().try_into().unwrap();
+        datapath.load().expect("the verifier accepts the program");
+        Rig { ebpf }
+    }
+
+    /// Makes the maps hold `world` and nothing else.
+    pub(crate) fn fill(&mut self, world: &World) {
+        self.replace(map::VIPS, &world.vips);
+        self.replace(map::FLOWS, &world.flows);
+        self.replace(map::REVERSE, &world.reverse);
+        self.replace(map::DECAP, &world.decap.iter().map(|&key| (key, 1_u32)).collect::<Vec<_>>());
+        for index in 0..64 {
+            let slot = world.slots.get(index as usize).copied().unwrap_or_default();
+            self.set_slot(index, slot);
+        }
+        for index in 0..ENTRIES {
+            let backend = (index as usize).checked_sub(1).and_then(|index| world.backends.get(index));
+            let backend = backend.copied().unwrap_or_default();
+            self.array(map::BACKENDS).set(index, Plain(backend), 0).unwrap();
+            self.clear_counter(map::BACKEND_COUNTERS, index);
+        }
+        for verdict in Verdict::ALL {
+            self.clear_counter(map::VERDICT_COUNTERS, *verdict as u32);
+        }
+        self.array(map::CONFIG).set(0, Plain(world.config), 0).unwrap();
+    }
+
+    fn replace<K: Copy + 'static, V: Copy + 'static>(&mut self, name: &str, entries: &[(K, V)]) {
+        let mut hash = self.hash::<K, V>(name);
+        for key in hash.keys().collect::<std::result::Result<Vec<_>, _>>().unwrap() {
+            hash.remove(&key).unwrap();
+        }
+        for &(key, value) in entries {
+            hash.insert(Plain(key), Plain(value), 0).unwrap();
+        }
+    }
+
+    fn clear_counter(&mut self, name: &str, index: u32) {
+        let mut array: PerCpuArray<&mut MapData, Plain<Counter>> =
+            self.ebpf.map_mut(name).unwrap().try_into().unwrap();
+        let zero = vec![Plain(Counter::default()); aya::util::nr_cpus().unwrap()];
+        array.set(index, PerCpuValues::try_from(zero).unwrap(), 0).unwrap();
+    }
+
+    /// Runs one packet.
+    pub(crate) fn run(&self, packet: &[u8]) -> Result {
+        let datapath: &Xdp = self.ebpf.program(program::DATAPATH).unwrap().try_into().unwrap();
+        let mut bytes = vec![0; 4096];
+        let run = datapath
+            .test_run(TestRunOptions {
+                data_in: Some(packet),
+                data_out: Some(&mut bytes),
+                ..TestRunOptions::new()
+            })
+            .unwrap();
+        bytes.truncate(run.data_size_out as usize);
+        Result { action: run.return_value, bytes }
+    }
+
+    /// Everything that was counted, summed over the CPUs.
+    pub(crate) fn counted(&self) -> Counted {
+        let nonzero = |name, count: u32| {
+            let array: PerCpuArray<&MapData, Plain<Counter>> =
+                self.ebpf.map(name).unwrap().try_into().unwrap();
+            let sum = move |index| {
+                array.get(&index, 0).unwrap().iter().fold(Counter::default(), |a, Plain(b)| Counter {
+                    packets: a.packets + b.packets,
+                    bytes: a.bytes + b.bytes,
+                    flows: a.flows + b.flows,
+                    zero: a.zero + b.zero,
+                })
+            };
+            (0..count).map(move |index| (index, sum(index))).filter(|(_, sum)| *sum != Counter::default())
+        };
+        let verdicts = nonzero(map::VERDICT_COUNTERS, Verdict::ALL.len() as u32);
+        let verdicts = verdicts.map(|(index, counter)| (Verdict::ALL[index as usize], counter)).collect();
+        (verdicts, nonzero(map::BACKEND_COUNTERS, ENTRIES).collect())
+    }
+
+    /// The entry of a flow.
+    pub(crate) fn flow(&mut self, key: &FlowKey) -> Option<FlowEntry> {
+        let flows: HashMap<_, Plain<FlowKey>, Plain<FlowEntry>> = self.hash(map::FLOWS);
+        flows.get(&Plain(*key), 0).ok().map(|Plain(entry)| entry)
+    }
+
+    /// All entries of `reverse`.
+    pub(crate) fn reverse(&mut self) -> Vec<(FlowKey, ReverseEntry)> {
+        let reverse: HashMap<_, Plain<FlowKey>, Plain<ReverseEntry>> = self.hash(map::REVERSE);
+        reverse.iter().map(|entry| entry.map(|(Plain(key), Plain(value))| (key, value)).unwrap()).collect()
+    }
+
+    /// Puts a flow's entry, or takes it away.
+    pub(crate) fn set_flow(&mut self, key: &FlowKey, entry: Option<FlowEntry>) {
+        let mut flows: HashMap<_, Plain<FlowKey>, Plain<FlowEntry>> = self.hash(map::FLOWS);
+        match entry {
+            Some(entry) => flows.insert(Plain(*key), Plain(entry), 0).unwrap(),
+            None => flows.remove(&Plain(*key)).unwrap(),
+        }
+    }
+
+    /// Takes an entry of `reverse` away.
+    pub(crate) fn remove_reverse(&mut self, key: &FlowKey) {
+        let mut reverse: HashMap<_, Plain<FlowKey>, Plain<ReverseEntry>> = self.hash(map::REVERSE);
+        reverse.remove(&Plain(*key)).unwrap();
+    }
+
+    /// Replaces an entry of `reverse`.
+    pub(crate) fn set_reverse(&mut self, key: &FlowKey, entry: ReverseEntry) {
+        let mut reverse: HashMap<_, Plain<FlowKey>, Plain<ReverseEntry>> = self.hash(map::REVERSE);
+        reverse.insert(Plain(*key), Plain(entry), 0).unwrap();
+    }
+
+    /// Replaces a slot.
+    pub(crate) fn set_slot(&mut self, index: u32, slot: Slot) {
+        self.array(map::SLOTS).set(index, Plain(slot), 0).unwrap();
+    }
+
+    fn hash<K: Copy + 'static, V: Copy + 'static>(
+        &mut self,
+        name: &str,
+    ) -> HashMap<&mut MapData, Plain<K>, Plain<V>> {
+        self.ebpf.map_mut(name).unwrap().try_into().unwrap()
+    }
+
+    fn array<V: Copy + 'static>(&mut self, name: &str) -> Array<&mut MapData, Plain<V>> {
+        self.ebpf.map_mut(name).unwrap().try_into().unwrap()
+    }
+}

@@ -5,6 +5,8 @@ mod connection;
 mod decision;
 pub mod fsm;
 mod negotiate;
+#[cfg(feature = "net")]
+mod net;
 mod peer;
 mod policy;
 pub mod random;
@@ -15,6 +17,8 @@ mod validate;
 pub mod wire;
 
 pub use connection::{ConnectionId, Endpoints};
+#[cfg(feature = "net")]
+pub use net::{Handle, spawn};
 
 /// Time since a moment of the driver's choice; it never goes back.
 pub type Time = std::time::Duration;

@@ -1,0 +1,94 @@
+//! One TCP connection: moves bytes between the kernel and the driver, and knows nothing of BGP.
+use super::driver::Event;
+use crate::ConnectionId;
+use std::{io, time::Duration};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::mpsc,
+    time::timeout,
+};
+
+/// Octets read at once.
+const READ: usize = 64 * 1024;
+/// How long a peer has to take the last messages and to close its side, before the connection is dropped.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// What the driver wants of a connection.
+pub(super) enum Order {
+    /// Write these octets and say so. Only after the last ones were written.
+    Write(Vec<u8>),
+    /// Write these, too, then close.
+    Close(Vec<u8>),
+}
+
+/// Serves a connection until the driver wants it closed.
+pub(super) async fn run(
+    id: ConnectionId,
+    mut stream: TcpStream,
+    mut orders: mpsc::Receiver<Order>,
+    events: mpsc::Sender<Event>,
+) {
+    let (mut writing, mut written) = (Vec::new(), 0);
+    let mut alive = true;
+    let last = loop {
+        let (mut reader, mut writer) = stream.split();
+        let mut read = Vec::new();
+        let event = tokio::select! {
+            order = orders.recv() => match order {
+                Some(Order::Write(bytes)) => {
+                    (writing, written) = (bytes, 0);
+                    continue;
+                }
+                Some(Order::Close(last)) => break last,
+                None => break Vec::new(),
+            },
+            result = writer.write(&writing[written..]), if alive && written < writing.len() => match result {
+                Ok(octets) => {
+                    written += octets;
+                    if written < writing.len() {
+                        continue;
+                    }
+                    Event::Written(id)
+                }
+                Err(error) => closed(id, &mut alive, &error),
+            },
+            result = read_some(&mut reader, &mut read), if alive => match result {
+                Ok(()) if read.is_empty() => {
+                    alive = false;
+                    Event::Closed(id, "the peer closed the connection".to_owned())
+                }
+                Ok(()) => Event::Received(id, read),
+                Err(error) => closed(id, &mut alive, &error),
+            },
+        };
+        // A driver that is gone left an order, or dropped its end of the orders.
+        let _: Result<_, _> = events.send(event).await;
+    };
+    // A connection that is closed with octets unread is reset, and the peer may then never see what was written
+    // last: wait for its end, within reason.
+    let _: Result<_, _> = timeout(LINGER, async {
+        stream.write_all(&writing[written..]).await?;
+        stream.write_all(&last).await?;
+        stream.shutdown().await?;
+        let mut discarded = vec![0; READ];
+        while stream.read(&mut discarded).await? > 0 {}
+        io::Result::Ok(())
+    })
+    .await;
+}
+
+async fn read_some(reader: &mut tokio::net::tcp::ReadHalf<'_>, read: &mut Vec<u8>) -> io::Result<()> {
+    reader.readable().await?;
+    read.reserve_exact(READ);
+    match reader.try_read_buf(read) {
+        // Readiness was stale: the caller comes back.
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => reader.read_buf(read).await.map(drop),
+        result => result.map(drop),
+    }
+}
+
+fn closed(id: ConnectionId, alive: &mut bool, error: &io::Error) -> Event {
+    *alive = false;
+    Event::Closed(id, error.to_string())
+}

@@ -1,0 +1,313 @@
+//! The driver: gives the pure speaker what happens, does what it says.
+use super::{
+    Command, addresses,
+    connection::{self, Order},
+    socket,
+};
+use crate::{
+    ConnectionId, Endpoints, Time,
+    config::{ConfigError, Global},
+    speaker::{Input, Output, Speaker},
+};
+use std::{
+    collections::BTreeMap,
+    hash::{BuildHasher, Hasher, RandomState},
+    io,
+    net::SocketAddr,
+    time::Duration,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{mpsc, oneshot, watch},
+    task::{AbortHandle, JoinSet},
+    time::{Instant, sleep, sleep_until},
+};
+
+/// Octets of messages that a connection has in hand, about.
+const BATCH: usize = 64 * 1024;
+/// Events that wait for the driver: more senders than that wait in turn.
+const EVENTS: usize = 8;
+/// Tasks of connections, those that are being closed included. More are not accepted.
+const MAX_TASKS: usize = 16 * 1024;
+/// Pause after a failed accept: what is missing (file descriptors) does not come back at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What happens to sockets.
+pub(super) enum Event {
+    Accepted(TcpStream),
+    Dialled(ConnectionId, io::Result<TcpStream>),
+    Received(ConnectionId, Vec<u8>),
+    Written(ConnectionId),
+    Closed(ConnectionId, String),
+}
+
+pub(super) struct Driver {
+    speaker: Speaker,
+    /// The beginning of time.
+    epoch: Instant,
+    listeners: BTreeMap<SocketAddr, Listener>,
+    connections: BTreeMap<ConnectionId, Connection>,
+    /// Tasks of connections, those that close included.
+    tasks: JoinSet<()>,
+    sender: mpsc::Sender<Event>,
+    events: mpsc::Receiver<Event>,
+    /// Who wants to know when all is written.
+    flushes: Vec<oneshot::Sender<()>>,
+    changed: watch::Sender<u64>,
+}
+
+/// What the driver knows of a connection that the speaker has not closed.
+enum Connection {
+    Dialling(AbortHandle),
+    Open {
+        orders: mpsc::Sender<Order>,
+        /// The connection has a batch in hand.
+        writing: bool,
+    },
+}
+
+/// Accepts until it is dropped.
+struct Listener(AbortHandle);
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Driver {
+    pub(super) fn new(changed: watch::Sender<u64>) -> Self {
+        let (sender, events) = mpsc::channel(EVENTS);
+        Driver {
+            // Keyed with randomness from the system.
+            speaker: Speaker::new(RandomState::new().build_hasher().finish()),
+            epoch: Instant::now(),
+            listeners: BTreeMap::new(),
+            connections: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            sender,
+            events,
+            flushes: Vec::new(),
+            changed,
+        }
+    }
+
+    /// Runs until it is told to shut down, or nobody is left who could tell.
+    pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        let answer = loop {
+            let deadline = self.speaker.next_deadline().map(|at| self.epoch + at);
+            let wake = async {
+                match deadline {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = wake => self.input(Input::Tick),
+                command = commands.recv() => match command {
+                    Some(Command::Shutdown(answer)) => break Some(answer),
+                    Some(command) => self.command(command),
+                    None => break None,
+                },
+                Some(event) = self.events.recv() => self.event(event),
+                Some(_) = self.tasks.join_next() => (),
+            }
+            self.answer_flushes();
+        };
+        self.shutdown().await;
+        if let Some(answer) = answer {
+            // Who asked may have gone.
+            let _: Result<_, _> = answer.send(());
+        }
+    }
+
+    fn now(&self) -> Time {
+        self.epoch.elapsed()
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::SetGlobal(global, answer) => reply(answer, self.set_global(global)),
+            Command::SetPeers(peers, answer) => {
+                let result = self.speaker.set_peers(peers, self.now());
+                reply(answer, result.map(|outputs| self.perform(outputs)));
+            }
+            Command::SetRoutes(routes, answer) => {
+                let result = self.speaker.set_routes(routes);
+                reply(answer, result.map(|outputs| self.perform(outputs)));
+            }
+            Command::Flushed(answer) => {
+                self.flushes.retain(|waiting| !waiting.is_closed());
+                self.flushes.push(answer);
+            }
+            Command::Peers(answer) => reply(answer, self.speaker.peers(self.now())),
+            Command::Routes(answer) => reply(answer, self.speaker.routes()),
+            // Seen to by `run`.
+            Command::Shutdown(_) => (),
+        }
+    }
+
+    /// Listens where it is new before anything changes.
+    fn set_global(&mut self, global: Global) -> Result<(), ConfigError> {
+        let listen = global.listen.clone();
+        let mut new = Vec::new();
+        for &address in listen.iter().filter(|address| !self.listeners.contains_key(address)) {
+            let listener = socket::listen(address)
+                .map_err(|error| ConfigError::new("global", "listen", format!("{address}: {error}")))?;
+            new.push((address, listener));
+        }
+        let outputs = self.speaker.set_global(global, self.now())?;
+        self.listeners.retain(|address, _| listen.contains(address));
+        for (address, listener) in new {
+            let task = tokio::spawn(accept(listener, self.sender.clone()));
+            self.listeners.insert(address, Listener(task.abort_handle()));
+        }
+        self.perform(outputs);
+        Ok(())
+    }
+
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Accepted(stream) => {
+                if let Err(error) = self.accepted(stream) {
+                    tracing::debug!(%error, "connection not accepted");
+                }
+            }
+            Event::Dialled(connection, result) => {
+                match result.and_then(|stream| Ok((endpoints(&stream)?, stream))) {
+                    Ok((endpoints, stream)) if self.connections.contains_key(&connection) => {
+                        self.serve(connection, stream);
+                        self.input(Input::Connected { connection, endpoints });
+                    }
+                    Ok(_) => (),
+                    Err(error) => {
+                        self.connections.remove(&connection);
+                        self.input(Input::ConnectFailed { connection, reason: error.to_string() });
+                    }
+                }
+            }
+            Event::Received(connection, bytes) => {
+                self.input(Input::Received { connection, bytes: &bytes });
+            }
+            Event::Written(id) => {
+                if let Some(Connection::Open { writing, .. }) = self.connections.get_mut(&id) {
+                    *writing = false;
+                    self.transmit(id);
+                }
+            }
+            Event::Closed(connection, reason) => self.input(Input::Closed { connection, reason }),
+        }
+    }
+
+    fn accepted(&mut self, stream: TcpStream) -> io::Result<()> {
+        let endpoints = endpoints(&stream)?;
+        match self.speaker.ttl(endpoints.remote.ip()) {
+            Some(ttl) if self.tasks.len() < MAX_TASKS => socket::prepare(&stream, ttl)?,
+            // A stranger: not worth a task.
+            _ => return Err(io::Error::other(format!("{}: no such peer", endpoints.remote.ip()))),
+        }
+        let connection = self.speaker.accept_id();
+        self.serve(connection, stream);
+        self.input(Input::Accepted { connection, endpoints });
+        Ok(())
+    }
+
+    fn serve(&mut self, id: ConnectionId, stream: TcpStream) {
+        // Room for a batch and the order to close.
+        let (orders, receiver) = mpsc::channel(2);
+        self.tasks.spawn(connection::run(id, stream, receiver, self.sender.clone()));
+        self.connections.insert(id, Connection::Open { orders, writing: false });
+    }
+
+    fn input(&mut self, input: Input<'_>) {
+        let outputs = self.speaker.handle(input, self.now());
+        self.perform(outputs);
+    }
+
+    fn perform(&mut self, outputs: Vec<Output>) {
+        for output in outputs {
+            match output {
+                Output::Connect { connection, remote, local, ttl } => {
+                    let events = self.sender.clone();
+                    let task = self.tasks.spawn(async move {
+                        let result = socket::dial(remote, local, ttl).await;
+                        // The driver may have ended.
+                        let _: Result<_, _> = events.send(Event::Dialled(connection, result)).await;
+                    });
+                    self.connections.insert(connection, Connection::Dialling(task));
+                }
+                Output::Close { connection, last } => match self.connections.remove(&connection) {
+                    Some(Connection::Dialling(task)) => task.abort(),
+                    Some(Connection::Open { orders, .. }) => {
+                        // There is always room for it, and where the task has ended nothing is to be closed.
+                        let _: Result<_, _> = orders.try_send(Order::Close(last));
+                    }
+                    None => (),
+                },
+                Output::Transmit { connection } => self.transmit(connection),
+                Output::StateChanged { peer, state, last_error } => {
+                    tracing::info!(%peer, ?state, last_error, "session");
+                    self.changed.send_modify(|changes| *changes += 1);
+                }
+            }
+        }
+    }
+
+    /// Gives a connection its next batch, unless it has one in hand.
+    fn transmit(&mut self, id: ConnectionId) {
+        let Some(Connection::Open { orders, writing }) = self.connections.get_mut(&id) else { return };
+        if *writing {
+            return;
+        }
+        let mut batch = Vec::new();
+        self.speaker.transmit(id, BATCH, &mut batch);
+        if !batch.is_empty() {
+            // The task may have ended: then the speaker hears, or has heard, of that.
+            *writing = orders.try_send(Order::Write(batch)).is_ok();
+        }
+    }
+
+    fn answer_flushes(&mut self) {
+        let writing = |connection: &Connection| matches!(connection, Connection::Open { writing: true, .. });
+        if !self.flushes.is_empty() && !self.speaker.is_pending() && !self.connections.values().any(writing) {
+            self.flushes.drain(..).for_each(|waiting| reply(waiting, ()));
+        }
+    }
+
+    /// Says goodbye on all connections and waits until that is said; the tasks see to it that it ends.
+    async fn shutdown(&mut self) {
+        self.listeners.clear();
+        let outputs = self.speaker.shutdown(self.now());
+        self.perform(outputs);
+        self.connections.clear();
+        self.events.close();
+        while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+fn reply<T>(answer: oneshot::Sender<T>, value: T) {
+    // Who asked may have gone.
+    let _: Result<_, _> = answer.send(value);
+}
+
+fn endpoints(stream: &TcpStream) -> io::Result<Endpoints> {
+    let local = stream.local_addr()?;
+    let next_hops = addresses::next_hops(local.ip());
+    Ok(Endpoints { local, remote: stream.peer_addr()?, next_hops })
+}
+
+async fn accept(listener: TcpListener, events: mpsc::Sender<Event>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                if events.send(Event::Accepted(stream)).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "accept");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}

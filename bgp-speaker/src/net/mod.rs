@@ -1,0 +1,117 @@
+//! The speaker with its sockets. One task, the driver, owns the pure [`Speaker`](crate::speaker::Speaker) and
+//! tells it what happens; each TCP connection has a task of its own that only moves bytes. [`Handle`] is how the
+//! rest of a program talks to the driver.
+//!
+//! ```text
+//!  Handle ── commands ──> driver (Speaker) ── orders ──> connection ──> TCP
+//!  listener, dialing ── events ──┘  └────────── events ─────┘
+//! ```
+//! Memory is bounded at each arrow: a connection has one batch of messages in hand and asks for the next when the
+//! kernel has taken it (a peer that does not read gets none, and delays nobody), and hands over what it read
+//! before it reads on.
+mod addresses;
+mod connection;
+mod driver;
+mod socket;
+
+use crate::config::{ConfigError, Global, PeerConfig, PeerStatus, Route, RouteStatus};
+use driver::Driver;
+use std::time::Duration;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::timeout,
+};
+
+/// Longest time that [`Handle::flushed`] waits.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A running speaker. When the last handle is gone the speaker shuts down.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    commands: mpsc::Sender<Command>,
+    changes: watch::Receiver<u64>,
+}
+
+/// What a [`Handle`] asks of the driver.
+enum Command {
+    SetGlobal(Global, oneshot::Sender<Result<(), ConfigError>>),
+    SetPeers(Vec<PeerConfig>, oneshot::Sender<Result<(), ConfigError>>),
+    SetRoutes(Vec<Route>, oneshot::Sender<Result<(), ConfigError>>),
+    Flushed(oneshot::Sender<()>),
+    Peers(oneshot::Sender<Vec<PeerStatus>>),
+    Routes(oneshot::Sender<Vec<RouteStatus>>),
+    Shutdown(oneshot::Sender<()>),
+}
+
+/// Starts a speaker, on the tokio runtime of the caller. It is idle until [`Handle::set_global`].
+pub fn spawn() -> Handle {
+    let (commands, receiver) = mpsc::channel(16);
+    let (changed, changes) = watch::channel(0);
+    tokio::spawn(Driver::new(changed).run(receiver));
+    Handle { commands, changes }
+}
+
+impl Handle {
+    /// Says who the speaker is, and where it listens.
+    ///
+    /// # Errors
+    /// A field that makes no sense, or an address that cannot be listened on; nothing changes then.
+    pub async fn set_global(&self, global: Global) -> Result<(), ConfigError> {
+        self.ask(|answer| Command::SetGlobal(global, answer)).await.unwrap_or_else(shut_down)
+    }
+
+    /// Sets the neighbours, the whole set.
+    ///
+    /// # Errors
+    /// A field that makes no sense; nothing changes then.
+    pub async fn set_peers(&self, peers: Vec<PeerConfig>) -> Result<(), ConfigError> {
+        self.ask(|answer| Command::SetPeers(peers, answer)).await.unwrap_or_else(shut_down)
+    }
+
+    /// Sets the routes to announce, the whole set. What did not change is not sent again.
+    ///
+    /// # Errors
+    /// A field that makes no sense; nothing changes then.
+    pub async fn set_routes(&self, routes: Vec<Route>) -> Result<(), ConfigError> {
+        self.ask(|answer| Command::SetRoutes(routes, answer)).await.unwrap_or_else(shut_down)
+    }
+
+    /// Returns when the kernel has taken the UPDATEs of the last [`set_routes`](Handle::set_routes) for every
+    /// established peer, or after a second.
+    pub async fn flushed(&self) {
+        // Too late is an answer as well: a peer that does not read must not stop what waits here.
+        let _: Result<_, _> = timeout(FLUSH_TIMEOUT, self.ask(Command::Flushed)).await;
+    }
+
+    /// All peers, by address.
+    pub async fn peers(&self) -> Vec<PeerStatus> {
+        self.ask(Command::Peers).await.unwrap_or_default()
+    }
+
+    /// All routes: what peers told, what is best, what peers were told.
+    pub async fn routes(&self) -> Vec<RouteStatus> {
+        self.ask(Command::Routes).await.unwrap_or_default()
+    }
+
+    /// A number that grows with every change of a session's state.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.clone()
+    }
+
+    /// Ends all sessions with Cease/Administrative Shutdown and closes all sockets; returns when that is done.
+    pub async fn shutdown(&self) {
+        self.ask(Command::Shutdown).await;
+    }
+
+    /// The answer of the driver; none if it has shut down.
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
+        let (answer, receiver) = oneshot::channel();
+        self.commands.send(command(answer)).await.ok()?;
+        receiver.await.ok()
+    }
+}
+
+/// Nothing can be set after [`Handle::shutdown`].
+fn shut_down() -> Result<(), ConfigError> {
+    Err(ConfigError::new("speaker", "state", "has been shut down"))
+}

@@ -1,10 +1,26 @@
 //! The datapath of one host: brings the kernel's maps to what is desired.
 use crate::{
-    maps::{MapError, Sizes},
-    service::{Desired, Frontend, ServiceKey},
-    status::{Counters, Installed, SweepReport},
+    bpffs::PinDir,
+    loader::Loaded,
+    loopback,
+    maps::{MapError, Maps, Op, Sizes, dump},
+    next_hop::Resolver,
+    service::Desired,
+    state::{
+        Now, State,
+        plan::{GRACE, PlanError},
+    },
+    status::{Counters, Installed, InterfaceStatus, SweepReport, XdpMode},
 };
-use std::{io, path::PathBuf};
+use futures::TryStreamExt;
+use rtnetlink::packet_route::link::{LinkAttribute, LinkXdp, XdpAttached};
+use std::{
+    collections::BTreeSet,
+    io,
+    net::IpAddr,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 /// Where the datapath lives and where it is attached.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,21 +30,40 @@ pub struct Options {
     pub pin_dir: PathBuf,
     /// Names of the interfaces whose packets are balanced.
     pub interfaces: Vec<String>,
-    /// Sizes of the maps when they are made.
+    /// Sizes of the maps when they are made. Maps that are pinned keep theirs.
     pub sizes: Sizes,
 }
 
 /// The kernel's datapath. It stays pinned and goes on forwarding when this value is dropped or its process ends.
-#[derive(Debug)]
 pub struct Datapath {
-    options: Options,
+    loaded: Loaded,
+    resolver: Resolver,
+    interfaces: Vec<InterfaceStatus>,
+    /// Nothing when an operation failed: what the maps hold has to be read again.
+    state: Option<State>,
+    failed_at: Option<Instant>,
+    decap: Option<BTreeSet<IpAddr>>,
+    operations: u64,
 }
 
 impl Datapath {
-    /// Loads the program, adopts the maps that are pinned or makes them, and attaches to the interfaces; on those
-    /// that have the program of a process before, it is replaced atomically.
+    /// Loads the program, adopts the maps that are pinned or makes them, and attaches to the interfaces of this
+    /// thread's network namespace; where the program of a process before is attached, it is replaced atomically. Needs
+    /// root and a tokio runtime.
     pub async fn open(options: Options) -> Result<Self, DatapathError> {
-        Ok(Datapath { options })
+        let pins = PinDir::open(&options.pin_dir)?;
+        let mut loaded = Loaded::load(pins, options.sizes)?;
+        let state = State::restore(&loaded.maps)?;
+        loaded.attach(&options.interfaces)?;
+        let resolver = Resolver::open().map_err(DatapathError::Socket)?;
+        let mut interfaces = Vec::new();
+        for name in options.interfaces {
+            let mode = mode(&resolver, &name).await?;
+            tracing::info!(interface = name, ?mode, "attached");
+            interfaces.push(InterfaceStatus { name, mode });
+        }
+        let (state, failed_at, decap, operations) = (Some(state), None, None, 0);
+        Ok(Datapath { loaded, resolver, interfaces, state, failed_at, decap, operations })
     }
 
     /// What the maps hold, right after [`Datapath::open`] too: what the process before left.
@@ -37,41 +72,133 @@ impl Datapath {
     }
 
     /// Adds and changes what `desired` asks for. It never takes a frontend away: see [`Datapath::prune`].
-    /// On an error that the desired set causes, nothing has changed.
+    /// On an error that the desired set causes, nothing has changed; on one of the kernel's, the next call
+    /// goes on from what the maps hold.
     pub async fn install(&mut self, desired: &Desired) -> Result<Installed, DatapathError> {
-        Err(DatapathError::NotThere { path: self.options.pin_dir.clone(), services: desired.services.len() })
+        if let Some(failed_at) = self.failed_at.take() {
+            // What was given back just then is free now, but a packet may be reading it still.
+            tokio::time::sleep(Duration::from_millis(GRACE).saturating_sub(failed_at.elapsed())).await;
+        }
+        let mut addresses = self.state.as_ref().map(State::backend_addresses).unwrap_or_default();
+        let endpoints = desired.services.values().flat_map(|service| service.backends.keys());
+        addresses.extend(endpoints.map(|endpoint| endpoint.address));
+        let hops = self.resolver.resolve(&addresses).await?;
+        let vips: BTreeSet<IpAddr> = desired.decap.iter().map(|end| end.vip).collect();
+        loopback::add(self.resolver.handle(), &vips).await?;
+        self.decap = Some(vips);
+        let mut state = self.take_state()?;
+        let ops = match state.plan(&self.loaded.maps, desired, &hops, now()) {
+            Err(error @ PlanError::FrontendTwice { .. }) => {
+                self.keep_state(state);
+                return Err(error.into());
+            }
+            result => result?,
+        };
+        self.apply(&ops)?;
+        let installed = Installed { services: state.installed(), interfaces: self.interfaces.clone() };
+        self.keep_state(state);
+        Ok(installed)
     }
 
-    /// Removes what the last [`Datapath::install`] did not name.
+    /// Removes what the last [`Datapath::install`] did not name; does nothing before the first one.
     pub async fn prune(&mut self) -> Result<(), DatapathError> {
+        let Some(vips) = self.decap.clone() else { return Ok(()) };
+        let mut state = self.take_state()?;
+        let ops = state.plan_prune(now());
+        self.apply(&ops)?;
+        self.keep_state(state);
+        loopback::retain(self.resolver.handle(), &vips).await?;
         Ok(())
     }
 
     /// Returns when a route, neighbour or link that matters has changed: time to call [`Datapath::install`]
     /// again. May be cancelled and called again.
     pub async fn changed(&mut self) {
-        std::future::pending().await
+        self.resolver.changed().await;
     }
 
     /// Ages flows, ends learning windows and drains, gives back what is no longer used. To be called every few
     /// seconds; the work of one call is bounded.
     pub fn sweep(&mut self) -> Result<SweepReport, DatapathError> {
-        Ok(SweepReport::default())
+        let mut state = self.take_state()?;
+        let report = state.sweep(&mut self.loaded.maps, now())?;
+        self.keep_state(state);
+        Ok(report)
     }
 
     /// Packets by service and backend, and by verdict.
     pub fn counters(&self) -> Result<Counters, DatapathError> {
-        Ok(Counters::default())
+        match &self.state {
+            Some(state) => Ok(state.counters(&self.loaded.maps)?),
+            None => Ok(State::restore(&self.loaded.maps)?.counters(&self.loaded.maps)?),
+        }
     }
 
     /// All maps as sorted text, one entry a line.
     pub fn dump(&self) -> Result<String, DatapathError> {
-        Ok(String::new())
+        Ok(dump::dump(&self.loaded.maps)?)
     }
 
-    /// Detaches from all interfaces and removes everything that is pinned. Forwarding ends.
+    /// How many operations on the maps [`Datapath::install`] and [`Datapath::prune`] have done since the start.
+    pub fn operations(&self) -> u64 {
+        self.operations
+    }
+
+    /// Detaches from all interfaces and removes everything that is pinned, and the VIPs from the loopback
+    /// interface. Forwarding ends.
     pub async fn detach(self) -> Result<(), DatapathError> {
+        self.loaded.remove()?;
+        loopback::retain(self.resolver.handle(), &BTreeSet::new()).await?;
         Ok(())
+    }
+
+    fn apply(&mut self, ops: &[Op]) -> Result<(), DatapathError> {
+        for op in ops {
+            self.loaded.maps.apply(op)?;
+            self.operations += 1;
+        }
+        Ok(())
+    }
+
+    /// The state for an operation that may fail. If it does, the state is not kept.
+    fn take_state(&mut self) -> Result<State, DatapathError> {
+        let state = match self.state.take() {
+            Some(state) => state,
+            None => State::restore(&self.loaded.maps)?,
+        };
+        self.failed_at = Some(Instant::now());
+        Ok(state)
+    }
+
+    fn keep_state(&mut self, state: State) {
+        self.state = Some(state);
+        self.failed_at = None;
+    }
+}
+
+/// The kernel program stamps flows with the same clock.
+fn now() -> Now {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the struct is valid for the call, which cannot fail for this clock.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    Now(time.tv_sec as u64 * 1000 + time.tv_nsec as u64 / 1_000_000)
+}
+
+async fn mode(resolver: &Resolver, interface: &str) -> Result<XdpMode, DatapathError> {
+    let link = resolver.handle().link().get().match_name(interface.to_owned()).execute().try_next().await?;
+    let attributes = link.map(|link| link.attributes).unwrap_or_default();
+    let xdp = attributes.into_iter().find_map(|attribute| match attribute {
+        LinkAttribute::Xdp(xdp) => Some(xdp),
+        _ => None,
+    });
+    let attached = xdp.into_iter().flatten().find_map(|xdp| match xdp {
+        LinkXdp::Attached(attached) => Some(attached),
+        _ => None,
+    });
+    match attached {
+        Some(XdpAttached::Driver | XdpAttached::Hardware) => Ok(XdpMode::Native),
+        Some(XdpAttached::SocketBuffer) => Ok(XdpMode::Generic),
+        _ => Err(DatapathError::NoInterface(interface.to_owned())),
     }
 }
 
@@ -79,44 +206,64 @@ impl Datapath {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DatapathError {
-    /// Until the datapath lands.
-    #[error("{}: no datapath yet for {services} services", path.display())]
-    NotThere {
-        /// The pin directory.
-        path: PathBuf,
-        /// How many were asked for.
-        services: usize,
-    },
     /// Only root (or CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN) may.
     #[error("the datapath needs root (CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN): {0}")]
     NotPermitted(io::Error),
+    /// The directory for pins cannot be used.
+    #[error("{}: {source}", path.display())]
+    PinDir {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another process has the datapath open.
+    #[error("{}: another process runs this datapath", .0.display())]
+    InUse(PathBuf),
     /// There is no such interface.
     #[error("interface {0}: does not exist")]
     NoInterface(String),
     /// Another XDP program has the interface.
     #[error("interface {0}: another XDP program is attached; detach it first (ip link set dev {0} xdp off)")]
     InterfaceBusy(String),
-    /// Two services want the same frontend.
-    #[error("frontend {}:{} is claimed by {first} and {second}", frontend.address, frontend.port)]
-    FrontendTwice {
-        /// The frontend.
-        frontend: Frontend,
-        /// The first service.
-        first: ServiceKey,
-        /// The second service.
-        second: ServiceKey,
+    /// The kernel is too old to pin the attachment (before 5.9).
+    #[error("interface {0}: the kernel cannot keep an XDP program attached when the process ends")]
+    NoLinks(String),
+    /// The program cannot be attached.
+    #[error("interface {interface}: cannot attach the XDP program: {reason}")]
+    Attach {
+        /// Name of the interface.
+        interface: String,
+        /// What the kernel said.
+        reason: String,
     },
-    /// A map is too small.
-    #[error("map {map} is full: {needed} entries are needed, {available} are free")]
-    Full {
+    /// A pinned map does not fit this program.
+    #[error("map {map}: what is pinned at {} has another shape; detach that datapath first", path.display())]
+    OtherShape {
         /// Name of the map.
         map: &'static str,
-        /// Entries that are needed.
-        needed: u64,
-        /// Entries that are free.
-        available: u64,
+        /// Where it is pinned.
+        path: PathBuf,
     },
+    /// The object cannot be loaded.
+    #[error("cannot load the kernel programs: {0}")]
+    Load(aya::EbpfError),
+    /// The kernel refused the program.
+    #[error("cannot load the XDP program: {0}")]
+    Program(aya::programs::ProgramError),
+    /// The object does not have the program.
+    #[error("the object has no program {0}")]
+    NoProgram(&'static str),
+    /// There is no plan for the desired set.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
     /// The kernel refused an operation on a map.
     #[error(transparent)]
     Map(#[from] MapError),
+    /// No netlink socket.
+    #[error("cannot open a netlink socket: {0}")]
+    Socket(io::Error),
+    /// The kernel did not answer about routes, neighbours or addresses.
+    #[error("netlink: {0}")]
+    Netlink(#[from] rtnetlink::Error),
 }

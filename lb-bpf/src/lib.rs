@@ -1,13 +1,22 @@
 //! Fairlead's datapath, seen from user space: what the services are ([`service`]), how a change of them becomes
 //! changes of the kernel's maps, and with the feature `loader` the [`Datapath`] that makes them.
 #[cfg(feature = "loader")]
+mod bpffs;
+#[cfg(feature = "loader")]
 pub mod datapath;
 pub mod ids;
+#[cfg(feature = "loader")]
+mod loader;
+#[cfg(feature = "loader")]
+mod loopback;
 pub mod maglev;
 pub mod maps;
 #[cfg(feature = "loader")]
+mod next_hop;
+#[cfg(feature = "loader")]
 mod object;
 pub mod service;
+pub mod state;
 pub mod status;
 
 #[cfg(feature = "loader")]

@@ -2,6 +2,7 @@
 use super::{Chunk, Cursor, MapError, Maps, Op, Sizes};
 use lb_bpf_common::{
     Backend, Config, Counter, DecapKey, FlowEntry, FlowKey, ReverseEntry, Slot, Verdict, Vip, VipKey,
+    flow_hash, slot_of,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -149,8 +150,17 @@ fn refused(map: &'static str, action: &'static str, kind: io::ErrorKind) -> MapE
     MapError::new(map, action, kind)
 }
 
+/// Whole buckets, as the kernel gives them: what is removed in one of them does not move the others.
 fn chunk<V: Copy>(map: &BTreeMap<FlowKey, V>, from: Cursor, limit: usize) -> Chunk<V> {
-    let entries: Vec<_> = map.iter().skip(from as usize).take(limit).map(|(k, v)| (*k, *v)).collect();
-    let end = from as usize + entries.len();
-    Chunk { entries, next: (end < map.len()).then_some(end as Cursor) }
+    const BUCKETS: Cursor = 64;
+    let mut chunk = Chunk { entries: Vec::new(), next: None };
+    for bucket in from..BUCKETS {
+        if chunk.entries.len() >= limit.max(1) {
+            chunk.next = Some(bucket);
+            break;
+        }
+        let in_bucket = map.iter().filter(|(key, _)| slot_of(flow_hash(key), BUCKETS) == bucket);
+        chunk.entries.extend(in_bucket.map(|(key, value)| (*key, *value)));
+    }
+    chunk
 }

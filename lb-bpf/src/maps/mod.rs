@@ -1,7 +1,12 @@
 //! The kernel's maps as one trait: what can be read, and the few operations that change them. There is the real
 //! one ([`kernel`]), one in memory ([`fake`]) and one that breaks when told ([`faulty`]).
+pub mod dump;
 pub mod fake;
 pub mod faulty;
+#[cfg(feature = "loader")]
+pub mod kernel;
+#[cfg(feature = "loader")]
+pub(crate) mod raw;
 
 use lb_bpf_common::{
     Backend, Config, Counter, DecapKey, FlowEntry, FlowKey, ReverseEntry, Slot, Vip, VipKey,

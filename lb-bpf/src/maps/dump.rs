@@ -1,0 +1,126 @@
+//! The maps as text: one entry a line, sorted, for people and for tests that compare.
+use super::{MapError, Maps};
+use lb_bpf_common::{Addr, FlowEntry, FlowKey, Mode, Slot, Verdict, Vip, proto};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    net::{IpAddr, SocketAddr},
+};
+
+/// Flows that are written out; of the others the number.
+const FLOWS: usize = 10_000;
+/// Flows read at a time.
+const CHUNK: usize = 4096;
+
+/// Writes out all maps. Tables are summed up (slots for each backend, and the slots that are dirty).
+pub fn dump(maps: &impl Maps) -> Result<String, MapError> {
+    let mut text = String::new();
+    let vips = maps.vips()?;
+    for (key, vip) in &vips {
+        let frontend = endpoint(key.addr, key.port);
+        let Vip { service, base, size, .. } = vip;
+        line(
+            &mut text,
+            format_args!("vip {} {frontend} service={service} base={base} size={size}", name(key.proto)),
+        );
+    }
+    let tables: BTreeSet<(u32, u32)> = vips.values().map(|vip| (vip.base, vip.size)).collect();
+    for (base, size) in tables.into_iter().filter(|(_, size)| *size > 0) {
+        let slots = maps.slots(base, size)?;
+        let mut shares = BTreeMap::<u32, u32>::new();
+        for slot in &slots {
+            *shares.entry(slot.current).or_default() += 1;
+        }
+        for (backend, share) in shares {
+            line(&mut text, format_args!("table base={base} backend={backend} slots={share}"));
+        }
+        for (number, slot) in (0_u32..).zip(&slots).filter(|(_, slot)| slot.previous != 0) {
+            let (current, previous) = (slot.current, slot.previous & !Slot::SETTLED);
+            let state = if slot.previous & Slot::SETTLED == 0 { "learning" } else { "settled" };
+            let index = base + number;
+            line(&mut text, format_args!("slot {index} current={current} previous={previous} {state}"));
+        }
+    }
+    for (index, backend) in maps.backends()? {
+        let mode = match backend.mode {
+            mode if mode == Mode::Nat as u8 => "NAT",
+            mode if mode == Mode::Ipip as u8 => "IPIP",
+            _ => "unknown",
+        };
+        let (to, from) = (endpoint(backend.addr, backend.port), IpAddr::from(backend.source));
+        let way = match backend.ifindex {
+            0 => "unresolved".to_owned(),
+            ifindex => format!("if={ifindex} via={} mtu={}", mac(backend.next_hop), backend.mtu),
+        };
+        let (service, flags) = (backend.service, backend.flags);
+        line(
+            &mut text,
+            format_args!("backend {index} service={service} {mode} {to} from={from} flags={flags} {way}"),
+        );
+    }
+    for key in maps.decap()? {
+        let (local, vip) = (IpAddr::from(key.local), IpAddr::from(key.vip));
+        line(&mut text, format_args!("decap {local} vip={vip}"));
+    }
+    let config = maps.config()?;
+    let (flags, first, last) = (config.flags, config.nat_port_first, config.nat_port_last);
+    line(&mut text, format_args!("config flags={flags} natPorts={first}-{last}"));
+    for (verdict, counter) in Verdict::ALL.iter().zip(maps.verdict_counters()?) {
+        let (packets, bytes) = (counter.packets, counter.bytes);
+        line(&mut text, format_args!("verdict {} packets={packets} bytes={bytes}", verdict.label()));
+    }
+    dump_flows(maps, &mut text)?;
+    Ok(text)
+}
+
+fn dump_flows(maps: &impl Maps, text: &mut String) -> Result<(), MapError> {
+    let (mut flows, mut more, mut from) = (BTreeMap::<FlowKey, FlowEntry>::new(), 0_usize, Some(0));
+    while let Some(cursor) = from {
+        let chunk = maps.flows(cursor, CHUNK)?;
+        for (key, entry) in chunk.entries {
+            if flows.len() < FLOWS {
+                flows.insert(key, entry);
+            } else {
+                more += 1;
+            }
+        }
+        from = chunk.next;
+    }
+    for (key, entry) in &flows {
+        let (src, dst) = (endpoint(key.src, key.src_port), endpoint(key.dst, key.dst_port));
+        let (backend, seen, state) = (entry.backend, entry.seen, entry.state);
+        let port = u16::from_be(entry.nat_port);
+        let proto = name(key.proto);
+        line(
+            text,
+            format_args!(
+                "flow {proto} {src} {dst} backend={backend} natPort={port} state={state} seen={seen}"
+            ),
+        );
+    }
+    if more > 0 {
+        line(text, format_args!("flows {more} more"));
+    }
+    Ok(())
+}
+
+fn line(text: &mut String, arguments: std::fmt::Arguments<'_>) {
+    // Writing to a string cannot fail.
+    let _ = writeln!(text, "{arguments}");
+}
+
+fn endpoint(addr: Addr, port: u16) -> SocketAddr {
+    SocketAddr::new(addr.into(), u16::from_be(port))
+}
+
+fn name(number: u8) -> &'static str {
+    match number {
+        proto::TCP => "tcp",
+        proto::UDP => "udp",
+        _ => "other",
+    }
+}
+
+fn mac(bytes: [u8; 6]) -> String {
+    bytes.map(|byte| format!("{byte:02x}")).join(":")
+}

@@ -1,0 +1,364 @@
+//! The maps in the kernel. Tables and backends are memory that is shared with it; all else goes through bpf(2).
+use super::{Chunk, Cursor, MapError, Maps, Op, Sizes, raw};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues};
+use lb_bpf_common::{
+    Addr, Backend, Config, Counter, DecapKey, FlowEntry, FlowKey, ReverseEntry, Slot, Verdict, Vip, VipKey,
+};
+use std::{
+    borrow::Borrow,
+    collections::{BTreeMap, BTreeSet},
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    sync::atomic::Ordering::{Acquire, Relaxed, Release},
+};
+
+/// Entries that one system call reads.
+const BATCH: usize = 4096;
+/// Words of 8 bytes in an entry of `backends`.
+const WORDS: usize = size_of::<Backend>() / 8;
+
+/// A type of the ABI, for aya: same layout, and aya's marker trait can be implemented for it.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plain<T>(pub(crate) T);
+
+macro_rules! plain {
+    ($($name:ty),*) => {
+        $(
+            // SAFETY: the ABI's types are `repr(C)`, without padding or pointers, and any bytes are a value.
+            unsafe impl aya::Pod for Plain<$name> {}
+        )*
+    };
+}
+plain!(VipKey, Vip, FlowKey, FlowEntry, ReverseEntry, DecapKey, Config, Counter);
+
+/// The maps of one datapath.
+pub struct KernelMaps {
+    sizes: Sizes,
+    cpus: usize,
+    vips: HashMap<MapData, Plain<VipKey>, Plain<Vip>>,
+    decap: HashMap<MapData, Plain<DecapKey>, u32>,
+    config: Array<MapData, Plain<Config>>,
+    flows: HashMap<MapData, Plain<FlowKey>, Plain<FlowEntry>>,
+    replies: HashMap<MapData, Plain<FlowKey>, Plain<ReverseEntry>>,
+    backend_counters: PerCpuArray<MapData, Plain<Counter>>,
+    verdict_counters: PerCpuArray<MapData, Plain<Counter>>,
+    slots: raw::Mapping,
+    backends: raw::Mapping,
+}
+
+impl KernelMaps {
+    /// Takes the maps that `take` gives by name.
+    pub(crate) fn new(
+        mut take: impl FnMut(&'static str) -> Result<MapData, MapError>,
+    ) -> Result<Self, MapError> {
+        let (vips, slots, backends) = (take("vips")?, take("slots")?, take("backends")?);
+        let (flows, decap) = (take("flows")?, take("decap")?);
+        let sizes = Sizes {
+            vips: entries("vips", &vips)?,
+            slots: entries("slots", &slots)?,
+            backends: entries("backends", &backends)?,
+            flows: entries("flows", &flows)?,
+            decap: entries("decap", &decap)?,
+        };
+        let map = |map: &'static str, data: &MapData, words: usize| {
+            raw::Mapping::new(data.fd().as_fd(), words).map_err(|error| MapError::new(map, "mmap", error))
+        };
+        let cpus =
+            aya::util::nr_cpus().map_err(|(path, error)| MapError::new("backend_counters", path, error))?;
+        Ok(KernelMaps {
+            sizes,
+            cpus,
+            slots: map("slots", &slots, sizes.slots as usize)?,
+            backends: map("backends", &backends, sizes.backends as usize * WORDS)?,
+            vips: hash("vips", vips)?,
+            decap: hash("decap", decap)?,
+            flows: hash("flows", flows)?,
+            replies: hash("reverse", take("reverse")?)?,
+            config: Array::try_from(aya::maps::Map::Array(take("config")?)).map_err(of("config", "open"))?,
+            backend_counters: per_cpu("backend_counters", take("backend_counters")?)?,
+            verdict_counters: per_cpu("verdict_counters", take("verdict_counters")?)?,
+        })
+    }
+
+    fn write_backend(&self, index: u32, backend: &Backend) -> Result<(), MapError> {
+        /// Holds the rest of the interface's Ethernet address and the interface, 0 for "up the stack".
+        const IFINDEX: usize = std::mem::offset_of!(Backend, ifindex) / 8;
+        const IFINDEX_SHIFT: usize = std::mem::offset_of!(Backend, ifindex) % 8 * 8;
+        let words = self.backend_words(index)?;
+        let new = words_of(backend);
+        let is_same_way = (4..=IFINDEX).all(|word| words[word].load(Relaxed) == new[word]);
+        if !is_same_way {
+            // No packet may see one half of an Ethernet address and one half of another.
+            let ifindex_mask = !(u64::from(u32::MAX) << IFINDEX_SHIFT);
+            words[IFINDEX].fetch_and(ifindex_mask, Release);
+        }
+        for (word, value) in
+            words.iter().zip(new).enumerate().filter(|(word, _)| *word != IFINDEX).map(|(_, w)| w)
+        {
+            word.store(value, Release);
+        }
+        words[IFINDEX].store(new[IFINDEX], Release);
+        Ok(())
+    }
+
+    fn backend_words(&self, index: u32) -> Result<&[std::sync::atomic::AtomicU64], MapError> {
+        let at = index as usize * WORDS;
+        self.backends.words().get(at..at + WORDS).ok_or_else(|| outside("backends"))
+    }
+
+    fn slot_words(&self, base: u32, size: usize) -> Result<&[std::sync::atomic::AtomicU64], MapError> {
+        self.slots.words().get(base as usize..base as usize + size).ok_or_else(|| outside("slots"))
+    }
+}
+
+impl Maps for KernelMaps {
+    fn sizes(&self) -> Sizes {
+        self.sizes
+    }
+
+    fn vips(&self) -> Result<BTreeMap<VipKey, Vip>, MapError> {
+        let no_key = VipKey { addr: Addr::NONE, port: 0, proto: 0, zero: 0 };
+        let no_vip = Vip { service: 0, base: 0, size: 0, flags: 0 };
+        read_all("vips", fd(&self.vips), (Plain(no_key), Plain(no_vip)))
+            .map(|all| all.into_iter().map(|(key, vip)| (key.0, vip.0)).collect())
+    }
+
+    fn slots(&self, base: u32, size: u32) -> Result<Vec<Slot>, MapError> {
+        let words = self.slot_words(base, size as usize)?;
+        Ok(words.iter().map(|word| Slot::from_bits(word.load(Acquire))).collect())
+    }
+
+    fn backends(&self) -> Result<BTreeMap<u32, Backend>, MapError> {
+        let entries = (0..).zip(self.backends.words().chunks_exact(WORDS));
+        let backends = entries.map(|(index, words)| {
+            let mut copy = [0; WORDS];
+            for (to, from) in copy.iter_mut().zip(words) {
+                *to = from.load(Acquire);
+            }
+            (index, backend_of(copy))
+        });
+        Ok(backends.filter(|(_, backend)| backend.mode != 0).collect())
+    }
+
+    fn decap(&self) -> Result<BTreeSet<DecapKey>, MapError> {
+        let no_key = DecapKey { local: Addr::NONE, vip: Addr::NONE };
+        read_all("decap", fd(&self.decap), (Plain(no_key), 0_u32))
+            .map(|all| all.into_iter().map(|(key, _)| key.0).collect())
+    }
+
+    fn config(&self) -> Result<Config, MapError> {
+        self.config.get(&0, 0).map(|config| config.0).map_err(of("config", "lookup"))
+    }
+
+    fn flows(&self, from: Cursor, limit: usize) -> Result<Chunk<FlowEntry>, MapError> {
+        let zero = FlowEntry { backend: 0, slot: 0, seen: 0, nat_port: 0, state: 0 };
+        chunk("flows", fd(&self.flows), from, limit, Plain(zero))
+    }
+
+    fn replies(&self, from: Cursor, limit: usize) -> Result<Chunk<ReverseEntry>, MapError> {
+        let zero = ReverseEntry {
+            client: Addr::NONE,
+            vip: Addr::NONE,
+            client_port: 0,
+            vip_port: 0,
+            ifindex: 0,
+            seen: 0,
+            next_hop: [0; 6],
+            source_mac: [0; 6],
+        };
+        chunk("reverse", fd(&self.replies), from, limit, Plain(zero))
+    }
+
+    fn flow(&self, key: &FlowKey) -> Result<Option<FlowEntry>, MapError> {
+        get("flows", &self.flows, key).map(|entry| entry.map(|entry| entry.0))
+    }
+
+    fn reply(&self, key: &FlowKey) -> Result<Option<ReverseEntry>, MapError> {
+        get("reverse", &self.replies, key).map(|entry| entry.map(|entry| entry.0))
+    }
+
+    fn backend_counters(&self, count: u32) -> Result<Vec<Counter>, MapError> {
+        let count = count.min(self.sizes.backends) as usize;
+        sums("backend_counters", fd(&self.backend_counters), count, self.cpus)
+    }
+
+    fn verdict_counters(&self) -> Result<Vec<Counter>, MapError> {
+        sums("verdict_counters", fd(&self.verdict_counters), Verdict::ALL.len(), self.cpus)
+    }
+
+    fn apply(&mut self, op: &Op) -> Result<(), MapError> {
+        match op {
+            Op::SetConfig(config) => {
+                self.config.set(0, Plain(*config), 0).map_err(of("config", "update"))?;
+            }
+            Op::ResetCounters(index) => {
+                let zeros = PerCpuValues::try_from(vec![Plain(Counter::default()); self.cpus]);
+                let zeros = zeros.map_err(|error| MapError::new("backend_counters", "reset", error))?;
+                self.backend_counters.set(*index, zeros, 0).map_err(of("backend_counters", "update"))?;
+            }
+            Op::SetBackend(index, backend) => self.write_backend(*index, backend)?,
+            Op::FreeBackend(index) => {
+                const MODE: usize = std::mem::offset_of!(Backend, mode) / 8;
+                const MODE_SHIFT: usize = std::mem::offset_of!(Backend, mode) % 8 * 8;
+                self.backend_words(*index)?[MODE].fetch_and(!(0xff << MODE_SHIFT), Release);
+            }
+            Op::WriteTable(base, slots) => {
+                for (word, slot) in self.slot_words(*base, slots.len())?.iter().zip(slots) {
+                    word.store(slot.to_bits(), Release);
+                }
+            }
+            Op::SetPrevious(index, previous) => {
+                let word = &self.slot_words(*index, 1)?[0];
+                let slot = Slot::from_bits(word.load(Acquire));
+                word.store(Slot { previous: *previous, ..slot }.to_bits(), Release);
+            }
+            Op::SetVip(key, vip) => {
+                self.vips.insert(Plain(*key), Plain(*vip), 0).map_err(of("vips", "update"))?;
+            }
+            Op::RemoveVip(key) => ignore_absent(self.vips.remove(&Plain(*key)), "vips")?,
+            Op::AddDecap(key) => self.decap.insert(Plain(*key), 1, 0).map_err(of("decap", "update"))?,
+            Op::RemoveDecap(key) => ignore_absent(self.decap.remove(&Plain(*key)), "decap")?,
+            Op::RemoveFlows(keys) => delete("flows", fd(&self.flows), keys)?,
+            Op::RemoveReplies(keys) => delete("reverse", fd(&self.replies), keys)?,
+        }
+        Ok(())
+    }
+}
+
+fn words_of(backend: &Backend) -> [u64; WORDS] {
+    // SAFETY: same size, no padding (both asserted in the ABI), and any bytes are an array of numbers.
+    unsafe { std::mem::transmute::<Backend, [u64; WORDS]>(*backend) }
+}
+
+fn backend_of(words: [u64; WORDS]) -> Backend {
+    // SAFETY: same size, and any bytes are a `Backend`: all its fields are numbers.
+    unsafe { std::mem::transmute::<[u64; WORDS], Backend>(words) }
+}
+
+fn fd<M: Borrow<MapData>>(map: &impl AsMapData<M>) -> BorrowedFd<'_> {
+    map.data().fd().as_fd()
+}
+
+/// aya's typed maps, seen as what they wrap.
+trait AsMapData<M> {
+    fn data(&self) -> &MapData;
+}
+
+impl<K: aya::Pod, V: aya::Pod> AsMapData<MapData> for HashMap<MapData, K, V> {
+    fn data(&self) -> &MapData {
+        aya::maps::IterableMap::map(self)
+    }
+}
+
+impl<V: aya::Pod> AsMapData<MapData> for PerCpuArray<MapData, V> {
+    fn data(&self) -> &MapData {
+        aya::maps::IterableMap::map(self)
+    }
+}
+
+fn entries(map: &'static str, data: &MapData) -> Result<u32, MapError> {
+    data.info().map(|info| info.max_entries()).map_err(of(map, "info"))
+}
+
+fn hash<K: aya::Pod, V: aya::Pod>(
+    map: &'static str,
+    data: MapData,
+) -> Result<HashMap<MapData, K, V>, MapError> {
+    HashMap::try_from(aya::maps::Map::HashMap(data)).map_err(of(map, "open"))
+}
+
+fn per_cpu<V: aya::Pod>(map: &'static str, data: MapData) -> Result<PerCpuArray<MapData, V>, MapError> {
+    PerCpuArray::try_from(aya::maps::Map::PerCpuArray(data)).map_err(of(map, "open"))
+}
+
+fn read_all<K: aya::Pod, V: aya::Pod>(
+    map: &'static str,
+    fd: BorrowedFd<'_>,
+    zero: (K, V),
+) -> Result<Vec<(K, V)>, MapError> {
+    let (mut all, mut from) = (Vec::new(), 0);
+    loop {
+        let batch =
+            raw::lookup_batch(fd, from, BATCH, 1, zero).map_err(|e| MapError::new(map, "lookup", e))?;
+        all.extend(batch.keys.into_iter().zip(batch.values));
+        match batch.next {
+            Some(next) => from = next,
+            None => return Ok(all),
+        }
+    }
+}
+
+fn chunk<V>(
+    map: &'static str,
+    fd: BorrowedFd<'_>,
+    from: Cursor,
+    limit: usize,
+    zero: Plain<V>,
+) -> Result<Chunk<V>, MapError>
+where
+    Plain<V>: aya::Pod,
+{
+    let no_key =
+        FlowKey { src: Addr::NONE, dst: Addr::NONE, src_port: 0, dst_port: 0, proto: 0, zero: [0; 3] };
+    let batch = raw::lookup_batch(fd, from, limit.min(BATCH), 1, (Plain(no_key), zero))
+        .map_err(|error| MapError::new(map, "lookup", error))?;
+    let entries = batch.keys.into_iter().zip(batch.values).map(|(key, value)| (key.0, value.0)).collect();
+    Ok(Chunk { entries, next: batch.next })
+}
+
+fn get<V: aya::Pod>(
+    map: &'static str,
+    hash: &HashMap<MapData, Plain<FlowKey>, V>,
+    key: &FlowKey,
+) -> Result<Option<V>, MapError> {
+    match hash.get(&Plain(*key), 0) {
+        Ok(value) => Ok(Some(value)),
+        Err(aya::maps::MapError::KeyNotFound) => Ok(None),
+        Err(error) => Err(of(map, "lookup")(error)),
+    }
+}
+
+fn sums(map: &'static str, fd: BorrowedFd<'_>, count: usize, cpus: usize) -> Result<Vec<Counter>, MapError> {
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    let zero = (0_u32, Plain(Counter::default()));
+    let batch =
+        raw::lookup_batch(fd, 0, count, cpus, zero).map_err(|error| MapError::new(map, "lookup", error))?;
+    let sum = |values: &[Plain<Counter>]| {
+        values.iter().fold(Counter::default(), |sum, one| Counter {
+            packets: sum.packets + one.0.packets,
+            bytes: sum.bytes + one.0.bytes,
+            flows: sum.flows + one.0.flows,
+            zero: 0,
+        })
+    };
+    Ok(batch.values.chunks_exact(cpus).map(sum).collect())
+}
+
+fn delete(map: &'static str, fd: BorrowedFd<'_>, keys: &[FlowKey]) -> Result<(), MapError> {
+    let keys: Vec<Plain<FlowKey>> = keys.iter().map(|key| Plain(*key)).collect();
+    raw::delete_batch(fd, &keys).map_err(|error| MapError::new(map, "delete", error))
+}
+
+fn ignore_absent(result: Result<(), aya::maps::MapError>, map: &'static str) -> Result<(), MapError> {
+    match result {
+        Err(aya::maps::MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
+            Ok(())
+        }
+        Ok(()) | Err(aya::maps::MapError::KeyNotFound) => Ok(()),
+        Err(error) => Err(of(map, "delete")(error)),
+    }
+}
+
+fn outside(map: &'static str) -> MapError {
+    MapError::new(map, "access", io::ErrorKind::InvalidInput)
+}
+
+fn of(map: &'static str, action: &'static str) -> impl FnOnce(aya::maps::MapError) -> MapError {
+    move |error| match error {
+        aya::maps::MapError::SyscallError(error) => MapError::new(map, action, error.io_error),
+        error => MapError::new(map, action, io::Error::other(error)),
+    }
+}

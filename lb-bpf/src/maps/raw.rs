@@ -1,0 +1,181 @@
+//! The bpf(2) commands that aya does not wrap: whole parts of a map in one call, arrays as memory, and which
+//! interface a link is on. The structs are those of `union bpf_attr` in linux/bpf.h.
+use aya::Pod;
+use std::{
+    io,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    ptr::NonNull,
+    sync::atomic::AtomicU64,
+};
+
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
+const BPF_MAP_DELETE_BATCH: libc::c_int = 27;
+const BPF_LINK_GET_FD_BY_ID: libc::c_int = 30;
+
+#[repr(C)]
+#[derive(Default)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+#[repr(C)]
+struct InfoAttr {
+    fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+/// What one batch gave: the entries, `values_per_key` values for each, and where to go on.
+pub(super) struct Batch<K, V> {
+    pub(super) keys: Vec<K>,
+    pub(super) values: Vec<V>,
+    pub(super) next: Option<u32>,
+}
+
+/// BPF_MAP_LOOKUP_BATCH: up to `limit` entries. In a hash map `from` is a bucket and 0 the begin; an array is read
+/// from its begin. A per-CPU map has one value for each possible CPU.
+pub(super) fn lookup_batch<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    from: u32,
+    limit: usize,
+    values_per_key: usize,
+    zero: (K, V),
+) -> io::Result<Batch<K, V>> {
+    let mut room = limit.max(1);
+    loop {
+        let mut keys = vec![zero.0; room];
+        let mut values = vec![zero.1; room * values_per_key];
+        let mut next = 0_u32;
+        let mut attr = BatchAttr {
+            in_batch: if from == 0 { 0 } else { (&raw const from).addr() as u64 },
+            out_batch: (&raw mut next).addr() as u64,
+            keys: keys.as_mut_ptr().expose_provenance() as u64,
+            values: values.as_mut_ptr().expose_provenance() as u64,
+            count: room as u32,
+            map_fd: map.as_raw_fd() as u32,
+            ..BatchAttr::default()
+        };
+        // SAFETY: the buffers have room for `count` entries of the map's sizes (the caller's types are those of the
+        // map, see `loader::SHAPES`), and they outlive the call. K and V are plain data.
+        let result = unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) };
+        let next = match result {
+            Ok(_) => Some(next),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => None,
+            // A bucket has more entries than there is room.
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && room < 1 << 22 => {
+                room *= 2;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        keys.truncate(attr.count as usize);
+        values.truncate(attr.count as usize * values_per_key);
+        return Ok(Batch { keys, values, next });
+    }
+}
+
+/// BPF_MAP_DELETE_BATCH; keys that are not there do not matter.
+pub(super) fn delete_batch<K: Pod>(map: BorrowedFd<'_>, mut keys: &[K]) -> io::Result<()> {
+    while !keys.is_empty() {
+        let mut attr = BatchAttr {
+            keys: keys.as_ptr().expose_provenance() as u64,
+            count: keys.len() as u32,
+            map_fd: map.as_raw_fd() as u32,
+            ..BatchAttr::default()
+        };
+        // SAFETY: `keys` has `count` keys of the map's size and outlives the call.
+        match unsafe { bpf(BPF_MAP_DELETE_BATCH, &mut attr) } {
+            Ok(_) => return Ok(()),
+            // It stops at the first key that is not there; `count` is how many it has removed.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                keys = keys.get(attr.count as usize + 1..).unwrap_or_default();
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Index of the interface that the XDP link with this id is attached to; 0 when the interface is gone.
+pub(crate) fn link_ifindex(id: u32) -> io::Result<u32> {
+    let mut attr = [id, 0, 0];
+    // SAFETY: the attribute is the id, and the command has no address in it.
+    let fd = unsafe { bpf(BPF_LINK_GET_FD_BY_ID, &mut attr)? };
+    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+    let link = unsafe { OwnedFd::from_raw_fd(fd) };
+    // `struct bpf_link_info`: type, id, program id, four bytes of padding, and for XDP the interface.
+    let mut info = [0_u32; 16];
+    let mut attr = InfoAttr {
+        fd: link.as_raw_fd() as u32,
+        info_len: size_of_val(&info) as u32,
+        info: info.as_mut_ptr().expose_provenance() as u64,
+    };
+    // SAFETY: the kernel writes at most `info_len` bytes to `info`, which outlives the call.
+    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)? };
+    Ok(info[4])
+}
+
+/// # Safety
+/// `attr` must be what the command expects, and every address in it valid for what the command does there.
+unsafe fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<i32> {
+    // SAFETY: the caller's promise; the size is that of `attr`.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
+}
+
+/// An array map with BPF_F_MMAPABLE as memory: words of 8 bytes that the kernel program reads at the same time.
+#[derive(Debug)]
+pub(super) struct Mapping {
+    words: NonNull<AtomicU64>,
+    length: usize,
+}
+
+// SAFETY: the memory is shared with the kernel anyway, is only used through atomics, and lives as long as this.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps an array of `length` words.
+    pub(super) fn new(map: BorrowedFd<'_>, length: usize) -> io::Result<Self> {
+        // SAFETY: a new mapping at an address that the kernel chooses touches no other memory; the kernel checks the
+        // length against the map's size.
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                length * 8,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                map.as_raw_fd(),
+                0,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let words = NonNull::new(address.cast()).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Mapping { words, length })
+    }
+
+    /// The words.
+    pub(super) fn words(&self) -> &[AtomicU64] {
+        // SAFETY: the mapping is `length` words long, aligned to a page, and lives until the drop; atomics allow for
+        // the kernel's reads.
+        unsafe { std::slice::from_raw_parts(self.words.as_ptr(), self.length) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: address and length are those of the mapping, which nobody uses any more.
+        unsafe { libc::munmap(self.words.as_ptr().cast(), self.length * 8) };
+    }
+}

@@ -1,0 +1,215 @@
+//! How packets reach the backends: asked of the kernel over rtnetlink(7), once for each address, and again when
+//! something changes that matters. The packet path never looks at routes or neighbours.
+mod watch;
+
+use crate::state::{Hop, NextHop, NextHops};
+use futures::TryStreamExt;
+use rtnetlink::{
+    Handle, RouteMessageBuilder,
+    packet_route::{
+        AddressFamily,
+        neighbour::{NeighbourFlags, NeighbourState},
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia},
+    },
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
+use tokio::time::{Instant, sleep, timeout};
+use watch::{Neighbour, NeighbourKey, Watch};
+
+/// How long the first packets wait for neighbours that nobody has asked for before.
+const FIRST_ANSWER: Duration = Duration::from_millis(200);
+/// A neighbour that does not answer is asked again after this, and one that has not been heard of is confirmed.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
+
+/// Finds next hops.
+pub(crate) struct Resolver {
+    handle: Handle,
+    watch: Watch,
+    routes: BTreeMap<IpAddr, Option<Route>>,
+    asked: BTreeMap<NeighbourKey, Instant>,
+}
+
+/// What the kernel answers for one address, but for the neighbour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Route {
+    source: IpAddr,
+    neighbour: NeighbourKey,
+    mtu: Option<u32>,
+}
+
+impl Resolver {
+    /// Opens the sockets, in the network namespace of the calling thread.
+    pub(crate) fn open() -> io::Result<Self> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        tokio::spawn(connection);
+        let watch = Watch::open()?;
+        Ok(Resolver { handle, watch, routes: BTreeMap::new(), asked: BTreeMap::new() })
+    }
+
+    /// The socket, for other questions to the kernel.
+    pub(crate) fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Finds the next hops of these addresses, and watches them from now on instead of those before.
+    pub(crate) async fn resolve(
+        &mut self,
+        addresses: &BTreeSet<IpAddr>,
+    ) -> Result<NextHops, rtnetlink::Error> {
+        // Changes from here on are seen by the next call, whatever is read below.
+        for stale in self.watch.take_stale() {
+            self.routes.remove(&stale);
+        }
+        self.routes.retain(|address, _| addresses.contains(address));
+        for address in addresses {
+            if !self.routes.contains_key(address) {
+                let route = self.route(*address).await?;
+                self.routes.insert(*address, route);
+            }
+        }
+        let gateways =
+            self.routes.iter().map(|(address, route)| (*address, route.map(|route| route.neighbour)));
+        self.watch.follow(gateways.collect());
+        self.watch.read_all(&self.handle).await?;
+        let wanted: BTreeSet<NeighbourKey> =
+            self.routes.values().flatten().map(|route| route.neighbour).collect();
+        self.asked.retain(|neighbour, _| wanted.contains(neighbour));
+        let news = self.ask(&wanted).await;
+        if !news.is_empty() {
+            let answered = async {
+                while news.iter().any(|neighbour| self.watch.neighbour(neighbour) == Neighbour::Unknown) {
+                    sleep(Duration::from_millis(1)).await;
+                }
+            };
+            // If there is no answer now, there will be a change when there is one.
+            let _ = timeout(FIRST_ANSWER, answered).await;
+        }
+        Ok(self.routes.iter().map(|(address, route)| (*address, self.next_hop(route.as_ref()))).collect())
+    }
+
+    /// Returns when something has changed that matters.
+    pub(crate) async fn changed(&self) {
+        self.watch.changed().await;
+    }
+
+    fn next_hop(&self, route: Option<&Route>) -> NextHop {
+        let Some(route) = route else { return NextHop::Unreachable };
+        let Some(link) = self.watch.link(route.neighbour.0) else { return NextHop::Unreachable };
+        match self.watch.neighbour(&route.neighbour) {
+            Neighbour::Unknown => NextHop::Pending,
+            Neighbour::Failed => NextHop::Unreachable,
+            Neighbour::At(mac) => NextHop::Known(Hop {
+                source: route.source,
+                mac,
+                source_mac: link.mac,
+                ifindex: route.neighbour.0,
+                mtu: route.mtu.unwrap_or(link.mtu),
+            }),
+        }
+    }
+
+    /// What the kernel would do with a packet to this address; nothing when XDP cannot do it.
+    async fn route(&self, address: IpAddr) -> Result<Option<Route>, rtnetlink::Error> {
+        let question = match address {
+            IpAddr::V4(v4) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(v4, 32).build(),
+            IpAddr::V6(v6) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(v6, 128).build(),
+        };
+        match self.handle.route().get(question).execute().try_next().await {
+            Ok(answer) => Ok(answer.and_then(|answer| read_route(&answer, address))),
+            // Unreachable, prohibited, no such route: that is an answer.
+            Err(rtnetlink::Error::NetlinkError(error)) => {
+                tracing::debug!(%address, %error, "no route to a backend");
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes the kernel resolve or confirm those neighbours whose time it is; returns those that were never asked for
+    /// and are not known.
+    async fn ask(&mut self, wanted: &BTreeSet<NeighbourKey>) -> Vec<NeighbourKey> {
+        let now = Instant::now();
+        let mut news = Vec::new();
+        for neighbour in wanted {
+            let last = self.asked.get(neighbour);
+            if last.is_some_and(|last| now.duration_since(*last) < ASK_AGAIN) {
+                continue;
+            }
+            let (ifindex, address) = *neighbour;
+            if last.is_none() && self.watch.neighbour(neighbour) == Neighbour::Unknown {
+                news.push(*neighbour);
+            }
+            self.asked.insert(*neighbour, now);
+            // "Use" it (NTF_USE): as if a packet went there. Packets that the program sends do not count for the kernel,
+            // so that without this a neighbour is never confirmed.
+            let request = self.handle.neighbours().add(ifindex, address);
+            let request = request.flags(NeighbourFlags::Use).state(NeighbourState::None).replace();
+            if let Err(error) = request.execute().await {
+                tracing::debug!(ifindex, %address, %error, "cannot ask for a neighbour");
+            }
+        }
+        news
+    }
+}
+
+fn read_route(answer: &RouteMessage, address: IpAddr) -> Option<Route> {
+    // Local, blackhole, multicast: not for us.
+    if answer.header.kind != RouteType::Unicast {
+        return None;
+    }
+    let (mut gateway, mut source, mut ifindex, mut mtu) = (address, None, None, None);
+    for attribute in &answer.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => ifindex = Some(*index),
+            RouteAttribute::Gateway(via) => gateway = ip(via)?,
+            // An IPv4 route through an IPv6 neighbour (RFC 8950).
+            RouteAttribute::Via(RouteVia::Inet(via)) => gateway = (*via).into(),
+            RouteAttribute::Via(RouteVia::Inet6(via)) => gateway = (*via).into(),
+            RouteAttribute::PrefSource(from) => source = ip(from),
+            RouteAttribute::Metrics(metrics) => {
+                mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    Some(Route { source: source?, neighbour: (ifindex?, gateway), mtu: mtu.filter(|mtu| *mtu > 0) })
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(v4) => Some((*v4).into()),
+        RouteAddress::Inet6(v6) => Some((*v6).into()),
+        _ => None,
+    }
+}
+
+/// Whether a route's destination says something about this address.
+fn covers(family: AddressFamily, prefix: Option<IpAddr>, length: u8, address: IpAddr) -> bool {
+    match (family, address) {
+        (AddressFamily::Inet, IpAddr::V4(_)) | (AddressFamily::Inet6, IpAddr::V6(_)) => prefix
+            .is_none_or(|prefix| ipnet::IpNet::new(prefix, length).is_ok_and(|net| net.contains(&address))),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_routes_that_cover_a_backend_matter() {
+        let v4 = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert!(covers(AddressFamily::Inet, None, 0, v4("10.0.0.1")));
+        assert!(covers(AddressFamily::Inet, Some(v4("10.0.0.0")), 24, v4("10.0.0.1")));
+        assert!(!covers(AddressFamily::Inet, Some(v4("10.0.1.0")), 24, v4("10.0.0.1")));
+        assert!(!covers(AddressFamily::Inet6, None, 0, v4("10.0.0.1")));
+    }
+}

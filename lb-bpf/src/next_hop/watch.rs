@@ -1,0 +1,264 @@
+//! Follows the kernel's multicast groups: which neighbours and links there are, and which of the watched addresses a
+//! change concerns. Messages about anything else are dropped where they arrive, so nothing piles up.
+use super::{covers, ip};
+use futures::{StreamExt, TryStreamExt, channel::mpsc::UnboundedReceiver};
+use rtnetlink::{
+    Handle, MulticastGroup,
+    packet_core::{NetlinkMessage, NetlinkPayload},
+    packet_route::{
+        RouteNetlinkMessage,
+        link::{LinkAttribute, LinkMessage},
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+        route::{RouteAttribute, RouteMessage},
+    },
+    sys::SocketAddr,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+use tokio::{
+    sync::Notify,
+    task::AbortHandle,
+    time::{Duration, Instant, timeout_at},
+};
+
+/// Changes come in bursts: this long after the first one they are told at once.
+const DEBOUNCE: Duration = Duration::from_millis(10);
+
+/// Interface and address of a neighbour.
+pub(super) type NeighbourKey = (u32, IpAddr);
+
+/// What is known of a neighbour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Neighbour {
+    /// Nothing yet.
+    Unknown,
+    /// It did not answer.
+    Failed,
+    /// It is here.
+    At([u8; 6]),
+}
+
+/// What matters of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Link {
+    pub(super) mac: [u8; 6],
+    pub(super) mtu: u32,
+}
+
+#[derive(Default)]
+struct Known {
+    /// The watched addresses, and the neighbours on the way there.
+    gateways: BTreeMap<IpAddr, Option<NeighbourKey>>,
+    /// The same neighbours, each once.
+    wanted: BTreeSet<NeighbourKey>,
+    /// Watched addresses whose route may have changed.
+    stale: BTreeSet<IpAddr>,
+    neighbours: BTreeMap<NeighbourKey, Neighbour>,
+    links: BTreeMap<u32, Link>,
+}
+
+/// The view of the kernel, kept up to date by a task of its own.
+pub(super) struct Watch {
+    known: Arc<Mutex<Known>>,
+    changed: Arc<Notify>,
+    tasks: [AbortHandle; 2],
+}
+
+impl Watch {
+    pub(super) fn open() -> io::Result<Self> {
+        let (connection, _, messages) = rtnetlink::new_multicast_connection(&[
+            MulticastGroup::Link,
+            MulticastGroup::Neigh,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+        ])?;
+        let (known, changed) = (Arc::<Mutex<Known>>::default(), Arc::<Notify>::default());
+        let connection = tokio::spawn(connection).abort_handle();
+        let reader = tokio::spawn(read(messages, known.clone(), changed.clone())).abort_handle();
+        Ok(Watch { known, changed, tasks: [connection, reader] })
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        lock(&self.known)
+    }
+
+    /// The addresses whose route has to be asked for again.
+    pub(super) fn take_stale(&self) -> BTreeSet<IpAddr> {
+        std::mem::take(&mut self.known().stale)
+    }
+
+    /// Watches these addresses, and no others.
+    pub(super) fn follow(&self, gateways: BTreeMap<IpAddr, Option<NeighbourKey>>) {
+        let mut known = self.known();
+        known.wanted = gateways.values().flatten().copied().collect();
+        known.gateways = gateways;
+    }
+
+    pub(super) fn neighbour(&self, key: &NeighbourKey) -> Neighbour {
+        self.known().neighbours.get(key).copied().unwrap_or(Neighbour::Unknown)
+    }
+
+    pub(super) fn link(&self, index: u32) -> Option<Link> {
+        self.known().links.get(&index).copied()
+    }
+
+    /// Reads all neighbours and links as they are now.
+    pub(super) async fn read_all(&self, handle: &Handle) -> Result<(), rtnetlink::Error> {
+        let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await?;
+        let neighbours: Vec<NeighbourMessage> = handle.neighbours().get().execute().try_collect().await?;
+        let mut known = self.known();
+        known.links = links.iter().filter_map(read_link).collect();
+        let Known { neighbours: before, wanted, .. } = &mut *known;
+        before.retain(|key, _| wanted.contains(key));
+        for message in &neighbours {
+            known.note_neighbour(message);
+        }
+        Ok(())
+    }
+
+    /// Returns when something has changed that matters. A change is told once, and not lost when the call is
+    /// cancelled.
+    pub(super) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(AbortHandle::abort);
+    }
+}
+
+fn lock(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
+    known.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn read(
+    mut messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+    known: Arc<Mutex<Known>>,
+    changed: Arc<Notify>,
+) {
+    let mut due = None;
+    loop {
+        let message = match due {
+            None => messages.next().await,
+            Some(at) => match timeout_at(at, messages.next()).await {
+                Ok(message) => message,
+                Err(_) => {
+                    changed.notify_one();
+                    due = None;
+                    continue;
+                }
+            },
+        };
+        let Some((message, _)) = message else { return };
+        if lock(&known).note(&message.payload) {
+            due = due.or(Some(Instant::now() + DEBOUNCE));
+        }
+    }
+}
+
+impl Known {
+    /// Takes in a message; returns whether something changed that matters.
+    fn note(&mut self, payload: &NetlinkPayload<RouteNetlinkMessage>) -> bool {
+        let NetlinkPayload::InnerMessage(message) = payload else {
+            // Messages were lost (ENOBUFS): anything may have changed.
+            let overrun = matches!(payload, NetlinkPayload::Overrun(_));
+            if overrun {
+                self.stale = self.gateways.keys().copied().collect();
+            }
+            return overrun;
+        };
+        match message {
+            RouteNetlinkMessage::NewNeighbour(message) | RouteNetlinkMessage::DelNeighbour(message) => {
+                self.note_neighbour(message)
+            }
+            RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
+                self.note_route(route)
+            }
+            RouteNetlinkMessage::NewLink(link) => {
+                let Some((index, link)) = read_link(link) else { return false };
+                self.links.insert(index, link) != Some(link) && self.note_interface(index)
+            }
+            RouteNetlinkMessage::DelLink(link) => {
+                self.links.remove(&link.header.index).is_some() && self.note_interface(link.header.index)
+            }
+            RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) => {
+                self.note_interface(address.header.index)
+            }
+            _ => false,
+        }
+    }
+
+    fn note_neighbour(&mut self, message: &NeighbourMessage) -> bool {
+        let known = read_neighbour(message).filter(|(key, _)| self.wanted.contains(key));
+        let Some((key, state)) = known else { return false };
+        // That it is asked for again, or forgotten, says nothing against what was known.
+        state != Neighbour::Unknown && self.neighbours.insert(key, state) != Some(state)
+    }
+
+    fn note_route(&mut self, route: &RouteMessage) -> bool {
+        let prefix = route.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Destination(destination) => Some(ip(destination)),
+            _ => None,
+        });
+        let (family, length) = (route.header.address_family, route.header.destination_prefix_length);
+        let touched = |address: &&IpAddr| covers(family, prefix.flatten(), length, **address);
+        let stale: Vec<IpAddr> = self.gateways.keys().filter(touched).copied().collect();
+        self.stale.extend(&stale);
+        !stale.is_empty()
+    }
+
+    fn note_interface(&mut self, index: u32) -> bool {
+        let over = |(address, gateway): (&IpAddr, &Option<NeighbourKey>)| {
+            gateway.is_some_and(|(ifindex, _)| ifindex == index).then_some(*address)
+        };
+        let stale: Vec<IpAddr> = self.gateways.iter().filter_map(over).collect();
+        self.stale.extend(&stale);
+        !stale.is_empty()
+    }
+}
+
+fn read_neighbour(message: &NeighbourMessage) -> Option<(NeighbourKey, Neighbour)> {
+    let (mut address, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => address = Some((*v4).into()),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => address = Some((*v6).into()),
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.as_slice().try_into().ok(),
+            _ => {}
+        }
+    }
+    let state = match (message.header.state, mac) {
+        (NeighbourState::Failed, _) => Neighbour::Failed,
+        (
+            NeighbourState::Reachable
+            | NeighbourState::Stale
+            | NeighbourState::Delay
+            | NeighbourState::Probe
+            | NeighbourState::Permanent
+            | NeighbourState::Noarp,
+            Some(mac),
+        ) => Neighbour::At(mac),
+        _ => Neighbour::Unknown,
+    };
+    Some(((message.header.ifindex, address?), state))
+}
+
+fn read_link(message: &LinkMessage) -> Option<(u32, Link)> {
+    let (mut mac, mut mtu) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::Address(bytes) => mac = bytes.as_slice().try_into().ok(),
+            LinkAttribute::Mtu(bytes) => mtu = Some(*bytes),
+            _ => {}
+        }
+    }
+    Some((message.header.index, Link { mac: mac?, mtu: mtu? }))
+}

@@ -1,0 +1,270 @@
+//! What user space knows of the maps: a mirror of what they hold, and the times that they do not hold. [`plan`]
+//! turns a desired set into operations, [`sweep`] ends what has lasted long enough; everything here can be made
+//! again from the maps ([`State::restore`]), and nothing here does input or output of its own.
+mod dirt;
+pub mod plan;
+pub mod sweep;
+
+#[cfg(test)]
+mod tests;
+
+use crate::{
+    ids::{Indexes, Ranges},
+    maps::{MapError, Maps, Op},
+    service::{Endpoint, Frontend, Service, ServiceKey},
+    status::{Counters, InstalledService},
+};
+use lb_bpf_common::{Addr, Backend, Config, DecapKey, Verdict, Vip, VipKey};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+};
+
+/// A moment: milliseconds of CLOCK_MONOTONIC, the clock that the kernel program stamps flows with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Now(pub u64);
+
+impl Now {
+    /// Whole seconds, as in [`lb_bpf_common::FlowEntry::seen`].
+    pub fn seconds(self) -> u32 {
+        (self.0 / 1000) as u32
+    }
+}
+
+/// How packets reach an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NextHop {
+    /// Through this neighbour.
+    Known(Hop),
+    /// Not known yet: the neighbour is being asked for. What is installed stays.
+    Pending,
+    /// There is no route, or the neighbour does not answer.
+    Unreachable,
+}
+
+/// A resolved next hop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hop {
+    /// This host's address towards the backend.
+    pub source: IpAddr,
+    /// Ethernet address of the neighbour.
+    pub mac: [u8; 6],
+    /// Ethernet address of the interface.
+    pub source_mac: [u8; 6],
+    /// Index of the interface.
+    pub ifindex: u32,
+    /// MTU of the route or the interface, bytes.
+    pub mtu: u32,
+}
+
+/// Next hops by backend address. One that is missing counts as [`NextHop::Pending`].
+pub type NextHops = BTreeMap<IpAddr, NextHop>;
+
+/// The mirror of the maps, and what is known beyond them.
+#[derive(Clone, Debug)]
+pub struct State {
+    ranges: Ranges,
+    indexes: Indexes,
+    /// Ranges of `slots` that are taken: base → size. Those in `limbo` included.
+    tables: BTreeMap<u32, u32>,
+    /// Ranges that no frontend points to any more, by the moment from which no packet can still be reading them.
+    limbo: BTreeMap<u32, Now>,
+    vips: BTreeMap<VipKey, Vip>,
+    /// The frontends of each service id.
+    by_service: BTreeMap<u32, BTreeSet<VipKey>>,
+    backends: BTreeMap<u32, Backend>,
+    /// Index of `backends` by what a backend is, lest it gets a second entry.
+    by_target: BTreeMap<TargetKey, BTreeSet<u32>>,
+    decap: BTreeSet<DecapKey>,
+    config: Config,
+    services: BTreeMap<ServiceKey, Programmed>,
+    /// By id, services that are not desired any more but not pruned yet.
+    leaving: BTreeMap<u32, (ServiceKey, Programmed)>,
+    /// What the last plan named; nothing before the first one, so that nothing is pruned unasked.
+    named: Option<Named>,
+    pass: Option<sweep::Pass>,
+    /// How many flows the last pass left, and how many the map can hold.
+    flows_last_pass: usize,
+    room_for_flows: usize,
+}
+
+/// Service id, address, port (network byte order) and mode: two entries with the same are the same backend.
+type TargetKey = (u32, Addr, u16, u8);
+
+#[derive(Clone, Debug, Default)]
+struct Named {
+    vips: BTreeSet<VipKey>,
+    decap: BTreeSet<DecapKey>,
+}
+
+/// A service that a plan has dealt with since the state was restored.
+#[derive(Clone, Debug)]
+struct Programmed {
+    id: u32,
+    desired: Service,
+    /// What the frontends hold.
+    vip: Vip,
+    /// Who is in the table, with weight and index.
+    members: Vec<(Endpoint, u16, u32)>,
+    /// The index of every declared backend.
+    entries: BTreeMap<Endpoint, u32>,
+    /// Slots by owner.
+    shares: BTreeMap<Endpoint, u32>,
+    /// By slot: second in which its current backend took it; 0: not known, long ago.
+    since: Vec<u32>,
+    /// The dirty slots.
+    dirty: BTreeMap<u32, dirt::Dirt>,
+    /// Entries of this service that are not in the table, and the second in which they left it.
+    away: BTreeMap<u32, u32>,
+}
+
+impl State {
+    /// Reads what the maps hold.
+    pub fn restore(maps: &impl Maps) -> Result<Self, MapError> {
+        let sizes = maps.sizes();
+        let (vips, backends) = (maps.vips()?, maps.backends()?);
+        let mut ranges = Ranges::new(sizes.slots);
+        let tables: BTreeMap<u32, u32> =
+            vips.values().filter(|vip| vip.size > 0).map(|vip| (vip.base, vip.size)).collect();
+        for (&base, &size) in &tables {
+            if !ranges.claim(base, size) {
+                let reason = format!("the table at {base} with {size} slots overlaps another or the end");
+                let error = io::Error::new(io::ErrorKind::InvalidData, reason);
+                return Err(MapError::new("slots", "restore", error));
+            }
+        }
+        let mut by_target = BTreeMap::<_, BTreeSet<u32>>::new();
+        for (&index, backend) in &backends {
+            by_target.entry(target_key(backend)).or_default().insert(index);
+        }
+        let mut by_service = BTreeMap::<_, BTreeSet<VipKey>>::new();
+        for (&key, vip) in &vips {
+            by_service.entry(vip.service).or_default().insert(key);
+        }
+        Ok(State {
+            ranges,
+            indexes: Indexes::new(sizes.backends, backends.keys().copied()),
+            tables,
+            limbo: BTreeMap::new(),
+            vips,
+            by_service,
+            backends,
+            by_target,
+            decap: maps.decap()?,
+            config: maps.config()?,
+            services: BTreeMap::new(),
+            leaving: BTreeMap::new(),
+            named: None,
+            pass: None,
+            flows_last_pass: 0,
+            room_for_flows: sizes.flows as usize,
+        })
+    }
+
+    /// The services of the last plan, as they are programmed.
+    pub fn installed(&self) -> BTreeMap<ServiceKey, InstalledService> {
+        let service = |programmed: &Programmed| InstalledService {
+            frontends: programmed.desired.frontends.clone(),
+            table_size: programmed.vip.size,
+            slots: programmed
+                .entries
+                .keys()
+                .map(|endpoint| (*endpoint, programmed.shares.get(endpoint).copied().unwrap_or(0)))
+                .collect(),
+            resolved: programmed.members.iter().any(|(_, _, index)| self.backends[index].ifindex != 0),
+        };
+        self.services.iter().map(|(key, programmed)| (key.clone(), service(programmed))).collect()
+    }
+
+    /// The addresses of all backends that have an entry, those that drain included.
+    pub fn backend_addresses(&self) -> BTreeSet<IpAddr> {
+        self.backends.values().map(|backend| backend.addr.into()).collect()
+    }
+
+    /// Reads the counters. Those of a backend that drains belong to its service as long as its entry is there.
+    pub fn counters(&self, maps: &impl Maps) -> Result<Counters, MapError> {
+        let count = self.backends.last_key_value().map_or(0, |(last, _)| last + 1);
+        let backends = maps.backend_counters(count)?;
+        let names: BTreeMap<u32, &ServiceKey> =
+            self.services.iter().map(|(key, service)| (service.id, key)).collect();
+        let mut counters = Counters::default();
+        for (&index, backend) in &self.backends {
+            if let (Some(&name), Some(&counter)) = (names.get(&backend.service), backends.get(index as usize))
+            {
+                let endpoints = counters.services.entry(name.clone()).or_default();
+                *endpoints.entry(endpoint_of(backend)).or_default() += counter;
+            }
+        }
+        for (verdict, counter) in Verdict::ALL.iter().zip(maps.verdict_counters()?) {
+            *counters.verdicts.entry(verdict.label()).or_default() += counter;
+        }
+        Ok(counters)
+    }
+
+    /// Keeps the mirror in step with an operation.
+    fn mirror(&mut self, op: &Op) {
+        match op {
+            Op::SetConfig(config) => self.config = *config,
+            Op::SetBackend(index, backend) => {
+                self.by_target.entry(target_key(backend)).or_default().insert(*index);
+                self.backends.insert(*index, *backend);
+            }
+            Op::FreeBackend(index) => {
+                if let Some(backend) = self.backends.remove(index) {
+                    remove_from(&mut self.by_target, &target_key(&backend), index);
+                }
+                self.indexes.give(*index);
+            }
+            Op::SetVip(key, vip) => {
+                if let Some(before) = self.vips.insert(*key, *vip) {
+                    remove_from(&mut self.by_service, &before.service, key);
+                }
+                self.by_service.entry(vip.service).or_default().insert(*key);
+            }
+            Op::RemoveVip(key) => {
+                if let Some(before) = self.vips.remove(key) {
+                    remove_from(&mut self.by_service, &before.service, key);
+                }
+            }
+            Op::AddDecap(key) => {
+                self.decap.insert(*key);
+            }
+            Op::RemoveDecap(key) => {
+                self.decap.remove(key);
+            }
+            Op::ResetCounters(_)
+            | Op::WriteTable(..)
+            | Op::SetPrevious(..)
+            | Op::RemoveFlows(_)
+            | Op::RemoveReplies(_) => {}
+        }
+    }
+}
+
+fn remove_from<K: Ord, V: Ord>(sets: &mut BTreeMap<K, BTreeSet<V>>, key: &K, value: &V) {
+    if let Some(set) = sets.get_mut(key) {
+        set.remove(value);
+        if set.is_empty() {
+            sets.remove(key);
+        }
+    }
+}
+
+/// The frontend as the map has it.
+pub fn vip_key(frontend: &Frontend) -> VipKey {
+    VipKey {
+        addr: frontend.address.into(),
+        port: frontend.port.to_be(),
+        proto: frontend.protocol.number(),
+        zero: 0,
+    }
+}
+
+fn endpoint_of(backend: &Backend) -> Endpoint {
+    Endpoint { address: backend.addr.into(), port: u16::from_be(backend.port) }
+}
+
+fn target_key(backend: &Backend) -> TargetKey {
+    (backend.service, backend.addr, backend.port, backend.mode)
+}

@@ -1,0 +1,517 @@
+//! From a desired set to the operations that bring the maps there, in an order in which a packet may run between
+//! any two of them, and the process may die there.
+//!
+//! For each service: entries of backends first, then the new table in a free range, then the frontends, each by
+//! one update. What a frontend pointed to before is given back when no packet can be reading it any more.
+use super::{
+    Hop, Named, NextHop, NextHops, Now, Programmed, State, TargetKey,
+    dirt::{self, Dirt},
+    vip_key,
+};
+use crate::{
+    maglev,
+    maps::{MapError, Maps, Op},
+    service::{Desired, Endpoint, Frontend, Service, ServiceKey},
+};
+use lb_bpf_common::{Addr, Backend, Config, DecapKey, Mode, Slot, Vip, outer_header_sum, slot_of};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Source ports of NAT: below the ports that the kernel takes for connections of its own
+/// (`net.ipv4.ip_local_port_range`, 32768 on) and above those of most servers.
+const NAT_PORTS: (u16, u16) = (16384, 32767);
+
+/// How long, in milliseconds, a range of slots rests before it is used again: much longer than any packet is in the
+/// program, so that none reads a table that is written over.
+pub(crate) const GRACE: u64 = 250;
+
+/// Why there is no plan. Nothing has changed then.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// Two services want the same frontend.
+    #[error("frontend {} port {}: claimed by {first} and by {second}", frontend.address, frontend.port)]
+    FrontendTwice {
+        /// The frontend.
+        frontend: Frontend,
+        /// The service that comes first in the order of names.
+        first: ServiceKey,
+        /// The other one.
+        second: ServiceKey,
+    },
+    /// A map has no room left.
+    #[error("map {map} is full: {needed} more entries are needed in a row, {available} are free")]
+    Full {
+        /// Name of the map.
+        map: &'static str,
+        /// How many entries are needed.
+        needed: u32,
+        /// How many are free.
+        available: u32,
+    },
+    /// A map could not be read.
+    #[error(transparent)]
+    Map(#[from] MapError),
+}
+
+impl State {
+    /// Plans to add and change what `desired` asks for; no frontend and no tunnel end is taken away. The maps are
+    /// only read. The caller applies the operations in their order; if it cannot, or if there is an error, this state
+    /// is wrong and must be [restored](State::restore).
+    pub fn plan(
+        &mut self,
+        maps: &impl Maps,
+        desired: &Desired,
+        hops: &NextHops,
+        now: Now,
+    ) -> Result<Vec<Op>, PlanError> {
+        self.named = Some(named(desired)?);
+        self.release(now);
+        let mut ops = Vec::new();
+        if desired.services.values().any(|service| service.mode == Mode::Nat) {
+            self.set_config(Config::NAT, &mut ops);
+        }
+        let (mut known, ids) = self.identify(desired);
+        for (key, service) in &desired.services {
+            if service.frontends.is_empty() {
+                continue;
+            }
+            let before = known.remove(&ids[key]);
+            let programmed = self.program(maps, ids[key], service, before, hops, now, &mut ops)?;
+            self.services.insert(key.clone(), programmed);
+        }
+        for decap in &desired.decap {
+            let key = DecapKey { local: decap.local.into(), vip: decap.vip.into() };
+            if !self.decap.contains(&key) {
+                self.push(Op::AddDecap(key), &mut ops);
+            }
+        }
+        self.leaving = known;
+        self.refresh_absent(hops, &mut ops);
+        self.retire_tables(now);
+        Ok(ops)
+    }
+
+    /// Plans to remove every frontend and tunnel end that the last plan did not name.
+    pub fn plan_prune(&mut self, now: Now) -> Vec<Op> {
+        let Some(named) = self.named.clone() else { return Vec::new() };
+        let mut ops = Vec::new();
+        let vips: Vec<_> = self.vips.keys().filter(|key| !named.vips.contains(key)).copied().collect();
+        for key in vips {
+            self.push(Op::RemoveVip(key), &mut ops);
+        }
+        let ends: Vec<_> = self.decap.difference(&named.decap).copied().collect();
+        for key in ends {
+            self.push(Op::RemoveDecap(key), &mut ops);
+        }
+        if !self.backends.values().any(|backend| backend.mode == Mode::Nat as u8) {
+            self.set_config(0, &mut ops);
+        }
+        self.leaving.clear();
+        self.retire_tables(now);
+        ops
+    }
+
+    fn push(&mut self, op: Op, ops: &mut Vec<Op>) {
+        self.mirror(&op);
+        ops.push(op);
+    }
+
+    fn set_config(&mut self, flags: u32, ops: &mut Vec<Op>) {
+        let config = Config { flags, nat_port_first: NAT_PORTS.0, nat_port_last: NAT_PORTS.1 };
+        if self.config != config && (flags != 0 || self.config.flags != 0) {
+            self.push(Op::SetConfig(config), ops);
+        }
+    }
+
+    /// Gives every desired service its id: the one it has, else the one that its frontends have in the map (after a
+    /// restart, or when the service was renamed), else a new one. What is known of the services comes back by id.
+    fn identify(
+        &mut self,
+        desired: &Desired,
+    ) -> (BTreeMap<u32, (ServiceKey, Programmed)>, BTreeMap<ServiceKey, u32>) {
+        let mut known = std::mem::take(&mut self.leaving);
+        let services = std::mem::take(&mut self.services).into_iter();
+        known.extend(services.map(|(key, programmed)| (programmed.id, (key, programmed))));
+        let mut ids: BTreeMap<ServiceKey, u32> = known
+            .iter()
+            .filter(|(_, (key, _))| desired.services.contains_key(key))
+            .map(|(&id, (key, _))| (key.clone(), id))
+            .collect();
+        let mut taken: BTreeSet<u32> = ids.values().copied().collect();
+        for (key, service) in &desired.services {
+            if ids.contains_key(key) {
+                continue;
+            }
+            let mut votes = BTreeMap::<u32, usize>::new();
+            for vip in service.frontends.iter().filter_map(|frontend| self.vips.get(&vip_key(frontend))) {
+                if !taken.contains(&vip.service) {
+                    *votes.entry(vip.service).or_default() += 1;
+                }
+            }
+            let most = votes.into_iter().max_by_key(|&(id, votes)| (votes, std::cmp::Reverse(id)));
+            if let Some((id, _)) = most {
+                ids.insert(key.clone(), id);
+                taken.insert(id);
+            }
+        }
+        taken.extend(self.vips.values().map(|vip| vip.service));
+        taken.extend(self.backends.values().map(|backend| backend.service));
+        let mut fresh = (1..).filter(|id| !taken.contains(id));
+        for key in desired.services.keys() {
+            if !ids.contains_key(key)
+                && let Some(id) = fresh.next()
+            {
+                ids.insert(key.clone(), id);
+            }
+        }
+        (known, ids)
+    }
+
+    /// Plans one service.
+    #[expect(clippy::too_many_arguments, reason = "all of them are one call's context")]
+    fn program(
+        &mut self,
+        maps: &impl Maps,
+        id: u32,
+        service: &Service,
+        before: Option<(ServiceKey, Programmed)>,
+        hops: &NextHops,
+        now: Now,
+        ops: &mut Vec<Op>,
+    ) -> Result<Programmed, PlanError> {
+        let before = before.map(|(_, programmed)| programmed);
+        let mut entries = BTreeMap::new();
+        for (endpoint, target) in &service.backends {
+            let hop = hops.get(&endpoint.address).unwrap_or(&NextHop::Pending);
+            let last = before.as_ref().and_then(|before| before.entries.get(endpoint).copied());
+            let index = self.set_backend(id, service.mode, endpoint, target.up, hop, last, ops)?;
+            entries.insert(*endpoint, index);
+        }
+        let members: Vec<(Endpoint, u16, u32)> = service
+            .backends
+            .iter()
+            .filter(|(_, target)| target.up && target.weight > 0)
+            .map(|(endpoint, target)| (*endpoint, target.weight, entries[endpoint]))
+            .collect();
+        let size = maglev::table_size(service.backends.len());
+        let installed = self.tables_of(id);
+        let mut programmed = match before {
+            Some(before)
+                if before.members == members
+                    && installed.iter().all(|vip| *vip == before.vip)
+                    && (before.vip.size == size || service.backends.is_empty()) =>
+            {
+                Programmed { desired: service.clone(), entries, ..before }
+            }
+            before => {
+                let old = self.old_table(maps, &installed, before, service.drain_seconds, now)?;
+                let table = Table::new(size, members, entries);
+                self.switch(maps, id, service, old, table, now, ops)?
+            }
+        };
+        let mut keys = self.by_service.get(&id).cloned().unwrap_or_default();
+        keys.extend(service.frontends.iter().map(vip_key));
+        for key in keys {
+            if self.vips.get(&key) != Some(&programmed.vip) {
+                self.push(Op::SetVip(key, programmed.vip), ops);
+            }
+        }
+        self.note_absent(&mut programmed, now);
+        Ok(programmed)
+    }
+
+    /// Makes the entry of one backend what it should be; returns its index.
+    #[expect(clippy::too_many_arguments, reason = "all of them describe the one entry")]
+    fn set_backend(
+        &mut self,
+        id: u32,
+        mode: Mode,
+        endpoint: &Endpoint,
+        up: bool,
+        hop: &NextHop,
+        last: Option<u32>,
+        ops: &mut Vec<Op>,
+    ) -> Result<u32, PlanError> {
+        let target: TargetKey = (id, endpoint.address.into(), endpoint.port.to_be(), mode as u8);
+        let found = self.by_target.get(&target).and_then(|indexes| {
+            let source = match hop {
+                NextHop::Known(hop) => Some(Addr::from(hop.source)),
+                NextHop::Pending | NextHop::Unreachable => None,
+            };
+            // Packets read entries while they are written, so an entry keeps its source address for life; one
+            // that never had a next hop has none.
+            let fits = |index: &&u32| {
+                source.is_none_or(|source| [source, Addr::NONE].contains(&self.backends[*index].source))
+            };
+            indexes
+                .iter()
+                .find(|index| Some(**index) == last && fits(index))
+                .or_else(|| indexes.iter().find(fits))
+        });
+        let (index, is_new) = match found {
+            Some(&index) => (index, false),
+            None => {
+                let full = PlanError::Full { map: "backends", needed: 1, available: 0 };
+                (self.indexes.take().ok_or(full)?, true)
+            }
+        };
+        let flags = if up { 0 } else { Backend::DOWN };
+        let old = self.backends.get(&index).copied().filter(|_| !is_new);
+        let bare =
+            Backend { addr: target.1, port: target.2, mode: target.3, service: id, ..Backend::default() };
+        let wanted = match hop {
+            NextHop::Known(hop) => with_hop(Backend { flags, ..bare }, hop, mode),
+            NextHop::Pending => Backend { flags, ..old.unwrap_or(bare) },
+            NextHop::Unreachable => Backend { flags, ifindex: 0, ..old.unwrap_or(bare) },
+        };
+        if is_new {
+            self.push(Op::ResetCounters(index), ops);
+        }
+        if old != Some(wanted) {
+            self.push(Op::SetBackend(index, wanted), ops);
+        }
+        if let Some(pass) = &mut self.pass {
+            pass.keep(index);
+        }
+        Ok(index)
+    }
+
+    /// Brings the next hops of backends up to date that are not declared any more but may have flows.
+    fn refresh_absent(&mut self, hops: &NextHops, ops: &mut Vec<Op>) {
+        let declared: BTreeSet<u32> =
+            self.services.values().flat_map(|service| service.entries.values().copied()).collect();
+        let absent = self.backends.iter().filter(|(index, _)| !declared.contains(index));
+        let fresh = |backend: &Backend| match hops.get(&backend.addr.into())? {
+            NextHop::Known(hop) if Addr::from(hop.source) == backend.source => Some(Backend {
+                next_hop: hop.mac,
+                source_mac: hop.source_mac,
+                ifindex: hop.ifindex,
+                mtu: hop.mtu,
+                ..*backend
+            }),
+            _ => None,
+        };
+        let changed: Vec<_> = absent
+            .filter_map(|(index, backend)| Some((*index, fresh(backend).filter(|fresh| fresh != backend)?)))
+            .collect();
+        for (index, backend) in changed {
+            self.push(Op::SetBackend(index, backend), ops);
+        }
+    }
+
+    /// The tables, each once, that the frontends of a service point to: more than one when a process died between
+    /// two updates.
+    fn tables_of(&self, id: u32) -> BTreeSet<Vip> {
+        self.by_service.get(&id).into_iter().flatten().map(|key| self.vips[key]).collect()
+    }
+
+    /// What the service's slots hold now, and since when.
+    fn old_table(
+        &self,
+        maps: &impl Maps,
+        installed: &BTreeSet<Vip>,
+        before: Option<Programmed>,
+        drain_seconds: u32,
+        now: Now,
+    ) -> Result<Old, PlanError> {
+        if let Some(before) = before.filter(|before| installed.contains(&before.vip)) {
+            let slots = maps.slots(before.vip.base, before.vip.size)?;
+            let candidates = vec![(before.vip, slots)];
+            return Ok(Old { candidates, since: before.since, dirty: before.dirty, away: before.away });
+        }
+        let mut candidates = Vec::new();
+        for vip in installed {
+            candidates.push((*vip, maps.slots(vip.base, vip.size)?));
+        }
+        // The newest first: it has the dirt of the one before and its own.
+        let dirt = |slots: &[Slot]| slots.iter().filter(|slot| slot.previous != 0).count();
+        candidates.sort_by_key(|(vip, slots)| std::cmp::Reverse((dirt(slots), vip.size)));
+        let slots = candidates.first().map_or(&[][..], |(_, slots)| slots);
+        let dirty = found(slots, drain_seconds, now);
+        let since = vec![0; slots.len()];
+        Ok(Old { candidates, since, dirty, away: BTreeMap::new() })
+    }
+
+    /// Leaves an installed table where it is if it is right, else writes a new one.
+    #[expect(clippy::too_many_arguments, reason = "all of them are one call's context")]
+    fn switch(
+        &mut self,
+        maps: &impl Maps,
+        id: u32,
+        service: &Service,
+        old: Old,
+        table: Table,
+        now: Now,
+        ops: &mut Vec<Op>,
+    ) -> Result<Programmed, PlanError> {
+        let is_live =
+            |index: u32| self.backends.get(&index).is_some_and(|backend| backend.flags & Backend::DOWN == 0);
+        let no_slots = (Vip { service: id, base: 0, size: 0, flags: 0 }, Vec::new());
+        let (old_vip, old_slots) = old.candidates.first().unwrap_or(&no_slots);
+        // When no backend is declared any more the table stays: those that were may drain.
+        let size = if service.backends.is_empty() { old_vip.size } else { table.size };
+        let owners = table.owners(size);
+        let is_right = |slots: &[Slot]| slots.iter().map(|slot| slot.current).eq(owners.iter().copied());
+        let right = old.candidates.iter().find(|(_, slots)| is_right(slots)).map(|(vip, _)| *vip);
+        let mut programmed = Programmed {
+            id,
+            desired: service.clone(),
+            vip: Vip { service: id, base: 0, size, flags: 0 },
+            shares: table.shares(&owners),
+            members: table.members,
+            entries: table.entries,
+            since: old.since,
+            dirty: old.dirty,
+            away: old.away,
+        };
+        if let Some(vip) = right.filter(|_| size > 0) {
+            if vip != *old_vip {
+                let slots = maps.slots(vip.base, vip.size)?;
+                programmed.dirty = found(&slots, service.drain_seconds, now);
+                programmed.since = vec![0; slots.len()];
+            }
+            programmed.vip = vip;
+            return Ok(programmed);
+        }
+        if size == 0 {
+            (programmed.since, programmed.dirty) = (Vec::new(), BTreeMap::new());
+            return Ok(programmed);
+        }
+        let mut slots = Vec::with_capacity(size as usize);
+        let (mut since, mut dirty) = (Vec::with_capacity(size as usize), BTreeMap::new());
+        for (slot, &owner) in (0..).zip(&owners) {
+            let from = if old_vip.size == size { slot } else { same_place(slot, size, old_vip.size) };
+            let held = old_slots.get(from as usize).copied().unwrap_or_default();
+            let held_since = programmed.since.get(from as usize).copied().unwrap_or(0);
+            let new = dirt::moved(held, owner, is_live);
+            let goes_on = new.previous == held.previous;
+            let known = programmed.dirty.get(&from).filter(|_| goes_on).copied();
+            let begins = dirt::waiting(&new).map(|_| Dirt::learning(service.drain_seconds, held_since, now));
+            if let Some(dirt) = known.or(begins).or_else(|| Dirt::found(&new, 0, now)) {
+                dirty.insert(slot, dirt);
+            }
+            since.push(if held.current == owner { held_since } else { now.seconds() });
+            slots.push(new);
+        }
+        let full = PlanError::Full { map: "slots", needed: size, available: self.ranges.available() };
+        let base = self.ranges.take(size).ok_or(full)?;
+        self.tables.insert(base, size);
+        programmed.vip.base = base;
+        (programmed.since, programmed.dirty) = (since, dirty);
+        ops.push(Op::WriteTable(base, slots));
+        Ok(programmed)
+    }
+
+    /// Notes which entries of the service are out of its table, and since when.
+    fn note_absent(&self, programmed: &mut Programmed, now: Now) {
+        let members: BTreeSet<u32> = programmed.members.iter().map(|(_, _, index)| *index).collect();
+        let of_service = self.by_target.range((programmed.id, Addr::NONE, 0, 0)..);
+        let absent = of_service
+            .take_while(|((id, ..), _)| *id == programmed.id)
+            .flat_map(|(_, indexes)| indexes)
+            .filter(|index| !members.contains(index));
+        programmed.away = absent
+            .map(|&index| (index, programmed.away.get(&index).copied().unwrap_or(now.seconds())))
+            .collect();
+    }
+
+    /// Lets tables rest that no frontend points to.
+    fn retire_tables(&mut self, now: Now) {
+        let tables = self.vips.values().filter(|vip| vip.size > 0);
+        let used: BTreeSet<u32> = tables.map(|vip| vip.base).collect();
+        for &base in self.tables.keys().filter(|base| !used.contains(base)) {
+            self.limbo.entry(base).or_insert(Now(now.0 + GRACE));
+        }
+    }
+
+    /// Gives back the ranges that have rested long enough.
+    pub(super) fn release(&mut self, now: Now) {
+        let rested: Vec<u32> =
+            self.limbo.iter().filter(|(_, until)| **until <= now).map(|(base, _)| *base).collect();
+        for base in rested {
+            self.limbo.remove(&base);
+            if let Some(size) = self.tables.remove(&base) {
+                self.ranges.give(base, size);
+            }
+        }
+    }
+}
+
+/// A service's table before the plan.
+struct Old {
+    /// What the frontends point to; the one to go by first.
+    candidates: Vec<(Vip, Vec<Slot>)>,
+    since: Vec<u32>,
+    dirty: BTreeMap<u32, Dirt>,
+    away: BTreeMap<u32, u32>,
+}
+
+/// A service's table as it should be.
+struct Table {
+    size: u32,
+    members: Vec<(Endpoint, u16, u32)>,
+    entries: BTreeMap<Endpoint, u32>,
+}
+
+impl Table {
+    fn new(size: u32, members: Vec<(Endpoint, u16, u32)>, entries: BTreeMap<Endpoint, u32>) -> Self {
+        Table { size, members, entries }
+    }
+
+    /// The index of the owner of each of `size` slots, 0 without members.
+    fn owners(&self, size: u32) -> Vec<u32> {
+        let weights: Vec<_> = self.members.iter().map(|(endpoint, weight, _)| (*endpoint, *weight)).collect();
+        if size == 0 || weights.is_empty() {
+            return vec![0; size as usize];
+        }
+        maglev::build(size, &weights).into_iter().map(|member| self.members[member as usize].2).collect()
+    }
+
+    fn shares(&self, owners: &[u32]) -> BTreeMap<Endpoint, u32> {
+        let mut by_index = BTreeMap::<u32, u32>::new();
+        for &owner in owners {
+            *by_index.entry(owner).or_default() += 1;
+        }
+        let share = |index: &u32| by_index.get(index).copied().unwrap_or(0);
+        self.members.iter().map(|(endpoint, _, index)| (*endpoint, share(index))).collect()
+    }
+}
+
+fn found(slots: &[Slot], drain_seconds: u32, now: Now) -> BTreeMap<u32, Dirt> {
+    (0..).zip(slots).filter_map(|(slot, held)| Some((slot, Dirt::found(held, drain_seconds, now)?))).collect()
+}
+
+/// The slot in a table of `old_size` slots that has the flows in the middle of this one. When a size changes, the few
+/// flows that a new slot has from another old one are not asked for.
+fn same_place(slot: u32, size: u32, old_size: u32) -> u32 {
+    let middle = ((u64::from(slot) * 2 + 1) << 31) / u64::from(size);
+    slot_of(middle as u32, old_size)
+}
+
+fn with_hop(bare: Backend, hop: &Hop, mode: Mode) -> Backend {
+    let source = Addr::from(hop.source);
+    let is_outer_v4 = mode == Mode::Ipip && source.is_v4() && bare.addr.is_v4();
+    Backend {
+        source,
+        next_hop: hop.mac,
+        source_mac: hop.source_mac,
+        ifindex: hop.ifindex,
+        mtu: hop.mtu,
+        header_sum: if is_outer_v4 { outer_header_sum(&source, &bare.addr) } else { 0 },
+        ..bare
+    }
+}
+
+/// What a desired set names; each frontend may have one service.
+fn named(desired: &Desired) -> Result<Named, PlanError> {
+    let mut owners = BTreeMap::new();
+    for (key, service) in &desired.services {
+        for frontend in &service.frontends {
+            if let Some(first) = owners.insert(vip_key(frontend), key) {
+                let (first, second) = (first.clone(), key.clone());
+                return Err(PlanError::FrontendTwice { frontend: *frontend, first, second });
+            }
+        }
+    }
+    let decap = desired.decap.iter().map(|end| DecapKey { local: end.local.into(), vip: end.vip.into() });
+    Ok(Named { vips: owners.into_keys().collect(), decap: decap.collect() })
+}

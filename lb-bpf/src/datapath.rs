@@ -41,6 +41,7 @@ pub struct Datapath {
     interfaces: Vec<InterfaceStatus>,
     /// Nothing when an operation failed: what the maps hold has to be read again.
     state: Option<State>,
+    installed: Installed,
     failed_at: Option<Instant>,
     decap: Option<BTreeSet<IpAddr>>,
     operations: u64,
@@ -62,13 +63,15 @@ impl Datapath {
             tracing::info!(interface = name, ?mode, "attached");
             interfaces.push(InterfaceStatus { name, mode });
         }
+        let installed = Installed { services: state.found(&loaded.maps)?, interfaces: interfaces.clone() };
         let (state, failed_at, decap, operations) = (Some(state), None, None, 0);
-        Ok(Datapath { loaded, resolver, interfaces, state, failed_at, decap, operations })
+        Ok(Datapath { loaded, resolver, interfaces, state, installed, failed_at, decap, operations })
     }
 
-    /// What the maps hold, right after [`Datapath::open`] too: what the process before left.
+    /// What the maps hold: right after [`Datapath::open`], what the process before left; then what the last
+    /// [`Datapath::install`] made.
     pub fn installed(&self) -> Installed {
-        Installed::default()
+        self.installed.clone()
     }
 
     /// Adds and changes what `desired` asks for. It never takes a frontend away: see [`Datapath::prune`].
@@ -88,7 +91,7 @@ impl Datapath {
         self.decap = Some(vips);
         let mut state = self.take_state()?;
         let ops = match state.plan(&self.loaded.maps, desired, &hops, now()) {
-            Err(error @ PlanError::FrontendTwice { .. }) => {
+            Err(error @ (PlanError::FrontendTwice { .. } | PlanError::BadName(_))) => {
                 self.keep_state(state);
                 return Err(error.into());
             }
@@ -96,6 +99,7 @@ impl Datapath {
         };
         self.apply(&ops)?;
         let installed = Installed { services: state.installed(), interfaces: self.interfaces.clone() };
+        self.installed = installed.clone();
         self.keep_state(state);
         Ok(installed)
     }

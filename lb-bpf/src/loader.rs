@@ -4,7 +4,11 @@ use crate::{
     OBJECT,
     bpffs::PinDir,
     datapath::DatapathError,
-    maps::{MapError, Sizes, kernel::KernelMaps, raw},
+    maps::{
+        MapError, Sizes,
+        kernel::{KernelMaps, Name, make_names},
+        raw,
+    },
 };
 use aya::{
     Ebpf, EbpfLoader,
@@ -16,13 +20,16 @@ use aya::{
     },
 };
 use lb_bpf_common::{
-    Backend, Config, Counter, DecapKey, FlowEntry, FlowKey, ReverseEntry, Slot, Verdict, Vip, VipKey,
+    Backend, Config, Counter, DecapKey, FlowEntry, FlowKey, ReverseEntry, Slot, Verdict, Vip, VipKey, map,
+    program,
 };
 use std::{collections::BTreeMap, io};
 
-const PROGRAM: &str = "fairlead_xdp";
 /// A link's pin is this and the interface's name.
 const LINK: &str = "link-";
+
+/// The one map that the kernel program does not have.
+const NAMES: &str = "names";
 
 /// What a map must look like, lest the kernel program and this one misread each other.
 struct Shape {
@@ -35,16 +42,17 @@ struct Shape {
     counts: bool,
 }
 
-const SHAPES: [Shape; 9] = [
-    hash::<VipKey, Vip>("vips", |sizes| sizes.vips),
-    array::<Slot>("slots", |sizes| sizes.slots),
-    array::<Backend>("backends", |sizes| sizes.backends),
-    hash::<FlowKey, FlowEntry>("flows", |sizes| sizes.flows),
-    hash::<FlowKey, ReverseEntry>("reverse", |sizes| sizes.flows),
-    hash::<DecapKey, u32>("decap", |sizes| sizes.decap),
-    array::<Config>("config", |_| 1),
-    counters("backend_counters", |sizes| sizes.backends),
-    counters("verdict_counters", |_| Verdict::ALL.len() as u32),
+const SHAPES: [Shape; 10] = [
+    hash::<VipKey, Vip>(map::VIPS, |sizes| sizes.vips),
+    array::<Slot>(map::SLOTS, |sizes| sizes.slots),
+    array::<Backend>(map::BACKENDS, |sizes| sizes.backends),
+    hash::<FlowKey, FlowEntry>(map::FLOWS, |sizes| sizes.flows),
+    hash::<FlowKey, ReverseEntry>(map::REVERSE, |sizes| sizes.flows),
+    hash::<DecapKey, u32>(map::DECAP, |sizes| sizes.decap),
+    hash::<u32, Name>(NAMES, |sizes| sizes.vips),
+    array::<Config>(map::CONFIG, |_| 1),
+    counters(map::BACKEND_COUNTERS, |sizes| sizes.backends),
+    counters(map::VERDICT_COUNTERS, |_| Verdict::ALL.len() as u32),
 ];
 
 const fn hash<K, V>(name: &'static str, entries: fn(&Sizes) -> u32) -> Shape {
@@ -78,8 +86,12 @@ impl Loaded {
             loader.map_max_entries(name, (shape.entries)(&sizes)).map_pin_path(name, path.as_path());
         }
         let mut object = loader.load(OBJECT).map_err(|error| permitted(error, DatapathError::Load))?;
-        let program = program(&mut object)?;
+        let program = datapath(&mut object)?;
         program.load().map_err(|error| permitted(error, DatapathError::Program))?;
+        let names = pins.pin(NAMES);
+        if !names.exists() {
+            make_names(sizes.vips, &names)?;
+        }
         let maps = KernelMaps::new(|name| {
             MapData::from_pin(pins.pin(name))
                 .map_err(|error| MapError::new(name, "open", io::Error::other(error)))
@@ -110,7 +122,7 @@ impl Loaded {
         let pin = format!("{LINK}{interface}");
         let path = self.pins.pin(&pin);
         let failed = |error| attach_error(interface, error);
-        let program = program(&mut self.object)?;
+        let program = datapath(&mut self.object)?;
         if let Ok(link) = PinnedLink::from_pin(&path) {
             let link = FdLink::from(link);
             // An interface that went and came again under its name is another one, and the link is dead.
@@ -152,8 +164,8 @@ impl Loaded {
     }
 }
 
-fn program(object: &mut Ebpf) -> Result<&mut Xdp, DatapathError> {
-    let program = object.program_mut(PROGRAM).ok_or(DatapathError::NoProgram(PROGRAM))?;
+fn datapath(object: &mut Ebpf) -> Result<&mut Xdp, DatapathError> {
+    let program = object.program_mut(program::DATAPATH).ok_or(DatapathError::NoProgram(program::DATAPATH))?;
     program.try_into().map_err(DatapathError::Program)
 }
 
@@ -170,11 +182,11 @@ fn adopt(pins: &PinDir, mut sizes: Sizes) -> Result<Sizes, DatapathError> {
             *size = installed;
         }
     };
-    size("vips", &mut sizes.vips);
-    size("slots", &mut sizes.slots);
-    size("backends", &mut sizes.backends);
-    size("flows", &mut sizes.flows);
-    size("decap", &mut sizes.decap);
+    size(map::VIPS, &mut sizes.vips);
+    size(map::SLOTS, &mut sizes.slots);
+    size(map::BACKENDS, &mut sizes.backends);
+    size(map::FLOWS, &mut sizes.flows);
+    size(map::DECAP, &mut sizes.decap);
     for shape in &SHAPES {
         let Some(info) = pinned.get(shape.name) else { continue };
         let fits = info.map_type().ok() == Some(shape.kind)

@@ -16,6 +16,9 @@ const CHUNK: usize = 4096;
 pub fn dump(maps: &impl Maps) -> Result<String, MapError> {
     let mut text = String::new();
     let vips = maps.vips()?;
+    for (id, name) in maps.names()? {
+        line(&mut text, format_args!("service {id} {name}"));
+    }
     for (key, vip) in &vips {
         let frontend = endpoint(key.addr, key.port);
         let Vip { service, base, size, .. } = vip;

@@ -1,5 +1,6 @@
 //! The maps in memory, with the limits of the real ones: for tests without a kernel.
 use super::{Chunk, Cursor, MapError, Maps, Op, Sizes};
+use crate::service::ServiceKey;
 use lb_bpf_common::{
     Backend, Config, Counter, DecapKey, FlowEntry, FlowKey, ReverseEntry, Slot, Verdict, Vip, VipKey,
     flow_hash, slot_of,
@@ -17,6 +18,8 @@ pub struct FakeMaps {
     pub vips: BTreeMap<VipKey, Vip>,
     /// The map `slots`.
     pub slots: Vec<Slot>,
+    /// The map `names`.
+    pub names: BTreeMap<u32, ServiceKey>,
     /// The map `backends`.
     pub backends: Vec<Backend>,
     /// The map `flows`.
@@ -40,6 +43,7 @@ impl FakeMaps {
             sizes,
             vips: BTreeMap::new(),
             slots: vec![Slot::default(); sizes.slots as usize],
+            names: BTreeMap::new(),
             backends: vec![Backend::default(); sizes.backends as usize],
             flows: BTreeMap::new(),
             replies: BTreeMap::new(),
@@ -69,6 +73,10 @@ impl Maps for FakeMaps {
     fn backends(&self) -> Result<BTreeMap<u32, Backend>, MapError> {
         let used = (0..).zip(&self.backends).filter(|(_, backend)| backend.mode != 0);
         Ok(used.map(|(index, backend)| (index, *backend)).collect())
+    }
+
+    fn names(&self) -> Result<BTreeMap<u32, ServiceKey>, MapError> {
+        Ok(self.names.clone())
     }
 
     fn decap(&self) -> Result<BTreeSet<DecapKey>, MapError> {
@@ -119,6 +127,12 @@ impl Maps for FakeMaps {
             }
             Op::SetPrevious(index, previous) => {
                 entry(&mut self.slots, "slots", *index)?.previous = *previous;
+            }
+            Op::SetName(id, name) => {
+                self.names.insert(*id, name.clone());
+            }
+            Op::RemoveName(id) => {
+                self.names.remove(id);
             }
             Op::SetVip(key, vip) => {
                 if self.vips.len() >= self.sizes.vips as usize && !self.vips.contains_key(key) {

@@ -1,5 +1,6 @@
 //! Maps that break when told, as a process does that is killed: in front of an operation or in the middle of one.
 use super::{Chunk, Cursor, MapError, Maps, Op, Sizes};
+use crate::service::ServiceKey;
 use lb_bpf_common::{
     Backend, Config, Counter, DecapKey, FlowEntry, FlowKey, ReverseEntry, Slot, Vip, VipKey,
 };
@@ -41,6 +42,10 @@ impl<M: Maps> Maps for FaultyMaps<M> {
 
     fn backends(&self) -> Result<BTreeMap<u32, Backend>, MapError> {
         self.maps.backends()
+    }
+
+    fn names(&self) -> Result<BTreeMap<u32, ServiceKey>, MapError> {
+        self.maps.names()
     }
 
     fn decap(&self) -> Result<BTreeSet<DecapKey>, MapError> {

@@ -1,5 +1,6 @@
 //! The maps in the kernel. Tables and backends are memory that is shared with it; all else goes through bpf(2).
-use super::{Chunk, Cursor, MapError, Maps, Op, Sizes, raw};
+use super::{Chunk, Cursor, MapError, Maps, NAME_LENGTH, Op, Sizes, raw};
+use crate::service::ServiceKey;
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues};
 use lb_bpf_common::{
     Addr, Backend, Config, Counter, DecapKey, FlowEntry, FlowKey, ReverseEntry, Slot, Verdict, Vip, VipKey,
@@ -9,13 +10,19 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     os::fd::{AsFd, BorrowedFd},
+    path::Path,
     sync::atomic::Ordering::{Acquire, Relaxed, Release},
 };
 
+/// Flag of a hash map (linux/bpf.h): entries are allocated when they are made.
+const BPF_F_NO_PREALLOC: u32 = 1;
 /// Entries that one system call reads.
 const BATCH: usize = 4096;
 /// Words of 8 bytes in an entry of `backends`.
 const WORDS: usize = size_of::<Backend>() / 8;
+
+/// Value of `names`: UTF-8, filled up with zeros.
+pub(crate) type Name = [u8; NAME_LENGTH];
 
 /// A type of the ABI, for aya: same layout, and aya's marker trait can be implemented for it.
 #[repr(transparent)]
@@ -37,6 +44,7 @@ pub struct KernelMaps {
     sizes: Sizes,
     cpus: usize,
     vips: HashMap<MapData, Plain<VipKey>, Plain<Vip>>,
+    names: HashMap<MapData, u32, Name>,
     decap: HashMap<MapData, Plain<DecapKey>, u32>,
     config: Array<MapData, Plain<Config>>,
     flows: HashMap<MapData, Plain<FlowKey>, Plain<FlowEntry>>,
@@ -72,6 +80,7 @@ impl KernelMaps {
             slots: map("slots", &slots, sizes.slots as usize)?,
             backends: map("backends", &backends, sizes.backends as usize * WORDS)?,
             vips: hash("vips", vips)?,
+            names: hash("names", take("names")?)?,
             decap: hash("decap", decap)?,
             flows: hash("flows", flows)?,
             replies: hash("reverse", take("reverse")?)?,
@@ -139,6 +148,15 @@ impl Maps for KernelMaps {
             (index, backend_of(copy))
         });
         Ok(backends.filter(|(_, backend)| backend.mode != 0).collect())
+    }
+
+    fn names(&self) -> Result<BTreeMap<u32, ServiceKey>, MapError> {
+        let all = read_all("names", fd(&self.names), (0_u32, [0; NAME_LENGTH]))?;
+        let text = |name: Name| {
+            let bytes = name.split(|byte| *byte == 0).next().unwrap_or_default();
+            ServiceKey(String::from_utf8_lossy(bytes).into_owned())
+        };
+        Ok(all.into_iter().map(|(id, name)| (id, text(name))).collect())
     }
 
     fn decap(&self) -> Result<BTreeSet<DecapKey>, MapError> {
@@ -213,6 +231,14 @@ impl Maps for KernelMaps {
                 let slot = Slot::from_bits(word.load(Acquire));
                 word.store(Slot { previous: *previous, ..slot }.to_bits(), Release);
             }
+            Op::SetName(id, name) => {
+                let mut bytes = [0; NAME_LENGTH];
+                for (to, from) in bytes.iter_mut().zip(name.0.bytes()) {
+                    *to = from;
+                }
+                self.names.insert(id, bytes, 0).map_err(of("names", "update"))?;
+            }
+            Op::RemoveName(id) => ignore_absent(self.names.remove(id), "names")?,
             Op::SetVip(key, vip) => {
                 self.vips.insert(Plain(*key), Plain(*vip), 0).map_err(of("vips", "update"))?;
             }
@@ -224,6 +250,14 @@ impl Maps for KernelMaps {
         }
         Ok(())
     }
+}
+
+/// Makes the map `names`, which the kernel program does not have.
+pub(crate) fn make_names(entries: u32, pin: &Path) -> Result<(), MapError> {
+    let names =
+        HashMap::<MapData, u32, Name>::create(entries, BPF_F_NO_PREALLOC).map_err(of("names", "create"))?;
+    let pinned = names.data().pin(pin);
+    pinned.map_err(|error| MapError::new("names", "pin", io::Error::other(error)))
 }
 
 fn words_of(backend: &Backend) -> [u64; WORDS] {

@@ -8,6 +8,7 @@ pub mod kernel;
 #[cfg(feature = "loader")]
 pub(crate) mod raw;
 
+use crate::service::ServiceKey;
 use lb_bpf_common::{
     Backend, Config, Counter, DecapKey, FlowEntry, FlowKey, ReverseEntry, Slot, Vip, VipKey,
 };
@@ -40,6 +41,9 @@ impl Default for Sizes {
     }
 }
 
+/// Longest [`ServiceKey`] that the map `names` takes, bytes of UTF-8.
+pub const NAME_LENGTH: usize = 512;
+
 /// Reads and changes the maps of one datapath.
 pub trait Maps {
     /// The sizes that the maps really have.
@@ -50,6 +54,8 @@ pub trait Maps {
     fn slots(&self, base: u32, size: u32) -> Result<Vec<Slot>, MapError>;
     /// The entries of `backends` that are in use.
     fn backends(&self) -> Result<BTreeMap<u32, Backend>, MapError>;
+    /// Who the service ids are.
+    fn names(&self) -> Result<BTreeMap<u32, ServiceKey>, MapError>;
     /// All of `decap`.
     fn decap(&self) -> Result<BTreeSet<DecapKey>, MapError>;
     /// The entry of `config`.
@@ -86,6 +92,10 @@ pub enum Op {
     WriteTable(u32, Vec<Slot>),
     /// Changes `previous` of the slot at this index of `slots`, which packets may use.
     SetPrevious(u32, u32),
+    /// Notes who a service id is. Only user space reads this: after a restart, or who dumps the maps.
+    SetName(u32, ServiceKey),
+    /// Forgets who a service id was.
+    RemoveName(u32),
     /// Adds or replaces a frontend.
     SetVip(VipKey, Vip),
     /// Removes a frontend.

@@ -11,7 +11,7 @@ mod tests;
 use crate::{
     ids::{Indexes, Ranges},
     maps::{MapError, Maps, Op},
-    service::{Endpoint, Frontend, Service, ServiceKey},
+    service::{Endpoint, Frontend, Protocol, Service, ServiceKey},
     status::{Counters, InstalledService},
 };
 use lb_bpf_common::{Addr, Backend, Config, DecapKey, Verdict, Vip, VipKey};
@@ -76,6 +76,7 @@ pub struct State {
     backends: BTreeMap<u32, Backend>,
     /// Index of `backends` by what a backend is, lest it gets a second entry.
     by_target: BTreeMap<TargetKey, BTreeSet<u32>>,
+    names: BTreeMap<u32, ServiceKey>,
     decap: BTreeSet<DecapKey>,
     config: Config,
     services: BTreeMap<ServiceKey, Programmed>,
@@ -151,6 +152,7 @@ impl State {
             by_service,
             backends,
             by_target,
+            names: maps.names()?,
             decap: maps.decap()?,
             config: maps.config()?,
             services: BTreeMap::new(),
@@ -177,6 +179,28 @@ impl State {
         self.services.iter().map(|(key, programmed)| (key.clone(), service(programmed))).collect()
     }
 
+    /// What the maps hold, whoever has put it there: right after a restart, what the process before left.
+    pub fn found(&self, maps: &impl Maps) -> Result<BTreeMap<ServiceKey, InstalledService>, MapError> {
+        let mut services = BTreeMap::new();
+        for (id, name) in &self.names {
+            let Some(keys) = self.by_service.get(id) else { continue };
+            let mut service = InstalledService::default();
+            for key in keys {
+                service.frontends.extend(frontend_of(key));
+            }
+            // Several tables only if the process died between two updates; the next plan puts that right.
+            let table = keys.first().map(|key| self.vips[key]);
+            let slots = table.map_or(Ok(Vec::new()), |vip| maps.slots(vip.base, vip.size))?;
+            service.table_size = slots.len() as u32;
+            for backend in slots.iter().filter_map(|slot| self.backends.get(&slot.current)) {
+                *service.slots.entry(endpoint_of(backend)).or_default() += 1;
+                service.resolved |= backend.ifindex != 0;
+            }
+            services.insert(name.clone(), service);
+        }
+        Ok(services)
+    }
+
     /// The addresses of all backends that have an entry, those that drain included.
     pub fn backend_addresses(&self) -> BTreeSet<IpAddr> {
         self.backends.values().map(|backend| backend.addr.into()).collect()
@@ -186,11 +210,10 @@ impl State {
     pub fn counters(&self, maps: &impl Maps) -> Result<Counters, MapError> {
         let count = self.backends.last_key_value().map_or(0, |(last, _)| last + 1);
         let backends = maps.backend_counters(count)?;
-        let names: BTreeMap<u32, &ServiceKey> =
-            self.services.iter().map(|(key, service)| (service.id, key)).collect();
         let mut counters = Counters::default();
         for (&index, backend) in &self.backends {
-            if let (Some(&name), Some(&counter)) = (names.get(&backend.service), backends.get(index as usize))
+            if let (Some(name), Some(&counter)) =
+                (self.names.get(&backend.service), backends.get(index as usize))
             {
                 let endpoints = counters.services.entry(name.clone()).or_default();
                 *endpoints.entry(endpoint_of(backend)).or_default() += counter;
@@ -215,6 +238,12 @@ impl State {
                     remove_from(&mut self.by_target, &target_key(&backend), index);
                 }
                 self.indexes.give(*index);
+            }
+            Op::SetName(id, name) => {
+                self.names.insert(*id, name.clone());
+            }
+            Op::RemoveName(id) => {
+                self.names.remove(id);
             }
             Op::SetVip(key, vip) => {
                 if let Some(before) = self.vips.insert(*key, *vip) {
@@ -259,6 +288,11 @@ pub fn vip_key(frontend: &Frontend) -> VipKey {
         proto: frontend.protocol.number(),
         zero: 0,
     }
+}
+
+fn frontend_of(key: &VipKey) -> Option<Frontend> {
+    let protocol = [Protocol::Tcp, Protocol::Udp].into_iter().find(|p| p.number() == key.proto)?;
+    Some(Frontend { address: key.addr.into(), protocol, port: u16::from_be(key.port) })
 }
 
 fn endpoint_of(backend: &Backend) -> Endpoint {

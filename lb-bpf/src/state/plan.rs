@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     maglev,
-    maps::{MapError, Maps, Op},
+    maps::{MapError, Maps, NAME_LENGTH, Op},
     service::{Desired, Endpoint, Frontend, Service, ServiceKey},
 };
 use lb_bpf_common::{Addr, Backend, Config, DecapKey, Mode, Slot, Vip, outer_header_sum, slot_of};
@@ -37,6 +37,9 @@ pub enum PlanError {
         /// The other one.
         second: ServiceKey,
     },
+    /// The map `names` cannot hold the name.
+    #[error("service {0:?}: the name must have 1 to {NAME_LENGTH} bytes, none of them zero")]
+    BadName(ServiceKey),
     /// A map has no room left.
     #[error("map {map} is full: {needed} more entries are needed in a row, {available} are free")]
     Full {
@@ -74,8 +77,12 @@ impl State {
             if service.frontends.is_empty() {
                 continue;
             }
-            let before = known.remove(&ids[key]);
-            let programmed = self.program(maps, ids[key], service, before, hops, now, &mut ops)?;
+            let id = ids[key];
+            if self.names.get(&id) != Some(key) {
+                self.push(Op::SetName(id, key.clone()), &mut ops);
+            }
+            let before = known.remove(&id);
+            let programmed = self.program(maps, id, service, before, hops, now, &mut ops)?;
             self.services.insert(key.clone(), programmed);
         }
         for decap in &desired.decap {
@@ -105,6 +112,11 @@ impl State {
         if !self.backends.values().any(|backend| backend.mode == Mode::Nat as u8) {
             self.set_config(0, &mut ops);
         }
+        let kept: BTreeSet<u32> = self.services.values().map(|programmed| programmed.id).collect();
+        let forgotten: Vec<u32> = self.names.keys().filter(|id| !kept.contains(id)).copied().collect();
+        for id in forgotten {
+            self.push(Op::RemoveName(id), &mut ops);
+        }
         self.leaving.clear();
         self.retire_tables(now);
         ops
@@ -122,8 +134,8 @@ impl State {
         }
     }
 
-    /// Gives every desired service its id: the one it has, else the one that its frontends have in the map (after a
-    /// restart, or when the service was renamed), else a new one. What is known of the services comes back by id.
+    /// Gives every desired service its id: the one it has, else the one that its frontends have in the map (it was
+    /// renamed), else a new one. What is known of the services comes back by id.
     fn identify(
         &mut self,
         desired: &Desired,
@@ -131,11 +143,8 @@ impl State {
         let mut known = std::mem::take(&mut self.leaving);
         let services = std::mem::take(&mut self.services).into_iter();
         known.extend(services.map(|(key, programmed)| (programmed.id, (key, programmed))));
-        let mut ids: BTreeMap<ServiceKey, u32> = known
-            .iter()
-            .filter(|(_, (key, _))| desired.services.contains_key(key))
-            .map(|(&id, (key, _))| (key.clone(), id))
-            .collect();
+        let named = self.names.iter().filter(|(_, key)| desired.services.contains_key(key));
+        let mut ids: BTreeMap<ServiceKey, u32> = named.map(|(&id, key)| (key.clone(), id)).collect();
         let mut taken: BTreeSet<u32> = ids.values().copied().collect();
         for (key, service) in &desired.services {
             if ids.contains_key(key) {
@@ -153,6 +162,7 @@ impl State {
                 taken.insert(id);
             }
         }
+        taken.extend(self.names.keys());
         taken.extend(self.vips.values().map(|vip| vip.service));
         taken.extend(self.backends.values().map(|backend| backend.service));
         let mut fresh = (1..).filter(|id| !taken.contains(id));
@@ -505,6 +515,9 @@ fn with_hop(bare: Backend, hop: &Hop, mode: Mode) -> Backend {
 fn named(desired: &Desired) -> Result<Named, PlanError> {
     let mut owners = BTreeMap::new();
     for (key, service) in &desired.services {
+        if key.0.is_empty() || key.0.len() > NAME_LENGTH || key.0.contains('\0') {
+            return Err(PlanError::BadName(key.clone()));
+        }
         for frontend in &service.frontends {
             if let Some(first) = owners.insert(vip_key(frontend), key) {
                 let (first, second) = (first.clone(), key.clone());

@@ -1,0 +1,216 @@
+//! The datapath in the real kernel: loaded, attached, pinned, adopted, in network namespaces made for the purpose.
+//! Needs root, and `ip`, `nsenter` and `unshare`.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+mod network;
+
+use lb_bpf::{
+    Datapath, DatapathError, Installed, Options, Sizes, XdpMode,
+    abi::Mode,
+    service::{Decap, Desired, Endpoint, Frontend, Protocol, Service, ServiceKey, Target},
+};
+use network::{Network, run};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+
+/// Much longer than anything here takes.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+const SIZES: Sizes = Sizes { vips: 64, slots: 1 << 16, backends: 256, flows: 1024, decap: 64 };
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn options(network: &Network) -> Options {
+    Options { pin_dir: network.pin_dir.clone(), interfaces: vec!["lb0".into()], sizes: SIZES }
+}
+
+fn service(vip: &str, port: u16, mode: Mode, backends: &[&str]) -> Service {
+    let frontend = Frontend { address: ip(vip), protocol: Protocol::Tcp, port };
+    let target = Target { weight: 1, up: true };
+    Service {
+        frontends: [frontend].into(),
+        mode,
+        backends: backends.iter().map(|b| (Endpoint { address: ip(b), port }, target)).collect(),
+        drain_seconds: 300,
+    }
+}
+
+fn desired(services: &[(&str, Service)]) -> Desired {
+    let services = services.iter().map(|(name, service)| (ServiceKey((*name).into()), service.clone()));
+    Desired { services: services.collect(), decap: BTreeSet::new() }
+}
+
+/// Two services, one in each mode and family, with backends behind the peer.
+fn both() -> Desired {
+    desired(&[
+        ("web/v4", service("203.0.113.10", 80, Mode::Ipip, &["10.0.0.2", "10.0.0.3"])),
+        ("dns/v6", service("2001:db8:ffff::10", 53, Mode::Nat, &["2001:db8::2", "2001:db8::3"])),
+    ])
+}
+
+/// The dump without what packets change: neighbour discovery goes on while the tests run.
+fn held(datapath: &Datapath) -> String {
+    let dump = datapath.dump().unwrap();
+    dump.lines().filter(|line| !line.starts_with("verdict ")).map(|line| format!("{line}\n")).collect()
+}
+
+/// Installs, and again at every change, until all services have next hops.
+async fn install_resolved(datapath: &mut Datapath, desired: &Desired) -> Installed {
+    let resolve = async {
+        loop {
+            let installed = datapath.install(desired).await.unwrap();
+            let dump = held(datapath);
+            if !dump.lines().any(|line| line.starts_with("backend ") && line.contains("unresolved")) {
+                return installed;
+            }
+            datapath.changed().await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, resolve).await.expect("all next hops are resolved")
+}
+
+#[test]
+fn a_process_that_comes_back_changes_nothing() {
+    network::test(async |network| {
+        let mut datapath = Datapath::open(options(network)).await.unwrap();
+        let installed = install_resolved(&mut datapath, &both()).await;
+        datapath.prune().await.unwrap();
+        assert!(datapath.operations() > 0);
+        assert_eq!(installed.interfaces[0].mode, XdpMode::Native);
+        for (key, service) in &installed.services {
+            assert_eq!(service.table_size, 1021, "{key}");
+            assert_eq!(service.slots.values().sum::<u32>(), 1021, "{key}");
+        }
+        let before = held(&datapath);
+        // No detaching: this is what a killed process leaves.
+        drop(datapath);
+        assert!(run("ip", &["-d", "link", "show", "lb0"]).contains("xdp"), "still attached");
+
+        let mut datapath = Datapath::open(options(network)).await.unwrap();
+        assert_eq!(datapath.installed(), installed, "found again, by name, before anything is asked for");
+        assert_eq!(datapath.install(&both()).await.unwrap(), installed);
+        datapath.prune().await.unwrap();
+        assert_eq!(datapath.operations(), 0);
+        assert_eq!(held(&datapath), before);
+        datapath.detach().await.unwrap();
+    });
+}
+
+#[test]
+fn what_is_not_named_is_pruned_and_detaching_leaves_nothing() {
+    network::test(async |network| {
+        let mut datapath = Datapath::open(options(network)).await.unwrap();
+        datapath.install(&both()).await.unwrap();
+        let web = desired(&[("web/v4", both().services[&ServiceKey("web/v4".into())].clone())]);
+        datapath.install(&web).await.unwrap();
+        assert!(held(&datapath).contains("2001:db8:ffff::10"), "make before break");
+        datapath.prune().await.unwrap();
+        assert!(!held(&datapath).contains("2001:db8:ffff::10"));
+        assert!(held(&datapath).contains("203.0.113.10"));
+        datapath.detach().await.unwrap();
+        assert!(!network.pin_dir.exists(), "no pins");
+        assert!(!run("ip", &["-d", "link", "show", "lb0"]).contains("xdp"), "detached");
+    });
+}
+
+#[test]
+fn the_next_hop_follows_the_neighbour() {
+    network::test(async |network| {
+        let mut datapath = Datapath::open(options(network)).await.unwrap();
+        install_resolved(&mut datapath, &both()).await;
+        let old = network.peer_mac();
+        assert!(held(&datapath).contains(&old));
+        network.in_peer("ip", &["link", "set", "peer0", "address", "02:00:00:00:00:77"]);
+        // The backend says something, so the host learns where it is now.
+        network.in_peer("ping", &["-c", "1", "-W", "5", "10.0.0.1"]);
+        network.in_peer("ping", &["-c", "1", "-W", "5", "2001:db8::1"]);
+        let follow = async {
+            while !held(&datapath).contains("02:00:00:00:00:77") {
+                datapath.changed().await;
+                datapath.install(&both()).await.unwrap();
+            }
+        };
+        tokio::time::timeout(DEADLINE, follow).await.expect("the new address is installed");
+        datapath.detach().await.unwrap();
+    });
+}
+
+#[test]
+fn a_backend_without_a_route_is_resolved_when_there_is_one() {
+    network::test(async |network| {
+        let mut datapath = Datapath::open(options(network)).await.unwrap();
+        let far = desired(&[("far", service("203.0.113.20", 80, Mode::Nat, &["198.51.100.7"]))]);
+        let installed = datapath.install(&far).await.unwrap();
+        assert!(!installed.services[&ServiceKey("far".into())].resolved);
+        run("ip", &["route", "add", "198.51.100.0/24", "via", "10.0.0.2"]);
+        install_resolved(&mut datapath, &far).await;
+        assert!(held(&datapath).contains(&network.peer_mac()));
+        datapath.detach().await.unwrap();
+    });
+}
+
+#[test]
+fn vips_of_tunnel_ends_are_on_the_loopback_interface() {
+    network::test(async |network| {
+        run("ip", &["address", "add", "203.0.113.99/32", "dev", "lo"]);
+        let mut datapath = Datapath::open(options(network)).await.unwrap();
+        let ends = ["203.0.113.10", "2001:db8:ffff::10"].map(|vip| {
+            let local = if vip.contains(':') { "2001:db8::1" } else { "10.0.0.1" };
+            Decap { local: ip(local), vip: ip(vip) }
+        });
+        let desired = Desired { decap: ends.into(), ..Desired::default() };
+        for _ in 0..2 {
+            datapath.install(&desired).await.unwrap();
+            datapath.prune().await.unwrap();
+            let addresses = run("ip", &["address", "show", "dev", "lo"]);
+            assert!(addresses.contains("203.0.113.10/32") && addresses.contains("2001:db8:ffff::10/128"));
+        }
+        assert_eq!(held(&datapath).lines().filter(|line| line.starts_with("decap ")).count(), 2);
+        datapath.install(&Desired::default()).await.unwrap();
+        datapath.prune().await.unwrap();
+        let addresses = run("ip", &["address", "show", "dev", "lo"]);
+        assert!(!addresses.contains("203.0.113.10") && !addresses.contains("2001:db8:ffff::10"));
+        assert!(addresses.contains("203.0.113.99"), "not ours, not removed");
+        assert!(!held(&datapath).contains("decap "));
+        datapath.detach().await.unwrap();
+    });
+}
+
+#[test]
+fn interfaces_without_native_xdp_are_attached_in_generic_mode() {
+    network::test(async |network| {
+        let options = Options { interfaces: vec!["lo".into()], ..options(network) };
+        let datapath = Datapath::open(options).await.unwrap();
+        assert_eq!(datapath.installed().interfaces[0].mode, XdpMode::Generic);
+        datapath.detach().await.unwrap();
+    });
+}
+
+#[test]
+fn what_cannot_be_is_refused_with_a_reason() {
+    network::test(async |network| {
+        let no_such = Options { interfaces: vec!["nosuch0".into()], ..options(network) };
+        let error = Datapath::open(no_such).await.err().unwrap();
+        assert!(matches!(&error, DatapathError::NoInterface(name) if name == "nosuch0"), "{error}");
+
+        let datapath = Datapath::open(options(network)).await.unwrap();
+        let error = Datapath::open(options(network)).await.err().unwrap();
+        assert!(matches!(error, DatapathError::InUse(_)), "{error}");
+        let other = Options { pin_dir: network.pin_dir.join("other"), ..options(network) };
+        let error = Datapath::open(other).await.err().unwrap();
+        assert!(matches!(&error, DatapathError::InterfaceBusy(name) if name == "lb0"), "{error}");
+        datapath.detach().await.ok();
+    });
+}
+
+#[test]
+fn an_interface_that_went_and_came_back_is_attached_again() {
+    network::test(async |network| {
+        drop(Datapath::open(options(network)).await.unwrap());
+        run("ip", &["link", "delete", "lb0"]);
+        network.make_link();
+        let datapath = Datapath::open(options(network)).await.unwrap();
+        assert_eq!(datapath.installed().interfaces[0].mode, XdpMode::Native);
+        datapath.detach().await.unwrap();
+    });
+}

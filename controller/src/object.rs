@@ -9,6 +9,7 @@ use crate::{
         selector::{is_subdomain, key_fault, value_fault},
     },
     fault::Fault,
+    validate::limits,
 };
 use k8s_openapi::{api::core::v1::Node, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::core::object::HasSpec;
@@ -21,6 +22,10 @@ use std::{cell::Cell, fmt, path::Path};
 
 /// Largest file that is read, bytes.
 pub const MAX_FILE_BYTES: usize = 4 << 20;
+
+/// Most opening brackets and braces of one document, wherever they stand. The YAML reader's time is quadratic in
+/// the depth of nested flow collections; in block style, and with the largest lists that we take, there are fewer.
+pub const MAX_BRACKETS: usize = 25_000;
 
 /// One object.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,6 +80,11 @@ pub fn parse_file(file: &Path, text: &str) -> (Vec<Parsed>, Vec<Fault>) {
         faults.push(Fault::file(file, format!("{} bytes are more than {MAX_FILE_BYTES}", text.len())));
         return (objects, faults);
     }
+    if let Some(document) = document_with_too_many_brackets(text) {
+        let reason = format!("has more than {MAX_BRACKETS} opening brackets and braces");
+        faults.push(Fault { document: Some(document), ..Fault::file(file, reason) });
+        return (objects, faults);
+    }
     let budget = Budget::default();
     for (index, document) in serde_yaml_ng::Deserializer::from_str(text).enumerate() {
         let fault = |object, field, reason| Fault {
@@ -98,6 +108,25 @@ pub fn parse_file(file: &Path, text: &str) -> (Vec<Parsed>, Vec<Fault>) {
         }
     }
     (objects, faults)
+}
+
+/// The first document, from 1, with more than [`MAX_BRACKETS`]. A line `---` starts a document, or is an error
+/// that ends the reading.
+fn document_with_too_many_brackets(text: &str) -> Option<usize> {
+    let (mut document, mut brackets, mut empty) = (1, 0, true);
+    for line in text.lines() {
+        let marker =
+            line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t']));
+        if marker && !empty {
+            (document, brackets) = (document + 1, 0);
+        }
+        empty &= line.is_empty() || line.starts_with('#');
+        brackets += line.bytes().filter(|byte| matches!(byte, b'[' | b'{')).count();
+        if brackets > MAX_BRACKETS {
+            return Some(document);
+        }
+    }
+    None
 }
 
 /// Why a document is not an object.
@@ -127,11 +156,13 @@ fn parse_document(tree: &Value) -> Result<Option<(String, Object)>, BadDocument>
         let metadata = metadata(map, kind)?;
         let name = metadata.name.clone().unwrap_or_default();
         let object = match kind {
-            Kind::AddressPool => Object::AddressPool(custom(map, metadata, AddressPool::new)?),
-            Kind::LoadBalancer => Object::LoadBalancer(custom(map, metadata, LoadBalancer::new)?),
-            Kind::BGPRouter => Object::BGPRouter(custom(map, metadata, BGPRouter::new)?),
-            Kind::BGPPeer => Object::BGPPeer(custom(map, metadata, BGPPeer::new)?),
-            Kind::BGPAdvertisement => Object::BGPAdvertisement(custom(map, metadata, BGPAdvertisement::new)?),
+            Kind::AddressPool => Object::AddressPool(custom(kind, map, metadata, AddressPool::new)?),
+            Kind::LoadBalancer => Object::LoadBalancer(custom(kind, map, metadata, LoadBalancer::new)?),
+            Kind::BGPRouter => Object::BGPRouter(custom(kind, map, metadata, BGPRouter::new)?),
+            Kind::BGPPeer => Object::BGPPeer(custom(kind, map, metadata, BGPPeer::new)?),
+            Kind::BGPAdvertisement => {
+                Object::BGPAdvertisement(custom(kind, map, metadata, BGPAdvertisement::new)?)
+            }
             // Only the labels of a node count here; the rest is Kubernetes' business.
             Kind::Node => Object::Node(Box::new(Node { metadata, ..Node::default() })),
         };
@@ -238,6 +269,7 @@ fn metadata(map: &Map<String, Value>, kind: Kind) -> Result<ObjectMeta, BadDocum
 
 /// An object of ours from its `spec`.
 fn custom<K>(
+    kind: Kind,
     map: &Map<String, Value>,
     metadata: ObjectMeta,
     new: fn(&str, K::Spec) -> K,
@@ -248,6 +280,9 @@ where
 {
     let spec = map.get("spec").ok_or_else(|| BadDocument::new("spec", "is missing"))?;
     let mut object = new("", typed(spec, "spec")?);
+    if let Some((field, reason)) = limits::fault(kind, spec) {
+        return Err(BadDocument::new(&field, reason));
+    }
     *object.meta_mut() = metadata;
     Ok(Box::new(object))
 }
@@ -257,7 +292,13 @@ fn typed<T: DeserializeOwned>(value: &Value, root: &str) -> Result<T, BadDocumen
     serde_path_to_error::deserialize(value).map_err(|error| {
         let path = error.path().to_string();
         let field = if path == "." { root.to_owned() } else { format!("{root}.{path}") };
-        BadDocument::new(&field, error.into_inner().to_string())
+        let reason = error.into_inner().to_string();
+        // Serde names the object that lacks the field; a user looks for the field.
+        let missing = reason.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`'));
+        match missing {
+            Some(name) => BadDocument::new(&format!("{field}.{name}"), "is missing"),
+            None => BadDocument::new(&field, reason),
+        }
     })
 }
 
@@ -370,5 +411,77 @@ struct Key(String);
 impl<'de> Deserialize<'de> for Key {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer).map(Key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn faults(text: &str) -> Vec<String> {
+        parse_file(Path::new("a.yaml"), text).1.iter().map(Fault::to_string).collect()
+    }
+
+    /// Each line has ten times the one before: 10^9 strings from 600 bytes.
+    #[test]
+    fn aliases_cannot_explode() {
+        let mut text = "a0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol, lol]\n".to_owned();
+        for level in 1..9 {
+            let before = format!("*a{},", level - 1).repeat(10);
+            text += &format!("a{level}: &a{level} [{before}]\n");
+        }
+        assert!(faults(&text)[0].contains("repetition limit exceeded"), "{:?}", faults(&text));
+        // Within the limit of the YAML reader, which grows with the file, and beyond ours.
+        let text = format!("a: &a {}\nb: [{}]\n", "x".repeat(100_000), "*a,".repeat(1000));
+        assert_eq!(
+            faults(&text),
+            ["a.yaml: document 1: b[334]: is too large with its aliases expanded at line 1 column 4"]
+        );
+    }
+
+    #[test]
+    fn depth_is_bounded() {
+        for open in ["[", "{a: ", "- ", "? ", "- a: ", "\"]\",["] {
+            let text = open.repeat(MAX_FILE_BYTES / open.len());
+            assert_eq!(faults(&text).len(), 1, "{open}");
+        }
+        assert!(faults(&"[".repeat(MAX_BRACKETS))[0].contains("recursion limit"));
+        let brackets = format!("kind: Node\nmetadata: {{name: a}}\n---\n{}", "[".repeat(MAX_BRACKETS + 1));
+        assert_eq!(
+            faults(&brackets),
+            ["a.yaml: document 2: has more than 25000 opening brackets and braces"]
+        );
+    }
+
+    #[test]
+    fn the_largest_file_without_aliases_is_within_the_budget() {
+        let object = "---\nkind: Node\nmetadata: {name: a, labels: {a: b, c: d, e: f}}\n";
+        let text = object.repeat(MAX_FILE_BYTES / object.len());
+        let (objects, faults) = parse_file(Path::new("a.yaml"), &text);
+        assert_eq!((objects.len(), faults.len()), (MAX_FILE_BYTES / object.len(), 0));
+        assert!(
+            parse_file(Path::new("a.yaml"), &" ".repeat(MAX_FILE_BYTES + 1)).1[0]
+                .reason
+                .contains("more than")
+        );
+    }
+
+    #[test]
+    fn json_is_read_as_well() {
+        let (objects, faults) =
+            parse_file(Path::new("a.json"), r#"{"kind": "Node", "metadata": {"name": "a"}}"#);
+        assert_eq!((objects.len(), faults.len()), (1, 0));
+        assert_eq!(objects[0].object.kind(), Kind::Node);
+    }
+
+    #[test]
+    fn a_good_object_beside_a_bad_one_is_read() {
+        let text = "kind: Node\nmetadata: {name: a}\n---\nkind: Node\n---\nkind: Node\nmetadata: {name: c}\n";
+        let (objects, faults) = parse_file(Path::new("a.yaml"), text);
+        assert_eq!(
+            objects.iter().map(|parsed| (parsed.document, &*parsed.name)).collect::<Vec<_>>(),
+            [(1, "a"), (3, "c")]
+        );
+        assert_eq!(faults.len(), 1);
     }
 }

@@ -72,7 +72,6 @@ impl ForwardingMode {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("x-kubernetes-validations" = rules(&[
     ("has(self.tcp) != has(self.http)", ONE_CHECK),
-    ("self.timeoutMillis <= self.intervalMillis", TIMEOUT_WITHIN_INTERVAL),
 ])))]
 pub struct HealthCheck {
     /// A TCP connection can be opened.
@@ -81,10 +80,10 @@ pub struct HealthCheck {
     /// A GET is answered with a status of 200 to 399.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpCheck>,
-    /// Time between two checks, ms.
+    /// Time from the start of a check to the start of the next, ms; a check that takes longer delays the next.
     #[serde(default = "default_interval")]
     pub interval_millis: Millis,
-    /// How long a check may take, ms; at most the interval.
+    /// How long a check may take, ms.
     #[serde(default = "default_timeout")]
     pub timeout_millis: Millis,
     /// How many successes in a row make a backend healthy.
@@ -97,8 +96,6 @@ pub struct HealthCheck {
 
 /// Why a health check without a method, or with two, is refused.
 pub(crate) const ONE_CHECK: &str = "needs exactly one of tcp and http";
-/// Why a timeout longer than the interval is refused.
-pub(crate) const TIMEOUT_WITHIN_INTERVAL: &str = "timeoutMillis must not be longer than intervalMillis";
 
 fn default_interval() -> Millis {
     const INTERVAL: Millis = Millis::new(1000).expect("in range");

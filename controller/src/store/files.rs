@@ -40,6 +40,9 @@ const RECHECK: Duration = Duration::from_secs(1);
 /// How often everything is read without any event.
 const RESCAN: Duration = Duration::from_secs(30);
 
+/// Most faults that are logged at a time; all are in [`Store::faults`].
+const LOGGED: usize = 20;
+
 /// Objects in a directory.
 pub struct FileStore {
     shared: Arc<Shared>,
@@ -158,9 +161,10 @@ impl Shared {
         self.faults.send_if_modified(|before| {
             let changed = *before != faults;
             if changed {
-                for fault in &faults {
+                for fault in faults.iter().take(LOGGED) {
                     tracing::error!(%fault, "declared objects refused");
                 }
+                tracing::info!(faults = faults.len(), "declared objects checked");
                 *before = faults;
             }
             changed

@@ -1,0 +1,123 @@
+//! Rules between objects: blocks that overlap, names that name nothing, frontends and peers that clash.
+use super::{Fault, Objects, Place};
+use crate::{
+    api::{AddressPool, BGPPeer, BGPRouter, Kind, LoadBalancer, PoolUse},
+    object::Object,
+};
+use std::{collections::BTreeMap, net::IpAddr};
+
+/// Everything that is wrong between objects that are good by themselves.
+pub(super) fn faults(objects: &Objects<'_>) -> Vec<Fault> {
+    let mut faults = overlapping_blocks(objects);
+    faults.extend(missing_pools(objects));
+    faults.extend(shared_frontends(objects));
+    faults.extend(ambiguous_peers(objects));
+    faults
+}
+
+/// Blocks in the order of their first addresses; each is compared with the one before that reaches furthest.
+fn overlapping_blocks(objects: &Objects<'_>) -> Vec<Fault> {
+    let mut blocks: Vec<_> = pools(objects)
+        .flat_map(|(name, place, pool)| {
+            let bounds = pool.spec.blocks.iter().enumerate();
+            bounds.filter_map(move |(index, block)| {
+                block.bounds().map(|(first, last)| (first, last, name, index, place))
+            })
+        })
+        .collect();
+    blocks.sort_by_key(|&(first, last, name, index, _)| (first, last, name, index));
+    let mut faults = Vec::new();
+    let mut furthest: Option<(IpAddr, &str, usize)> = None;
+    for (first, last, name, index, place) in blocks {
+        match furthest {
+            // Families do not mix: every IPv4 address is before every IPv6 address.
+            Some((reached, other, its)) if first <= reached => {
+                let reason = format!("{first} to {last} overlaps blocks[{its}] of AddressPool/{other}");
+                faults.push(place.fault(
+                    format!("AddressPool/{name}"),
+                    Some(format!("spec.blocks[{index}]")),
+                    reason,
+                ));
+                if last > reached {
+                    furthest = Some((last, name, index));
+                }
+            }
+            _ => furthest = Some((last, name, index)),
+        }
+    }
+    faults
+}
+
+fn missing_pools(objects: &Objects<'_>) -> Vec<Fault> {
+    let fault = |(name, place, balancer): (&str, Place<'_>, &LoadBalancer)| {
+        let pool = balancer.spec.pool.as_ref()?;
+        let reason = match objects.get(&(Kind::AddressPool, pool.clone())) {
+            Some((_, Object::AddressPool(found))) if found.spec.usage == PoolUse::LoadBalancer => {
+                return None;
+            }
+            Some(_) => format!("AddressPool/{pool} is not for services"),
+            None => format!("there is no AddressPool/{pool}"),
+        };
+        Some(place.fault(format!("LoadBalancer/{name}"), Some("spec.pool".into()), reason))
+    };
+    load_balancers(objects).filter_map(fault).collect()
+}
+
+/// Two services cannot have the same address, protocol and port.
+fn shared_frontends(objects: &Objects<'_>) -> Vec<Fault> {
+    let mut owners = BTreeMap::new();
+    let mut faults = Vec::new();
+    for (name, place, balancer) in load_balancers(objects) {
+        for address in &balancer.spec.addresses {
+            for (index, port) in balancer.spec.ports.iter().enumerate() {
+                let owner = *owners.entry((*address, port.protocol, port.port)).or_insert(name);
+                if owner != name {
+                    let field = format!("spec.ports[{index}].port");
+                    let reason =
+                        format!("{address} {:?} {} is of LoadBalancer/{owner}", port.protocol, port.port);
+                    faults.push(place.fault(format!("LoadBalancer/{name}"), Some(field), reason));
+                }
+            }
+        }
+    }
+    faults
+}
+
+/// A router knows its peers by their addresses.
+fn ambiguous_peers(objects: &Objects<'_>) -> Vec<Fault> {
+    let peers: Vec<_> = peers(objects).collect();
+    let mut faults = Vec::new();
+    for (router, _, found) in routers(objects) {
+        let mut owners = BTreeMap::new();
+        for (name, place, peer) in &peers {
+            let labels = peer.metadata.labels.clone().unwrap_or_default();
+            let Some(address) = peer.spec.address.filter(|_| found.spec.peer_selector.matches(&labels))
+            else {
+                continue;
+            };
+            let owner = *owners.entry(address).or_insert(*name);
+            if owner != *name {
+                let reason = format!("{address} is of BGPPeer/{owner}, and BGPRouter/{router} selects both");
+                faults.push(place.fault(format!("BGPPeer/{name}"), Some("spec.address".into()), reason));
+            }
+        }
+    }
+    faults
+}
+
+/// Declares an iterator over the objects of one kind.
+macro_rules! of_kind {
+    ($function:ident, $kind:ident) => {
+        fn $function<'a>(objects: &'a Objects<'a>) -> impl Iterator<Item = (&'a str, Place<'a>, &'a $kind)> {
+            objects.iter().filter_map(|((_, name), (place, object))| match object {
+                Object::$kind(object) => Some((name.as_str(), *place, &**object)),
+                _ => None,
+            })
+        }
+    };
+}
+
+of_kind!(pools, AddressPool);
+of_kind!(load_balancers, LoadBalancer);
+of_kind!(routers, BGPRouter);
+of_kind!(peers, BGPPeer);

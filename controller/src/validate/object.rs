@@ -1,0 +1,261 @@
+//! Rules between the fields of one object, and what this version does not support yet.
+use crate::{
+    api::{
+        AddressPoolSpec, BGPAdvertisementSpec, BGPPeerSpec, BGPRouterSpec, Cidr, LoadBalancerSpec, PoolUse,
+        Selector,
+        address_pool::{ONE_BLOCK, ONE_FAMILY},
+        bgp_advertisement::Source,
+        bgp_peer::{AddPath, HOLD_TIME, KEEPALIVE, ONE_NEIGHBOUR, TTL_EXCLUSIVE},
+        load_balancer::{ADDRESSES_OR_POOL, DIRECT_RETURN_PORT, ONE_BACKEND},
+        policy::{Affinity, ForwardingMode, HealthCheck, ONE_CHECK, Policy, SourceRanges},
+        scalar::quoted,
+        selector::is_dns_label,
+    },
+    object::Object,
+};
+use std::{collections::BTreeMap, net::IpAddr};
+
+/// Field and reason.
+type Found = (String, String);
+
+/// Everything that is wrong with an object by itself.
+pub(super) fn faults(object: &Object) -> Vec<Found> {
+    let mut found = Faults(Vec::new());
+    match object {
+        Object::AddressPool(pool) => found.pool(&pool.spec),
+        Object::LoadBalancer(balancer) => found.load_balancer(&balancer.spec),
+        Object::BGPRouter(router) => found.router(&router.spec),
+        Object::BGPPeer(peer) => found.peer(&peer.spec),
+        Object::BGPAdvertisement(advertisement) => found.advertisement(&advertisement.spec),
+        Object::Node(_) => {}
+    }
+    found.0
+}
+
+struct Faults(Vec<Found>);
+
+impl Faults {
+    /// Notes a fault of a field below `spec`.
+    fn add(&mut self, field: impl AsRef<str>, reason: impl Into<String>) {
+        self.0.push((format!("spec.{}", field.as_ref()), reason.into()));
+    }
+
+    fn add_if(&mut self, wrong: bool, field: impl AsRef<str>, reason: impl Into<String>) {
+        if wrong {
+            self.add(field, reason);
+        }
+    }
+
+    fn not_yet(&mut self, used: bool, field: impl AsRef<str>) {
+        self.add_if(used, field, "not supported yet");
+    }
+
+    fn selector(&mut self, field: &str, selector: &Selector) {
+        for (below, reason) in selector.faults() {
+            self.add(format!("{field}.{below}"), reason);
+        }
+    }
+
+    fn pool(&mut self, spec: &AddressPoolSpec) {
+        self.not_yet(spec.usage != PoolUse::LoadBalancer, "use");
+        self.not_yet(!spec.namespace_selector.is_everything(), "namespaceSelector");
+        self.not_yet(spec.node_mask.is_some(), "nodeMask");
+        self.not_yet(!spec.node_selector.is_everything(), "nodeSelector");
+        self.selector("serviceSelector", &spec.service_selector);
+        for (index, block) in spec.blocks.iter().enumerate() {
+            let field = format!("blocks[{index}]");
+            match (block.cidr, block.start, block.stop) {
+                (Some(_), None, None) => {}
+                (None, Some(start), Some(stop)) if start.0.is_ipv4() != stop.0.is_ipv4() => {
+                    self.add(field.as_str(), ONE_FAMILY);
+                }
+                (None, Some(start), Some(stop)) if start > stop => {
+                    self.add(field.as_str(), format!("start {start} is after stop {stop}"));
+                }
+                (None, Some(_), Some(_)) => {}
+                _ => self.add(field.as_str(), ONE_BLOCK),
+            }
+            if let Some((first, last)) = block.bounds() {
+                let bad =
+                    [first, last].into_iter().find_map(|address| Some((address, not_a_service(address)?)));
+                if let Some((address, reason)) = bad {
+                    self.add(field, format!("{address} is {reason}"));
+                }
+            }
+        }
+        for (index, Cidr(reserved)) in spec.reserved.iter().enumerate() {
+            let within = |(first, last)| first <= reserved.network() && reserved.broadcast() <= last;
+            let inside = spec.blocks.iter().filter_map(crate::api::Block::bounds).any(within);
+            self.add_if(
+                !inside,
+                format!("reserved[{index}]"),
+                format!("{reserved} is not within one of the blocks"),
+            );
+        }
+    }
+
+    fn load_balancer(&mut self, spec: &LoadBalancerSpec) {
+        self.add_if(spec.pool.is_some() && !spec.addresses.is_empty(), "pool", ADDRESSES_OR_POOL);
+        let mut addresses = BTreeMap::new();
+        for (index, address) in spec.addresses.iter().enumerate() {
+            let field = format!("addresses[{index}]");
+            if let Some(reason) = not_a_service(address.0) {
+                self.add(field.as_str(), format!("{address} is {reason}"));
+            }
+            if let Some(first) = addresses.insert(address, index) {
+                self.add(field, format!("{address} stands in addresses[{first}] already"));
+            }
+        }
+        self.ports(spec);
+        let mut backends = BTreeMap::new();
+        for (index, backend) in spec.backends.iter().enumerate() {
+            let field = format!("backends[{index}]");
+            self.add_if(backend.address.is_some() == backend.service.is_some(), field.as_str(), ONE_BACKEND);
+            self.not_yet(backend.service.is_some(), format!("{field}.service"));
+            let Some(address) = &backend.address else { continue };
+            if let Some(reason) = not_a_host(address.0) {
+                self.add(format!("{field}.address"), format!("{address} is {reason}"));
+            }
+            let is_frontend = addresses.contains_key(address);
+            self.add_if(
+                is_frontend,
+                format!("{field}.address"),
+                format!("{address} is an address of the service"),
+            );
+            if let Some(first) = backends.insert(address, index) {
+                self.add(
+                    format!("{field}.address"),
+                    format!("{address} stands in backends[{first}] already"),
+                );
+            }
+        }
+        let reachable =
+            |address: &IpAddr| spec.addresses.iter().any(|vip| vip.0.is_ipv4() == address.is_ipv4());
+        if !spec.addresses.is_empty()
+            && !backends.is_empty()
+            && !backends.keys().any(|address| reachable(&address.0))
+        {
+            self.add("backends", "none is of the address family of the service's addresses");
+        }
+        self.policy(&spec.policy);
+    }
+
+    fn ports(&mut self, spec: &LoadBalancerSpec) {
+        let (mut numbers, mut labels) = (BTreeMap::new(), BTreeMap::new());
+        for (index, port) in spec.ports.iter().enumerate() {
+            let field = format!("ports[{index}]");
+            if let Some(name) = &port.name
+                && !is_dns_label(name)
+            {
+                let reason = format!("{} is not a name: lower case letters, digits and -", quoted(name));
+                self.add(format!("{field}.name"), reason);
+            }
+            if let Some(first) = numbers.insert((port.protocol, port.port), index) {
+                let reason = format!("{:?} {} stands in ports[{first}] already", port.protocol, port.port);
+                self.add(field.as_str(), reason);
+            } else if let Some(first) = labels.insert(port.label(), index) {
+                let reason = format!("must be unique: ports[{first}] is called {} already", port.label());
+                self.add(format!("{field}.name"), reason);
+            }
+            let translated = port.target() != port.port && spec.policy.forwarding.mode.is_direct_return();
+            self.add_if(translated, format!("{field}.targetPort"), DIRECT_RETURN_PORT);
+        }
+    }
+
+    fn policy(&mut self, policy: &Policy) {
+        let supported = matches!(policy.forwarding.mode, ForwardingMode::NAT | ForwardingMode::IPIP);
+        self.not_yet(!supported, "policy.forwarding.mode");
+        self.not_yet(policy.affinity != Affinity::None, "policy.affinity");
+        self.not_yet(policy.source_ranges != SourceRanges::default(), "policy.sourceRanges");
+        self.not_yet(policy.clusters.is_some(), "policy.clusters");
+        if let Some(check) = &policy.health_check {
+            self.health_check(check);
+        }
+    }
+
+    fn health_check(&mut self, check: &HealthCheck) {
+        let field = "policy.healthCheck";
+        self.add_if(check.tcp.is_some() == check.http.is_some(), field, ONE_CHECK);
+        if let Some(http) = &check.http {
+            let good = http.path.starts_with('/') && http.path.bytes().all(|byte| byte.is_ascii_graphic());
+            let reason =
+                format!("{} is not a path: / and more, of visible ASCII characters", quoted(&http.path));
+            self.add_if(!good, format!("{field}.http.path"), reason);
+        }
+    }
+
+    fn router(&mut self, spec: &BGPRouterSpec) {
+        self.selector("nodeSelector", &spec.node_selector);
+        self.selector("peerSelector", &spec.peer_selector);
+        for (index, changes) in spec.overrides.iter().enumerate() {
+            self.selector(&format!("overrides[{index}].nodeSelector"), &changes.node_selector);
+        }
+    }
+
+    fn peer(&mut self, spec: &BGPPeerSpec) {
+        let named = [spec.address.is_some(), spec.interface.is_some(), spec.discover.is_some()];
+        if named.into_iter().filter(|named| *named).count() != 1 {
+            self.0.push(("spec".into(), ONE_NEIGHBOUR.into()));
+        }
+        if let Some(address) = spec.address {
+            let link_local = matches!(address.0, IpAddr::V6(v6) if v6.is_unicast_link_local());
+            let reason =
+                not_a_host(address.0).or(link_local.then_some("link-local, and no interface is known"));
+            if let Some(reason) = reason {
+                self.add("address", format!("{address} is {reason}"));
+            }
+        }
+        self.not_yet(spec.interface.is_some(), "interface");
+        self.not_yet(spec.discover.is_some(), "discover");
+        let timers = &spec.timers;
+        self.add_if(matches!(timers.hold_seconds.get(), 1 | 2), "timers", HOLD_TIME);
+        let too_slow = u32::from(timers.keepalive()) * 3 > u32::from(timers.hold_seconds.get());
+        self.add_if(too_slow, "timers", KEEPALIVE);
+        let twice =
+            spec.families.iter().enumerate().any(|(index, family)| spec.families[..index].contains(family));
+        self.add_if(twice, "families", "the same family stands twice");
+        self.add_if(
+            spec.ttl_security.is_some() && spec.ebgp_multihop.is_some(),
+            "ttlSecurity",
+            TTL_EXCLUSIVE,
+        );
+        self.not_yet(spec.auth.is_some(), "auth");
+        self.not_yet(spec.ttl_security.is_some(), "ttlSecurity");
+        self.not_yet(spec.graceful_restart.is_some(), "gracefulRestart");
+        self.not_yet(spec.bfd.is_some(), "bfd");
+        self.not_yet(spec.add_path != AddPath::default(), "addPath");
+        self.not_yet(spec.import.install, "import.install");
+    }
+
+    fn advertisement(&mut self, spec: &BGPAdvertisementSpec) {
+        self.not_yet(spec.source != Source::LoadBalancer, "source");
+        self.not_yet(spec.attributes.link_bandwidth.is_some(), "attributes.linkBandwidth");
+        self.selector("serviceSelector", &spec.service_selector);
+        self.selector("poolSelector", &spec.pool_selector);
+        self.selector("nodeSelector", &spec.node_selector);
+        self.selector("peerSelector", &spec.peer_selector);
+    }
+}
+
+/// Why an address cannot be one of a host.
+fn not_a_host(address: IpAddr) -> Option<&'static str> {
+    if address.is_unspecified() {
+        Some("the unspecified address")
+    } else if address.is_multicast() {
+        Some("a multicast address")
+    } else if matches!(address, IpAddr::V4(v4) if v4.is_broadcast() || v4.octets()[0] == 0) {
+        Some("not an address of a host")
+    } else {
+        None
+    }
+}
+
+/// Why an address cannot be one of a service: what is not routed cannot be announced.
+fn not_a_service(address: IpAddr) -> Option<&'static str> {
+    let link_local = match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    let loopback = address.is_loopback().then_some("a loopback address");
+    not_a_host(address).or(loopback).or(link_local.then_some("link-local"))
+}

@@ -138,7 +138,7 @@ fn print(times: &[Vec<f64>]) {
     println!("{:42} {:>9} {:>9} {:>9}  lookups", "path", "T", "own", "over");
     for (path, times) in PATHS.iter().zip(times) {
         let (min, mid) = median(times);
-        let family = if path.service % 2 == 0 { "v4" } else { "v6" };
+        let family = if is_v4(path.service) { "v4" } else { "v6" };
         let head = if path.program.starts_with("ipip") { "floor_head" } else { "floor_headers" };
         let (plain, head) = match path.program {
             "pass_v4" => (of(FLOOR_V4), of(FLOOR_V4)),
@@ -282,15 +282,19 @@ impl Bench {
     }
 }
 
+const fn is_v4(service: u32) -> bool {
+    service & 1 == 0
+}
+
 fn vip(service: u32) -> IpAddr {
     let (high, low) = (service / 250, service % 250 + 1);
     let text =
-        if service % 2 == 0 { format!("203.0.{high}.{low}") } else { format!("2001:db8:1:{high}::{low}") };
+        if is_v4(service) { format!("203.0.{high}.{low}") } else { format!("2001:db8:1:{high}::{low}") };
     text.parse().expect("an address")
 }
 
 fn backend(service: u32, index: u32) -> Backend {
-    let v4 = service % 2 == 0;
+    let v4 = is_v4(service);
     let address = |low: u32| -> Addr {
         let (a, b) = (low / 250, low % 250 + 1);
         let text = if v4 { format!("10.200.{a}.{b}") } else { format!("fd00:1::{a}:{b}") };

@@ -5,11 +5,11 @@
 //! it is *settled*: what has not shown itself is presumed gone, and unknown flows go to the current backend. When
 //! no remembered flow contradicts the table any more it is *clean*.
 //!
-//! How long does a slot learn? A flow can have been silent at most as long as the backend before had the slot, and
-//! nobody wants one kept that is silent for longer than the service drains: the shorter of the two. So a long idle
-//! connection survives a change of the backends, and after a backend was away for three seconds the slots that
-//! return to it learn for three seconds, not for minutes. That matters: while a slot learns, flows that began on
-//! another load balancer after the change, and come here because a router rehashed, are taken for old ones.
+//! How long does a slot learn? As long as the service drains, for nobody asks to keep flows that are silent for longer:
+//! so a connection that is idle for minutes survives a change of the backends. But not longer than the backend before
+//! had the slot: flows that have lived for three seconds are not silent for minutes. That matters when a backend was
+//! away for a moment, since a slot that learns takes every connection in progress for an old one, also those that began
+//! on another load balancer after the change and come here because a router rehashed.
 use super::Now;
 use lb_bpf_common::Slot;
 
@@ -44,7 +44,7 @@ impl Dirt {
     /// Of a slot that moves now, and whose backend before took it in the second `since`.
     pub(super) fn learning(drain_seconds: u32, since: u32, now: Now) -> Dirt {
         let held = now.seconds().saturating_sub(since);
-        Dirt::Learning { until: now.seconds().saturating_add(drain_seconds.min(held.max(LEAST_LEARNING))) }
+        Dirt::Learning { until: now.seconds().saturating_add(drain_seconds.min(held).max(LEAST_LEARNING)) }
     }
 }
 
@@ -107,7 +107,7 @@ mod tests {
         assert_eq!(Dirt::learning(300, 0, now), Dirt::Learning { until: 1300 });
         assert_eq!(Dirt::learning(300, 990, now), Dirt::Learning { until: 1010 });
         assert_eq!(Dirt::learning(300, 1000, now), Dirt::Learning { until: 1002 });
-        assert_eq!(Dirt::learning(0, 0, now), Dirt::Learning { until: 1000 });
+        assert_eq!(Dirt::learning(0, 0, now), Dirt::Learning { until: 1002 });
         assert_eq!(Dirt::found(&Slot { current: 1, previous: 0 }, 300, now), None);
     }
 }

@@ -97,6 +97,8 @@ type TargetKey = (u32, Addr, u16, u8);
 struct Named {
     vips: BTreeSet<VipKey>,
     decap: BTreeSet<DecapKey>,
+    /// Whether there is a NAT service.
+    nat: bool,
 }
 
 /// A service that a plan has dealt with since the state was restored.

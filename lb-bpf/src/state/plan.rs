@@ -69,8 +69,12 @@ impl State {
         self.named = Some(named(desired)?);
         self.release(now);
         let mut ops = Vec::new();
-        if desired.services.values().any(|service| service.mode == Mode::Nat) {
-            self.set_config(Config::NAT, &mut ops);
+        if self.named.as_ref().is_some_and(|named| named.nat) {
+            let config =
+                Config { flags: Config::NAT, nat_port_first: NAT_PORTS.0, nat_port_last: NAT_PORTS.1 };
+            if self.config != config {
+                self.push(Op::SetConfig(config), &mut ops);
+            }
         }
         let (mut known, ids) = self.identify(desired);
         for (key, service) in &desired.services {
@@ -109,8 +113,8 @@ impl State {
         for key in ends {
             self.push(Op::RemoveDecap(key), &mut ops);
         }
-        if !self.backends.values().any(|backend| backend.mode == Mode::Nat as u8) {
-            self.set_config(0, &mut ops);
+        if let Some(op) = self.without_nat() {
+            self.push(op, &mut ops);
         }
         let kept: BTreeSet<u32> = self.services.values().map(|programmed| programmed.id).collect();
         let forgotten: Vec<u32> = self.names.keys().filter(|id| !kept.contains(id)).copied().collect();
@@ -122,16 +126,17 @@ impl State {
         ops
     }
 
+    /// The operation that tells packets that there is no NAT any more, if that is so and they do not know.
+    pub(super) fn without_nat(&self) -> Option<Op> {
+        let named = self.named.as_ref()?;
+        let drains = || self.backends.values().any(|backend| backend.mode == Mode::Nat as u8);
+        let is_over = self.config.flags & Config::NAT != 0 && !named.nat && !drains();
+        is_over.then_some(Op::SetConfig(Config { flags: self.config.flags & !Config::NAT, ..self.config }))
+    }
+
     fn push(&mut self, op: Op, ops: &mut Vec<Op>) {
         self.mirror(&op);
         ops.push(op);
-    }
-
-    fn set_config(&mut self, flags: u32, ops: &mut Vec<Op>) {
-        let config = Config { flags, nat_port_first: NAT_PORTS.0, nat_port_last: NAT_PORTS.1 };
-        if self.config != config && (flags != 0 || self.config.flags != 0) {
-            self.push(Op::SetConfig(config), ops);
-        }
     }
 
     /// Gives every desired service its id: the one it has, else the one that its frontends have in the map (it was
@@ -218,7 +223,10 @@ impl State {
                 self.switch(maps, id, service, old, table, now, ops)?
             }
         };
+        // Those that are not desired any more stay with their service until they are pruned; those that go to another
+        // service stay as they are until it takes them.
         let mut keys = self.by_service.get(&id).cloned().unwrap_or_default();
+        keys.retain(|key| !self.named.as_ref().is_some_and(|named| named.vips.contains(key)));
         keys.extend(service.frontends.iter().map(vip_key));
         for key in keys {
             if self.vips.get(&key) != Some(&programmed.vip) {
@@ -526,5 +534,6 @@ fn named(desired: &Desired) -> Result<Named, PlanError> {
         }
     }
     let decap = desired.decap.iter().map(|end| DecapKey { local: end.local.into(), vip: end.vip.into() });
-    Ok(Named { vips: owners.into_keys().collect(), decap: decap.collect() })
+    let nat = desired.services.values().any(|service| service.mode == Mode::Nat);
+    Ok(Named { vips: owners.into_keys().collect(), decap: decap.collect(), nat })
 }

@@ -165,6 +165,10 @@ impl State {
             }
             report.backends_freed += 1;
         }
+        if let Some(op) = self.without_nat() {
+            maps.apply(&op)?;
+            self.mirror(&op);
+        }
         Ok(())
     }
 

@@ -84,6 +84,10 @@ fuzz() {
     done
 }
 
+demo() {
+    cargo build --quiet --locked -p controller --bin fairlead && "${CARGO_TARGET_DIR:-target}/debug/fairlead" demo -o json
+}
+
 need_root "$@"
 step "toolchain" toolchain
 step "packages" packages
@@ -96,7 +100,7 @@ step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked -
 step "tests" tests
 step "fuzz targets" fuzz
 step "benches are built" cargo bench --quiet --locked --workspace --no-run
-step "demo, as a newcomer runs it" deploy/quickstart.sh -o json
+step "demo" demo
 
 say "how long it took"
 printf '%s\n' "${times[@]}"

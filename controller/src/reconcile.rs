@@ -243,3 +243,6 @@ impl Errors {
             .ok()
     }
 }
+
+#[cfg(test)]
+mod tests;

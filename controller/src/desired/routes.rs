@@ -23,6 +23,8 @@ pub enum NotAnnounced {
     NoRouter,
     /// BGPRouters there are, but none selects this node.
     NodeNotSelected,
+    /// The speaker cannot run without a router ID.
+    NoRouterId,
     /// No BGPAdvertisement selects the service, its pool and this node.
     NoAdvertisement,
     /// The advertisements that do select no peer of this node.
@@ -48,6 +50,7 @@ impl NotAnnounced {
         match self {
             NotAnnounced::NoRouter => "NoRouter",
             NotAnnounced::NodeNotSelected => "NodeNotSelected",
+            NotAnnounced::NoRouterId => "NoRouterID",
             NotAnnounced::NoAdvertisement => "NoAdvertisement",
             NotAnnounced::NoPeer => "NoPeer",
             NotAnnounced::NotInstalled => "NotInstalled",
@@ -63,13 +66,14 @@ impl fmt::Display for NotAnnounced {
         match self {
             NotAnnounced::NoRouter => f.write_str("there is no BGPRouter"),
             NotAnnounced::NodeNotSelected => f.write_str("no BGPRouter selects this node"),
+            NotAnnounced::NoRouterId => f.write_str("the BGP speaker has no router ID"),
             NotAnnounced::NoAdvertisement => f.write_str("no BGPAdvertisement selects it on this node"),
             NotAnnounced::NoPeer => f.write_str("its BGPAdvertisements select no peer of this node"),
             NotAnnounced::NotInstalled => f.write_str("the datapath does not hold it yet"),
             NotAnnounced::NoNextHop => f.write_str("no backend has a next hop"),
             NotAnnounced::NoHealthyBackend => f.write_str("no backend is healthy"),
             NotAnnounced::TooFewHealthy { healthy, needed } => {
-                write!(f, "{healthy} healthy backends are fewer than {needed}")
+                write!(f, "healthy backends: {healthy}, needed: {needed}")
             }
         }
     }
@@ -112,6 +116,9 @@ pub(super) fn announce(draft: &Draft<'_>, installed: &Installed) -> Announcement
             if draft.node.router.is_none() {
                 let declared = !draft.declared.routers.is_empty();
                 return Err(if declared { NotAnnounced::NodeNotSelected } else { NotAnnounced::NoRouter });
+            }
+            if draft.speaker.is_err() {
+                return Err(NotAnnounced::NoRouterId);
             }
             let pool = pool.as_deref().and_then(|pool| draft.declared.pools.get(pool));
             let pool_labels = pool.map_or(&NO_LABELS, |pool| labels(&pool.metadata));

@@ -160,10 +160,13 @@ impl Balanced<'_> {
                         Some(None) => was_up(before, endpoint, weight),
                     };
                     if let Some(Some(Health::Unhealthy(failure))) = health {
-                        self.backends.failed.get_or_insert((endpoint, failure));
+                        let checked = checker.map_or(endpoint, |checker| checker.endpoint(endpoint));
+                        self.backends.failed.get_or_insert((checked, failure));
                     }
-                    standing.0 &= up;
-                    standing.1 |= !up && health == Some(None);
+                    // What drains is up as long as nobody knows better; that is not to be healthy.
+                    let is_unknown = health == Some(None) && (!up || weight == 0);
+                    standing.0 &= up && !is_unknown;
+                    standing.1 |= is_unknown;
                     serving += u32::from(up && weight > 0);
                     backends.push((endpoint, Target { weight, up }));
                 }

@@ -168,7 +168,7 @@ fn healthy(draft: &Draft<'_>, balanced: &Balanced<'_>, conditions: &mut Conditio
             TYPE,
             true,
             "NotChecked",
-            format!("{declared} backends, no check is declared"),
+            format!("backends: {declared}, no check is declared"),
         );
     }
     let mut message = format!("{healthy} of {declared} backends healthy");
@@ -286,7 +286,7 @@ fn routers(draft: &Draft<'_>, faults: &Faults<'_>) -> BTreeMap<String, BGPRouter
                     "NoRouterID",
                     "the node has no IPv4 address: set spec.routerID",
                 ),
-                Ok(_) => conditions.set("Programmed", true, "Running", format!("{sessions} sessions")),
+                Ok(_) => conditions.set("Programmed", true, "Running", format!("sessions: {sessions}")),
             }
         }
         let status = BGPRouterStatus {

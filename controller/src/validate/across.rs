@@ -1,4 +1,5 @@
-//! Rules between objects: blocks that overlap, names that name nothing, frontends and peers that clash.
+//! Rules between objects: blocks that overlap, names that name nothing, peers that clash. That two services ask for
+//! one address is no fault: the older one has it, and the other has a condition that says so.
 use super::{Fault, Objects, Place};
 use crate::{
     api::{AddressPool, BGPPeer, BGPRouter, Kind, LoadBalancer, PoolUse},
@@ -10,7 +11,6 @@ use std::{collections::BTreeMap, net::IpAddr};
 pub(super) fn faults(objects: &Objects<'_>) -> Vec<Fault> {
     let mut faults = overlapping_blocks(objects);
     faults.extend(missing_pools(objects));
-    faults.extend(shared_frontends(objects));
     faults.extend(ambiguous_peers(objects));
     faults
 }
@@ -61,26 +61,6 @@ fn missing_pools(objects: &Objects<'_>) -> Vec<Fault> {
         Some(place.fault(format!("LoadBalancer/{name}"), Some("spec.pool".into()), reason))
     };
     load_balancers(objects).filter_map(fault).collect()
-}
-
-/// Two services cannot have the same address, protocol and port.
-fn shared_frontends(objects: &Objects<'_>) -> Vec<Fault> {
-    let mut owners = BTreeMap::new();
-    let mut faults = Vec::new();
-    for (name, place, balancer) in load_balancers(objects) {
-        for address in &balancer.spec.addresses {
-            for (index, port) in balancer.spec.ports.iter().enumerate() {
-                let owner = *owners.entry((*address, port.protocol, port.port)).or_insert(name);
-                if owner != name {
-                    let field = format!("spec.ports[{index}].port");
-                    let reason =
-                        format!("{address} {:?} {} is of LoadBalancer/{owner}", port.protocol, port.port);
-                    faults.push(place.fault(format!("LoadBalancer/{name}"), Some(field), reason));
-                }
-            }
-        }
-    }
-    faults
 }
 
 /// A router knows its peers by their addresses.

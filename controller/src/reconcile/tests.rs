@@ -1,0 +1,421 @@
+//! Random histories of declarations, health, failures and restarts, against fakes that watch the order of things:
+//! no route is ever known to a peer for which the datapath holds no VIP.
+use super::*;
+use crate::{
+    observed::{Failure, Health, NodeInfo},
+    status::StatusSet,
+    store::StoreError,
+    validate::parse_directory,
+};
+use bgp_speaker::config::{Global, PeerConfig, Route};
+use futures::{future::BoxFuture, stream};
+use ipnet::IpNet;
+use lb_bpf::{
+    InstalledService,
+    service::{Endpoint, Frontend, ServiceKey},
+};
+use proptest::prelude::*;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::PathBuf,
+    sync::Mutex,
+};
+
+/// The steps of a pass that can fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Fail {
+    /// Nothing was changed.
+    Install,
+    /// The first half of the services was installed.
+    InstallHalf,
+    Global,
+    Peers,
+    Routes,
+    Prune,
+    Publish,
+}
+
+const FAILURES: [Fail; 7] =
+    [Fail::Install, Fail::InstallHalf, Fail::Global, Fail::Peers, Fail::Routes, Fail::Prune, Fail::Publish];
+
+#[derive(Debug, thiserror::Error)]
+#[error("made to fail")]
+struct Failed;
+
+/// What the kernel, the peers and the disk hold.
+#[derive(Default)]
+struct World {
+    fails: BTreeSet<Fail>,
+    held: BTreeMap<ServiceKey, InstalledService>,
+    named: BTreeMap<ServiceKey, BTreeSet<Frontend>>,
+    unresolved: bool,
+    routes: Vec<Route>,
+    /// What peers may have been told and not been told otherwise.
+    known: BTreeSet<IpNet>,
+    statuses: StatusSet,
+    violations: Vec<String>,
+}
+
+impl World {
+    fn fail(&self, fail: Fail) -> Result<(), Failed> {
+        if self.fails.contains(&fail) { Err(Failed) } else { Ok(()) }
+    }
+
+    fn vips(&self) -> BTreeSet<IpAddr> {
+        self.held.values().flat_map(|held| &held.frontends).map(|frontend| frontend.address).collect()
+    }
+
+    /// To be called after every change of either side.
+    fn check(&mut self, step: &str) {
+        let vips = self.vips();
+        for prefix in self.known.iter().filter(|prefix| !vips.iter().any(|vip| prefix.contains(vip))) {
+            self.violations
+                .push(format!("after {step}: {prefix} is announced, and the datapath holds no such VIP"));
+        }
+    }
+}
+
+type Shared = Arc<Mutex<World>>;
+
+struct FakeDatapath(Shared);
+
+impl Datapath for FakeDatapath {
+    type Error = Failed;
+
+    fn installed(&self) -> Installed {
+        Installed { services: self.0.lock().unwrap().held.clone(), ..Installed::default() }
+    }
+
+    async fn install(&mut self, desired: &service::Desired) -> Result<Installed, Failed> {
+        let mut world = self.0.lock().unwrap();
+        world.fail(Fail::Install)?;
+        let half = world.fail(Fail::InstallHalf).is_err();
+        let count = if half { desired.services.len() / 2 } else { desired.services.len() };
+        let mut installed = Installed::default();
+        for (key, service) in desired.services.iter().take(count) {
+            // A frontend belongs to one service; it moves, and never is gone.
+            for (_, other) in world.held.iter_mut().filter(|(other, _)| *other != key) {
+                other.frontends.retain(|frontend| !service.frontends.contains(frontend));
+            }
+            let resolved = !world.unresolved;
+            let held = world.held.entry(key.clone()).or_default();
+            held.frontends.extend(service.frontends.iter().copied());
+            held.slots = service
+                .backends
+                .iter()
+                .map(|(endpoint, target)| (*endpoint, if target.up { target.weight.into() } else { 0 }))
+                .collect();
+            held.resolved = resolved && held.slots.values().any(|slots| *slots > 0);
+            installed.services.insert(key.clone(), held.clone());
+        }
+        world.check("install");
+        if half {
+            return Err(Failed);
+        }
+        world.named = desired.services.iter().map(|(key, s)| (key.clone(), s.frontends.clone())).collect();
+        Ok(installed)
+    }
+
+    async fn prune(&mut self) -> Result<(), Failed> {
+        let mut world = self.0.lock().unwrap();
+        world.fail(Fail::Prune)?;
+        let named = world.named.clone();
+        world.held.retain(|key, held| {
+            held.frontends.retain(|frontend| named.get(key).is_some_and(|named| named.contains(frontend)));
+            !held.frontends.is_empty()
+        });
+        world.check("prune");
+        Ok(())
+    }
+
+    async fn changed(&mut self) {
+        std::future::pending().await
+    }
+
+    fn sweep(&mut self) -> Result<(), Failed> {
+        Ok(())
+    }
+
+    fn counters(&self) -> Result<Counters, Failed> {
+        Ok(Counters::default())
+    }
+}
+
+struct FakeSpeaker(Shared);
+
+impl Speaker for FakeSpeaker {
+    type Error = Failed;
+
+    async fn set_global(&self, _: Global) -> Result<(), Failed> {
+        self.0.lock().unwrap().fail(Fail::Global)
+    }
+
+    async fn set_peers(&self, _: Vec<PeerConfig>) -> Result<(), Failed> {
+        self.0.lock().unwrap().fail(Fail::Peers)
+    }
+
+    async fn set_routes(&self, routes: Vec<Route>) -> Result<(), Failed> {
+        let mut world = self.0.lock().unwrap();
+        world.fail(Fail::Routes)?;
+        world.known.extend(routes.iter().map(|route| route.prefix));
+        world.routes = routes;
+        world.check("set_routes");
+        Ok(())
+    }
+
+    async fn flushed(&self) {
+        let mut world = self.0.lock().unwrap();
+        world.known = world.routes.iter().map(|route| route.prefix).collect();
+    }
+
+    async fn established(&self) -> BTreeSet<IpAddr> {
+        BTreeSet::from(["10.0.0.1".parse().unwrap()])
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        watch::channel(0).1
+    }
+}
+
+struct FakeStore(Shared);
+
+impl Store for FakeStore {
+    fn watch(&self) -> BoxStream<'static, Arc<Declared>> {
+        stream::pending().boxed()
+    }
+
+    fn publish<'a>(&'a self, status: &'a StatusSet) -> BoxFuture<'a, Result<(), StoreError>> {
+        let mut world = self.0.lock().unwrap();
+        let result = world.fail(Fail::Publish).map_err(|Failed| StoreError::NotStatus {
+            path: PathBuf::from("status.json"),
+            reason: "made to fail".to_owned(),
+        });
+        if result.is_ok() {
+            world.statuses = status.clone();
+        }
+        Box::pin(async { result })
+    }
+
+    fn leader(&self) -> watch::Receiver<bool> {
+        watch::channel(true).1
+    }
+
+    fn faults(&self) -> watch::Receiver<Vec<crate::fault::Fault>> {
+        watch::channel(Vec::new()).1
+    }
+}
+
+struct NoChecks;
+
+impl Checker for NoChecks {
+    fn set_targets(&mut self, _: &Targets) {}
+
+    async fn results(&mut self) -> Vec<CheckResult> {
+        std::future::pending().await
+    }
+}
+
+struct FakeHost;
+
+impl Host for FakeHost {
+    fn node(&mut self) -> NodeInfo {
+        NodeInfo { name: "lb1".to_owned(), addresses: BTreeSet::from(["10.0.0.2".parse().unwrap()]) }
+    }
+
+    fn now(&self) -> u64 {
+        1_000_000
+    }
+}
+
+type Fake = Reconciler<FakeStore, FakeDatapath, FakeSpeaker, NoChecks, FakeHost>;
+
+fn start(world: &Shared) -> Fake {
+    let store = Arc::new(FakeStore(world.clone()));
+    Reconciler::new(store, FakeDatapath(world.clone()), FakeSpeaker(world.clone()), NoChecks, FakeHost).0
+}
+
+/// What users may have written: each of these is there or not.
+const OBJECTS: [&str; 10] = [
+    "kind: AddressPool\nmetadata: {name: vips}\nspec: {blocks: [{cidr: 203.0.113.0/30}], reuseDelaySeconds: 60}",
+    "kind: LoadBalancer\nmetadata: {name: a}\nspec: {ports: [{port: 80}], backends: [{address: 10.1.0.1}, {address: 10.1.0.2}], policy: {healthCheck: {tcp: {}}}}",
+    "kind: LoadBalancer\nmetadata: {name: b}\nspec: {addresses: [203.0.113.1], ports: [{port: 80}, {port: 443}], backends: [{address: 10.1.0.1}]}",
+    "kind: LoadBalancer\nmetadata: {name: c}\nspec: {addresses: [203.0.113.1], ports: [{port: 8080}], backends: [{address: 10.1.0.2}], policy: {healthCheck: {tcp: {port: 80}}}}",
+    "kind: LoadBalancer\nmetadata: {name: d, labels: {app: d}}\nspec: {addresses: [203.0.113.2, '2001:db8::1'], ports: [{port: 80}], backends: [{address: 10.1.0.1}, {address: '2001:db8:1::1'}], policy: {forwarding: {mode: IPIP}}}",
+    "kind: BGPAdvertisement\nmetadata: {name: all}\nspec: {}",
+    "kind: BGPAdvertisement\nmetadata: {name: two}\nspec: {minHealthy: 2, aggregate: {ipv4: 24}}",
+    "kind: BGPAdvertisement\nmetadata: {name: dead-or-alive}\nspec: {minHealthy: 0, serviceSelector: {matchLabels: {app: d}}}",
+    "kind: BGPRouter\nmetadata: {name: r}\nspec: {asn: 65010}",
+    "kind: BGPRouter\nmetadata: {name: r}\nspec: {asn: 65010, nodeSelector: {matchLabels: {role: lb}}}",
+];
+
+const PEER: &str = "kind: BGPPeer\nmetadata: {name: tor}\nspec: {address: 10.0.0.1, asn: 65000}";
+
+fn declared(present: &BTreeSet<usize>, statuses: StatusSet) -> Arc<Declared> {
+    let mut present = present.clone();
+    // Both have the same name.
+    if present.contains(&8) {
+        present.remove(&9);
+    }
+    let objects = present.iter().map(|index| OBJECTS[*index]).chain([PEER]).collect::<Vec<_>>();
+    let files = BTreeMap::from([(PathBuf::from("all.yaml"), objects.join("\n---\n"))]);
+    Arc::new(Declared { statuses, ..parse_directory(&files).unwrap() })
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// One object appears or disappears.
+    Toggle(usize),
+    /// The checks say something of one of two backends.
+    Health(u8, bool),
+    /// Next hops are lost or found.
+    Unresolved(bool),
+    /// The process is killed and comes back.
+    Restart,
+    Nothing,
+}
+
+fn step() -> impl Strategy<Value = (Step, BTreeSet<Fail>)> {
+    let step = prop_oneof![
+        6 => (0..OBJECTS.len()).prop_map(Step::Toggle),
+        4 => (1..3u8, any::<bool>()).prop_map(|(backend, healthy)| Step::Health(backend, healthy)),
+        1 => any::<bool>().prop_map(Step::Unresolved),
+        1 => Just(Step::Restart),
+        2 => Just(Step::Nothing),
+    ];
+    let fails = prop_oneof![
+        2 => Just(Vec::new()),
+        1 => prop::sample::subsequence(FAILURES.to_vec(), 1..3),
+    ];
+    (step, fails.prop_map(|fails| fails.into_iter().collect()))
+}
+
+/// Makes a pass with what has come back from the store.
+async fn pass(fake: &mut Fake, world: &Shared, present: &BTreeSet<usize>) -> bool {
+    let statuses = world.lock().unwrap().statuses.clone();
+    fake.declared = Some(declared(present, statuses));
+    fake.pass().await
+}
+
+async fn play(steps: Vec<(Step, BTreeSet<Fail>)>) -> Result<(), TestCaseError> {
+    let world = Shared::default();
+    let mut fake = start(&world);
+    let mut present: BTreeSet<usize> = [0, 1, 5, 8].into();
+    for (step, fails) in steps {
+        world.lock().unwrap().fails = fails.clone();
+        match step {
+            Step::Toggle(index) => {
+                if !present.remove(&index) {
+                    present.insert(index);
+                }
+            }
+            Step::Health(backend, healthy) => {
+                let draft_targets = fake.view.borrow().desired.targets.clone();
+                let address: IpAddr = [10, 1, 0, backend].into();
+                let health = if healthy { Health::Healthy } else { Health::Unhealthy(Failure::TimedOut) };
+                let of_backend = draft_targets.into_iter().flat_map(|(check, endpoints)| {
+                    let endpoints = endpoints.into_iter().filter(move |endpoint| endpoint.address == address);
+                    endpoints.map(move |endpoint| CheckResult { check: check.clone(), endpoint, health })
+                });
+                fake.note(of_backend.collect());
+            }
+            Step::Unresolved(unresolved) => world.lock().unwrap().unresolved = unresolved,
+            Step::Restart => {
+                world.lock().unwrap().fails.clear();
+                // Until nothing is under way.
+                for _ in 0..3 {
+                    prop_assert!(pass(&mut fake, &world, &present).await);
+                }
+                let snapshot = |world: &Shared| {
+                    let world = world.lock().unwrap();
+                    let slots: Vec<_> =
+                        world.held.iter().map(|(key, held)| (key.clone(), held.clone())).collect();
+                    (slots, world.routes.clone())
+                };
+                let before = snapshot(&world);
+                fake = start(&world);
+                prop_assert!(pass(&mut fake, &world, &present).await);
+                prop_assert_eq!(snapshot(&world), before, "a restart moved something");
+            }
+            Step::Nothing => {}
+        }
+        let complete = pass(&mut fake, &world, &present).await;
+        let violations = std::mem::take(&mut world.lock().unwrap().violations);
+        prop_assert!(violations.is_empty(), "{}", violations.join("\n"));
+        let is_router_there = present.contains(&8);
+        let fatal = fails.iter().any(|fail| *fail != Fail::Global || is_router_there);
+        if !matches!(step, Step::Restart) && fatal {
+            prop_assert!(!complete, "{:?} went unnoticed", fails);
+            prop_assert!(fake.view.borrow().last_error.is_some());
+        }
+    }
+    // Whatever had failed: without failures everything comes right.
+    world.lock().unwrap().fails.clear();
+    for _ in 0..3 {
+        prop_assert!(pass(&mut fake, &world, &present).await);
+    }
+    let (view, world) = (fake.view.borrow().clone(), world.lock().unwrap());
+    prop_assert!(view.ready && view.last_error.is_none());
+    let held: BTreeMap<_, _> =
+        world.held.iter().map(|(key, held)| (key.clone(), held.frontends.clone())).collect();
+    let wanted = view.desired.datapath.services.iter().map(|(key, s)| (key.clone(), s.frontends.clone()));
+    prop_assert_eq!(held, wanted.collect::<BTreeMap<_, _>>());
+    prop_assert_eq!(&world.routes, &view.desired.routes);
+    prop_assert_eq!(&world.statuses, &view.desired.status);
+    Ok(())
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+proptest! {
+    #[test]
+    fn nothing_is_announced_that_is_not_held(steps in prop::collection::vec(step(), 1..24)) {
+        block_on(play(steps))?;
+    }
+}
+
+#[test]
+fn an_unreachable_store_gives_no_address_and_takes_none() {
+    block_on(async {
+        let world = Shared::default();
+        let mut fake = start(&world);
+        let present: BTreeSet<usize> = [0, 2, 5, 8].into();
+        world.lock().unwrap().fails = BTreeSet::from([Fail::Publish]);
+        for _ in 0..3 {
+            assert!(!pass(&mut fake, &world, &present).await);
+        }
+        assert!(world.lock().unwrap().held.is_empty(), "an address took effect that is written nowhere");
+        world.lock().unwrap().fails.clear();
+        pass(&mut fake, &world, &present).await;
+        pass(&mut fake, &world, &present).await;
+        let held = world.lock().unwrap().held.clone();
+        assert_eq!(held.len(), 2);
+        world.lock().unwrap().fails = BTreeSet::from([Fail::Publish]);
+        assert!(!pass(&mut fake, &world, &present).await);
+        assert_eq!(world.lock().unwrap().held, held);
+        assert_eq!(world.lock().unwrap().routes.len(), 1);
+        assert!(fake.view.borrow().last_error.as_ref().unwrap().starts_with("store.publish: "));
+    });
+}
+
+#[test]
+fn what_is_gone_from_the_targets_is_forgotten() {
+    block_on(async {
+        let world = Shared::default();
+        let mut fake = start(&world);
+        let mut present: BTreeSet<usize> = [0, 1].into();
+        pass(&mut fake, &world, &present).await;
+        let targets = fake.view.borrow().desired.targets.clone();
+        let (check, endpoints) = targets.into_iter().next().unwrap();
+        let result =
+            |endpoint: Endpoint| CheckResult { check: check.clone(), endpoint, health: Health::Healthy };
+        fake.note(endpoints.into_iter().map(result).collect());
+        pass(&mut fake, &world, &present).await;
+        assert_eq!(fake.observed.health.values().map(BTreeMap::len).sum::<usize>(), 2);
+        present.remove(&1);
+        pass(&mut fake, &world, &present).await;
+        assert!(fake.observed.health.is_empty());
+    });
+}

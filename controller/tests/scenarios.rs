@@ -1,0 +1,348 @@
+//! Scenarios as text: what users wrote and what the node observes go in; services, routes and statuses come out.
+//!
+//! A file is a sequence of steps. A section `-- NAME.yaml --` writes that file of the configuration directory (an
+//! empty one removes it), `-- observed --` says what the node observes from then on, and `-- expected --` lets the
+//! node settle and compares. `FAIRLEAD_REWRITE=1 cargo test -p controller --test scenarios` writes what comes out
+//! into the files, for a person to judge.
+#![expect(clippy::unwrap_used, reason = "a test may stop")]
+use bgp_speaker::config::Route;
+use controller::{
+    api::Community,
+    declared::Declared,
+    desired::{Desired, Draft},
+    observed::{Failure, Health, NodeInfo, Observed},
+    status::StatusSet,
+    validate::parse_directory,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use lb_bpf::{
+    Installed, InstalledService,
+    abi::Mode,
+    service::{self, Endpoint, ServiceKey},
+};
+use serde::Deserialize;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+    fs, io,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+#[test]
+fn all_scenarios() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios");
+    let rewrite = std::env::var_os("FAIRLEAD_REWRITE").is_some();
+    let mut files: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    assert!(files.len() >= 15, "{} scenarios only", files.len());
+    let mut wrong = Vec::new();
+    for file in files {
+        let text = fs::read_to_string(&file).unwrap();
+        let name = file.file_name().unwrap().to_string_lossy().into_owned();
+        let played = play(&name, &text);
+        if played == text {
+            continue;
+        }
+        if rewrite {
+            fs::write(&file, played).unwrap();
+        } else {
+            wrong.push(format!("{name}:\n{}", difference(&text, &played)));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Facts that a scenario states. What it does not state stays as it was.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Facts {
+    node: Option<String>,
+    addresses: Option<BTreeSet<IpAddr>>,
+    /// Health by endpoint: `healthy`, `refused` or `timeout`. What is not named was not checked yet.
+    health: Option<BTreeMap<SocketAddr, String>>,
+    established: Option<BTreeSet<IpAddr>>,
+    /// Services that the datapath cannot install.
+    refused: Option<BTreeSet<String>>,
+    /// Services whose backends have no next hop.
+    unresolved: Option<BTreeSet<String>>,
+    now: Option<u64>,
+}
+
+#[derive(Default)]
+struct World {
+    files: BTreeMap<PathBuf, String>,
+    health: BTreeMap<SocketAddr, String>,
+    refused: BTreeSet<String>,
+    unresolved: BTreeSet<String>,
+    statuses: StatusSet,
+    observed: Observed,
+}
+
+/// Plays all steps; the text with what came out in place of what is expected.
+fn play(name: &str, text: &str) -> String {
+    let mut world = World {
+        observed: Observed {
+            node: NodeInfo { name: "lb1".into(), addresses: BTreeSet::from(["10.0.0.2".parse().unwrap()]) },
+            established: BTreeSet::from(["10.0.0.1".parse().unwrap()]),
+            now: 1_000_000,
+            ..Observed::default()
+        },
+        ..World::default()
+    };
+    let mut out = String::new();
+    let mut checks = 0;
+    for section in sections(text) {
+        match section.name {
+            None => out += section.text,
+            Some("observed") => {
+                world
+                    .observe(serde_yaml_ng::from_str(section.text).unwrap_or_else(|e| panic!("{name}: {e}")));
+                write!(out, "-- observed --\n{}", section.text).unwrap();
+            }
+            Some("expected") => {
+                checks += 1;
+                // A comment may follow, after an empty line.
+                let end = if section.text.starts_with('\n') {
+                    0
+                } else {
+                    section.text.find("\n\n").map_or(usize::MAX, |at| at + 1)
+                };
+                let comment = section.text.get(end..).unwrap_or_default();
+                write!(out, "-- expected --\n{}{comment}", world.settle(name)).unwrap();
+            }
+            Some(file) => {
+                assert!(file.ends_with(".yaml"), "{name}: {file} is no section");
+                world.files.insert(file.into(), section.text.to_owned());
+                write!(out, "-- {file} --\n{}", section.text).unwrap();
+            }
+        }
+    }
+    assert!(checks > 0, "{name} expects nothing");
+    out
+}
+
+struct Section<'a> {
+    name: Option<&'a str>,
+    text: &'a str,
+}
+
+fn sections(text: &str) -> Vec<Section<'_>> {
+    let mut sections = Vec::new();
+    let (mut name, mut start, mut offset) = (None, 0, 0);
+    for line in text.split_inclusive('\n') {
+        let header = line.trim_end().strip_prefix("-- ").and_then(|rest| rest.strip_suffix(" --"));
+        if header.is_some() {
+            sections.push(Section { name, text: &text[start..offset] });
+            (name, start) = (header, offset + line.len());
+        }
+        offset += line.len();
+    }
+    sections.push(Section { name, text: &text[start..] });
+    sections
+}
+
+impl World {
+    fn observe(&mut self, facts: Facts) {
+        let Facts { node, addresses, health, established, refused, unresolved, now } = facts;
+        let observed = &mut self.observed;
+        observed.node.name = node.unwrap_or(std::mem::take(&mut observed.node.name));
+        observed.node.addresses = addresses.unwrap_or(std::mem::take(&mut observed.node.addresses));
+        observed.established = established.unwrap_or(std::mem::take(&mut observed.established));
+        observed.now = now.unwrap_or(observed.now);
+        self.health = health.unwrap_or(std::mem::take(&mut self.health));
+        self.refused = refused.unwrap_or(std::mem::take(&mut self.refused));
+        self.unresolved = unresolved.unwrap_or(std::mem::take(&mut self.unresolved));
+    }
+
+    /// Makes passes until nothing changes.
+    fn settle(&mut self, name: &str) -> String {
+        self.files.retain(|_, text| !text.trim().is_empty());
+        let declared = match parse_directory(&self.files) {
+            Ok(declared) => declared,
+            Err(faults) => {
+                panic!("{name}: {}", faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+            }
+        };
+        let mut before: Option<Desired> = None;
+        for _ in 0..10 {
+            let declared = Declared { statuses: self.statuses.clone(), ..declared.clone() };
+            let observed = self.observed.clone();
+            let draft = Draft::new(&declared, &observed);
+            self.check(draft.targets());
+            self.install(draft.datapath());
+            let desired = draft.finish(&self.observed.installed);
+            self.statuses = desired.status.clone();
+            if before.as_ref() == Some(&desired) {
+                return dump(&desired);
+            }
+            before = Some(desired);
+        }
+        panic!("{name}: does not settle");
+    }
+
+    fn check(&mut self, targets: &controller::observed::Targets) {
+        let health = |endpoint: &Endpoint| {
+            let health = self.health.get(&SocketAddr::new(endpoint.address, endpoint.port))?;
+            Some(match health.as_str() {
+                "healthy" => Health::Healthy,
+                "refused" => Health::Unhealthy(Failure::Io(io::ErrorKind::ConnectionRefused)),
+                "timeout" => Health::Unhealthy(Failure::TimedOut),
+                other => panic!("{other} is no health"),
+            })
+        };
+        let of_check = |endpoints: &BTreeSet<Endpoint>| {
+            endpoints.iter().filter_map(|endpoint| Some((*endpoint, health(endpoint)?))).collect()
+        };
+        let healths = targets.iter().map(|(check, endpoints)| (check.clone(), of_check(endpoints)));
+        self.observed.health = Arc::new(healths.collect());
+    }
+
+    /// A datapath that gives every backend that is up as many slots as its weight.
+    fn install(&mut self, desired: &service::Desired) {
+        let before = self.observed.installed.clone();
+        let mut installed = Installed::default();
+        for (key, service) in &desired.services {
+            if self.refused.contains(&key.0) {
+                if let Some(held) = before.services.get(key) {
+                    installed.services.insert(key.clone(), held.clone());
+                }
+                continue;
+            }
+            let slots = service.backends.iter().map(|(e, t)| (*e, if t.up { t.weight.into() } else { 0 }));
+            let slots: BTreeMap<Endpoint, u32> = slots.collect();
+            let held = InstalledService {
+                frontends: service.frontends.clone(),
+                table_size: slots.values().sum(),
+                resolved: slots.values().any(|slots| *slots > 0) && !self.unresolved.contains(&key.0),
+                slots,
+            };
+            installed.services.insert(key.clone(), held);
+        }
+        self.observed.installed = Arc::new(installed);
+    }
+}
+
+fn dump(desired: &Desired) -> String {
+    let mut out = String::from("services\n");
+    for (ServiceKey(key), service) in &desired.datapath.services {
+        let frontends: Vec<_> = service
+            .frontends
+            .iter()
+            .map(|f| format!("{}/{:?}", SocketAddr::new(f.address, f.port), f.protocol).to_uppercase())
+            .collect();
+        let mode = match service.mode {
+            Mode::Nat => "NAT",
+            Mode::Ipip => "IPIP",
+        };
+        let drain = service.drain_seconds;
+        writeln!(out, "  {key}: {} {mode}, drain {drain} s", frontends.join(" ")).unwrap();
+        for (endpoint, target) in &service.backends {
+            let up = if target.up { "up" } else { "down" };
+            let address = SocketAddr::new(endpoint.address, endpoint.port);
+            writeln!(out, "    {address} weight {} {up}", target.weight).unwrap();
+        }
+    }
+    for decap in &desired.datapath.decap {
+        writeln!(out, "  decap at {} for {}", decap.local, decap.vip).unwrap();
+    }
+    out += "routes\n";
+    for route in &desired.routes {
+        writeln!(out, "  {}", route_line(route)).unwrap();
+    }
+    if let Some(speaker) = &desired.speaker {
+        writeln!(out, "speaker: AS {} ID {}", speaker.global.asn.0, speaker.global.router_id).unwrap();
+        for peer in &speaker.peers {
+            writeln!(out, "  peer {} AS {} port {}", peer.address, peer.asn.0, peer.port).unwrap();
+        }
+    }
+    status(&desired.status, &mut out);
+    out
+}
+
+fn route_line(route: &Route) -> String {
+    let mut line = route.prefix.to_string();
+    let attributes = &route.attributes;
+    let standard = attributes.communities.iter().map(|c| Community::Standard(*c));
+    let large = attributes.large_communities.iter().map(|(a, b, c)| Community::Large(*a, *b, *c));
+    for community in standard.chain(large) {
+        write!(line, " {community}").unwrap();
+    }
+    for (name, value) in [("local-pref", attributes.local_pref), ("med", attributes.med)] {
+        if let Some(value) = value {
+            write!(line, " {name} {value}").unwrap();
+        }
+    }
+    if attributes.prepend > 0 {
+        write!(line, " prepend {}", attributes.prepend).unwrap();
+    }
+    match &route.peers {
+        None => line += " to all peers",
+        Some(peers) => {
+            line += " to";
+            peers.iter().for_each(|peer| write!(line, " {peer}").unwrap());
+        }
+    }
+    line
+}
+
+fn status(status: &StatusSet, out: &mut String) {
+    for (name, s) in &status.load_balancers {
+        write!(out, "LoadBalancer {name}:").unwrap();
+        for assigned in &s.addresses {
+            let pool = assigned.pool.as_ref().map_or_else(String::new, |pool| format!(" of {pool}"));
+            write!(out, " {}{pool},", assigned.address).unwrap();
+        }
+        writeln!(out, " {} of {} backends healthy", s.healthy_backends, s.backends).unwrap();
+        conditions(&s.conditions, out);
+    }
+    for (name, s) in &status.pools {
+        writeln!(out, "AddressPool {name}").unwrap();
+        for (family, c) in [("IPv4", s.ipv4), ("IPv6", s.ipv6)] {
+            let (total, assigned, released, available) = (c.total, c.assigned, c.released, c.available);
+            if total > 0 {
+                writeln!(
+                    out,
+                    "  {family}: {assigned} of {total} assigned, {released} released, {available} available"
+                )
+                .unwrap();
+            }
+        }
+        for released in &s.released {
+            writeln!(out, "  released {} by {}", released.address, released.owner).unwrap();
+        }
+        conditions(&s.conditions, out);
+    }
+    for (name, s) in &status.routers {
+        let (nodes, sessions, established) = (s.nodes, s.sessions, s.established_sessions);
+        writeln!(out, "BGPRouter {name}: {nodes} nodes, {established} of {sessions} sessions established")
+            .unwrap();
+        conditions(&s.conditions, out);
+    }
+    for (name, s) in &status.peers {
+        writeln!(out, "BGPPeer {name}").unwrap();
+        conditions(&s.conditions, out);
+    }
+    for (name, s) in &status.advertisements {
+        let (announced, withheld) = (s.announced_routes, s.withheld_routes);
+        writeln!(out, "BGPAdvertisement {name}: {announced} announced, {withheld} withheld").unwrap();
+        conditions(&s.conditions, out);
+    }
+}
+
+/// The conditions that say something: what is accepted like everything else is left out.
+fn conditions(conditions: &[Condition], out: &mut String) {
+    for c in conditions.iter().filter(|c| (c.type_.as_str(), c.status.as_str()) != ("Accepted", "True")) {
+        writeln!(out, "  {}={} {}: {}", c.type_, c.status, c.reason, c.message).unwrap();
+    }
+}
+
+fn difference(expected: &str, found: &str) -> String {
+    let (expected, found): (Vec<_>, Vec<_>) = (expected.lines().collect(), found.lines().collect());
+    let same = expected.iter().zip(&found).take_while(|(a, b)| a == b).count();
+    let rest = |lines: &[&str], sign| {
+        lines.iter().skip(same).take(12).map(|line| format!("  {sign} {line}\n")).collect::<String>()
+    };
+    format!("line {}\n{}{}", same + 1, rest(&expected, '-'), rest(&found, '+'))
+}

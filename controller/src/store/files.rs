@@ -6,7 +6,13 @@
 //! the last good generation stays in force. What inotify cannot see (the directory replaced by another, links to
 //! files elsewhere) is found by looking from time to time.
 use super::{Store, StoreError, directory, status_file::StatusFile};
-use crate::{declared::Declared, fault::Fault, object::holds_objects, status::StatusSet, validate};
+use crate::{
+    declared::Declared,
+    fault::Fault,
+    object::holds_objects,
+    status::StatusSet,
+    validate::{self, CheckedFile},
+};
 use futures::{
     StreamExt,
     future::{self, BoxFuture, FutureExt},
@@ -18,7 +24,7 @@ use notify::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
+    fs, mem,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{
@@ -76,6 +82,7 @@ impl FileStore {
             sender: thread.clone(),
             messages,
             watched: None,
+            known: Files::new(),
         };
         thread::Builder::new().name("store".into()).spawn(move || watching.run()).map_err(|source| {
             StoreError::Io { path: config_dir.into(), action: "starting to watch", source }
@@ -129,32 +136,49 @@ struct Shared {
     faults: watch::Sender<Vec<Fault>>,
 }
 
+/// The files of the directory. Those that did not change are the same values as before.
+type Files = BTreeMap<PathBuf, Arc<KnownFile>>;
+
+/// A file as it was read, and what it says.
+struct KnownFile {
+    text: String,
+    checked: CheckedFile,
+}
+
+fn same(before: &Files, files: &Files) -> bool {
+    let pairs = || before.iter().zip(files);
+    before.len() == files.len()
+        && pairs().all(|((path, file), (other, now))| path == other && Arc::ptr_eq(file, now))
+}
+
 /// What is in force.
 #[derive(Default)]
 struct State {
-    /// The texts that the last snapshot was made of.
-    files: Option<BTreeMap<PathBuf, String>>,
+    /// What the last snapshot was made of.
+    files: Option<Files>,
     /// As they are on the disk.
     statuses: StatusSet,
 }
 
 impl Shared {
     /// Puts a generation in force, or keeps the one that is.
-    fn offer(&self, read: Result<BTreeMap<PathBuf, String>, Vec<Fault>>) {
-        let checked = read.and_then(|files| {
-            if lock(&self.state).files.as_ref() == Some(&files) {
-                return Ok(None);
-            }
-            validate::parse_directory(&files).map(|declared| Some((files, declared)))
-        });
-        let faults = match checked {
-            Ok(None) => Vec::new(),
-            Ok(Some((files, declared))) => {
-                let mut state = lock(&self.state);
-                state.files = Some(files);
-                let statuses = state.statuses.clone();
-                self.give_out(Declared { statuses, ..declared });
-                Vec::new()
+    fn offer(&self, read: Result<&Files, Vec<Fault>>) {
+        let unchanged =
+            |files: &Files| lock(&self.state).files.as_ref().is_some_and(|before| same(before, files));
+        let faults = match read {
+            Ok(files) if unchanged(files) => Vec::new(),
+            Ok(files) => {
+                let checked = files.iter().map(|(path, file)| (path.as_path(), &file.checked));
+                match validate::check_directory(checked) {
+                    Ok(declared) => {
+                        let mut state = lock(&self.state);
+                        state.files = Some(files.clone());
+                        let statuses = state.statuses.clone();
+                        self.give_out(Declared { statuses, ..declared });
+                        Vec::new()
+                    }
+                    Err(faults) => faults,
+                }
             }
             Err(faults) => faults,
         };
@@ -204,6 +228,7 @@ struct Watching {
     sender: mpsc::Sender<Message>,
     messages: mpsc::Receiver<Message>,
     watched: Option<Watched>,
+    known: Files,
 }
 
 /// A directory that inotify watches.
@@ -224,11 +249,31 @@ impl Watching {
                 Ok(read) => read,
                 Err(Stopped) => return Stopped,
             };
-            self.shared.offer(read);
+            match read {
+                Ok(texts) => {
+                    self.learn(texts);
+                    self.shared.offer(Ok(&self.known));
+                }
+                Err(faults) => self.shared.offer(Err(faults)),
+            }
             if let Err(Stopped) = self.wait() {
                 return Stopped;
             }
         }
+    }
+
+    /// Parses the files that are not known with the same text.
+    fn learn(&mut self, texts: BTreeMap<PathBuf, String>) {
+        let mut before = mem::take(&mut self.known);
+        let learned = texts.into_iter().map(|(path, text)| {
+            let known = before.remove(&path).filter(|known| known.text == text);
+            let known = known.unwrap_or_else(|| {
+                let checked = CheckedFile::new(&path, &text);
+                Arc::new(KnownFile { text, checked })
+            });
+            (path, known)
+        });
+        self.known = learned.collect();
     }
 
     /// Reads the directory, again if it changed meanwhile: what was read may be part old and part new.

@@ -51,7 +51,7 @@ fn overlapping_blocks(objects: &Objects<'_>) -> Vec<Fault> {
 fn missing_pools(objects: &Objects<'_>) -> Vec<Fault> {
     let fault = |(name, place, balancer): (&str, Place<'_>, &LoadBalancer)| {
         let pool = balancer.spec.pool.as_ref()?;
-        let reason = match objects.get(&(Kind::AddressPool, pool.clone())) {
+        let reason = match objects.get(&(Kind::AddressPool, pool.as_str())) {
             Some((_, Object::AddressPool(found))) if found.spec.usage == PoolUse::LoadBalancer => {
                 return None;
             }
@@ -90,7 +90,7 @@ macro_rules! of_kind {
     ($function:ident, $kind:ident) => {
         fn $function<'a>(objects: &'a Objects<'a>) -> impl Iterator<Item = (&'a str, Place<'a>, &'a $kind)> {
             objects.iter().filter_map(|((_, name), (place, object))| match object {
-                Object::$kind(object) => Some((name.as_str(), *place, &**object)),
+                Object::$kind(object) => Some((*name, *place, &**object)),
                 _ => None,
             })
         }

@@ -3,8 +3,9 @@
 //! What a field may hold is a matter of its type ([`crate::api`]), how long it may be of the schema
 //! ([`limits`]); here are the rules between fields ([`object`]) and between objects ([`across`]).
 use crate::{
+    api::Kind,
     declared::Declared,
-    object::{Object, parse_file},
+    object::{Object, Parsed, parse_file},
 };
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -23,24 +24,54 @@ pub use crate::fault::Fault;
 /// Most objects that a directory may hold.
 pub const MAX_OBJECTS: usize = 100_000;
 
+/// The objects of one file, and what is wrong with each by itself. Keep it for as long as the text is the same:
+/// reading is what takes the time.
+#[derive(Debug)]
+pub struct CheckedFile {
+    objects: Vec<Parsed>,
+    faults: Vec<Fault>,
+}
+
+impl CheckedFile {
+    /// Reads a file and checks its objects one by one.
+    pub fn new(file: &Path, text: &str) -> Self {
+        let (objects, mut faults) = parse_file(file, text);
+        for parsed in &objects {
+            let place = Place { file, document: parsed.document };
+            let name = format!("{}/{}", parsed.object.kind(), parsed.name);
+            let found = object::faults(&parsed.object).into_iter();
+            faults.extend(found.map(|(field, reason)| place.fault(name.clone(), Some(field), reason)));
+        }
+        CheckedFile { objects, faults }
+    }
+}
+
 /// Reads and checks all files of a directory as one generation: everything, or all faults, sorted by place.
 /// Statuses and generation of the result are empty.
 pub fn parse_directory(files: &BTreeMap<PathBuf, String>) -> Result<Declared, Vec<Fault>> {
+    let checked: Vec<_> =
+        files.iter().map(|(file, text)| (file.as_path(), CheckedFile::new(file, text))).collect();
+    check_directory(checked.iter().map(|(file, checked)| (*file, checked)))
+}
+
+/// The same for files that were read already.
+pub fn check_directory<'a>(
+    files: impl IntoIterator<Item = (&'a Path, &'a CheckedFile)>,
+) -> Result<Declared, Vec<Fault>> {
     let mut faults = Vec::new();
     let mut objects = Objects::new();
-    for (file, text) in files {
-        let (parsed, bad) = parse_file(file, text);
-        faults.extend(bad);
-        for parsed in parsed {
+    for (file, checked) in files {
+        faults.extend_from_slice(&checked.faults);
+        for Parsed { document, name, object } in &checked.objects {
             if objects.len() == MAX_OBJECTS {
                 faults.push(Fault::file(file, format!("there are more than {MAX_OBJECTS} objects")));
                 return Err(faults);
             }
-            let place = Place { file, document: parsed.document };
-            match objects.entry((parsed.object.kind(), parsed.name)) {
-                Entry::Vacant(entry) => drop(entry.insert((place, parsed.object))),
+            let (kind, place) = (object.kind(), Place { file, document: *document });
+            match objects.entry((kind, name.as_str())) {
+                Entry::Vacant(entry) => drop(entry.insert((place, object))),
                 Entry::Occupied(entry) => {
-                    let ((kind, name), (first, _)) = (entry.key(), entry.get());
+                    let (first, _) = entry.get();
                     let reason = format!(
                         "is declared already in {}, document {}",
                         first.file.display(),
@@ -50,14 +81,6 @@ pub fn parse_directory(files: &BTreeMap<PathBuf, String>) -> Result<Declared, Ve
                 }
             }
         }
-    }
-    for ((kind, name), (place, object)) in &objects {
-        let found = object::faults(object);
-        faults.extend(
-            found
-                .into_iter()
-                .map(|(field, reason)| place.fault(format!("{kind}/{name}"), Some(field), reason)),
-        );
     }
     // With objects missing, references to them would seem to dangle.
     if faults.is_empty() {
@@ -72,7 +95,7 @@ pub fn parse_directory(files: &BTreeMap<PathBuf, String>) -> Result<Declared, Ve
 }
 
 /// All objects by kind and name, and where they stand.
-type Objects<'a> = BTreeMap<(crate::api::Kind, String), (Place<'a>, Object)>;
+type Objects<'a> = BTreeMap<(Kind, &'a str), (Place<'a>, &'a Object)>;
 
 /// Where an object stands.
 #[derive(Clone, Copy, Debug)]
@@ -90,7 +113,8 @@ impl Place<'_> {
 fn declared(objects: Objects<'_>) -> Declared {
     let mut declared = Declared::default();
     for ((_, name), (_, object)) in objects {
-        match object {
+        let name = name.to_owned();
+        match object.clone() {
             Object::AddressPool(object) => drop(declared.pools.insert(name, *object)),
             Object::LoadBalancer(object) => drop(declared.load_balancers.insert(name, *object)),
             Object::BGPRouter(object) => drop(declared.routers.insert(name, *object)),

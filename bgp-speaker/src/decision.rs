@@ -179,3 +179,158 @@ fn lowest_med(left: &mut Vec<Candidate<'_>>, struck: &mut impl FnMut(usize, Rule
         keep
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::Family,
+        rib::{PathAttributes, Rib},
+        wire::{AsPath, Attributes, NextHop},
+    };
+    use proptest::prelude::*;
+
+    /// A path in words: its source and what is special about it.
+    #[derive(Clone, Debug)]
+    struct Told {
+        source: Source,
+        refused: bool,
+        attributes: Attributes,
+    }
+
+    fn told(source: u16, words: &str) -> Told {
+        let mut path = Told { source: Source(source), refused: false, attributes: Attributes::default() };
+        path.attributes.as_path = AsPath::sequence([65001, 65009]);
+        for word in words.split_whitespace() {
+            let (name, value) = word.split_once('=').unwrap_or((word, ""));
+            match name {
+                "own" => path.source = Source::LOCAL,
+                "refused" => path.refused = true,
+                "pref" => path.attributes.local_pref = Some(value.parse().unwrap()),
+                "path" => {
+                    path.attributes.as_path =
+                        AsPath::sequence(value.split(',').map(|asn| asn.parse().unwrap()));
+                }
+                "egp" => path.attributes.origin = Origin::Egp,
+                "med" => path.attributes.med = Some(value.parse().unwrap()),
+                "originator" => path.attributes.originator_id = Some(value.parse().unwrap()),
+                "clusters" => {
+                    path.attributes.cluster_list = vec![Ipv4Addr::LOCALHOST; value.parse().unwrap()];
+                }
+                other => panic!("no word {other}"),
+            }
+        }
+        path
+    }
+
+    /// Sources: 0 to 2 external, 3 and 4 internal; 5 has the identifier of 0 and a higher address.
+    fn rib() -> Rib {
+        let mut rib = Rib::new(1);
+        rib.neighbours = (0..6u8)
+            .map(|host| {
+                let router_id = Ipv4Addr::new(1, 1, 1, if host == 5 { 0 } else { host });
+                let address = IpAddr::from([10, 0, 0, host]);
+                Some(Neighbour { internal: matches!(host, 3 | 4), router_id, address })
+            })
+            .collect();
+        rib
+    }
+
+    fn add(rib: &mut Rib, path: &Told) {
+        let next_hop: NextHop = IpAddr::from([10, 9, 9, 9]).into();
+        let route = PathAttributes { next_hop: Some(next_hop), attributes: path.attributes.clone() };
+        let attributes = rib.attributes.intern(route);
+        let prefix = "10.0.0.0/8".parse().unwrap();
+        rib.set(Family::Ipv4Unicast, prefix, Path { source: path.source, refused: path.refused, attributes });
+    }
+
+    /// Source of the best path, and for each source why, by number.
+    fn decide(paths: &[Told]) -> (Option<u16>, Vec<(u16, bool, Rule)>) {
+        let mut rib = rib();
+        paths.iter().for_each(|path| add(&mut rib, path));
+        let table = rib.table(Family::Ipv4Unicast);
+        let id = table.ids().next().unwrap();
+        let verdicts = rib.decision().explain(table.paths(id));
+        let mut all: Vec<_> = table
+            .paths(id)
+            .iter()
+            .zip(verdicts)
+            .map(|(path, (best, rule))| (path.source.0, best, rule))
+            .collect();
+        all.sort_unstable();
+        (table.best(id).map(|path| path.source.0), all)
+    }
+
+    #[test]
+    fn each_rule_decides_when_those_before_it_do_not() {
+        for (winner, loser, rule) in [
+            (told(1, "own path=1,2,3,4"), told(0, "pref=900"), Rule::Own),
+            (told(1, "pref=101 path=1,2,3,4"), told(0, ""), Rule::LocalPref),
+            (told(1, "pref=100"), told(0, "pref=99"), Rule::LocalPref),
+            (told(1, "path=65001 egp"), told(0, ""), Rule::AsPathLength),
+            (told(1, "med=7"), told(0, "egp med=3"), Rule::Origin),
+            (told(3, "med=3"), told(0, "med=4"), Rule::Med),
+            (told(3, ""), told(0, "med=1"), Rule::Med),
+            (told(1, "med=9 path=65002,1"), told(3, "med=1"), Rule::External),
+            (told(0, ""), told(1, ""), Rule::RouterId),
+            (told(4, "originator=1.1.1.2"), told(3, ""), Rule::RouterId),
+            (told(4, "originator=1.1.1.3"), told(3, "clusters=1"), Rule::ClusterList),
+            (told(0, ""), told(5, ""), Rule::PeerAddress),
+        ] {
+            for paths in [[winner.clone(), loser.clone()], [loser.clone(), winner.clone()]] {
+                let (best, verdicts) = decide(&paths);
+                assert_eq!(best, Some(winner.source.0), "{rule}");
+                assert!(verdicts.iter().all(|(_, _, why)| *why == rule), "{rule}: {verdicts:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn refused_paths_take_no_part() {
+        assert_eq!(decide(&[told(0, "refused pref=900"), told(1, "")]).0, Some(1));
+        assert_eq!(decide(&[told(0, "refused")]), (None, vec![(0, false, Rule::Refused)]));
+        assert_eq!(decide(&[told(0, "refused"), told(1, "refused")]).0, None);
+        assert_eq!(decide(&[told(1, "")]), (Some(1), vec![(1, true, Rule::Only)]));
+    }
+
+    /// The three paths of RFC 3345 section 3: pairwise comparison has no best of them, or one that depends on
+    /// the order.
+    #[test]
+    fn med_among_three_has_one_answer() {
+        let paths =
+            [told(2, "path=65001,1 med=0"), told(0, "path=65001,1 med=10"), told(1, "path=65002,1 med=5")];
+        for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+            let (best, verdicts) = decide(&order.map(|at: usize| paths[at].clone()));
+            assert_eq!(best, Some(1));
+            assert_eq!(verdicts[0], (0, false, Rule::Med));
+        }
+    }
+
+    fn any_told(source: u16) -> impl Strategy<Value = Told> {
+        let words = (
+            prop::sample::select(vec!["", "pref=200"]),
+            prop::sample::select(vec!["", "path=65001", "path=65002", "path=65002,1", "path=65003,1"]),
+            prop::sample::select(vec!["", "egp"]),
+            prop::sample::select(vec!["", "med=1", "med=2"]),
+            prop::sample::select(vec!["", "", "", "refused"]),
+        );
+        words.prop_map(move |(a, b, c, d, e)| told(source, &[a, b, c, d, e].join(" ")))
+    }
+
+    proptest! {
+        #[test]
+        fn the_best_path_does_not_depend_on_the_order_of_arrival(
+            paths in (0..6u16).map(any_told).collect::<Vec<_>>(),
+            before in (0..6u16).map(any_told).collect::<Vec<_>>(),
+            count in 1usize..6,
+            order in Just((0..6usize).collect::<Vec<_>>()).prop_shuffle(),
+        ) {
+            let chosen: Vec<Told> = paths[..count].to_vec();
+            let straight = decide(&chosen);
+            // In another order, with other paths of the same sources before: an implicit withdraw.
+            let mut history: Vec<Told> = before[..count].to_vec();
+            history.extend(order.iter().filter_map(|&at| chosen.get(at).cloned()));
+            prop_assert_eq!(decide(&history), straight);
+        }
+    }
+}

@@ -135,6 +135,8 @@ struct Slot {
     out: BTreeMap<Family, AdjRibOut>,
     /// Prefixes accepted.
     received: u64,
+    /// Prefixes kept though refused.
+    refused: u64,
     /// Refused routes are kept: the peer cannot be asked for them again.
     keeps_refused: bool,
     /// Paths that a refresh of the peer has not confirmed yet, by family (RFC 7313 section 4).
@@ -330,6 +332,7 @@ impl Speaker {
             peer: Peer::new(config, now),
             out: BTreeMap::new(),
             received: 0,
+            refused: 0,
             keeps_refused: false,
             unconfirmed: BTreeMap::new(),
         });

@@ -17,6 +17,9 @@ use crate::{
 use ipnet::IpNet;
 use std::{collections::BTreeSet, net::SocketAddr};
 
+/// So many refused routes of a peer are kept at most.
+const MAX_REFUSED: u64 = 1_000_000;
+
 impl Speaker {
     /// Does what a peer asked for, in order.
     pub(super) fn serve(
@@ -65,7 +68,6 @@ impl Speaker {
 
     fn up(&mut self, source: Source, negotiated: &Negotiated) {
         let Some(slot) = self.slot_mut(source) else { return };
-        slot.received = 0;
         slot.keeps_refused = !negotiated.route_refresh;
         slot.out =
             negotiated.context.families.iter().map(|&family| (family, AdjRibOut::new(family))).collect();
@@ -116,7 +118,7 @@ impl Speaker {
         let (Some(global), Some(slot)) = (&self.global, self.slot(source)) else { return };
         let is_loop = policy::is_loop(&announced.attributes, global.asn, global.router_id);
         let accept = slot.peer.config.accept.clone();
-        let keeps_refused = slot.keeps_refused;
+        let keeps_refused = slot.keeps_refused && slot.refused < MAX_REFUSED;
         let own_addresses: Vec<_> = slot
             .peer
             .session()
@@ -145,8 +147,9 @@ impl Speaker {
                     }
                     continue;
                 }
-                let change = self.rib.set(family, prefix, Path { source, refused, attributes });
-                self.counted(source, family, &change, !refused);
+                let path = Path { source, refused, attributes };
+                let change = self.rib.set(family, prefix, path);
+                self.counted(source, family, &change, Some(path));
             }
             self.rib.attributes.release(attributes);
         }
@@ -155,16 +158,24 @@ impl Speaker {
     /// The path of a source is no more.
     fn withdraw(&mut self, source: Source, family: Family, id: PrefixId) {
         if let Some(change) = self.rib.remove(family, id, source) {
-            self.counted(source, family, &change, false);
+            self.counted(source, family, &change, None);
             self.release_unused(family, [id]);
         }
     }
 
-    /// Keeps count of accepted paths, and tells the peers of a new best one.
-    fn counted(&mut self, source: Source, family: Family, change: &Change, accepted: bool) {
-        let was = change.old.is_some_and(|old| !old.refused);
+    /// Keeps count of paths (the new one; none: withdrawn), and tells the peers of a new best one.
+    fn counted(&mut self, source: Source, family: Family, change: &Change, path: Option<Path>) {
         if let Some(slot) = self.slot_mut(source) {
-            slot.received = slot.received + u64::from(accepted) - u64::from(was);
+            match change.old {
+                Some(old) if old.refused => slot.refused -= 1,
+                Some(_) => slot.received -= 1,
+                None => {}
+            }
+            match path {
+                Some(path) if path.refused => slot.refused += 1,
+                Some(_) => slot.received += 1,
+                None => {}
+            }
             if let Some(unconfirmed) = slot.unconfirmed.get_mut(&family) {
                 unconfirmed.remove(&change.prefix);
             }
@@ -234,8 +245,9 @@ impl Speaker {
                 if refused && !keeps_refused {
                     self.withdraw(source, family, id);
                 } else {
-                    let change = self.rib.set(family, prefix, Path { refused, ..path });
-                    self.counted(source, family, &change, !refused);
+                    let path = Path { refused, ..path };
+                    let change = self.rib.set(family, prefix, path);
+                    self.counted(source, family, &change, Some(path));
                 }
             }
         }

@@ -1,5 +1,6 @@
 //! Whole speakers in virtual time.
 mod histories;
+mod sessions;
 mod sim;
 mod virtual_time;
 

@@ -137,3 +137,126 @@ fn is_unicast(address: IpAddr) -> bool {
     let broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
     !(address.is_unspecified() || address.is_multicast() || broadcast)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Family, RouteAttributes, Timers};
+
+    fn peer_with(change: impl FnOnce(&mut PeerConfig)) -> PeerConfig {
+        let mut config = PeerConfig {
+            address: IpAddr::from([10, 0, 0, 1]),
+            asn: Asn(65001),
+            port: 179,
+            local_address: None,
+            timers: Timers::default(),
+            families: [Family::Ipv4Unicast].into(),
+            multihop_ttl: None,
+            max_prefixes: None,
+            accept: vec![],
+            export_learned: false,
+        };
+        change(&mut config);
+        config
+    }
+
+    fn route_with(change: impl FnOnce(&mut Route)) -> Route {
+        let prefix = "10.0.0.0/8".parse().unwrap();
+        let mut route = Route { prefix, attributes: RouteAttributes::default(), peers: None };
+        change(&mut route);
+        route
+    }
+
+    fn words(result: Result<(), ConfigError>) -> String {
+        result.err().map(|error| error.to_string()).unwrap_or_default()
+    }
+
+    #[test]
+    fn globals() {
+        let check = |asn, id: [u8; 4]| {
+            words(global(&Global { asn: Asn(asn), router_id: id.into(), listen: [].into() }))
+        };
+        assert_eq!(check(65000, [10, 0, 0, 1]), "");
+        assert_eq!(check(0, [10, 0, 0, 1]), "global: asn: 0 is reserved (RFC 7607)");
+        assert_eq!(check(65000, [0; 4]), "global: router id: must not be 0.0.0.0 (RFC 6286)");
+    }
+
+    #[test]
+    fn peers_that_make_no_sense() {
+        type Case = (fn(&mut PeerConfig), &'static str);
+        let cases: [Case; 16] = [
+            (|_| (), ""),
+            (|peer| peer.timers = Timers { hold_seconds: 0, keepalive_seconds: 0, ..peer.timers }, ""),
+            (|peer| peer.asn = Asn(0), "asn: 0 is reserved (RFC 7607)"),
+            (|peer| peer.port = 0, "port: must be 1 to 65535"),
+            (|peer| peer.families.clear(), "families: is empty: name at least one"),
+            (
+                |peer| peer.timers.hold_seconds = 2,
+                "timers.holdSeconds: must be 0 or at least 3 (RFC 4271 section 4.2)",
+            ),
+            (
+                |peer| peer.timers.keepalive_seconds = 0,
+                "timers.keepaliveSeconds: must be at least 1 where there is a hold time",
+            ),
+            (|peer| peer.timers.connect_retry_seconds = 0, "timers.connectRetrySeconds: must be at least 1"),
+            (|peer| peer.multihop_ttl = Some(0), "ebgpMultihop.ttl: must be 1 to 255"),
+            (
+                |peer| (peer.multihop_ttl, peer.asn) = (Some(4), Asn(65000)),
+                "ebgpMultihop: is for external peers only",
+            ),
+            (
+                |peer| peer.accept = vec!["10.0.0.1/8".parse().unwrap()],
+                "import.accept: 10.0.0.1/8 has host bits set; 10.0.0.0/8 has not",
+            ),
+            (
+                |peer| peer.local_address = Some("fd00::1".parse().unwrap()),
+                "localAddress: is of another family than the address of the peer",
+            ),
+            (|peer| peer.local_address = Some(peer.address), "localAddress: is the address of the peer"),
+            (|peer| peer.local_address = Some(IpAddr::from([0; 4])), "localAddress: is no unicast address"),
+            (|peer| peer.address = IpAddr::from([224, 0, 0, 1]), "address: is no unicast address"),
+            (|peer| peer.address = IpAddr::from([0; 4]), "address: is no unicast address"),
+        ];
+        let ours = Global { asn: Asn(65000), router_id: [1, 1, 1, 1].into(), listen: [].into() };
+        for (change, fault) in cases {
+            let config = peer_with(change);
+            let fault =
+                if fault.is_empty() { String::new() } else { format!("peer {}: {fault}", config.address) };
+            assert_eq!(words(peers(&[config], Some(&ours))), fault);
+        }
+        let twice = [peer_with(|_| ()), peer_with(|peer| peer.asn = Asn(7))];
+        assert_eq!(words(peers(&twice, None)), "peer 10.0.0.1: address: is there more than once");
+    }
+
+    #[test]
+    fn routes_that_make_no_sense() {
+        let one = |change: fn(&mut Route)| words(routes(&[route_with(change)]));
+        assert_eq!(one(|_| ()), "");
+        assert_eq!(
+            one(|route| route.prefix = "10.0.0.1/24".parse().unwrap()),
+            "route 10.0.0.1/24: prefix: 10.0.0.1/24 has host bits set; 10.0.0.0/24 has not"
+        );
+        assert_eq!(
+            one(|route| route.attributes.next_hop = Some("fd00::1".parse().unwrap())),
+            "route 10.0.0.0/8: nextHop: is of another family than the prefix"
+        );
+        assert_eq!(
+            one(|route| route.attributes.next_hop = Some(IpAddr::from([255; 4]))),
+            "route 10.0.0.0/8: nextHop: is no unicast address"
+        );
+        assert_eq!(one(|route| route.attributes.prepend = 17), "route 10.0.0.0/8: prepend: must be 0 to 16");
+    }
+
+    #[test]
+    fn a_peer_hears_of_a_prefix_once() {
+        let to = |hosts: &[u8]| {
+            let peers = hosts.iter().map(|host| IpAddr::from([10, 0, 0, *host])).collect();
+            route_with(|route| route.peers = Some(peers))
+        };
+        let all = || route_with(|_| ());
+        let twice = "route 10.0.0.0/8: peers: the same peer would hear of the prefix twice";
+        assert_eq!(words(routes(&[to(&[1, 2]), to(&[3]), all()])), "");
+        assert_eq!(words(routes(&[to(&[1, 2]), to(&[2, 3])])), twice);
+        assert_eq!(words(routes(&[all(), all()])), twice);
+    }
+}

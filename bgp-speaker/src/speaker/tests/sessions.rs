@@ -313,7 +313,7 @@ fn a_refresh_sends_everything_again() {
     });
     let connection = script.establish(1);
     script.hear(connection);
-    script.say(connection, &[request.clone()]);
+    script.say(connection, std::slice::from_ref(&request));
     assert!(script.outputs.contains(&Output::Transmit { connection }));
     assert_eq!(words(&script.hear(connection)), "Begin +10.1.0.0/16 +10.2.0.0/16 End");
     // What is gone meanwhile is withdrawn all the same, and once.

@@ -89,6 +89,19 @@ impl<T: Hash + Eq> Interner<T> {
 }
 
 #[cfg(test)]
+impl<T> Interner<T> {
+    /// How many hold each value.
+    pub(crate) fn holders(&self) -> std::collections::BTreeMap<AttributesId, u32> {
+        (0..)
+            .map(AttributesId)
+            .zip(&self.slots)
+            .filter(|(_, s)| s.holders > 0)
+            .map(|(id, s)| (id, s.holders))
+            .collect()
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
@@ -114,18 +127,5 @@ mod tests {
                 }
             }
         }
-    }
-}
-
-#[cfg(test)]
-impl<T> Interner<T> {
-    /// How many hold each value.
-    pub(crate) fn holders(&self) -> std::collections::BTreeMap<AttributesId, u32> {
-        (0..)
-            .map(AttributesId)
-            .zip(&self.slots)
-            .filter(|(_, s)| s.holders > 0)
-            .map(|(id, s)| (id, s.holders))
-            .collect()
     }
 }

@@ -2,7 +2,8 @@
 //! Adj-RIBs-In together) and the best of them in front (the Loc-RIB), RFC 4271 section 3.2.
 //!
 //! Prefixes are numbered densely, so that what a peer was told (its Adj-RIB-Out) is a plain vector. A lone path
-//! lies in the entry itself: 40 bytes for a prefix, and about 10 for the hash index.
+//! lies in the entry itself: 40 bytes for a prefix. The index keeps 32 bits of the hash beside each number, so
+//! that neither a search nor its growth touches entries of other prefixes: about 19 bytes more.
 use super::intern::AttributesId;
 use hashbrown::HashTable;
 use ipnet::IpNet;
@@ -45,9 +46,16 @@ pub(crate) struct Change {
 pub(crate) struct Table {
     entries: Vec<Entry>,
     free: Vec<PrefixId>,
-    index: HashTable<PrefixId>,
+    index: HashTable<Indexed>,
     /// Keyed hashing, see [`Interner`](super::intern::Interner).
     seed: u64,
+}
+
+/// A prefix in the index.
+#[derive(Clone, Copy, Debug)]
+struct Indexed {
+    hash: u32,
+    id: PrefixId,
 }
 
 #[derive(Debug)]
@@ -109,8 +117,9 @@ impl Table {
     }
 
     pub(crate) fn find(&self, prefix: &IpNet) -> Option<PrefixId> {
-        let entries = &self.entries;
-        self.index.find(hash(self.seed, prefix), |&id| entries[id as usize].prefix == *prefix).copied()
+        let (entries, hash) = (&self.entries, hash(self.seed, prefix));
+        let same = |other: &Indexed| other.hash == hash && entries[other.id as usize].prefix == *prefix;
+        self.index.find(spread(hash), same).map(|found| found.id)
     }
 
     /// Sets the path of a source.
@@ -170,7 +179,7 @@ impl Table {
         debug_assert!(self.paths(id).is_empty());
         let hash = hash(self.seed, &self.entries[id as usize].prefix);
         // A number that is free already is not in the index.
-        if let Ok(entry) = self.index.find_entry(hash, |&other| other == id) {
+        if let Ok(entry) = self.index.find_entry(spread(hash), |other| other.id == id) {
             entry.remove();
             self.free.push(id);
         }
@@ -178,15 +187,14 @@ impl Table {
 
     /// Numbers of all prefixes, in no order.
     pub(crate) fn ids(&self) -> impl Iterator<Item = PrefixId> + '_ {
-        self.index.iter().copied()
+        self.index.iter().map(|indexed| indexed.id)
     }
 
     fn number(&mut self, prefix: IpNet) -> PrefixId {
-        let hash = hash(self.seed, &prefix);
-        let (entries, seed) = (&mut self.entries, self.seed);
-        if let Some(&id) = self.index.find(hash, |&id| entries[id as usize].prefix == prefix) {
+        if let Some(id) = self.find(&prefix) {
             return id;
         }
+        let (entries, hash) = (&mut self.entries, hash(self.seed, &prefix));
         let entry = Entry { prefix, paths: Paths::None };
         let id = match self.free.pop() {
             Some(id) => {
@@ -198,7 +206,7 @@ impl Table {
                 (entries.len() - 1) as PrefixId
             }
         };
-        self.index.insert_unique(hash, id, |&id| self::hash(seed, &entries[id as usize].prefix));
+        self.index.insert_unique(spread(hash), Indexed { hash, id }, |other| spread(other.hash));
         id
     }
 
@@ -215,9 +223,14 @@ impl Table {
     }
 }
 
-fn hash(seed: u64, prefix: &IpNet) -> u64 {
+/// The table wants 64 bits, the upper ones as good as the lower.
+fn spread(hash: u32) -> u64 {
+    u64::from(hash) << 32 | u64::from(hash)
+}
+
+fn hash(seed: u64, prefix: &IpNet) -> u32 {
     let mut bytes = [0; 17];
-    match prefix {
+    let hash = match prefix {
         IpNet::V4(net) => {
             bytes[..4].copy_from_slice(&net.addr().octets());
             bytes[4] = net.prefix_len();
@@ -228,7 +241,8 @@ fn hash(seed: u64, prefix: &IpNet) -> u64 {
             bytes[16] = net.prefix_len();
             xxh3_64_with_seed(&bytes, seed)
         }
-    }
+    };
+    hash as u32
 }
 
 #[cfg(test)]

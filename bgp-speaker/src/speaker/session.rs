@@ -103,11 +103,14 @@ impl Speaker {
     }
 
     fn update(&mut self, source: Source, update: Update) {
-        for prefix in &update.withdrawn {
+        // All searches first: their cache misses overlap.
+        let find = |prefix: &IpNet| {
             let family = family_of(prefix);
-            if let Some(id) = self.rib.table(family).find(prefix) {
-                self.withdraw(source, family, id);
-            }
+            Some((family, self.rib.table(family).find(prefix)?))
+        };
+        let withdrawn: Vec<(Family, PrefixId)> = update.withdrawn.iter().filter_map(find).collect();
+        for (family, id) in withdrawn {
+            self.withdraw(source, family, id);
         }
         if let Some(announced) = update.announced {
             self.announced(source, announced);

@@ -66,7 +66,11 @@ mkdir -p "$out"
 for name in $objects; do
     "$strip" -g -o "$out/$name.bpf.o" "$target/bpfel-unknown-none/release/$name"
 done
-{ "$RUSTC" -vV | sed -n -e 1p -e '/^LLVM/p'; bpf-linker --version; } > "$out/compiler.txt"
+{
+    "$RUSTC" -vV | sed -n -e 1p -e '/^LLVM/p'
+    bpf-linker --version
+    "$strip" --version | sed -n 's/.*LLVM version/llvm-strip/p'
+} > "$out/compiler.txt"
 
 if [ $mode = check ]; then
     if ! cmp -s "$out/compiler.txt" "$here/../prebuilt/compiler.txt"; then

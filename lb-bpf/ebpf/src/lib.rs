@@ -5,6 +5,11 @@
 //! [`decap`] change the packet. [`packet`], [`parse`] and [`decide`] call no helper and touch no map: they
 //! compile and run on the host as well.
 #![no_std]
+#![deny(missing_docs)]
+#![expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a key passed by value lies on the stack twice"
+)]
 
 pub mod datapath;
 pub mod decap;

@@ -6,6 +6,7 @@ mod decap;
 mod dirty;
 mod frame;
 mod ipip;
+mod model;
 mod nat;
 mod others;
 mod rig;

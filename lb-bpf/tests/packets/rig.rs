@@ -92,7 +92,7 @@ impl Rig {
         for index in 0..ENTRIES {
             let backend = (index as usize).checked_sub(1).and_then(|index| world.backends.get(index));
             let backend = backend.copied().unwrap_or_default();
-            self.array(map::BACKENDS).set(index, Plain(backend), 0).unwrap();
+            self.set_backend(index, backend);
             self.clear_counter(map::BACKEND_COUNTERS, index);
         }
         for verdict in Verdict::ALL {
@@ -184,6 +184,11 @@ impl Rig {
     pub(crate) fn set_reverse(&mut self, key: &FlowKey, entry: ReverseEntry) {
         let mut reverse: HashMap<_, Plain<FlowKey>, Plain<ReverseEntry>> = self.hash(map::REVERSE);
         reverse.insert(Plain(*key), Plain(entry), 0).unwrap();
+    }
+
+    /// Replaces a backend.
+    pub(crate) fn set_backend(&mut self, index: u32, backend: Backend) {
+        self.array(map::BACKENDS).set(index, Plain(backend), 0).unwrap();
     }
 
     /// Replaces a slot.

@@ -1,19 +1,160 @@
-//! The object that the loader takes: entry points only.
+//! The datapath under wrappers that let BPF_PROG_TEST_RUN repeat it: the kernel does not restore the packet between
+//! two runs, so each run draws a flow, runs the datapath and undoes what it did to the packet. The floors do the same
+//! around next to nothing. See `lb-bpf/benches/packet.rs`.
 #![no_std]
 #![no_main]
-use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
-use fairlead_ebpf as _;
+#![expect(non_upper_case_globals, reason = "the name of the static is the name of the map")]
+use aya_ebpf::{
+    bindings::xdp_action,
+    btf_maps::Array,
+    helpers::bpf_xdp_adjust_head,
+    macros::{btf_map, xdp},
+    programs::XdpContext,
+};
+use fairlead_ebpf::{
+    datapath,
+    family::{Family, V4, V6},
+    packet::{ETH, Ipv4, Ipv6, Packet},
+};
 
-/// Passes every packet: a veth delivers redirected frames only to a peer that has an XDP program.
-#[xdp]
-pub fn fairlead_pass(_ctx: XdpContext) -> u32 {
-    xdp_action::XDP_PASS
+/// What the wrappers go by.
+#[repr(C)]
+pub struct Bench {
+    /// State of the generator (xorshift), never 0.
+    random: u64,
+    /// Number of flows less one; the number is a power of two, at most 2^24.
+    mask: u64,
+    /// The first 64 bytes of the packet, as every run finds them (but for the source address).
+    head: [u64; 8],
 }
 
-/// The datapath.
-#[xdp]
-pub fn fairlead_xdp(_ctx: XdpContext) -> u32 {
-    xdp_action::XDP_PASS
+/// One element.
+#[btf_map]
+static bench: Array<Bench, 1> = Array::new();
+
+/// What is to be undone.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Change {
+    Nothing,
+    /// An outer header.
+    Tunnel,
+    /// Addresses, ports, TTL.
+    Headers,
+}
+
+trait Draw: Family {
+    fn set_source(packet: &Packet, flow: u32) -> Option<()>;
+}
+
+impl Draw for V4 {
+    #[inline(always)]
+    fn set_source(packet: &Packet, flow: u32) -> Option<()> {
+        let ip = packet.at::<Ipv4>(ETH)?;
+        // SAFETY: `at` has checked the bounds.
+        unsafe { (*ip).src = (0x0a00_0000 | flow).to_be() };
+        Some(())
+    }
+}
+
+impl Draw for V6 {
+    #[inline(always)]
+    fn set_source(packet: &Packet, flow: u32) -> Option<()> {
+        let ip = packet.at::<Ipv6>(ETH)?;
+        // SAFETY: `at` has checked the bounds.
+        unsafe { (*ip).src[3] = flow.to_be() };
+        Some(())
+    }
+}
+
+#[inline(always)]
+fn draw<F: Draw>(ctx: &XdpContext) -> Option<()> {
+    // SAFETY: the bench runs on one CPU.
+    let state = unsafe { &mut *bench.get_ptr_mut(0)? };
+    let mut random = state.random;
+    random ^= random << 13;
+    random ^= random >> 7;
+    random ^= random << 17;
+    state.random = random;
+    F::set_source(&datapath::current_packet(ctx), (random >> 20 & state.mask) as u32)
+}
+
+#[inline(always)]
+fn undo<F: Family>(ctx: &XdpContext, change: Change) -> Option<()> {
+    // SAFETY: the context is the kernel's.
+    if change == Change::Tunnel && unsafe { bpf_xdp_adjust_head(ctx.ctx, F::OUTER as i32) } != 0 {
+        return None;
+    }
+    let head = &bench.get(0)?.head;
+    let packet = datapath::current_packet(ctx);
+    if change == Change::Tunnel {
+        // Ethernet header and TTL.
+        let to = packet.at::<[u64; 3]>(0)?;
+        // SAFETY: `at` has checked the bounds.
+        unsafe { *to = [head[0], head[1], head[2]] };
+    } else {
+        let to = packet.at::<[u64; 8]>(0)?;
+        // SAFETY: `at` has checked the bounds.
+        unsafe { *to = *head };
+    }
+    Some(())
+}
+
+#[inline(always)]
+const fn transmit(_ctx: &XdpContext) -> u32 {
+    xdp_action::XDP_TX
+}
+
+#[inline(always)]
+fn head_adjustment<F: Family>(ctx: &XdpContext) -> u32 {
+    // SAFETY: the context is the kernel's.
+    match unsafe { bpf_xdp_adjust_head(ctx.ctx, -(F::OUTER as i32)) } {
+        0 => xdp_action::XDP_TX,
+        _ => xdp_action::XDP_ABORTED,
+    }
+}
+
+macro_rules! programs {
+    ($($(#[$doc:meta])* $name:ident: $family:ident, $change:ident, $run:path;)*) => {$(
+        $(#[$doc])*
+        #[xdp]
+        #[inline(always)]
+        pub fn $name(ctx: XdpContext) -> u32 {
+            if draw::<$family>(&ctx).is_none() {
+                return xdp_action::XDP_ABORTED;
+            }
+            let action = $run(&ctx);
+            let changed = Change::$change != Change::Nothing && action == xdp_action::XDP_TX;
+            if changed && undo::<$family>(&ctx, Change::$change).is_none() {
+                return xdp_action::XDP_ABORTED;
+            }
+            action
+        }
+    )*};
+}
+
+programs! {
+    /// Packets that are not ours.
+    pass_v4: V4, Nothing, datapath::run;
+    /// IPIP.
+    ipip_v4: V4, Tunnel, datapath::run;
+    /// IPIP.
+    ipip_v6: V6, Tunnel, datapath::run;
+    /// NAT, requests.
+    nat_v4: V4, Headers, datapath::run;
+    /// NAT, requests.
+    nat_v6: V6, Headers, datapath::run;
+    /// The wrapper alone.
+    floor_v4: V4, Nothing, transmit;
+    /// The wrapper alone.
+    floor_v6: V6, Nothing, transmit;
+    /// The head is moved and moved back.
+    floor_head_v4: V4, Tunnel, head_adjustment::<V4>;
+    /// The head is moved and moved back.
+    floor_head_v6: V6, Tunnel, head_adjustment::<V6>;
+    /// The headers are written again.
+    floor_headers_v4: V4, Headers, transmit;
+    /// The headers are written again.
+    floor_headers_v6: V6, Headers, transmit;
 }
 
 #[panic_handler]

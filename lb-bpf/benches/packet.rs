@@ -1,0 +1,353 @@
+//! Nanoseconds per packet on every path of the datapath, over floors in the same run. Needs root.
+//!
+//! The programs of `fairlead_bench.bpf.o` run the datapath inlined under a wrapper that draws one of N flows at random
+//! and restores the packet (BPF_PROG_TEST_RUN feeds a changed packet back). All paths are run in turn, many times; the
+//! kernel times each run. *own* = T - (floor + floor of head adjustment) / 2; *over* = T - floor of head adjustment,
+//! that is, over a program that only moves the head, as the datapath must, too. Without a tunnel both are T - floor.
+use aya::{
+    Ebpf, EbpfLoader, TestRun,
+    maps::{Array, HashMap, MapData, PerCpuArray},
+    programs::{TestRunOptions, Xdp},
+};
+use lb_bpf::abi::{Addr, Backend, Config, Counter, Mode, Slot, Vip, VipKey, map, outer_header_sum, proto};
+use std::{error::Error, net::IpAddr, path::PathBuf};
+
+const XDP_PASS: u32 = 2;
+const XDP_TX: u32 = 3;
+/// Slots of a table, backends of a service, VIPs in the map.
+const SLOTS: u32 = 65_537;
+const BACKENDS: u32 = 100;
+const VIPS: u32 = 1000;
+/// Runs of a path at a time, and how often its turn comes.
+const REPEAT: u32 = 100_000;
+const ROUNDS: usize = 25;
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+fn main() -> Outcome<()> {
+    // `cargo test` runs benches, too, to see that they work.
+    let rounds = if std::env::args().any(|argument| argument == "--bench") { ROUNDS } else { 1 };
+    pin_to_one_cpu()?;
+    let mut bench = Bench::load()?;
+    let mut times = vec![Vec::new(); PATHS.len()];
+    for round in 0..=rounds {
+        for (path, times) in PATHS.iter().zip(&mut times) {
+            let nanos = bench.run(path).map_err(|error| format!("{}: {error}", path.name))?;
+            if round > 0 {
+                times.push(nanos); // the first round fills tables and caches
+            }
+        }
+    }
+    print(&times);
+    Ok(())
+}
+
+/// One line of the table.
+struct Path {
+    name: &'static str,
+    program: &'static str,
+    /// Number of flows, a power of two.
+    flows: u64,
+    packet: Packet,
+    /// Number of the service, below.
+    service: u32,
+    /// XDP action of every run.
+    action: u32,
+    /// What a packet looks up; empty: it is a floor.
+    lookups: &'static str,
+}
+
+/// What is sent to a service's VIP.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Packet {
+    Tcp(u8),
+    Udp,
+    /// TCP to a port where no service is.
+    Miss,
+}
+
+const ACK: Packet = Packet::Tcp(0x10);
+const SYN: Packet = Packet::Tcp(0x02);
+
+/// The services, by number; the even ones are IPv4, the odd ones IPv6.
+const CLEAN: u32 = 0;
+const SETTLED: u32 = 2;
+const NAT: u32 = 4;
+
+const FLOOR_V4: &str = "floor_v4";
+const FLOOR_V6: &str = "floor_v6";
+const TABLE: &str = "hash: vips; array: config, slots, backends, counters";
+const TRACKED: &str = "hash: vips, flows; array: config, slots, backends, counters; clock";
+
+#[rustfmt::skip]
+const PATHS: &[Path] = &[
+    floor("floor v4", FLOOR_V4, CLEAN),
+    floor("floor v4, head adjusted", "floor_head_v4", CLEAN),
+    floor("floor v4, headers written", "floor_headers_v4", CLEAN),
+    floor("floor v6", FLOOR_V6, CLEAN + 1),
+    floor("floor v6, head adjusted", "floor_head_v6", CLEAN + 1),
+    floor("floor v6, headers written", "floor_headers_v6", CLEAN + 1),
+    Path { name: "not ours", program: "pass_v4", flows: 1 << 20, packet: Packet::Miss, service: CLEAN, action: XDP_PASS, lookups: "hash: vips; array: config" },
+    tunnel("IPIP v4 TCP established, 1 flow", "ipip_v4", 1, ACK, CLEAN),
+    tunnel("IPIP v4 TCP established, 16k flows", "ipip_v4", 1 << 14, ACK, CLEAN),
+    tunnel("IPIP v4 TCP established, 1M flows", "ipip_v4", 1 << 20, ACK, CLEAN),
+    tunnel("IPIP v4 TCP SYN, 1 flow", "ipip_v4", 1, SYN, CLEAN),
+    tunnel("IPIP v4 TCP SYN, 1M flows", "ipip_v4", 1 << 20, SYN, CLEAN),
+    tunnel("IPIP v4 UDP, 1 flow", "ipip_v4", 1, Packet::Udp, CLEAN),
+    tunnel("IPIP v4 UDP, 1M flows", "ipip_v4", 1 << 20, Packet::Udp, CLEAN),
+    tunnel("IPIP v6 TCP established, 1 flow", "ipip_v6", 1, ACK, CLEAN + 1),
+    tunnel("IPIP v6 TCP established, 1M flows", "ipip_v6", 1 << 20, ACK, CLEAN + 1),
+    tunnel("IPIP v6 TCP SYN, 1M flows", "ipip_v6", 1 << 20, SYN, CLEAN + 1),
+    tunnel("IPIP v6 UDP, 1M flows", "ipip_v6", 1 << 20, Packet::Udp, CLEAN + 1),
+    tracked("dirty slots v4 TCP established, 1 flow", "ipip_v4", 1, SETTLED),
+    tracked("dirty slots v4 TCP established, 16k flows", "ipip_v4", 1 << 14, SETTLED),
+    tracked("dirty slots v6 TCP established, 16k flows", "ipip_v6", 1 << 14, SETTLED + 1),
+    tracked("NAT v4 TCP established, 1 flow", "nat_v4", 1, NAT),
+    tracked("NAT v4 TCP established, 16k flows", "nat_v4", 1 << 14, NAT),
+    tracked("NAT v4 TCP established, 256k flows", "nat_v4", 1 << 18, NAT),
+    tracked("NAT v6 TCP established, 16k flows", "nat_v6", 1 << 14, NAT + 1),
+];
+
+const fn floor(name: &'static str, program: &'static str, service: u32) -> Path {
+    Path { name, program, flows: 1 << 20, packet: ACK, service, action: XDP_TX, lookups: "" }
+}
+
+const fn tunnel(name: &'static str, program: &'static str, flows: u64, packet: Packet, service: u32) -> Path {
+    Path { name, program, flows, packet, service, action: XDP_TX, lookups: TABLE }
+}
+
+const fn tracked(name: &'static str, program: &'static str, flows: u64, service: u32) -> Path {
+    Path { name, program, flows, packet: ACK, service, action: XDP_TX, lookups: TRACKED }
+}
+
+fn print(times: &[Vec<f64>]) {
+    let median = |times: &[f64]| {
+        let mut sorted = times.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        (sorted[0], sorted[sorted.len() / 2])
+    };
+    let of = |program: &str| {
+        let index = PATHS.iter().position(|path| path.program == program);
+        median(&times[index.expect("every floor is a path")])
+    };
+    println!(
+        "ns per packet, min/median of {} rounds of {REPEAT} packets; {VIPS} VIPs, {SLOTS} slots,",
+        times[0].len()
+    );
+    println!("{BACKENDS} backends a service; flows drawn at random; every packet was seen to be forwarded");
+    println!("{:42} {:>9} {:>9} {:>9}  lookups", "path", "T", "own", "over");
+    for (path, times) in PATHS.iter().zip(times) {
+        let (min, mid) = median(times);
+        let family = if is_v4(path.service) { "v4" } else { "v6" };
+        let head = if path.program.starts_with("ipip") { "floor_head" } else { "floor_headers" };
+        let (plain, head) = match path.program {
+            "pass_v4" => (of(FLOOR_V4), of(FLOOR_V4)),
+            _ if head == "floor_headers" => {
+                (of(&format!("{head}_{family}")), of(&format!("{head}_{family}")))
+            }
+            _ => (of(&format!("floor_{family}")), of(&format!("{head}_{family}"))),
+        };
+        let pair = |min: f64, mid: f64| format!("{min:.0}/{mid:.0}");
+        let (own, over) = if path.lookups.is_empty() {
+            (String::new(), String::new())
+        } else {
+            let own = pair(min - (plain.0 + head.0) / 2.0, mid - (plain.1 + head.1) / 2.0);
+            (own, pair(min - head.0, mid - head.1))
+        };
+        println!("{:42} {:>9} {own:>9} {over:>9}  {}", path.name, pair(min, mid), path.lookups);
+    }
+}
+
+struct Bench {
+    ebpf: Ebpf,
+}
+
+/// A value of a map: the types of the ABI have no padding, and any bytes are a valid value of each.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct Plain<T>(T);
+
+// SAFETY: see above; used with the types of the ABI only.
+unsafe impl<T: Copy + 'static> aya::Pod for Plain<T> {}
+
+impl Bench {
+    fn load() -> Outcome<Self> {
+        let object = std::env::var_os("FAIRLEAD_BPF_BENCH").map_or_else(
+            || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/prebuilt/fairlead_bench.bpf.o")),
+            PathBuf::from,
+        );
+        let services = NAT + 2;
+        let backends = 1 + services * BACKENDS;
+        let mut ebpf = EbpfLoader::new()
+            .map_max_entries(map::VIPS, VIPS * 2)
+            .map_max_entries(map::SLOTS, services * SLOTS)
+            .map_max_entries(map::BACKENDS, backends)
+            .map_max_entries(map::BACKEND_COUNTERS, backends)
+            .map_max_entries(map::FLOWS, 1 << 20)
+            .map_max_entries(map::REVERSE, 1 << 20)
+            .load_file(object)?;
+        for path in PATHS {
+            let program: &mut Xdp = ebpf.program_mut(path.program).ok_or(path.program)?.try_into()?;
+            if program.fd().is_err() {
+                program.load()?;
+            }
+        }
+        let mut bench = Bench { ebpf };
+        let all = Config { flags: Config::NAT, nat_port_first: 1024, nat_port_last: 65_535 };
+        bench.array::<Config>(map::CONFIG)?.set(0, Plain(all), 0)?;
+        for number in 0..services {
+            bench.fill_service(number)?;
+        }
+        for number in services..VIPS {
+            let key = VipKey { addr: vip(number).into(), port: 80_u16.to_be(), proto: proto::TCP, zero: 0 };
+            let value = Vip { service: number, base: 0, size: SLOTS, flags: 0 };
+            bench.hash::<VipKey, Vip>(map::VIPS)?.insert(Plain(key), Plain(value), 0)?;
+        }
+        Ok(bench)
+    }
+
+    fn fill_service(&mut self, number: u32) -> Outcome<()> {
+        let (base, first) = (number * SLOTS, 1 + number * BACKENDS);
+        for proto in [proto::TCP, proto::UDP] {
+            let key = VipKey { addr: vip(number).into(), port: 80_u16.to_be(), proto, zero: 0 };
+            let value = Vip { service: number, base, size: SLOTS, flags: 0 };
+            self.hash::<VipKey, Vip>(map::VIPS)?.insert(Plain(key), Plain(value), 0)?;
+        }
+        for index in first..first + BACKENDS {
+            self.array::<Backend>(map::BACKENDS)?.set(index, Plain(backend(number, index)), 0)?;
+        }
+        let mut slots = self.array::<Slot>(map::SLOTS)?;
+        for slot in 0..SLOTS {
+            let current = first + slot.wrapping_mul(0x9e37_79b1) % BACKENDS;
+            let dirty = number & !1 == SETTLED;
+            let previous = if dirty { (first + slot % BACKENDS) | Slot::SETTLED } else { 0 };
+            slots.set(base + slot, Plain(Slot { current, previous }), 0)?;
+        }
+        Ok(())
+    }
+
+    /// Nanoseconds a packet; an error if one was not forwarded.
+    fn run(&mut self, path: &Path) -> Outcome<f64> {
+        let packet = packet(path);
+        let mut head = [0; 8];
+        for (word, bytes) in head.iter_mut().zip(packet.chunks_exact(8)) {
+            *word = u64::from_ne_bytes(bytes.try_into()?);
+        }
+        let [a, b, c, d, e, f, g, h] = head;
+        let state = [0x1234_5678_9abc_def1, path.flows - 1, a, b, c, d, e, f, g, h];
+        self.array::<[u64; 10]>("bench")?.set(0, Plain(state), 0)?;
+        let before = self.forwarded()?;
+        let program: &Xdp = self.ebpf.program(path.program).ok_or(path.program)?.try_into()?;
+        // Flows are made before the clock runs: as many draws as it takes to meet nearly all.
+        let warm_up =
+            if path.lookups == TRACKED { (path.flows * 4).clamp(1000, 1 << 20) as u32 } else { 1000 };
+        let mut nanos = 0.0;
+        for repeat in [warm_up, REPEAT] {
+            let options = TestRunOptions { data_in: Some(&packet), repeat, ..TestRunOptions::new() };
+            let result = program.test_run(options)?;
+            if result.return_value != path.action {
+                return Err(format!("XDP action {} in place of {}", result.return_value, path.action).into());
+            }
+            nanos = result.duration.as_nanos() as f64;
+        }
+        let sent = self.forwarded()? - before;
+        let balanced = !path.lookups.is_empty() && path.action == XDP_TX;
+        let expected = if balanced { u64::from(warm_up) + u64::from(REPEAT) } else { 0 };
+        if sent != expected {
+            return Err(format!("{sent} packets forwarded, not {expected}").into());
+        }
+        Ok(nanos)
+    }
+
+    /// Packets sent to any backend so far.
+    fn forwarded(&self) -> Outcome<u64> {
+        let counters: PerCpuArray<&MapData, Plain<Counter>> =
+            self.ebpf.map(map::BACKEND_COUNTERS).ok_or(map::BACKEND_COUNTERS)?.try_into()?;
+        let mut packets = 0;
+        for counter in counters.iter() {
+            packets += counter?.iter().map(|Plain(counter)| counter.packets).sum::<u64>();
+        }
+        Ok(packets)
+    }
+
+    fn hash<K: Copy + 'static, V: Copy + 'static>(
+        &mut self,
+        name: &'static str,
+    ) -> Outcome<HashMap<&mut MapData, Plain<K>, Plain<V>>> {
+        Ok(self.ebpf.map_mut(name).ok_or(name)?.try_into()?)
+    }
+
+    fn array<V: Copy + 'static>(&mut self, name: &'static str) -> Outcome<Array<&mut MapData, Plain<V>>> {
+        Ok(self.ebpf.map_mut(name).ok_or(name)?.try_into()?)
+    }
+}
+
+const fn is_v4(service: u32) -> bool {
+    service & 1 == 0
+}
+
+fn vip(service: u32) -> IpAddr {
+    let (high, low) = (service / 250, service % 250 + 1);
+    let text =
+        if is_v4(service) { format!("203.0.{high}.{low}") } else { format!("2001:db8:1:{high}::{low}") };
+    text.parse().expect("an address")
+}
+
+fn backend(service: u32, index: u32) -> Backend {
+    let v4 = is_v4(service);
+    let address = |low: u32| -> Addr {
+        let (a, b) = (low / 250, low % 250 + 1);
+        let text = if v4 { format!("10.200.{a}.{b}") } else { format!("fd00:1::{a}:{b}") };
+        text.parse::<IpAddr>().expect("an address").into()
+    };
+    let (addr, source) = (address(1 + index), address(0));
+    let mode = if service & !1 == NAT { Mode::Nat } else { Mode::Ipip };
+    Backend {
+        addr,
+        source,
+        next_hop: [2, 0, 0, 0, 0, 1],
+        source_mac: [2, 0, 0, 0, 0, 2],
+        ifindex: 1, // the loopback interface, where the test's packets seem to come from
+        port: 80_u16.to_be(),
+        mode: mode as u8,
+        flags: 0,
+        header_sum: if v4 { outer_header_sum(&source, &addr) } else { 0 },
+        service,
+        mtu: 1500,
+    }
+}
+
+/// A packet to the service, 64 bytes or a little more. Its checksums are not right, and nobody looks at them.
+fn packet(path: &Path) -> Vec<u8> {
+    let mut bytes = vec![2, 0, 0, 0, 0, 3, 2, 0, 0, 0, 0, 4];
+    let proto = if path.packet == Packet::Udp { proto::UDP } else { proto::TCP };
+    let payload = 30_u16;
+    match vip(path.service) {
+        IpAddr::V4(vip) => {
+            bytes.extend([8, 0, 0x45, 0]);
+            bytes.extend((20 + payload).to_be_bytes());
+            bytes.extend([0, 0, 0x40, 0, 64, proto, 0, 0, 10, 0, 0, 1]);
+            bytes.extend(vip.octets());
+        }
+        IpAddr::V6(vip) => {
+            bytes.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+            bytes.extend(payload.to_be_bytes());
+            bytes.extend([proto, 64, 0x20, 1, 0x0d, 0xb8, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+            bytes.extend(vip.octets());
+        }
+    }
+    let port = if path.packet == Packet::Miss { 81_u16 } else { 80 };
+    bytes.extend(40_000_u16.to_be_bytes());
+    bytes.extend(port.to_be_bytes());
+    let flags = if let Packet::Tcp(flags) = path.packet { flags } else { 0x10 };
+    bytes.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 0xff, 0xff, 0x12, 0x34, 0, 0]);
+    bytes.extend([0; 10]);
+    bytes
+}
+
+fn pin_to_one_cpu() -> Outcome<()> {
+    let mut cpus = nix::sched::CpuSet::new();
+    cpus.set(0)?;
+    nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &cpus)?;
+    Ok(())
+}

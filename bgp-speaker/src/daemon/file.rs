@@ -29,14 +29,8 @@ pub(super) fn read(path: &Path) -> Result<Config, String> {
 }
 
 fn parse(text: &str) -> Result<Config, String> {
-    let file: File =
-        serde_path_to_error::deserialize(serde_yaml_ng::Deserializer::from_str(text)).map_err(|error| {
-            match error.path().to_string() {
-                // The whole of the file: the parser's own words say where.
-                path if path == "." => error.inner().to_string(),
-                path => format!("{path}: {}", error.inner()),
-            }
-        })?;
+    let file: File = serde_path_to_error::deserialize(serde_yaml_ng::Deserializer::from_str(text))
+        .map_err(|error| described(&error.path().to_string(), &error.inner().to_string()))?;
     let asn = file.asn;
     let peers = file.peers.into_iter().enumerate();
     let peers =
@@ -46,6 +40,13 @@ fn parse(text: &str) -> Result<Config, String> {
         peers: peers.collect::<Result<_, _>>()?,
         routes: file.routes.into_iter().map(RouteSpec::route).collect(),
     })
+}
+
+/// Path and reason; the parser puts a part of the path before some of its reasons.
+fn described(path: &str, reason: &str) -> String {
+    let said = reason.split_once(": ").filter(|(start, _)| path.starts_with(start));
+    let reason = said.map_or(reason, |(_, rest)| rest);
+    if path == "." { reason.to_owned() } else { format!("{path}: {reason}") }
 }
 
 #[derive(Deserialize)]

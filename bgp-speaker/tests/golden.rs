@@ -1,0 +1,258 @@
+//! Messages that real routers sent (`tests/golden/*.hex`; the first line of each file names the router), against
+//! what they mean; and what the encoder makes of that.
+#![expect(clippy::unwrap_used, reason = "what a test cannot go on without")]
+use bgp_speaker::{
+    config::{Asn, Family},
+    wire::{
+        AfiSafi, Aggregator, Announcement, AsPath, Attributes, Capability, Context, Decoded,
+        ExtendedCommunity, Message, NextHop, Notification, Open, Origin, Reach, Reason, RefreshKind,
+        RouteRefresh, Update, decode, frame,
+    },
+};
+use std::{collections::BTreeSet, fs, net::IpAddr, path::PathBuf};
+
+/// eBGP, four-octet AS.
+fn external() -> Context {
+    let families = [Family::Ipv4Unicast, Family::Ipv6Unicast].into();
+    Context { four_octet_as: true, families, ..Context::default() }
+}
+
+fn two_octet() -> Context {
+    Context { four_octet_as: false, ..external() }
+}
+
+fn internal() -> Context {
+    Context { internal: true, ..external() }
+}
+
+fn directory() -> PathBuf {
+    [env!("CARGO_MANIFEST_DIR"), "tests", "golden"].iter().collect()
+}
+
+fn golden(name: &str) -> Vec<u8> {
+    let path = directory().join(name).with_extension("hex");
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let digits: String = text.lines().filter(|line| !line.starts_with('#')).collect();
+    (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()).collect()
+}
+
+fn other(code: u8, value: &[u8]) -> Capability {
+    Capability::Other { code, value: value.into() }
+}
+
+fn open(asn: u32, host: u8, capabilities: Vec<Capability>) -> Message {
+    Message::Open(Open { asn: Asn(asn), hold_seconds: 9, router_id: [198, 18, 0, host].into(), capabilities })
+}
+
+fn withdrawn(prefixes: &[&str]) -> Message {
+    let withdrawn = prefixes.iter().map(|text| text.parse().unwrap()).collect();
+    Message::Update(Update { withdrawn, announced: None })
+}
+
+fn announced(next_hop: &str, prefixes: &[&str], attributes: Attributes) -> Message {
+    let (address, link_local) = next_hop.split_once(' ').unwrap_or((next_hop, ""));
+    let next_hop =
+        NextHop { address: address.parse::<IpAddr>().unwrap(), link_local: link_local.parse().ok() };
+    let prefixes = prefixes.iter().map(|text| text.parse().unwrap()).collect();
+    let announced = Some(Announcement { attributes, reach: vec![Reach { next_hop, prefixes }] });
+    Message::Update(Update { withdrawn: Vec::new(), announced })
+}
+
+fn path(asns: impl IntoIterator<Item = u32>) -> Attributes {
+    Attributes { as_path: AsPath::sequence(asns), ..Attributes::default() }
+}
+
+fn refresh(family: Family, kind: RefreshKind) -> Message {
+    Message::RouteRefresh(RouteRefresh { family: AfiSafi::from(family), kind })
+}
+
+fn route_target(asn: u16, value: u32) -> ExtendedCommunity {
+    let ([a, b], [c, d, e, f]) = (asn.to_be_bytes(), value.to_be_bytes());
+    ExtendedCommunity([0, 2, a, b, c, d, e, f])
+}
+
+/// How the router wrote it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// As this speaker does, octet for octet.
+    Same,
+    /// Otherwise: FRR gives AS_PATH the extended length, puts attributes in another order, and each capability
+    /// into its own parameter.
+    Other,
+}
+use Form::{Other, Same};
+
+fn table() -> Vec<(&'static str, Context, Form, Message)> {
+    use Capability as C;
+    let (ipv4, ipv6) = (Family::Ipv4Unicast, Family::Ipv6Unicast);
+    let families = [C::MultiProtocol(ipv4.into()), C::MultiProtocol(ipv6.into())];
+    let with = |more: &[C]| [&families, more].concat();
+    let restart = other(64, &[0, 120, 0, 1, 1, 0, 0, 2, 1, 0]);
+    let frr = [
+        C::MultiProtocol(ipv4.into()),
+        C::MultiProtocol(ipv6.into()),
+        other(128, &[]),
+        C::RouteRefresh,
+        C::EnhancedRouteRefresh,
+        C::FourOctetAs(Asn(65001)),
+        other(6, &[]),
+        other(69, &[0, 1, 1, 1, 0, 2, 1, 1]),
+        other(73, b"\x02vm\x00"),
+        other(64, &[0xC0, 120, 0, 1, 1, 0, 0, 2, 1, 0]),
+        other(71, &[0, 1, 1, 0x80, 0, 0, 0, 0, 2, 1, 0x80, 0, 0, 0]),
+    ];
+    let aggregate = || Attributes {
+        med: Some(0),
+        atomic_aggregate: true,
+        aggregator: Some(Aggregator { asn: Asn(65001), address: [198, 18, 0, 1].into() }),
+        ..path([65001])
+    };
+    let with_med = |med| Attributes { med: Some(med), ..path([65001]) };
+    let bird_communities = |asns: &[u32]| Attributes {
+        origin: Origin::Incomplete,
+        communities: ["65002:200".parse().unwrap()].into(),
+        extended_communities: [route_target(65002, 9)].into(),
+        large_communities: ["65002:7:8".parse().unwrap()].into(),
+        ..path(asns.iter().copied())
+    };
+    let preferred = |attributes| Attributes { local_pref: Some(100), ..attributes };
+    let rich = Attributes {
+        med: Some(10),
+        communities: ["65001:100".parse().unwrap(), "no-export".parse().unwrap()].into(),
+        extended_communities: [route_target(65001, 5)].into(),
+        large_communities: ["65001:1:2".parse().unwrap(), "65001:3:4".parse().unwrap()].into(),
+        ..preferred(path([65001, 65001]))
+    };
+    let reflected = Attributes {
+        med: Some(20),
+        originator_id: Some([198, 18, 0, 2].into()),
+        cluster_list: vec![[9, 9, 9, 9].into()],
+        ..preferred(bird_communities(&[4_200_000_001]))
+    };
+    let shutdown =
+        |text| Message::Notification(Notification::with_communication(Reason::ADMINISTRATIVE_SHUTDOWN, text));
+    vec![
+        (
+            "bird-open",
+            external(),
+            Same,
+            open(
+                65002,
+                2,
+                with(&[
+                    C::RouteRefresh,
+                    other(6, &[]),
+                    restart.clone(),
+                    C::FourOctetAs(Asn(65002)),
+                    C::EnhancedRouteRefresh,
+                    other(71, &[]),
+                ]),
+            ),
+        ),
+        ("frr-open", external(), Other, open(65001, 1, frr.to_vec())),
+        (
+            "bird-open-two-octet",
+            external(),
+            Same,
+            open(65002, 2, with(&[C::RouteRefresh, restart, C::EnhancedRouteRefresh, other(71, &[])])),
+        ),
+        ("bird-keepalive", external(), Same, Message::Keepalive),
+        ("frr-aggregate", external(), Other, announced("198.18.0.1", &["192.0.2.0/24"], aggregate())),
+        (
+            "frr-ipv6",
+            external(),
+            Other,
+            announced("fd00:18::1 fe80::fcb5:28ff:fe2e:2a9", &["2001:db8:1::/48"], with_med(0)),
+        ),
+        (
+            "frr-ipv4",
+            external(),
+            Other,
+            announced("198.18.0.1", &["192.0.2.0/25", "198.51.100.0/24", "192.0.2.128/25"], with_med(0)),
+        ),
+        ("frr-end-of-rib-ipv6", external(), Other, Message::EndOfRib(ipv6)),
+        ("frr-end-of-rib-ipv4", external(), Same, Message::EndOfRib(ipv4)),
+        (
+            "bird-communities",
+            external(),
+            Same,
+            announced("198.18.0.2", &["100.64.0.0/10"], bird_communities(&[65002, 4_200_000_001])),
+        ),
+        (
+            "bird-ipv6",
+            external(),
+            Same,
+            announced(
+                "fd00:18::2 fe80::b8a5:9eff:fe01:6acc",
+                &["2001:db8:b::/48", "2001:db8:b:1::/64"],
+                path([65002]),
+            ),
+        ),
+        ("bird-withdraw-ipv6", external(), Same, withdrawn(&["2001:db8:b::/48", "2001:db8:b:1::/64"])),
+        ("bird-withdraw-ipv4", external(), Same, withdrawn(&["100.65.1.0/24", "100.64.0.0/10", "0.0.0.0/0"])),
+        ("frr-route-refresh", external(), Same, refresh(ipv4, RefreshKind::Request)),
+        ("bird-begin-of-refresh", external(), Same, refresh(ipv4, RefreshKind::Begin)),
+        ("bird-end-of-refresh", external(), Same, refresh(ipv6, RefreshKind::End)),
+        ("bird-shutdown", external(), Same, shutdown("bird goes home")),
+        ("frr-shutdown", external(), Same, shutdown("back at noon")),
+        (
+            "frr-aggregate-two-octet",
+            two_octet(),
+            Other,
+            announced("198.18.0.1", &["192.0.2.0/24"], aggregate()),
+        ),
+        (
+            "bird-as4-path",
+            two_octet(),
+            Same,
+            announced("198.18.0.2", &["100.64.0.0/10"], bird_communities(&[65002, 4_200_000_001])),
+        ),
+        (
+            "frr-as4-path",
+            two_octet(),
+            Other,
+            announced("198.18.0.1", &["100.64.0.0/10"], bird_communities(&[65001, 65002, 4_200_000_001])),
+        ),
+        (
+            "bird-internal",
+            internal(),
+            Same,
+            announced("198.18.0.2", &["100.65.1.0/24"], preferred(Attributes::default())),
+        ),
+        ("frr-reflected", internal(), Other, announced("198.18.0.2", &["100.64.0.0/10"], reflected)),
+        (
+            "frr-internal-ipv6",
+            internal(),
+            Other,
+            announced("fd00:18::1 fe80::54c9:2aff:fec9:46d1", &["2001:db8:2::/64"], rich),
+        ),
+    ]
+}
+
+#[test]
+fn every_message_means_what_it_should() {
+    for (name, context, form, message) in table() {
+        let bytes = golden(name);
+        assert_eq!(frame(&bytes, &context), Ok(Some(&bytes[..])), "{name}");
+        let expected = Decoded { message: message.clone(), errors: Vec::new() };
+        assert_eq!(decode(&bytes, &context), Ok(expected.clone()), "{name}");
+        let mut again = Vec::new();
+        assert_eq!(message.encode(&context, &mut again), Ok(1), "{name}");
+        assert_eq!(again == bytes, form == Same, "{name}: {again:02x?}");
+        assert_eq!(decode(&again, &context), Ok(expected), "{name}");
+    }
+}
+
+#[test]
+fn every_file_is_in_the_table_and_names_its_router() {
+    let names: BTreeSet<String> = table().iter().map(|(name, ..)| format!("{name}.hex")).collect();
+    let files: BTreeSet<String> = fs::read_dir(directory())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert_eq!(files, names);
+    for file in files {
+        let text = fs::read_to_string(directory().join(&file)).unwrap();
+        assert!(text.starts_with("# FRR 8.4.4: ") || text.starts_with("# BIRD 2.0.12: "), "{file}");
+    }
+}

@@ -189,7 +189,7 @@ fn table() -> Vec<(&'static str, Context, Form, Message)> {
             ),
         ),
         ("bird-withdraw-ipv6", external(), Same, withdrawn(&["2001:db8:b::/48", "2001:db8:b:1::/64"])),
-        ("bird-withdraw-ipv4", external(), Same, withdrawn(&["100.65.1.0/24", "100.64.0.0/10", "0.0.0.0/0"])),
+        ("bird-withdraw-ipv4", external(), Same, withdrawn(&["0.0.0.0/0", "100.65.1.0/24", "100.64.0.0/10"])),
         ("frr-route-refresh", external(), Same, refresh(ipv4, RefreshKind::Request)),
         ("bird-begin-of-refresh", external(), Same, refresh(ipv4, RefreshKind::Begin)),
         ("bird-end-of-refresh", external(), Same, refresh(ipv6, RefreshKind::End)),

@@ -159,8 +159,10 @@ fn lengths_of_an_update() {
         let bytes = update("", &[&mandatory(), end].concat(), PREFIX);
         withdraws(&bytes, &internal(), Reason::ATTRIBUTE_LENGTH_ERROR, end, &["203.0.113.0/24"]);
         // Without NLRI nobody knows what was meant (RFC 7606 section 5.2).
-        let bytes = update("", &[&mandatory(), end].concat(), "");
-        resets(&bytes, &internal(), Reason::ATTRIBUTE_LENGTH_ERROR, end);
+        for before in [mandatory(), String::new()] {
+            let bytes = update("", &[&before, end].concat(), "");
+            resets(&bytes, &internal(), Reason::ATTRIBUTE_LENGTH_ERROR, end);
+        }
     }
 }
 

@@ -71,6 +71,8 @@ pub(super) struct PathAttributes {
     pub(super) reaches: bool,
     /// Types that are there.
     pub(super) seen: BTreeSet<u8>,
+    /// The last attribute is cut short.
+    pub(super) cut: bool,
     /// Errors that do not end the session.
     pub(super) errors: Vec<UpdateError>,
     as4_path: Option<AsPath>,
@@ -88,6 +90,7 @@ impl PathAttributes {
                 let fault =
                     Fault { severity: Severity::TreatAsWithdraw, reason: Reason::ATTRIBUTE_LENGTH_ERROR };
                 all.errors.push(fault.error(code, input));
+                all.cut = true;
                 break;
             };
             if let Err(fault) = all.add(&raw, has_nlri, context) {

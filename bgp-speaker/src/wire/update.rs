@@ -71,7 +71,7 @@ pub(super) fn parse(body: &[u8], context: &Context) -> Result<Decoded, Notificat
         prefixes.map_err(|error| error.or(Reason::INVALID_NETWORK_FIELD))
     };
     let (mut withdrawn, prefixes) = (ipv4(withdrawn)?, ipv4(nlri)?);
-    let PathAttributes { attributes, next_hop, reach, unreach, reaches, seen, mut errors, .. } =
+    let PathAttributes { attributes, next_hop, reach, unreach, reaches, seen, cut, mut errors, .. } =
         PathAttributes::parse(attributes, !prefixes.is_empty(), context)?;
 
     let empty = withdrawn.is_empty() && prefixes.is_empty();
@@ -86,7 +86,7 @@ pub(super) fn parse(body: &[u8], context: &Context) -> Result<Decoded, Notificat
     let treat_as_withdraw = errors.iter().find(|error| error.severity == Severity::TreatAsWithdraw);
     if let Some(error) = treat_as_withdraw {
         // Without any NLRI it is not certain that all were found (RFC 7606 section 5.2).
-        if prefixes.is_empty() && !reaches && seen.iter().any(|code| *code != MP_UNREACH) {
+        if prefixes.is_empty() && !reaches && (cut || seen.iter().any(|code| *code != MP_UNREACH)) {
             return Err(error.notification.clone());
         }
     }

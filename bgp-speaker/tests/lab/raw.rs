@@ -1,0 +1,317 @@
+//! A peer made of a socket and bytes: what no router would send, and the exact answer.
+use super::harness::{Cable, OUR_ASN, ROUTER, ROUTER_ASN, US, enter, global, peer, wait_for, within};
+use bgp_speaker::{
+    config::{Asn, Family, PeerConfig, Route, RouteAttributes},
+    spawn,
+    wire::{Capability, Context, Message, Notification, Open, Reason, Update, decode, frame},
+};
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, Ipv4Addr, TcpListener, TcpStream},
+    thread,
+    time::{Duration, Instant},
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// One connection to the speaker.
+struct Raw {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+    context: Context,
+}
+
+impl Raw {
+    fn new(stream: TcpStream) -> Self {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let families = [Family::Ipv4Unicast, Family::Ipv6Unicast].into();
+        Raw {
+            stream,
+            buffer: Vec::new(),
+            context: Context { four_octet_as: true, families, ..Context::default() },
+        }
+    }
+
+    /// Dials, from the address that this peer is known by.
+    fn dial() -> Self {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match TcpStream::connect((US, 179)) {
+                Ok(stream) => return Raw::new(stream),
+                Err(error) => assert!(Instant::now() < deadline, "{error}"),
+            }
+            thread::yield_now();
+        }
+    }
+
+    fn send(&mut self, message: &Message) {
+        let mut bytes = Vec::new();
+        message.encode(&self.context, &mut bytes).unwrap();
+        self.stream.write_all(&bytes).unwrap();
+    }
+
+    /// The next message; none: the speaker has closed the connection.
+    fn receive(&mut self) -> Option<Message> {
+        loop {
+            if let Some(bytes) = frame(&self.buffer, &self.context).unwrap() {
+                let (length, decoded) = (bytes.len(), decode(bytes, &self.context).unwrap());
+                assert_eq!(decoded.errors, []);
+                self.buffer.drain(..length);
+                return Some(decoded.message);
+            }
+            let mut chunk = [0; 65536];
+            match self.stream.read(&mut chunk).unwrap() {
+                0 => return None,
+                octets => self.buffer.extend_from_slice(&chunk[..octets]),
+            }
+        }
+    }
+
+    /// Sends OPEN and goes on until the session is up.
+    fn establish(mut self) -> Self {
+        self.send(&open(ROUTER));
+        loop {
+            match self.receive() {
+                Some(Message::Open(_)) => self.send(&Message::Keepalive),
+                Some(Message::Keepalive) => return self,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// What the speaker says before it closes; it must close.
+    fn last_words(mut self) -> Option<Notification> {
+        let mut last = None;
+        while let Some(message) = self.receive() {
+            if let Message::Notification(notification) = message {
+                last = Some(notification);
+            }
+        }
+        last
+    }
+}
+
+fn open(router_id: &str) -> Message {
+    Message::Open(Open {
+        asn: Asn(ROUTER_ASN),
+        hold_seconds: 90,
+        router_id: router_id.parse::<Ipv4Addr>().unwrap(),
+        capabilities: vec![
+            Capability::MultiProtocol(Family::Ipv4Unicast.into()),
+            Capability::MultiProtocol(Family::Ipv6Unicast.into()),
+            Capability::FourOctetAs(Asn(ROUTER_ASN)),
+        ],
+    })
+}
+
+/// Runs a speaker with these peers while `part` runs, in a thread of its own at the router's end.
+fn against<T: Send>(peers: Vec<PeerConfig>, routes: Vec<Route>, part: impl FnOnce() -> T + Send) -> T {
+    let cable = Cable::new();
+    let namespace = cable.router.clone();
+    thread::scope(|scope| {
+        let part = scope.spawn(move || {
+            enter(&namespace);
+            part()
+        });
+        within(&cable.us, async {
+            let speaker = spawn();
+            speaker.set_global(global()).await.unwrap();
+            speaker.set_routes(routes).await.unwrap();
+            speaker.set_peers(peers).await.unwrap();
+            // The other side's own deadlines end it.
+            while !part.is_finished() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            speaker.shutdown().await;
+        });
+        part.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn message(kind: u8, body: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(19 + body.len()).unwrap().to_be_bytes();
+    [&[0xFF; 16], &length[..], &[kind], body].concat()
+}
+
+#[test]
+fn malformed_before_the_session() {
+    let mut marker = message(4, &[]);
+    marker[3] = 0;
+    let version = [5, 0xfd, 0xe9, 0, 90, 198, 18, 0, 1, 0];
+    let with = |change: fn(&mut [u8; 10])| {
+        let mut body = [4, 0xfd, 0xe9, 0, 90, 198, 18, 0, 1, 0];
+        change(&mut body);
+        message(1, &body)
+    };
+    let cases = [
+        (marker, Notification::from(Reason::CONNECTION_NOT_SYNCHRONIZED)),
+        (
+            message(4, &[])[..18].iter().chain(&[99]).copied().collect(),
+            Notification::new(Reason::BAD_MESSAGE_TYPE, [99]),
+        ),
+        (message(1, &[4; 5]), Notification::new(Reason::BAD_MESSAGE_LENGTH, [0, 24])),
+        (message(2, &[0; 4090])[..19].to_vec(), Notification::new(Reason::BAD_MESSAGE_LENGTH, [0x10, 0x0d])),
+        (message(1, &version), Notification::new(Reason::UNSUPPORTED_VERSION, [0, 4])),
+        (with(|body| body[1] = 0xfc), Reason::BAD_PEER_AS.into()),
+        (with(|body| body[4] = 1), Reason::UNACCEPTABLE_HOLD_TIME.into()),
+        (with(|body| body[5..9].fill(0)), Reason::BAD_BGP_IDENTIFIER.into()),
+        (
+            message(1, &[4, 0xfd, 0xe9, 0, 90, 198, 18, 0, 1, 2, 1, 0]),
+            Reason::UNSUPPORTED_OPTIONAL_PARAMETER.into(),
+        ),
+        (message(4, &[]), Reason::UNEXPECTED_IN_OPEN_SENT.into()),
+        (message(2, &[0; 4]), Reason::UNEXPECTED_IN_OPEN_SENT.into()),
+    ];
+    against(vec![peer()], Vec::new(), move || {
+        for (bytes, expected) in cases {
+            let mut raw = Raw::dial();
+            raw.stream.write_all(&bytes).unwrap();
+            assert_eq!(raw.last_words(), Some(expected), "{bytes:02x?}");
+        }
+    });
+}
+
+#[test]
+fn malformed_within_the_session() {
+    let hex = |text: &str| -> Vec<u8> {
+        (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+    };
+    let cases = [
+        (message(2, &hex("00030000")), Notification::from(Reason::MALFORMED_ATTRIBUTE_LIST)),
+        (message(2, &hex("0002210a0000")), Reason::INVALID_NETWORK_FIELD.into()),
+        (
+            message(2, &hex("0000000450630001")),
+            Notification::new(Reason::ATTRIBUTE_LENGTH_ERROR, hex("50630001")),
+        ),
+        (
+            message(2, &hex("000000034063 00".replace(' ', "").as_str())),
+            Notification::new(Reason::UNRECOGNIZED_WELL_KNOWN_ATTRIBUTE, hex("406300")),
+        ),
+        (
+            message(2, &hex("00000006800e03000201")),
+            Notification::new(Reason::OPTIONAL_ATTRIBUTE_ERROR, hex("800e03000201")),
+        ),
+        (message(4, &[0]), Notification::new(Reason::BAD_MESSAGE_LENGTH, [0, 20])),
+        (message(7, &[]), Notification::new(Reason::BAD_MESSAGE_TYPE, [7])),
+        (message(1, &[4, 0xfd, 0xe9, 0, 90, 198, 18, 0, 1, 0]), Reason::UNEXPECTED_IN_ESTABLISHED.into()),
+    ];
+    against(vec![peer()], Vec::new(), move || {
+        for (bytes, expected) in cases {
+            let mut raw = Raw::dial().establish();
+            raw.stream.write_all(&bytes).unwrap();
+            assert_eq!(raw.last_words(), Some(expected), "{bytes:02x?}");
+        }
+    });
+}
+
+/// Both sides dialled, and both connections got as far as OPEN: that of the higher identifier stays (RFC 4271
+/// section 6.8).
+#[test]
+fn collision() {
+    for (their_id, dialled_stays) in [("198.18.0.1", false), ("198.18.0.3", true)] {
+        against(vec![peer()], Vec::new(), move || {
+            let listener = TcpListener::bind((ROUTER, 179)).unwrap();
+            let mut theirs = Raw::new(listener.accept().unwrap().0);
+            let mut ours = Raw::dial();
+            for raw in [&mut theirs, &mut ours] {
+                assert!(matches!(raw.receive(), Some(Message::Open(_))));
+            }
+            theirs.send(&open(their_id));
+            assert_eq!(theirs.receive(), Some(Message::Keepalive));
+            ours.send(&open(their_id));
+            let (mut stays, goes) = if dialled_stays { (ours, theirs) } else { (theirs, ours) };
+            assert_eq!(goes.last_words(), Some(Reason::CONNECTION_COLLISION_RESOLUTION.into()));
+            stays.send(&Message::Keepalive);
+            let mut messages = std::iter::from_fn(|| stays.receive());
+            assert!(messages.any(|message| message == Message::EndOfRib(Family::Ipv6Unicast)));
+        });
+    }
+}
+
+/// A peer that takes nothing costs no memory and no time of another one's.
+#[test]
+fn a_peer_that_does_not_read_delays_no_other() {
+    const ROUTES: u32 = 200_000;
+    let second = "198.18.0.9";
+    let routes = (0..ROUTES).map(|index| Route {
+        prefix: ipnet::Ipv4Net::new(Ipv4Addr::from_bits(0x0b00_0000 + index * 16), 28).unwrap().into(),
+        attributes: RouteAttributes::default(),
+        peers: None,
+    });
+    let routes: Vec<Route> = routes.collect();
+    let cable = Cable::new();
+    super::harness::run("ip", &["-n", &cable.router, "address", "add", "198.18.0.9/24", "dev", "router0"]);
+    let peers = vec![peer(), PeerConfig { address: second.parse().unwrap(), ..peer() }];
+    let namespace = cable.router.clone();
+    thread::scope(|scope| {
+        let part = scope.spawn(move || {
+            enter(&namespace);
+            let deaf = Raw::dial().establish();
+            let mut reads = Raw::new(dial_from(second)).establish();
+            let mut count = 0;
+            while count < ROUTES {
+                if let Some(Message::Update(Update { announced: Some(announced), .. })) = reads.receive() {
+                    count += announced
+                        .reach
+                        .iter()
+                        .map(|reach| u32::try_from(reach.prefixes.len()).unwrap())
+                        .sum::<u32>();
+                }
+            }
+            // Still there, and still deaf.
+            drop(deaf);
+            count
+        });
+        within(&cable.us, async {
+            let speaker = spawn();
+            speaker.set_global(global()).await.unwrap();
+            speaker.set_peers(peers).await.unwrap();
+            wait_for("both sessions", || async {
+                speaker.peers().await.iter().all(|peer| peer.state == "Established")
+            })
+            .await;
+            let before = resident();
+            speaker.set_routes(routes).await.unwrap();
+            let start = Instant::now();
+            speaker.flushed().await;
+            // The deaf one never is: the wait ends by itself.
+            assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+            while !part.is_finished() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            let grown = resident().saturating_sub(before);
+            // The routes themselves, not a megabyte of messages for the deaf one beside.
+            assert!(grown < 300 << 20, "{grown} octets more");
+            speaker.shutdown().await;
+        });
+        assert_eq!(part.join().unwrap(), ROUTES);
+    });
+}
+
+/// Octets of memory in use by this process.
+fn resident() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    statm.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 4096
+}
+
+fn dial_from(address: &str) -> TcpStream {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let local = std::net::SocketAddr::new(address.parse::<IpAddr>().unwrap(), 0);
+    socket.bind(&local.into()).unwrap();
+    let remote: std::net::SocketAddr = format!("{US}:179").parse().unwrap();
+    socket.connect(&remote.into()).unwrap();
+    socket.into()
+}
+
+/// A stranger gets nothing, not even an OPEN.
+#[test]
+fn strangers_are_turned_away() {
+    let stranger = PeerConfig { address: "198.18.0.77".parse().unwrap(), ..peer() };
+    against(vec![stranger], Vec::new(), || {
+        let mut raw = Raw::dial();
+        let mut octets = [0; 1];
+        // End of stream, or a reset.
+        assert!(!matches!(raw.stream.read(&mut octets), Ok(1)));
+    });
+    assert_ne!(OUR_ASN, ROUTER_ASN);
+}

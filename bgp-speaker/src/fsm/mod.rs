@@ -2,7 +2,7 @@
 //! go out, and [`Fsm::next_deadline`] says when to come back with [`Event::Tick`].
 //!
 //! A peer has one *dialer* for as long as it is configured, and one *accepted* machine for each connection that
-//! came in (section 8.2.1); [`peer`](crate::peer) resolves their collisions.
+//! came in (section 8.2.1); `peer` resolves their collisions.
 //!
 //! | state | Start | Tick: retry | connected | TCP failed | OPEN | KEEPALIVE | UPDATE, REFRESH | hold expired |
 //! |---|---|---|---|---|---|---|---|---|

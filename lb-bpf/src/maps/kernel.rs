@@ -396,3 +396,6 @@ fn of(map: &'static str, action: &'static str) -> impl FnOnce(aya::maps::MapErro
         error => MapError::new(map, action, io::Error::other(error)),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -77,6 +77,8 @@ pub struct State {
     /// Index of `backends` by what a backend is, lest it gets a second entry.
     by_target: BTreeMap<TargetKey, BTreeSet<u32>>,
     names: BTreeMap<u32, ServiceKey>,
+    /// Those of the last plan.
+    hops: NextHops,
     decap: BTreeSet<DecapKey>,
     config: Config,
     services: BTreeMap<ServiceKey, Programmed>,
@@ -155,6 +157,7 @@ impl State {
             backends,
             by_target,
             names: maps.names()?,
+            hops: NextHops::new(),
             decap: maps.decap()?,
             config: maps.config()?,
             services: BTreeMap::new(),

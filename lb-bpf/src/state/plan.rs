@@ -68,6 +68,7 @@ impl State {
     ) -> Result<Vec<Op>, PlanError> {
         self.named = Some(named(desired)?);
         self.release(now);
+        let same_hops = self.hops == *hops;
         let mut ops = Vec::new();
         if self.named.as_ref().is_some_and(|named| named.nat) {
             let config =
@@ -85,8 +86,11 @@ impl State {
             if self.names.get(&id) != Some(key) {
                 self.push(Op::SetName(id, key.clone()), &mut ops);
             }
-            let before = known.remove(&id);
-            let programmed = self.program(maps, id, service, before, hops, now, &mut ops)?;
+            let before = known.remove(&id).map(|(_, programmed)| programmed);
+            let programmed = match before {
+                Some(before) if same_hops && self.is_as_desired(&before, service) => before,
+                before => self.program(maps, id, service, before, hops, now, &mut ops)?,
+            };
             self.services.insert(key.clone(), programmed);
         }
         for decap in &desired.decap {
@@ -96,7 +100,10 @@ impl State {
             }
         }
         self.leaving = known;
-        self.refresh_absent(hops, &mut ops);
+        if !same_hops {
+            self.refresh_absent(hops, &mut ops);
+            self.hops.clone_from(hops);
+        }
         self.retire_tables(now);
         Ok(ops)
     }
@@ -181,6 +188,12 @@ impl State {
         (known, ids)
     }
 
+    /// Whether a service that is dealt with already needs nothing.
+    fn is_as_desired(&self, before: &Programmed, service: &Service) -> bool {
+        before.desired == *service
+            && service.frontends.iter().all(|frontend| self.vips.get(&vip_key(frontend)) == Some(&before.vip))
+    }
+
     /// Plans one service.
     #[expect(clippy::too_many_arguments, reason = "all of them are one call's context")]
     fn program(
@@ -188,12 +201,11 @@ impl State {
         maps: &impl Maps,
         id: u32,
         service: &Service,
-        before: Option<(ServiceKey, Programmed)>,
+        before: Option<Programmed>,
         hops: &NextHops,
         now: Now,
         ops: &mut Vec<Op>,
     ) -> Result<Programmed, PlanError> {
-        let before = before.map(|(_, programmed)| programmed);
         let mut entries = BTreeMap::new();
         for (endpoint, target) in &service.backends {
             let hop = hops.get(&endpoint.address).unwrap_or(&NextHop::Pending);
@@ -361,20 +373,22 @@ impl State {
         now: Now,
         ops: &mut Vec<Op>,
     ) -> Result<Programmed, PlanError> {
-        let is_live =
-            |index: u32| self.backends.get(&index).is_some_and(|backend| backend.flags & Backend::DOWN == 0);
+        let is_live = |index: u32| {
+            let backend = if index == 0 { None } else { self.backends.get(&index) };
+            backend.is_some_and(|backend| backend.flags & Backend::DOWN == 0)
+        };
         let no_slots = (Vip { service: id, base: 0, size: 0, flags: 0 }, Vec::new());
         let (old_vip, old_slots) = old.candidates.first().unwrap_or(&no_slots);
         // When no backend is declared any more the table stays: those that were may drain.
         let size = if service.backends.is_empty() { old_vip.size } else { table.size };
-        let owners = table.owners(size);
+        let (owners, shares) = table.owners(size);
         let is_right = |slots: &[Slot]| slots.iter().map(|slot| slot.current).eq(owners.iter().copied());
         let right = old.candidates.iter().find(|(_, slots)| is_right(slots)).map(|(vip, _)| *vip);
         let mut programmed = Programmed {
             id,
             desired: service.clone(),
             vip: Vip { service: id, base: 0, size, flags: 0 },
-            shares: table.shares(&owners),
+            shares,
             members: table.members,
             entries: table.entries,
             since: old.since,
@@ -475,22 +489,20 @@ impl Table {
         Table { size, members, entries }
     }
 
-    /// The index of the owner of each of `size` slots, 0 without members.
-    fn owners(&self, size: u32) -> Vec<u32> {
+    /// The index of the owner of each of `size` slots, 0 without members; and how many slots each member owns.
+    fn owners(&self, size: u32) -> (Vec<u32>, BTreeMap<Endpoint, u32>) {
         let weights: Vec<_> = self.members.iter().map(|(endpoint, weight, _)| (*endpoint, *weight)).collect();
         if size == 0 || weights.is_empty() {
-            return vec![0; size as usize];
+            return (vec![0; size as usize], BTreeMap::new());
         }
-        maglev::build(size, &weights).into_iter().map(|member| self.members[member as usize].2).collect()
-    }
-
-    fn shares(&self, owners: &[u32]) -> BTreeMap<Endpoint, u32> {
-        let mut by_index = BTreeMap::<u32, u32>::new();
-        for &owner in owners {
-            *by_index.entry(owner).or_default() += 1;
+        let mut owners = maglev::build(size, &weights);
+        let mut shares = vec![0; weights.len()];
+        for owner in &mut owners {
+            let member = *owner as usize;
+            shares[member] += 1;
+            *owner = self.members[member].2;
         }
-        let share = |index: &u32| by_index.get(index).copied().unwrap_or(0);
-        self.members.iter().map(|(endpoint, _, index)| (*endpoint, share(index))).collect()
+        (owners, weights.into_iter().map(|(endpoint, _)| endpoint).zip(shares).collect())
     }
 }
 

@@ -1,0 +1,90 @@
+//! Time to plan 10,000 services of 10 backends: from nothing, after a restart, without a change, with one. The floor
+//! is a clone of the desired set, which touches every service and backend once.
+//! `cargo bench -p lb-bpf --no-default-features --bench plan`
+use lb_bpf::{
+    Sizes,
+    abi::Mode,
+    maps::{Maps, Op, fake::FakeMaps},
+    service::{Desired, Endpoint, Frontend, Protocol, Service, ServiceKey, Target},
+    state::{Hop, NextHop, NextHops, Now, State},
+};
+use std::{collections::BTreeSet, hint::black_box, net::Ipv4Addr, time::Instant};
+
+const SERVICES: u32 = 10_000;
+const BACKENDS: u32 = 10;
+const SIZES: Sizes = Sizes { vips: 16_384, slots: 1 << 24, backends: 1 << 17, flows: 1024, decap: 16 };
+
+fn main() {
+    let mut desired = desired();
+    let hops = hops();
+    let (floor, _) = time(|| black_box(desired.clone()));
+    println!("{SERVICES} services of {BACKENDS} backends                   ms   x floor");
+    let print = |what: &str, ms: f64, ops: usize| {
+        println!("{what:<44} {ms:>8.2} {:>8.1}   {ops} operations", ms / floor)
+    };
+    print("floor: clone the desired set", floor, 0);
+
+    let mut maps = FakeMaps::new(SIZES);
+    let mut state = restore(&maps);
+    let (ms, ops) = time(|| plan(&mut state, &maps, &desired, &hops));
+    print("plan: from nothing", ms, ops.len());
+    let (ms, ()) =
+        time(|| ops.iter().for_each(|op| maps.apply(op).unwrap_or_else(|error| panic!("{error}"))));
+    print("apply (in memory): from nothing", ms, ops.len());
+    let (ms, restored) = time(|| restore(&maps));
+    print("restore", ms, 0);
+    state = restored;
+    let (ms, ops) = time(|| plan(&mut state, &maps, &desired, &hops));
+    print("plan: after a restart", ms, ops.len());
+    let (ms, ops) = time(|| plan(&mut state, &maps, &desired, &hops));
+    print("plan: nothing has changed", ms, ops.len());
+    let target =
+        desired.services.values_mut().next().and_then(|service| service.backends.values_mut().next());
+    target.into_iter().for_each(|target| target.up = false);
+    let (ms, ops) = time(|| plan(&mut state, &maps, &desired, &hops));
+    print("plan: one backend is down", ms, ops.len());
+    let (ms, report) = time(|| state.sweep(&mut maps, Now(2_000_000)));
+    print("sweep", ms, report.map_or(0, |report| report.slots_settled));
+}
+
+fn restore(maps: &FakeMaps) -> State {
+    State::restore(maps).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn plan(state: &mut State, maps: &FakeMaps, desired: &Desired, hops: &NextHops) -> Vec<Op> {
+    state.plan(maps, desired, hops, Now(1_000_000)).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn desired() -> Desired {
+    let service = |n: u32| {
+        let address = Ipv4Addr::from(0xcb00_0000 + n).into();
+        let endpoint =
+            |b| Endpoint { address: Ipv4Addr::from(0x0a00_0000 + (n * 7 + b) % 5000).into(), port: 80 };
+        let service = Service {
+            frontends: [Frontend { address, protocol: Protocol::Tcp, port: 80 }].into(),
+            mode: Mode::Ipip,
+            backends: (0..BACKENDS).map(|b| (endpoint(b), Target { weight: 1, up: true })).collect(),
+            drain_seconds: 300,
+        };
+        (ServiceKey(format!("LoadBalancer/service-{n}/http/ipv4")), service)
+    };
+    Desired { services: (0..SERVICES).map(service).collect(), decap: BTreeSet::new() }
+}
+
+fn hops() -> NextHops {
+    let hop = Hop {
+        source: Ipv4Addr::new(10, 255, 0, 1).into(),
+        mac: [2, 0, 0, 0, 0, 1],
+        source_mac: [2, 0, 0, 0, 0, 2],
+        ifindex: 2,
+        mtu: 1500,
+    };
+    (0..5000).map(|n| (Ipv4Addr::from(0x0a00_0000 + n).into(), NextHop::Known(hop))).collect()
+}
+
+/// Milliseconds.
+fn time<T>(work: impl FnOnce() -> T) -> (f64, T) {
+    let start = Instant::now();
+    let result = work();
+    (start.elapsed().as_secs_f64() * 1e3, result)
+}

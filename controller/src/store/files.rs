@@ -38,7 +38,7 @@ use tokio::sync::watch;
 use tokio_stream::wrappers::WatchStream;
 
 /// Changes are at rest when nothing happens for so long.
-const QUIET: Duration = Duration::from_millis(10);
+const QUIET: Duration = Duration::from_millis(5);
 /// Changes that never rest, or a file that a writer never closes, are read as they are after so long.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How often it is checked that the watched directory is still the one of that name.

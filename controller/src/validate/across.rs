@@ -63,6 +63,8 @@ fn missing_pools(objects: &Objects<'_>) -> Vec<Fault> {
     load_balancers(objects).filter_map(fault).collect()
 }
 
+static NO_LABELS: BTreeMap<String, String> = BTreeMap::new();
+
 /// A router knows its peers by their addresses.
 fn ambiguous_peers(objects: &Objects<'_>) -> Vec<Fault> {
     let peers: Vec<_> = peers(objects).collect();
@@ -70,9 +72,8 @@ fn ambiguous_peers(objects: &Objects<'_>) -> Vec<Fault> {
     for (router, _, found) in routers(objects) {
         let mut owners = BTreeMap::new();
         for (name, place, peer) in &peers {
-            let labels = peer.metadata.labels.clone().unwrap_or_default();
-            let Some(address) = peer.spec.address.filter(|_| found.spec.peer_selector.matches(&labels))
-            else {
+            let labels = peer.metadata.labels.as_ref().unwrap_or(&NO_LABELS);
+            let Some(address) = peer.spec.address.filter(|_| found.spec.peer_selector.matches(labels)) else {
                 continue;
             };
             let owner = *owners.entry(address).or_insert(*name);

@@ -242,3 +242,164 @@ fn jitter(check: &Check, endpoint: &Endpoint, spread: Duration) -> Duration {
     (check, endpoint).hash(&mut hasher);
     spread.mul_f64((hasher.finish() >> 11) as f64 / (1u64 << 53) as f64)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::{collections::BTreeSet, net::IpAddr};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    fn check(method: Method, rise: u8, fall: u8) -> Check {
+        Check { method, interval_millis: 20, timeout_millis: 500, rise, fall }
+    }
+
+    fn http(path: &str) -> Method {
+        Method::Http { path: path.to_owned() }
+    }
+
+    proptest! {
+        /// Against the definition, told naively from the whole history.
+        #[test]
+        fn standing_is_rise_and_fall(rise in 1..5u8, fall in 1..5u8, results in prop::collection::vec(any::<bool>(), 0..60)) {
+            let check = check(Method::Tcp, rise, fall);
+            let mut standing = Standing::default();
+            let mut healthy: Option<bool> = None;
+            for end in 1..=results.len() {
+                let last = results[end - 1];
+                let streak = results[..end].iter().rev().take_while(|result| **result == last).count();
+                let turns = healthy != Some(last) && streak >= usize::from(if last { rise } else { fall });
+                let result = if last { Ok(()) } else { Err(Failure::TimedOut) };
+                let expected = turns.then_some(if last { Health::Healthy } else { Health::Unhealthy(Failure::TimedOut) });
+                prop_assert_eq!(standing.take(&check, result), expected);
+                if turns {
+                    healthy = Some(last);
+                }
+            }
+        }
+
+        #[test]
+        fn jitter_is_within_the_spread(port in 1u16.., millis in 0..10_000u64) {
+            let endpoint = Endpoint { address: [127, 0, 0, 1].into(), port };
+            let spread = Duration::from_millis(millis);
+            prop_assert!(jitter(&check(Method::Tcp, 1, 1), &endpoint, spread) <= spread);
+        }
+    }
+
+    /// Answers every connection with these bytes and closes it; without any it holds it open.
+    async fn server(answer: &'static [u8]) -> Endpoint {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let mut held = Vec::new();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut request = [0; 1024];
+                let _: io::Result<usize> = stream.read(&mut request).await;
+                if answer.is_empty() {
+                    held.push(stream);
+                } else {
+                    let _: io::Result<()> = stream.write_all(answer).await;
+                }
+            }
+        });
+        Endpoint { address: address.ip(), port: address.port() }
+    }
+
+    async fn verdict(method: Method, endpoint: Endpoint) -> Result<(), Failure> {
+        let check = Check { timeout_millis: 200, ..check(method, 1, 1) };
+        match probe(&check, endpoint).await {
+            Ok(()) => Ok(()),
+            Err(Error::Failed(failure)) => Err(failure),
+            Err(Error::Own(error)) => panic!("{error}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_judged() {
+        let cases: [(&[u8], Result<(), Failure>); 8] = [
+            (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", Ok(())),
+            (b"HTTP/1.0 204 No Content\r\n\r\n", Ok(())),
+            (b"HTTP/1.1 302 Found\r\nlocation: /\r\n\r\n", Ok(())),
+            // Broken off in the body: the status has decided.
+            (b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nok", Ok(())),
+            (b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n", Err(Failure::Status(404))),
+            (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", Err(Failure::Status(503))),
+            (b"SSH-2.0-OpenSSH_9.2\r\n", Err(Failure::NotHttp)),
+            (b"", Err(Failure::TimedOut)),
+        ];
+        for (answer, expected) in cases {
+            let endpoint = server(answer).await;
+            assert_eq!(verdict(http("/healthz?x=1"), endpoint).await, expected, "{}", answer.escape_ascii());
+        }
+    }
+
+    #[tokio::test]
+    async fn an_endless_answer_is_read_in_part() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let flood = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut sent = 0;
+            stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+            while let Ok(count) = stream.write(&[b'x'; 4096]).await {
+                sent += count;
+            }
+            sent
+        });
+        let endpoint = Endpoint { address: address.ip(), port: address.port() };
+        assert_eq!(verdict(http("/"), endpoint).await, Ok(()));
+        // What the kernel buffers comes on top of what was read.
+        assert!(flood.await.unwrap() < 64 << 20);
+    }
+
+    #[tokio::test]
+    async fn nobody_listens() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let endpoint = Endpoint { address: address.ip(), port: address.port() };
+        assert_eq!(verdict(Method::Tcp, endpoint).await, Ok(()));
+        drop(listener);
+        assert_eq!(verdict(Method::Tcp, endpoint).await, Err(Failure::Io(io::ErrorKind::ConnectionRefused)));
+    }
+
+    async fn next(checks: &mut Checks) -> Vec<CheckResult> {
+        timeout(Duration::from_secs(10), checks.results()).await.expect("a result within 10 s")
+    }
+
+    #[tokio::test]
+    async fn targets_are_replaced_as_a_whole_and_those_that_stay_keep_their_state() {
+        let good = server(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+        let other = Endpoint { address: IpAddr::from([127, 0, 0, 1]), port: 1 };
+        let (first, second) = (check(http("/"), 2, 1), check(Method::Tcp, 1, 1));
+        let mut checks = Checks::default();
+        let stays = (first.clone(), BTreeSet::from([good]));
+        checks.set_targets(&Targets::from([stays.clone()]));
+        let healthy = CheckResult { check: first, endpoint: good, health: Health::Healthy };
+        assert_eq!(next(&mut checks).await, [healthy]);
+
+        // Were the first check begun anew, then it would tell its result again.
+        checks.set_targets(&Targets::from([stays, (second.clone(), BTreeSet::from([other]))]));
+        let refused = Health::Unhealthy(Failure::Io(io::ErrorKind::ConnectionRefused));
+        let refused = CheckResult { check: second, endpoint: other, health: refused };
+        assert_eq!(next(&mut checks).await, [refused]);
+        assert!(timeout(Duration::from_millis(200), checks.results()).await.is_err(), "nothing else changed");
+
+        checks.set_targets(&Targets::new());
+        assert!(checks.running.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_backend_that_dies_is_noticed() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let endpoint = Endpoint { address: address.ip(), port: address.port() };
+        let mut checks = Checks::default();
+        checks.set_targets(&Targets::from([(check(Method::Tcp, 1, 3), BTreeSet::from([endpoint]))]));
+        assert_eq!(next(&mut checks).await[0].health, Health::Healthy);
+        drop(listener);
+        assert!(matches!(next(&mut checks).await[0].health, Health::Unhealthy(Failure::Io(_))));
+    }
+}

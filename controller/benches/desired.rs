@@ -1,0 +1,126 @@
+//! What `desired()` costs at 10,000 services with 10 backends each, beside a floor: cloning its input. Run with
+//! `cargo bench -p controller --no-default-features --bench desired`.
+#![expect(clippy::unwrap_used, reason = "a bench may stop")]
+use controller::{
+    declared::Declared,
+    desired::{Desired, Draft, desired},
+    observed::{Health, NodeInfo, Observed},
+    validate::parse_directory,
+};
+use lb_bpf::{Installed, InstalledService, service::Endpoint};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+    hint::black_box,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+const SERVICES: usize = 10_000;
+const BACKENDS: usize = 10;
+/// Runs of which the fastest and the median count.
+const RUNS: usize = 15;
+
+fn main() {
+    for (name, check) in [("no checks", ""), ("HTTP checks", CHECK)] {
+        let (declared, observed) = settled(check);
+        println!("{SERVICES} services × {BACKENDS} backends, {name}");
+        let floor = time(|| black_box((declared.clone(), observed.clone(), (*observed.health).clone())));
+        let all = time(|| black_box(desired(&declared, &observed)));
+        report("floor: clone the input", floor, floor);
+        report("desired()", all, floor);
+        // The first step can be kept while only what is installed changes: the second one alone.
+        let mut finishes: Vec<_> = (0..RUNS)
+            .map(|_| {
+                let draft = Draft::new(&declared, &observed);
+                let start = Instant::now();
+                black_box(draft.finish(&observed.installed));
+                start.elapsed()
+            })
+            .collect();
+        finishes.sort();
+        report("  of it routes and statuses", (finishes[0], finishes[RUNS / 2]), floor);
+    }
+}
+
+const CHECK: &str = ", policy: {healthCheck: {http: {path: /healthz}}}";
+
+/// Everything declared, given, healthy, installed and announced.
+fn settled(check: &str) -> (Declared, Observed) {
+    let mut objects = String::from(
+        "kind: AddressPool\nmetadata: {name: vips}\nspec: {blocks: [{cidr: 10.64.0.0/16}]}\n---\n\
+         kind: BGPRouter\nmetadata: {name: tor}\nspec: {asn: 65010}\n---\n\
+         kind: BGPPeer\nmetadata: {name: tor}\nspec: {address: 10.0.0.1, asn: 65000}\n---\n\
+         kind: BGPAdvertisement\nmetadata: {name: all}\nspec: {attributes: {communities: [\"65010:100\"]}}\n",
+    );
+    for service in 0..SERVICES {
+        let backends: Vec<_> = (0..BACKENDS)
+            .map(|backend| {
+                let host = service * BACKENDS + backend;
+                format!("{{address: 10.{}.{}.{}}}", 128 + (host >> 16), (host >> 8) & 255, host & 255)
+            })
+            .collect();
+        let backends = backends.join(", ");
+        write!(
+            objects,
+            "---\nkind: LoadBalancer\nmetadata: {{name: service-{service}, labels: {{app: app-{service}}}}}\n\
+             spec: {{ports: [{{name: http, port: 80, targetPort: 8080}}], backends: [{backends}]{check}}}\n"
+        )
+        .unwrap();
+    }
+    // Files are limited in size.
+    let files = objects.split_inclusive("---\n").collect::<Vec<_>>();
+    let files = files.chunks(1000).enumerate();
+    let files = files.map(|(index, chunk)| (PathBuf::from(format!("{index}.yaml")), chunk.concat()));
+    let mut declared = parse_directory(&files.collect()).unwrap_or_else(|faults| panic!("{}", faults[0]));
+    let mut observed = Observed {
+        node: NodeInfo { name: "lb1".into(), addresses: BTreeSet::from(["10.0.0.2".parse().unwrap()]) },
+        established: BTreeSet::from(["10.0.0.1".parse().unwrap()]),
+        now: 1_000_000,
+        ..Observed::default()
+    };
+    let mut last = Desired::default();
+    for _ in 0..4 {
+        let next = desired(&declared, &observed);
+        declared.statuses = next.status.clone();
+        let healthy =
+            |endpoints: &BTreeSet<Endpoint>| endpoints.iter().map(|e| (*e, Health::Healthy)).collect();
+        let healths = next.targets.iter().map(|(check, endpoints)| (check.clone(), healthy(endpoints)));
+        observed.health = Arc::new(healths.collect());
+        observed.installed = Arc::new(installed(&next));
+        last = next;
+    }
+    assert_eq!(last.datapath.services.len(), SERVICES);
+    assert_eq!(last.routes.len(), SERVICES, "all are announced");
+    assert_eq!(desired(&declared, &observed), last, "settled");
+    (declared, observed)
+}
+
+fn installed(desired: &Desired) -> Installed {
+    let services = desired.datapath.services.iter().map(|(key, service)| {
+        let slots: BTreeMap<_, _> = service.backends.keys().map(|endpoint| (*endpoint, 101)).collect();
+        let frontends = service.frontends.clone();
+        (key.clone(), InstalledService { frontends, table_size: 1009, slots, resolved: true })
+    });
+    Installed { services: services.collect(), ..Installed::default() }
+}
+
+fn time<T>(mut run: impl FnMut() -> T) -> (Duration, Duration) {
+    let mut times: Vec<_> = (0..RUNS)
+        .map(|_| {
+            let start = Instant::now();
+            let result = run();
+            let time = start.elapsed();
+            drop(result);
+            time
+        })
+        .collect();
+    times.sort();
+    (times[0], times[RUNS / 2])
+}
+
+fn report(what: &str, (fastest, median): (Duration, Duration), floor: (Duration, Duration)) {
+    let ratio = fastest.as_secs_f64() / floor.0.as_secs_f64();
+    println!("  {what:<28} {fastest:>9.1?} fastest, {median:>9.1?} median, {ratio:>5.2} × floor");
+}

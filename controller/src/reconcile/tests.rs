@@ -236,7 +236,7 @@ fn start(world: &Shared) -> Fake {
 }
 
 /// What users may have written: each of these is there or not.
-const OBJECTS: [&str; 10] = [
+const OBJECTS: [&str; 11] = [
     "kind: AddressPool\nmetadata: {name: vips}\nspec: {blocks: [{cidr: 203.0.113.0/30}], reuseDelaySeconds: 60}",
     "kind: LoadBalancer\nmetadata: {name: a}\nspec: {ports: [{port: 80}], backends: [{address: 10.1.0.1}, {address: 10.1.0.2}], policy: {healthCheck: {tcp: {}}}}",
     "kind: LoadBalancer\nmetadata: {name: b}\nspec: {addresses: [203.0.113.1], ports: [{port: 80}, {port: 443}], backends: [{address: 10.1.0.1}]}",
@@ -247,15 +247,18 @@ const OBJECTS: [&str; 10] = [
     "kind: BGPAdvertisement\nmetadata: {name: dead-or-alive}\nspec: {minHealthy: 0, serviceSelector: {matchLabels: {app: d}}}",
     "kind: BGPRouter\nmetadata: {name: r}\nspec: {asn: 65010}",
     "kind: BGPRouter\nmetadata: {name: r}\nspec: {asn: 65010, nodeSelector: {matchLabels: {role: lb}}}",
+    "kind: LoadBalancer\nmetadata: {name: b}\nspec: {addresses: [203.0.113.1, 203.0.113.3], ports: [{port: 80}, {port: 443}], backends: [{address: 10.1.0.1}]}",
 ];
 
 const PEER: &str = "kind: BGPPeer\nmetadata: {name: tor}\nspec: {address: 10.0.0.1, asn: 65000}";
 
 fn declared(present: &BTreeSet<usize>, statuses: StatusSet) -> Arc<Declared> {
     let mut present = present.clone();
-    // Both have the same name.
-    if present.contains(&8) {
-        present.remove(&9);
+    // Of two with the same name the first counts.
+    for (first, second) in [(8, 9), (2, 10)] {
+        if present.contains(&first) {
+            present.remove(&second);
+        }
     }
     let objects = present.iter().map(|index| OBJECTS[*index]).chain([PEER]).collect::<Vec<_>>();
     let files = BTreeMap::from([(PathBuf::from("all.yaml"), objects.join("\n---\n"))]);
@@ -278,6 +281,7 @@ enum Step {
 fn step() -> impl Strategy<Value = (Step, BTreeSet<Fail>)> {
     let step = prop_oneof![
         6 => (0..OBJECTS.len()).prop_map(Step::Toggle),
+        4 => Just(Step::Toggle(2)),
         4 => (1..3u8, any::<bool>()).prop_map(|(backend, healthy)| Step::Health(backend, healthy)),
         1 => any::<bool>().prop_map(Step::Unresolved),
         1 => Just(Step::Restart),
@@ -300,7 +304,7 @@ async fn pass(fake: &mut Fake, world: &Shared, present: &BTreeSet<usize>) -> boo
 async fn play(steps: Vec<(Step, BTreeSet<Fail>)>) -> Result<(), TestCaseError> {
     let world = Shared::default();
     let mut fake = start(&world);
-    let mut present: BTreeSet<usize> = [0, 1, 5, 8].into();
+    let mut present: BTreeSet<usize> = [0, 1, 5, 8, 10].into();
     for (step, fails) in steps {
         world.lock().unwrap().fails = fails.clone();
         match step {
@@ -374,6 +378,26 @@ proptest! {
     fn nothing_is_announced_that_is_not_held(steps in prop::collection::vec(step(), 1..24)) {
         block_on(play(steps))?;
     }
+}
+
+#[test]
+fn what_was_pruned_does_not_count_as_installed() {
+    block_on(async {
+        let world = Shared::default();
+        let mut fake = start(&world);
+        let (two, one): (BTreeSet<usize>, BTreeSet<usize>) = ([5, 8, 10].into(), [2, 5, 8].into());
+        for present in [&two, &two, &one] {
+            assert!(pass(&mut fake, &world, present).await);
+        }
+        // The second address is wanted again, and the datapath cannot.
+        world.lock().unwrap().fails = BTreeSet::from([Fail::Install]);
+        for _ in 0..2 {
+            assert!(!pass(&mut fake, &world, &two).await);
+        }
+        let world = world.lock().unwrap();
+        assert_eq!(world.violations, [""; 0]);
+        assert_eq!(world.routes.len(), 1);
+    });
 }
 
 #[test]

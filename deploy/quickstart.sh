@@ -17,8 +17,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
     need_kernel
     say "building fairlead with $(rustc --version) (the first time takes some minutes)"
     started=$SECONDS
-    cargo build --quiet --locked -p controller --bin fairlead \
+    cargo build --quiet --locked --profile quick -p controller --bin fairlead \
         || fail "cargo could not build fairlead: see above (is there a network for the crates?)"
     say "built in $((SECONDS - started)) s; fairlead demo $*"
 } >&2
-exec "${CARGO_TARGET_DIR:-target}/debug/fairlead" demo "$@"
+exec "${CARGO_TARGET_DIR:-target}/quick/fairlead" demo "$@"

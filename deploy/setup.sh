@@ -1,4 +1,5 @@
 # Sourced by deploy/quickstart.sh and tests/run.sh: what both need of a bare Debian 12.
+# shellcheck shell=bash
 
 say() { printf '==> %s\n' "$*"; }
 

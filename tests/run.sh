@@ -84,10 +84,6 @@ fuzz() {
     done
 }
 
-demo() {
-    cargo build --quiet --locked -p controller --bin fairlead && "${CARGO_TARGET_DIR:-target}/debug/fairlead" demo -o json
-}
-
 need_root "$@"
 step "toolchain" toolchain
 step "packages" packages
@@ -100,7 +96,7 @@ step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked -
 step "tests" tests
 step "fuzz targets" fuzz
 step "benches are built" cargo bench --quiet --locked --workspace --no-run
-step "demo" demo
+step "demo, as a newcomer runs it" deploy/quickstart.sh -o json
 
 say "how long it took"
 printf '%s\n' "${times[@]}"

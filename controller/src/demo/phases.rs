@@ -30,7 +30,7 @@ const AFTERWARDS: Duration = Duration::from_secs(2);
 const STEADY: Duration = Duration::from_secs(5);
 /// Slots that lately moved from one live backend to another answer differently on different balancers for flows
 /// that they do not know; after this time they do not.
-const SETTLED: Duration = Duration::from_secs(3);
+const SETTLED: Duration = Duration::from_secs(5);
 /// The traffic of the demo.
 const LOAD: Load = Load { clients: 4, pause: Duration::from_millis(20) };
 /// More faults of one phase than these are only counted.

@@ -57,12 +57,7 @@ impl Datapath {
         let state = State::restore(&loaded.maps)?;
         loaded.attach(&options.interfaces)?;
         let resolver = Resolver::open().map_err(DatapathError::Socket)?;
-        let mut interfaces = Vec::new();
-        for name in options.interfaces {
-            let mode = mode(&resolver, &name).await?;
-            tracing::info!(interface = name, ?mode, "attached");
-            interfaces.push(InterfaceStatus { name, mode });
-        }
+        let interfaces = modes(&resolver, &options.interfaces).await?;
         let installed = Installed { services: state.found(&loaded.maps)?, interfaces: interfaces.clone() };
         let (state, failed_at, decap, operations) = (Some(state), None, None, 0);
         Ok(Datapath { loaded, resolver, interfaces, state, installed, failed_at, decap, operations })
@@ -82,6 +77,10 @@ impl Datapath {
             // What was given back just then is free now, but a packet may be reading it still.
             tokio::time::sleep(Duration::from_millis(GRACE).saturating_sub(failed_at.elapsed())).await;
         }
+        if self.loaded.attach_again()? {
+            let names: Vec<String> = self.interfaces.iter().map(|interface| interface.name.clone()).collect();
+            self.interfaces = modes(&self.resolver, &names).await?;
+        }
         let mut addresses = self.state.as_ref().map(State::backend_addresses).unwrap_or_default();
         let endpoints = desired.services.values().flat_map(|service| service.backends.keys());
         addresses.extend(endpoints.map(|endpoint| endpoint.address));
@@ -98,6 +97,9 @@ impl Datapath {
             result => result?,
         };
         self.apply(&ops)?;
+        if !ops.is_empty() {
+            tracing::info!(operations = ops.len(), services = desired.services.len(), "installed");
+        }
         let installed = Installed { services: state.installed(), interfaces: self.interfaces.clone() };
         self.installed = installed.clone();
         self.keep_state(state);
@@ -186,6 +188,16 @@ fn now() -> Now {
     // SAFETY: the struct is valid for the call, which cannot fail for this clock.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
     Now(time.tv_sec as u64 * 1000 + time.tv_nsec as u64 / 1_000_000)
+}
+
+async fn modes(resolver: &Resolver, interfaces: &[String]) -> Result<Vec<InterfaceStatus>, DatapathError> {
+    let mut modes = Vec::new();
+    for name in interfaces {
+        let mode = mode(resolver, name).await?;
+        tracing::info!(interface = name, ?mode, "attached");
+        modes.push(InterfaceStatus { name: name.clone(), mode });
+    }
+    Ok(modes)
 }
 
 async fn mode(resolver: &Resolver, interface: &str) -> Result<XdpMode, DatapathError> {

@@ -73,6 +73,8 @@ pub(crate) struct Loaded {
     pub(crate) maps: KernelMaps,
     object: Ebpf,
     pins: PinDir,
+    /// Indexes of the interfaces that it is attached to, by name.
+    attached: BTreeMap<String, u32>,
 }
 
 impl Loaded {
@@ -96,7 +98,7 @@ impl Loaded {
             MapData::from_pin(pins.pin(name))
                 .map_err(|error| MapError::new(name, "open", io::Error::other(error)))
         })?;
-        Ok(Loaded { maps, object, pins })
+        Ok(Loaded { maps, object, pins, attached: BTreeMap::new() })
     }
 
     /// Attaches to exactly these interfaces: by replacing the program atomically where the process before was
@@ -116,12 +118,26 @@ impl Loaded {
         Ok(())
     }
 
+    /// Attaches to interfaces that went and came back under their name since; whether there was one.
+    pub(crate) fn attach_again(&mut self) -> Result<bool, DatapathError> {
+        let index = |name: &String| nix::net::if_::if_nametoindex(name.as_str()).ok();
+        let new =
+            |(name, old): (&String, &u32)| index(name).is_some_and(|new| new != *old).then(|| name.clone());
+        let back: Vec<String> = self.attached.iter().filter_map(new).collect();
+        for interface in &back {
+            tracing::warn!(interface, "the interface is another one now, attaching to it");
+            self.attach_one(interface)?;
+        }
+        Ok(!back.is_empty())
+    }
+
     fn attach_one(&mut self, interface: &str) -> Result<(), DatapathError> {
         let index = nix::net::if_::if_nametoindex(interface)
             .map_err(|_| DatapathError::NoInterface(interface.to_owned()))?;
         let pin = format!("{LINK}{interface}");
         let path = self.pins.pin(&pin);
         let failed = |error| attach_error(interface, error);
+        self.attached.insert(interface.to_owned(), index);
         let program = datapath(&mut self.object)?;
         if let Ok(link) = PinnedLink::from_pin(&path) {
             let link = FdLink::from(link);
@@ -152,7 +168,7 @@ impl Loaded {
 
     /// Detaches from all interfaces and removes all pins.
     pub(crate) fn remove(self) -> Result<(), DatapathError> {
-        let Loaded { maps, object, pins } = self;
+        let Loaded { maps, object, pins, .. } = self;
         // Links first: no packet may meet the program without what it needs.
         let (links, others): (Vec<_>, Vec<_>) =
             pins.names()?.into_iter().partition(|name| name.starts_with(LINK));

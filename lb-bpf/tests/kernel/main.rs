@@ -1,7 +1,8 @@
 //! The datapath in the real kernel: loaded, attached, pinned, adopted, in network namespaces made for the purpose.
-//! Needs root, and `ip`, `nsenter` and `unshare`.
+//! Needs root, and `ip`, `ethtool`, `nsenter` and `unshare`.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 mod network;
+mod traffic;
 
 use lb_bpf::{
     Datapath, DatapathError, Installed, Options, Sizes, XdpMode,
@@ -209,8 +210,14 @@ fn an_interface_that_went_and_came_back_is_attached_again() {
         drop(Datapath::open(options(network)).await.unwrap());
         run("ip", &["link", "delete", "lb0"]);
         network.make_link();
-        let datapath = Datapath::open(options(network)).await.unwrap();
+        let mut datapath = Datapath::open(options(network)).await.unwrap();
         assert_eq!(datapath.installed().interfaces[0].mode, XdpMode::Native);
+        assert!(run("ip", &["-d", "link", "show", "lb0"]).contains("xdp"), "found dead by the next process");
+        run("ip", &["link", "delete", "lb0"]);
+        datapath.install(&both()).await.expect("nothing to attach to now");
+        network.make_link();
+        datapath.install(&both()).await.unwrap();
+        assert!(run("ip", &["-d", "link", "show", "lb0"]).contains("xdp"), "found by the same process");
         datapath.detach().await.unwrap();
     });
 }

@@ -1,7 +1,7 @@
 //! A host with one interface, `lb0`, and a peer behind it, each in a network namespace of its own. All of it goes
 //! with the test, however that ends.
 use std::{
-    fs,
+    fs::{self, File},
     panic::resume_unwind,
     path::PathBuf,
     process::{self, Child, Command, Stdio},
@@ -70,6 +70,16 @@ impl Network {
     pub(crate) fn in_peer(&self, program: &str, arguments: &[&str]) -> String {
         let namespace = format!("--net=/proc/{}/ns/net", self.peer.id());
         run("nsenter", &[&[namespace.as_str(), program], arguments].concat())
+    }
+
+    /// Does something in a thread that is in the peer's namespace.
+    pub(crate) fn inside_peer<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let namespace = File::open(format!("/proc/{}/ns/net", self.peer.id())).unwrap();
+        let inside = || {
+            nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            work()
+        };
+        thread::scope(|scope| scope.spawn(inside).join()).unwrap_or_else(|panic| resume_unwind(panic))
     }
 
     /// Ethernet address of the peer.

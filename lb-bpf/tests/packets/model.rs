@@ -1,11 +1,13 @@
-//! Random histories of one dirty slot against a model: where every packet goes, what every entry says, and that no
-//! connection moves while its backend lives.
+//! Random histories: of dirty slots against a model (where every packet goes, what every entry says, and that no
+//! connection moves while its backend lives), and of NAT against what must always hold.
 use crate::{
-    frame::{ACK, FIN, RST, SYN, Transport},
+    frame::{ACK, FIN, OWN, ROUTER, RST, SYN, Transport},
     rig::Rig,
-    scene::{BASE, Family, SLOTS, V4, V6, backend, flow_key, request, tunnelled, world},
+    scene::{
+        BASE, Family, PORTS, SLOTS, V4, V6, backend, flow_key, reply, request, translated, tunnelled, world,
+    },
 };
-use lb_bpf::abi::{Backend, FlowEntry, Mode, Slot};
+use lb_bpf::abi::{Backend, FlowEntry, FlowKey, Mode, Slot};
 use proptest::{collection::vec, prelude::*};
 use std::{cell::RefCell, collections::BTreeMap};
 
@@ -140,5 +142,83 @@ fn dirty_slots_follow_the_rules_in_any_history() {
         steps in vec(step(), 1..60),
     )| {
         agrees(&mut rig.borrow_mut(), if v6 { V6 } else { V4 }, &steps);
+    });
+}
+
+/// One thing that happens to a NAT service.
+#[derive(Clone, Debug)]
+enum NatStep {
+    /// A packet of the client with this source port.
+    Packet { port: u16, transport: Transport },
+    /// The table moves to this backend.
+    Move(u32),
+    /// The sweep takes a flow away, with its way back.
+    Sweep { port: u16, transport: Transport },
+}
+
+fn nat_step() -> impl Strategy<Value = NatStep> {
+    let transport = prop_oneof![Just(Transport::Tcp(SYN)), Just(Transport::Tcp(ACK)), Just(Transport::Udp)];
+    prop_oneof![
+        8 => (1..9_u16, transport.clone()).prop_map(|(port, transport)| NatStep::Packet { port, transport }),
+        2 => (1..5_u32).prop_map(NatStep::Move),
+        2 => (1..9_u16, transport).prop_map(|(port, transport)| NatStep::Sweep { port, transport }),
+    ]
+}
+
+/// Every packet that is let through comes from a port of the range that no other flow has at its backend, and the
+/// answer finds its client; a packet is refused only when all ports were taken.
+fn translates(rig: &mut Rig, family: Family, steps: &[NatStep]) {
+    const LAST: u16 = PORTS.0 + 2;
+    let mut world = world(family, Mode::Nat);
+    world.config.nat_port_last = LAST;
+    rig.fill(&world);
+    for step in steps {
+        match *step {
+            NatStep::Move(current) => {
+                (BASE..BASE + SLOTS).for_each(|index| rig.set_slot(index, Slot { current, previous: 0 }));
+            }
+            NatStep::Sweep { port, transport } => {
+                let mut frame = request(family, transport);
+                frame.src.set_port(port);
+                let key = flow_key(&frame);
+                if let Some(entry) = rig.flow(&key) {
+                    let backend = backend(family, Mode::Nat, entry.backend);
+                    rig.remove_reverse(&FlowKey::reply(&backend, entry.nat_port, key.proto));
+                    rig.set_flow(&key, None);
+                }
+            }
+            NatStep::Packet { port, transport } => {
+                let mut frame = request(family, transport);
+                frame.src.set_port(port);
+                let before = rig.reverse();
+                let result = rig.run(&frame.bytes());
+                let Some(entry) = rig.flow(&flow_key(&frame)) else {
+                    assert_eq!(result.action, crate::rig::DROP, "{step:?}");
+                    assert!(before.len() >= 3, "{step:?}: refused with {} ports in use", before.len());
+                    continue;
+                };
+                if result.action == crate::rig::DROP {
+                    continue; // a SYN whose new backend has no port left
+                }
+                let nat_port = u16::from_be(entry.nat_port);
+                assert!((PORTS.0..=LAST).contains(&nat_port), "{step:?}: port {nat_port}");
+                assert_eq!(result.bytes, translated(family, &frame, entry.backend, nat_port), "{step:?}");
+                let answer = reply(family, transport, entry.backend, nat_port);
+                let mut expected = answer.clone().ttl(answer.ttl - 1).macs(ROUTER, OWN);
+                (expected.src, expected.dst) = (frame.dst, frame.src);
+                assert_eq!(rig.run(&answer.bytes()).bytes, expected.bytes(), "{step:?}: the answer");
+            }
+        }
+    }
+}
+
+#[test]
+fn nat_keeps_flows_apart_in_any_history() {
+    let rig = RefCell::new(Rig::load(64, 64));
+    proptest!(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() }, |(
+        v6 in any::<bool>(),
+        steps in vec(nat_step(), 1..60),
+    )| {
+        translates(&mut rig.borrow_mut(), if v6 { V6 } else { V4 }, &steps);
     });
 }

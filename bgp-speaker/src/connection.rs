@@ -7,7 +7,7 @@ use crate::{
     fsm::{Action, Event, Fsm},
     negotiate::{self, Negotiated},
     random::Random,
-    wire::{Context, Message, NextHop, Notification, Open},
+    wire::{Context, MAX_LENGTH, Message, NextHop, Notification, Open},
 };
 use std::{collections::BTreeMap, net::SocketAddr};
 
@@ -87,6 +87,8 @@ impl Connection {
         for action in &actions {
             match action {
                 Action::SendOpen => self.send(&Message::Open(negotiate::open(global, config))),
+                // A peer that reads nothing is not written to without end.
+                Action::SendKeepalive if self.waiting.len() > MAX_LENGTH => {}
                 Action::SendKeepalive => self.send(&Message::Keepalive),
                 Action::SendNotification(notification) => self.notify(notification),
                 Action::Connect | Action::Disconnect | Action::Up | Action::Down(_) => {}

@@ -35,6 +35,8 @@ pub(crate) struct AdjRibOut {
 #[derive(Debug)]
 struct Dump {
     next: PrefixId,
+    /// The first one of the session: End-of-RIB follows.
+    first: bool,
     /// A refresh that the peer asked for and whose bounds it understands.
     bounds: bool,
 }
@@ -69,7 +71,7 @@ impl AdjRibOut {
             announced: 0,
             queue: VecDeque::new(),
             queued: Vec::new(),
-            dump: Some(Dump { next: 0, bounds: false }),
+            dump: Some(Dump { next: 0, first: true, bounds: false }),
         }
     }
 
@@ -117,16 +119,24 @@ impl AdjRibOut {
         attributes: &mut Interner<PathAttributes>,
         out: &mut Vec<u8>,
     ) -> u64 {
-        if !matches!(self.dump, Some(Dump { next: 0, .. })) {
-            for sent in &mut self.sent {
-                if *sent != AttributesId::NONE && *sent != STALE {
-                    attributes.release(*sent);
-                    *sent = STALE;
-                }
+        // A dump that has not begun is the answer already, however often the peer asks.
+        if matches!(self.dump, Some(Dump { next: 0, .. })) {
+            return 0;
+        }
+        self.forget_sent(attributes);
+        let first = self.dump.as_ref().is_some_and(|dump| dump.first);
+        self.dump = Some(Dump { next: 0, first, bounds });
+        if bounds { self.bound(RefreshKind::Begin, out) } else { 0 }
+    }
+
+    /// What the peer was told counts no more: it is told again, or of the end.
+    fn forget_sent(&mut self, attributes: &mut Interner<PathAttributes>) {
+        for sent in &mut self.sent {
+            if *sent != AttributesId::NONE && *sent != STALE {
+                attributes.release(*sent);
+                *sent = STALE;
             }
         }
-        self.dump = Some(Dump { next: 0, bounds });
-        if bounds { self.bound(RefreshKind::Begin, out) } else { 0 }
     }
 
     /// Forgets everything; returns the numbers of the prefixes that were in use.
@@ -256,13 +266,13 @@ impl AdjRibOut {
     }
 
     fn end_dump(&mut self, out: &mut Vec<u8>, filled: &mut Filled) {
-        if let Some(dump) = self.dump.take() {
-            filled.messages += if dump.bounds {
-                self.bound(RefreshKind::End, out)
-            } else {
-                let end = Message::EndOfRib(self.family).encode(&Context::default(), out);
-                end.unwrap_or_default() as u64
-            };
+        let Some(dump) = self.dump.take() else { return };
+        if dump.bounds {
+            filled.messages += self.bound(RefreshKind::End, out);
+        }
+        if dump.first {
+            let end = Message::EndOfRib(self.family).encode(&Context::default(), out);
+            filled.messages += end.unwrap_or_default() as u64;
         }
     }
 

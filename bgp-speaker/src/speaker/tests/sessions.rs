@@ -9,6 +9,7 @@ use crate::{
         RefreshKind, RouteRefresh, Update,
     },
 };
+use ipnet::IpNet;
 use std::{net::SocketAddr, time::Duration};
 
 const NOW: Time = Duration::from_secs(10);
@@ -319,14 +320,39 @@ fn a_refresh_sends_everything_again() {
     // What is gone meanwhile is withdrawn all the same, and once.
     script.say(connection, &[request.clone(), request.clone()]);
     script.speaker.set_routes(vec![route("10.2.0.0/16", 1)]).unwrap();
-    assert_eq!(words(&script.hear(connection)), "Begin Begin -10.1.0.0/16 +10.2.0.0/16 End");
+    assert_eq!(words(&script.hear(connection)), "Begin -10.1.0.0/16 +10.2.0.0/16 End");
     // Without RFC 7313.
     let connection = script.accept(2);
     let plain = open(2, |open| drop(open.capabilities.remove(3)));
     script.say(connection, &[plain, Message::Keepalive]);
     script.hear(connection);
     script.say(connection, &[request]);
-    assert_eq!(words(&script.hear(connection)), "+10.2.0.0/16 end(Ipv4Unicast)");
+    assert_eq!(words(&script.hear(connection)), "+10.2.0.0/16");
+}
+
+#[test]
+fn a_refresh_does_not_swallow_end_of_rib() {
+    let mut script = Script::new(vec![peer(1, 65001)]);
+    // More than a batch, so that the dump can be interrupted.
+    let net = |at: u32| IpNet::new(Ipv4Addr::from(0x0a00_0000 | at << 8).into(), 24).unwrap();
+    let routes = (0..20_000).map(|at| Route { prefix: net(at), ..route("10.0.0.0/8", 1) });
+    script.speaker.set_routes(routes.collect()).unwrap();
+    let connection = script.establish(1);
+    let mut bytes = Vec::new();
+    script.speaker.transmit(connection, 1, &mut bytes);
+    script.speaker.transmit(connection, 1, &mut bytes);
+    let begun = messages(&bytes).len();
+    let request = Message::RouteRefresh(RouteRefresh {
+        family: Family::Ipv4Unicast.into(),
+        kind: RefreshKind::Request,
+    });
+    script.say(connection, &[request]);
+    let heard = script.hear(connection);
+    let count = words(&heard).split(' ').filter(|word| word.starts_with('+')).count();
+    assert!(begun > 2 && count == 20_000, "{begun} {count}");
+    let rest: Vec<Message> =
+        heard.into_iter().filter(|message| !matches!(message, Message::Update(_))).collect();
+    assert_eq!(words(&rest), "Begin End end(Ipv4Unicast) end(Ipv6Unicast)");
 }
 
 #[test]
@@ -427,7 +453,10 @@ fn a_peer_without_route_refresh_needs_no_reset_either() {
     let mut script = Script::new(vec![refusing]);
     let connection = script.accept(1);
     let plain = open(1, |open| drop(open.capabilities.drain(2..4)));
-    script.say(connection, &[plain, Message::Keepalive, told(1, &["10.1.0.0/16"])]);
+    let Message::Update(mut looped) = told(1, &["10.2.0.0/16"]) else { panic!() };
+    looped.announced.as_mut().unwrap().attributes.as_path = AsPath::sequence([65001, 65000]);
+    let told = [told(1, &["10.1.0.0/16"]), Message::Update(looped)];
+    script.say(connection, &[vec![plain, Message::Keepalive], told.to_vec()].concat());
     assert_eq!(script.speaker.peers(NOW)[0].prefixes_received, 0);
     script.speaker.set_peers(vec![peer(1, 65001)], NOW).unwrap();
     assert_eq!((script.speaker.peers(NOW)[0].prefixes_received, script.state()), (1, State::Established));
@@ -438,4 +467,33 @@ fn strangers_are_turned_away() {
     let mut script = Script::new(vec![peer(1, 65001)]);
     let connection = script.accept(77);
     assert_eq!(script.outputs, [Output::Close { connection, last: vec![] }]);
+}
+
+#[test]
+fn a_peer_does_not_hear_its_own_routes() {
+    let mut script = Script::new(vec![peer(1, 65001), peer(2, 65002)]);
+    let (one, two) = (script.establish(1), script.establish(2));
+    script.hear(one);
+    script.hear(two);
+    script.say(two, &[told(2, &["10.1.0.0/16"])]);
+    assert_eq!(words(&script.hear(one)), "+10.1.0.0/16");
+    assert_eq!(words(&script.hear(two)), "");
+    // Its route becomes the best one: what it was told is no more.
+    script.say(one, &[told(1, &["10.1.0.0/16"])]);
+    assert_eq!(words(&script.hear(one)), "-10.1.0.0/16");
+    assert_eq!(words(&script.hear(two)), "+10.1.0.0/16");
+}
+
+#[test]
+fn the_dialer_goes_on_when_an_accepted_session_ends() {
+    let mut script = Script::new(vec![peer(1, 65001)]);
+    let connection = script.establish(1);
+    let lost = Input::Closed { connection, reason: "reset".to_owned() };
+    script.outputs = script.speaker.handle(lost, NOW);
+    assert_eq!(script.state(), State::Active);
+    let at = script.speaker.next_deadline().expect("it tries again");
+    assert!((NOW + Duration::from_millis(1500)..=NOW + Duration::from_secs(2)).contains(&at), "{at:?}");
+    script.outputs = script.speaker.handle(Input::Tick, at);
+    assert!(script.outputs.iter().any(|output| matches!(output, Output::Connect { .. })));
+    assert_eq!(script.speaker.peers(at)[0].last_error.as_deref(), Some("connection: reset"));
 }

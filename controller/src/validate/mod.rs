@@ -1,7 +1,7 @@
 //! Checks of a whole directory: everything that is wrong, at once, or a [`Declared`].
 //!
 //! What a field may hold is a matter of its type ([`crate::api`]), how long it may be of the schema
-//! ([`limits`]); here are the rules between fields ([`object`]) and between objects ([`across`]).
+//! (`limits`); here are the rules between fields (`object`) and between objects (`across`).
 use crate::{
     api::Kind,
     declared::Declared,

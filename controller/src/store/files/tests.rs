@@ -1,0 +1,233 @@
+//! The file store over real directories.
+use super::*;
+use crate::api::LoadBalancerStatus;
+use std::{
+    process,
+    sync::atomic::{AtomicU32, Ordering},
+};
+use tokio::time::timeout;
+
+/// A directory of its own that goes away with it.
+pub(in crate::store) struct Scratch(PathBuf);
+
+impl Scratch {
+    pub(in crate::store) fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("fairlead-{}-{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir(&path).unwrap();
+        Scratch(path)
+    }
+
+    pub(in crate::store) fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// Writes a file as an editor does: beside, then renamed.
+    fn put(&self, name: &str, text: &str) {
+        fs::write(self.path(".new"), text).unwrap();
+        fs::rename(self.path(".new"), self.path(name)).unwrap();
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A store over a directory, and what it gives out.
+struct Bench {
+    config: Scratch,
+    state: Scratch,
+    store: FileStore,
+    snapshots: BoxStream<'static, Arc<Declared>>,
+}
+
+impl Bench {
+    fn new(files: &[(&str, &str)]) -> Self {
+        let (config, state) = (Scratch::new(), Scratch::new());
+        for (name, text) in files {
+            config.put(name, text);
+        }
+        let store = FileStore::open(&config.path(""), &state.path("")).unwrap();
+        let snapshots = store.watch();
+        Bench { config, state, store, snapshots }
+    }
+
+    async fn next(&mut self) -> Arc<Declared> {
+        timeout(PATIENCE, self.snapshots.next()).await.expect("a snapshot").expect("no end")
+    }
+
+    /// The next snapshot's pools.
+    async fn pools(&mut self) -> Vec<String> {
+        self.next().await.pools.keys().cloned().collect()
+    }
+
+    /// Waits until there are faults, or none.
+    async fn faults(&self, some: bool) -> Vec<String> {
+        let mut faults = self.store.faults();
+        let found = timeout(PATIENCE, faults.wait_for(|faults| faults.is_empty() != some)).await;
+        found.expect("in time").unwrap().iter().map(Fault::to_string).collect()
+    }
+
+    fn is_idle(&mut self) -> bool {
+        self.snapshots.next().now_or_never().is_none()
+    }
+}
+
+fn pool(name: &str) -> String {
+    let octet = name.as_bytes()[0];
+    format!(
+        "kind: AddressPool\nmetadata: {{name: {name}}}\nspec: {{blocks: [{{cidr: 10.0.{octet}.0/24}}]}}\n---\n"
+    )
+}
+
+#[tokio::test]
+async fn a_change_of_a_file_is_a_new_generation() {
+    let mut bench = Bench::new(&[("a.yaml", &pool("a")), ("b.yaml", &pool("b"))]);
+    let first = bench.next().await;
+    assert_eq!((first.generation, first.pools.len()), (1, 2));
+    bench.config.put("b.yaml", &(pool("b") + &pool("c")));
+    let second = bench.next().await;
+    assert_eq!((second.generation, second.pools.len()), (2, 3));
+    fs::remove_file(bench.config.path("a.yaml")).unwrap();
+    assert_eq!(bench.pools().await, ["b", "c"]);
+    fs::rename(bench.config.path("b.yaml"), bench.config.path("d.yml")).unwrap();
+    // The same objects from another file are a generation, too: a fault would name the new one.
+    assert_eq!(bench.pools().await, ["b", "c"]);
+}
+
+#[tokio::test]
+async fn on_a_fault_the_last_good_generation_stays() {
+    let mut bench = Bench::new(&[("a.yaml", &pool("a"))]);
+    assert_eq!(bench.pools().await, ["a"]);
+    bench.config.put("b.yaml", "kind: AddressPool\nmetadata: {name: b}\nspec: {blocks: 7}\n");
+    let faults = bench.faults(true).await;
+    assert_eq!(faults.len(), 1);
+    assert!(
+        faults[0].ends_with(
+            "b.yaml: document 1: AddressPool/b: spec.blocks: invalid type: integer `7`, expected a sequence"
+        ),
+        "{faults:?}"
+    );
+    assert!(bench.is_idle());
+    bench.config.put("b.yaml", &pool("b"));
+    assert_eq!(bench.pools().await, ["a", "b"]);
+    assert!(bench.faults(false).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_fault_at_the_start_gives_nothing_out() {
+    let mut bench = Bench::new(&[("a.yaml", &pool("a")), ("b.yaml", ": [")]);
+    assert_eq!(bench.faults(true).await.len(), 1);
+    assert!(bench.is_idle());
+    bench.config.put("b.yaml", "");
+    assert_eq!(bench.pools().await, ["a"]);
+}
+
+#[tokio::test]
+async fn a_file_in_writing_is_not_read() {
+    use std::io::Write;
+    let mut bench = Bench::new(&[("a.yaml", &(pool("a") + &pool("b")))]);
+    assert_eq!(bench.pools().await, ["a", "b"]);
+    let mut file = fs::File::create(bench.config.path("a.yaml")).unwrap();
+    for name in ["a", "b", "c"] {
+        file.write_all(pool(name).as_bytes()).unwrap();
+        tokio::time::sleep(QUIET * 5).await;
+    }
+    drop(file);
+    assert_eq!(bench.pools().await, ["a", "b", "c"], "never the first half");
+}
+
+/// How a kubelet updates a ConfigMap: files are links through `..data`, which is swapped.
+#[tokio::test]
+async fn a_swapped_link_is_one_change() {
+    use std::os::unix::fs::symlink;
+    let mut bench = Bench::new(&[]);
+    assert_eq!(bench.next().await.pools.len(), 0);
+    for (generation, names) in [("..1", ["a", "b"]), ("..2", ["c", "d"])] {
+        fs::create_dir(bench.config.path(generation)).unwrap();
+        for (file, name) in ["x.yaml", "y.yaml"].into_iter().zip(names) {
+            fs::write(bench.config.path(generation).join(file), pool(name)).unwrap();
+        }
+        symlink(generation, bench.config.path("..data_tmp")).unwrap();
+        fs::rename(bench.config.path("..data_tmp"), bench.config.path("..data")).unwrap();
+        for file in ["x.yaml", "y.yaml"] {
+            let link = bench.config.path(file);
+            if link.symlink_metadata().is_err() {
+                symlink(Path::new("..data").join(file), link).unwrap();
+            }
+        }
+        assert_eq!(bench.pools().await, names);
+    }
+}
+
+#[tokio::test]
+async fn the_directory_may_go_and_come_back() {
+    let mut bench = Bench::new(&[("a.yaml", &pool("a"))]);
+    assert_eq!(bench.pools().await, ["a"]);
+    let aside = Scratch::new();
+    fs::rename(bench.config.path(""), aside.path("moved")).unwrap();
+    let faults = bench.faults(true).await;
+    assert!(faults[0].contains("cannot be read"), "{faults:?}");
+    assert!(bench.is_idle(), "the last good generation stays");
+    fs::create_dir(bench.config.path("")).unwrap();
+    bench.config.put("b.yaml", &pool("b"));
+    let pools = bench.pools().await;
+    // The empty directory may have been seen first.
+    let pools = if pools.is_empty() { bench.pools().await } else { pools };
+    assert_eq!(pools, ["b"]);
+    bench.config.put("c.yaml", &pool("c"));
+    assert_eq!(bench.pools().await, ["b", "c"], "the new directory is watched");
+}
+
+fn statuses(backends: i64) -> StatusSet {
+    let status = LoadBalancerStatus { backends, ..Default::default() };
+    StatusSet { load_balancers: BTreeMap::from([("web".to_owned(), status)]), ..Default::default() }
+}
+
+#[tokio::test]
+async fn statuses_come_back_and_outlive_the_store() {
+    let mut bench = Bench::new(&[("a.yaml", &pool("a"))]);
+    assert_eq!(bench.next().await.statuses, StatusSet::default());
+    bench.store.publish(&statuses(1)).await.unwrap();
+    let snapshot = bench.next().await;
+    assert_eq!((&snapshot.statuses, snapshot.pools.len()), (&statuses(1), 1));
+    let file = fs::metadata(bench.state.path("status.json")).unwrap().ino();
+    bench.store.publish(&statuses(1)).await.unwrap();
+    assert_eq!(fs::metadata(bench.state.path("status.json")).unwrap().ino(), file, "not written again");
+    assert!(bench.is_idle());
+    let Bench { config, state, store, snapshots } = bench;
+    drop((store, snapshots));
+    let store = FileStore::open(&config.path(""), &state.path("")).unwrap();
+    let mut snapshots = store.watch();
+    let first = timeout(PATIENCE, snapshots.next()).await.unwrap().unwrap();
+    assert_eq!((&first.statuses, first.pools.len()), (&statuses(1), 1), "in the first snapshot already");
+}
+
+#[tokio::test]
+async fn nothing_happens_when_nothing_changes() {
+    let mut bench = Bench::new(&[("a.yaml", &pool("a"))]);
+    bench.next().await;
+    bench.config.put("a.yaml", &pool("a"));
+    fs::write(bench.config.path("notes.txt"), "x").unwrap();
+    // The rewrites have been dealt with when a later change has.
+    bench.config.put("b.yaml", &pool("b"));
+    let snapshot = bench.next().await;
+    assert_eq!((snapshot.generation, snapshot.pools.len()), (2, 2));
+}
+
+#[tokio::test]
+async fn a_state_that_cannot_be_kept_is_an_error_and_not_in_force() {
+    let mut bench = Bench::new(&[("a.yaml", &pool("a"))]);
+    bench.next().await;
+    fs::create_dir(bench.state.path("status.json.new")).unwrap();
+    assert!(bench.store.publish(&statuses(1)).await.is_err());
+    assert!(bench.is_idle());
+    fs::remove_dir(bench.state.path("status.json.new")).unwrap();
+    bench.store.publish(&statuses(1)).await.unwrap();
+    assert_eq!(bench.next().await.statuses, statuses(1));
+}

@@ -23,6 +23,11 @@ use watch::{Neighbour, NeighbourKey, Watch};
 
 /// How long the first packets wait for neighbours that nobody has asked for before.
 const FIRST_ANSWER: Duration = Duration::from_millis(200);
+/// A route is asked for again after this, at most [`ROUTES_AGAIN`] in one call: some changes (of rules, of nexthop
+/// objects) come without a message about the route.
+const ROUTE_AGE: Duration = Duration::from_secs(20);
+/// See [`ROUTE_AGE`]; some 10 ms.
+const ROUTES_AGAIN: usize = 256;
 /// A neighbour that does not answer is asked again after this, and one that has not been heard of is confirmed.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
 
@@ -30,7 +35,8 @@ const ASK_AGAIN: Duration = Duration::from_secs(10);
 pub(crate) struct Resolver {
     handle: Handle,
     watch: Watch,
-    routes: BTreeMap<IpAddr, Option<Route>>,
+    /// Answers, and when they were given.
+    routes: BTreeMap<IpAddr, (Instant, Option<Route>)>,
     asked: BTreeMap<NeighbourKey, Instant>,
 }
 
@@ -66,18 +72,22 @@ impl Resolver {
             self.routes.remove(&stale);
         }
         self.routes.retain(|address, _| addresses.contains(address));
-        for address in addresses {
-            if !self.routes.contains_key(address) {
-                let route = self.route(*address).await?;
-                self.routes.insert(*address, route);
-            }
+        let now = Instant::now();
+        let mut again: Vec<_> = self.routes.iter().map(|(address, (asked, _))| (*asked, *address)).collect();
+        again.retain(|(asked, _)| now.duration_since(*asked) > ROUTE_AGE);
+        again.sort_unstable();
+        let again = again.into_iter().take(ROUTES_AGAIN).map(|(_, address)| address);
+        let new = addresses.iter().filter(|address| !self.routes.contains_key(address)).copied();
+        for address in new.chain(again).collect::<Vec<_>>() {
+            let route = self.route(address).await?;
+            self.routes.insert(address, (now, route));
         }
-        let gateways =
-            self.routes.iter().map(|(address, route)| (*address, route.map(|route| route.neighbour)));
+        let neighbour = |route: &Option<Route>| route.map(|route| route.neighbour);
+        let gateways = self.routes.iter().map(|(address, (_, route))| (*address, neighbour(route)));
         self.watch.follow(gateways.collect());
         self.watch.read_all(&self.handle).await?;
         let wanted: BTreeSet<NeighbourKey> =
-            self.routes.values().flatten().map(|route| route.neighbour).collect();
+            self.routes.values().filter_map(|(_, route)| neighbour(route)).collect();
         self.asked.retain(|neighbour, _| wanted.contains(neighbour));
         let news = self.ask(&wanted).await;
         if !news.is_empty() {
@@ -89,7 +99,11 @@ impl Resolver {
             // If there is no answer now, there will be a change when there is one.
             let _ = timeout(FIRST_ANSWER, answered).await;
         }
-        Ok(self.routes.iter().map(|(address, route)| (*address, self.next_hop(route.as_ref()))).collect())
+        Ok(self
+            .routes
+            .iter()
+            .map(|(address, (_, route))| (*address, self.next_hop(route.as_ref())))
+            .collect())
     }
 
     /// Returns when something has changed that matters.

@@ -7,7 +7,7 @@ use rtnetlink::{
     packet_core::{NetlinkMessage, NetlinkPayload},
     packet_route::{
         RouteNetlinkMessage,
-        link::{LinkAttribute, LinkMessage},
+        link::{LinkAttribute, LinkFlags, LinkMessage},
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
         route::{RouteAttribute, RouteMessage},
     },
@@ -47,6 +47,9 @@ pub(super) enum Neighbour {
 pub(super) struct Link {
     pub(super) mac: [u8; 6],
     pub(super) mtu: u32,
+    /// Administratively up, and with a carrier. The kernel does not say which IPv4 routes it drops when an interface
+    /// goes down, so this tells.
+    up: (bool, bool),
 }
 
 #[derive(Default)]
@@ -260,5 +263,7 @@ fn read_link(message: &LinkMessage) -> Option<(u32, Link)> {
             _ => {}
         }
     }
-    Some((message.header.index, Link { mac: mac?, mtu: mtu? }))
+    let is = |flag: LinkFlags| message.header.flags.contains(flag);
+    let up = (is(LinkFlags::Up), is(LinkFlags::LowerUp));
+    Some((message.header.index, Link { mac: mac?, mtu: mtu?, up }))
 }

@@ -151,6 +151,28 @@ fn a_backend_without_a_route_is_resolved_when_there_is_one() {
 }
 
 #[test]
+fn an_interface_that_goes_down_takes_the_next_hops_with_it() {
+    network::test(async |network| {
+        let mut datapath = Datapath::open(options(network)).await.unwrap();
+        let web = desired(&[("web", service("203.0.113.10", 80, Mode::Ipip, &["10.0.0.2", "10.0.0.3"]))]);
+        install_resolved(&mut datapath, &web).await;
+        run("ip", &["link", "set", "lb0", "down"]);
+        let down = async {
+            loop {
+                datapath.changed().await;
+                if !datapath.install(&web).await.unwrap().services[&ServiceKey("web".into())].resolved {
+                    break;
+                }
+            }
+        };
+        tokio::time::timeout(DEADLINE, down).await.expect("no next hop is left");
+        run("ip", &["link", "set", "lb0", "up"]);
+        install_resolved(&mut datapath, &web).await;
+        datapath.detach().await.unwrap();
+    });
+}
+
+#[test]
 fn vips_of_tunnel_ends_are_on_the_loopback_interface() {
     network::test(async |network| {
         run("ip", &["address", "add", "203.0.113.99/32", "dev", "lo"]);

@@ -5,7 +5,7 @@ use crate::{
     host,
     observed::{Check, Health, NodeInfo, Targets},
 };
-use bgp_speaker::config::{Global, PeerConfig, Route};
+use bgp_speaker::config::{ConfigError, Global, PeerConfig, Route};
 use lb_bpf::{Counters, Installed, service::Desired, service::Endpoint};
 use std::{
     collections::BTreeSet,
@@ -136,6 +136,35 @@ impl Datapath for lb_bpf::Datapath {
 
     fn counters(&self) -> Result<Counters, Self::Error> {
         lb_bpf::Datapath::counters(self)
+    }
+}
+
+impl Speaker for bgp_speaker::Handle {
+    type Error = ConfigError;
+
+    async fn set_global(&self, global: Global) -> Result<(), Self::Error> {
+        bgp_speaker::Handle::set_global(self, global).await
+    }
+
+    async fn set_peers(&self, peers: Vec<PeerConfig>) -> Result<(), Self::Error> {
+        bgp_speaker::Handle::set_peers(self, peers).await
+    }
+
+    async fn set_routes(&self, routes: Vec<Route>) -> Result<(), Self::Error> {
+        bgp_speaker::Handle::set_routes(self, routes).await
+    }
+
+    async fn flushed(&self) {
+        bgp_speaker::Handle::flushed(self).await;
+    }
+
+    async fn established(&self) -> BTreeSet<IpAddr> {
+        let peers = self.peers().await;
+        peers.into_iter().filter(|peer| peer.state == "Established").map(|peer| peer.address).collect()
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        bgp_speaker::Handle::changes(self)
     }
 }
 

@@ -26,6 +26,8 @@ pub mod reconcile;
 #[cfg(feature = "runtime")]
 pub mod serve;
 #[cfg(feature = "runtime")]
+pub mod standalone;
+#[cfg(feature = "runtime")]
 pub mod store;
 #[cfg(feature = "runtime")]
 pub mod telemetry;

@@ -19,6 +19,7 @@ use crate::{
 };
 use futures::{FutureExt, StreamExt, stream::BoxStream};
 use lb_bpf::{Counters, Installed, service};
+use prometheus::Histogram;
 use std::{
     error::Error,
     sync::Arc,
@@ -52,8 +53,6 @@ pub struct View {
     pub passes: u64,
     /// Passes with an error.
     pub pass_errors: u64,
-    /// How long the last pass took.
-    pub last_pass: Duration,
     /// The errors of the last pass, `step: what`; none: it was complete.
     pub last_error: Option<String>,
 }
@@ -78,8 +77,8 @@ impl<S: Store, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler<S, D, B,
         (Reconciler { store, datapath, speaker, checks, host, view, declared: None, observed }, receiver)
     }
 
-    /// Runs for ever. Nothing is done before the first snapshot.
-    pub async fn run(mut self) {
+    /// Runs for ever. Nothing is done before the first snapshot. Durations of passes go to `pass_seconds`.
+    pub async fn run(mut self, pass_seconds: Histogram) {
         let mut snapshots = self.store.watch();
         let mut sessions = self.speaker.changes();
         let mut faults = self.store.faults();
@@ -109,7 +108,11 @@ impl<S: Store, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler<S, D, B,
             self.coalesce(&mut snapshots);
             sessions.mark_unchanged();
             self.observed.faults = faults.borrow_and_update().clone();
+            let start = Instant::now();
             let complete = self.pass().await;
+            if self.declared.is_some() {
+                pass_seconds.observe(start.elapsed().as_secs_f64());
+            }
             retry = if complete { FIRST_RETRY } else { (retry * 2).min(SLOWEST) };
             next = Instant::now() + if complete { SLOWEST } else { retry };
         }
@@ -136,7 +139,6 @@ impl<S: Store, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler<S, D, B,
     /// One pass; whether all of it worked. Before the first snapshot it does nothing.
     pub async fn pass(&mut self) -> bool {
         let Some(declared) = self.declared.clone() else { return true };
-        let start = Instant::now();
         let mut errors = Errors::default();
         self.observed.node = self.host.node();
         self.observed.now = self.host.now();
@@ -168,7 +170,6 @@ impl<S: Store, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler<S, D, B,
             view.ready |= complete;
             view.passes += 1;
             view.pass_errors += u64::from(!complete);
-            view.last_pass = start.elapsed();
             view.last_error = last_error;
             view.declared = declared.clone();
             view.desired = Arc::new(desired);

@@ -13,6 +13,7 @@ mod get;
 mod json_path;
 pub(crate) mod output;
 mod services;
+mod standalone;
 mod validate;
 
 /// Where the running instance listens when nothing else is said.
@@ -31,8 +32,9 @@ pub fn main() -> ExitCode {
             };
         }
     };
-    let done =
-        telemetry::init("warn").map_err(|e| Failure::Usage(e.to_string())).and_then(|()| cli.command.run());
+    let done = telemetry::init(cli.command.log_filter())
+        .map_err(|e| Failure::Usage(e.to_string()))
+        .and_then(|()| cli.command.run());
     match done {
         Ok(()) => ExitCode::SUCCESS,
         // The reader has seen enough (`fairlead get flb | head -1`).
@@ -105,6 +107,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Standalone(standalone::Args),
     Validate(validate::Args),
     Get(get::Args),
     Services(services::Args),
@@ -114,8 +117,14 @@ enum Command {
 }
 
 impl Command {
+    /// The filter of log lines when the environment names none.
+    const fn log_filter(&self) -> &'static str {
+        if let Command::Standalone(_) = self { "info" } else { "warn" }
+    }
+
     fn run(self) -> Result<(), Failure> {
         match self {
+            Command::Standalone(args) => args.run(),
             Command::Validate(args) => args.run(),
             Command::Get(args) => args.run(),
             Command::Services(args) => args.run(),

@@ -69,7 +69,10 @@ fn backend_cells(backend: &BackendRow) -> [String; 8] {
             Some(0) => "0 (drain)".to_owned(),
             weight => or_dash(weight),
         },
-        backend.health.clone(),
+        match &backend.health_reason {
+            Some(reason) => format!("{} ({reason})", backend.health),
+            None => backend.health.clone(),
+        },
         backend.slots.to_string(),
         format!("{:.1}%", backend.share * 100.0),
         backend.packets.to_string(),

@@ -9,7 +9,12 @@ use hyper_util::{
 use std::time::Duration;
 use tokio::task::JoinSet;
 
+pub mod api;
+mod families;
+pub mod instance;
+pub mod metrics;
 pub mod rows;
+mod services;
 pub mod socket;
 
 /// Connections served at once; more wait in the listener's backlog.

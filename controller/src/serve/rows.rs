@@ -66,6 +66,8 @@ pub struct BackendRow {
     pub weight: Option<u16>,
     /// `Healthy`, `Unhealthy`, `Unknown` (not checked yet) or `Unchecked` (no check is declared).
     pub health: String,
+    /// How the last check failed, if it did.
+    pub health_reason: Option<String>,
     /// Slots of the table that point to it.
     pub slots: u32,
     /// Its part of the table, 0 to 1.
@@ -90,7 +92,7 @@ pub struct InstanceStatus {
     pub ready: bool,
     /// Why it is not ready; one sentence each.
     pub reasons: Vec<String>,
-    /// Number of the declared generation in force.
+    /// Number of the snapshot in force; statuses that come back make a new one, too.
     pub generation: u64,
     /// Faults of the newest generation when it was refused: one line each.
     pub faults: Vec<String>,
@@ -100,4 +102,16 @@ pub struct InstanceStatus {
     pub pass_errors: u64,
     /// The error of the last pass, if it ended with one.
     pub last_error: Option<String>,
+    /// The interfaces of the datapath.
+    pub interfaces: Vec<InterfaceRow>,
+}
+
+/// An interface of the datapath.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InterfaceRow {
+    /// Its name.
+    pub name: String,
+    /// `Native` or `Generic`.
+    pub mode: String,
 }

@@ -1,0 +1,47 @@
+//! `fairlead standalone`: see [`crate::standalone`].
+use super::{DEFAULT_API_SOCKET, Failure};
+use crate::{serve::metrics::DEFAULT_ADDRESS, standalone};
+use std::{net::SocketAddr, path::PathBuf};
+
+/// Runs this node from a directory of YAML files: no Kubernetes is needed
+///
+/// Every file in the directory that ends in .yaml, .yml or .json counts; changes are taken up at once, all of
+/// them or none: while the directory has a fault, what was in force stays in force. Needs root.
+///
+/// SIGTERM and SIGINT end the BGP sessions with a Cease and leave the datapath in the kernel, where it forwards
+/// on. The next start takes it up as it is.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Directory of the YAML files.
+    #[arg(long, value_name = "DIR")]
+    config_dir: PathBuf,
+    /// Directory for what must survive a restart: the addresses given to LoadBalancers.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/fairlead")]
+    state_dir: PathBuf,
+    /// Interface where clients' packets (and backends' replies) arrive; may be given several times [default:
+    /// that of the default route].
+    #[arg(long = "interface", value_name = "IF")]
+    interfaces: Vec<String>,
+    /// Unix socket to make for the other commands, mode 0600.
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_API_SOCKET)]
+    api_socket: PathBuf,
+    /// Where /metrics, /healthz and /readyz are served, over HTTP.
+    #[arg(long, value_name = "ADDR:PORT", default_value_t = DEFAULT_ADDRESS)]
+    metrics: SocketAddr,
+    /// Name of this node, as nodeSelectors see it [default: the host name].
+    #[arg(long, value_name = "NAME")]
+    node_name: Option<String>,
+}
+
+impl Args {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let Args { config_dir, state_dir, interfaces, api_socket, metrics, node_name } = self;
+        let options =
+            standalone::Options { config_dir, state_dir, interfaces, api_socket, metrics, node_name };
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .map_err(|e| Failure::No(format!("starting the runtime: {e}")))?;
+        runtime.block_on(standalone::run(options)).map_err(|e| Failure::No(e.to_string()))
+    }
+}

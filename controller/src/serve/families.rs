@@ -1,0 +1,300 @@
+//! The page of metrics, from what the instance knows at the moment of the scrape: nothing is counted in two places,
+//! and what is gone from the instance is gone from the page.
+use super::rows::{BackendRow, InstanceStatus, ServiceRow};
+use bgp_speaker::config::PeerStatus;
+use lb_bpf::{
+    Counter,
+    abi::{Action, Verdict},
+};
+use prometheus::{Histogram, IntCounterVec, IntGaugeVec, Opts, Registry, Result, TextEncoder};
+use std::{collections::BTreeMap, net::IpAddr, net::SocketAddr};
+
+/// Everything that the page tells.
+pub(super) struct Facts<'a> {
+    pub(super) status: &'a InstanceStatus,
+    pub(super) services: &'a [ServiceRow],
+    pub(super) verdicts: &'a BTreeMap<&'static str, Counter>,
+    pub(super) peers: &'a [PeerStatus],
+    /// Names of the BGPPeer objects, by address.
+    pub(super) peer_names: &'a BTreeMap<IpAddr, String>,
+    pub(super) conditions: &'a [ConditionRow],
+    pub(super) pass_seconds: &'a Histogram,
+}
+
+/// A condition of an object.
+#[derive(Debug)]
+pub(super) struct ConditionRow {
+    pub(super) kind: String,
+    pub(super) name: String,
+    pub(super) condition: String,
+    pub(super) status: String,
+    pub(super) reason: String,
+}
+
+impl Facts<'_> {
+    /// The page in Prometheus' text format 0.0.4.
+    pub(super) fn page(&self) -> Result<String> {
+        let registry = Registry::new();
+        self.instance(&registry)?;
+        self.datapath(&registry)?;
+        self.bgp(&registry)?;
+        TextEncoder::new().encode_to_string(&registry.gather())
+    }
+
+    fn instance(&self, registry: &Registry) -> Result<()> {
+        let status = self.status;
+        let one = |value: u64| [([], value)];
+        gauges(
+            registry,
+            "fairlead_build_info",
+            "1; the labels say what runs here.",
+            ["version", "node"],
+            [([status.version.clone(), status.node.clone()], 1)],
+        )?;
+        gauges(
+            registry,
+            "fairlead_ready",
+            "Whether the instance is ready, as /readyz says.",
+            [],
+            one(status.ready.into()),
+        )?;
+        gauges(
+            registry,
+            "fairlead_store_generation",
+            "Number of the snapshot in force; statuses that come back make a new one, too.",
+            [],
+            one(status.generation),
+        )?;
+        gauges(
+            registry,
+            "fairlead_store_faults",
+            "Faults of the newest generation when it was refused; 0 when it is in force.",
+            [],
+            one(status.faults.len() as u64),
+        )?;
+        counters(registry, "fairlead_passes_total", "Passes of the reconcile loop.", [], one(status.passes))?;
+        counters(
+            registry,
+            "fairlead_pass_errors_total",
+            "Passes of the reconcile loop that ended with an error.",
+            [],
+            one(status.pass_errors),
+        )?;
+        registry.register(Box::new(self.pass_seconds.clone()))?;
+        gauges(
+            registry,
+            "fairlead_interface_xdp_mode",
+            "1; the label says where the kernel runs the program on the interface.",
+            ["interface", "mode"],
+            status.interfaces.iter().map(|i| ([i.name.clone(), i.mode.clone()], 1)),
+        )?;
+        gauges(
+            registry,
+            "fairlead_condition",
+            "1; a condition of an object, as its status says.",
+            ["kind", "name", "condition", "status", "reason"],
+            self.conditions.iter().map(|c| {
+                let ConditionRow { kind, name, condition, status, reason } = c;
+                ([kind, name, condition, status, reason].map(String::clone), 1)
+            }),
+        )
+    }
+
+    fn datapath(&self, registry: &Registry) -> Result<()> {
+        gauges(
+            registry,
+            "fairlead_service_programmed",
+            "Whether the kernel has all frontends of the service.",
+            ["service"],
+            self.services.iter().map(|s| ([s.name.clone()], s.programmed.into())),
+        )?;
+        gauges(
+            registry,
+            "fairlead_service_slots",
+            "Size of the service's Maglev table.",
+            ["service"],
+            self.services.iter().map(|s| ([s.name.clone()], s.table_size.into())),
+        )?;
+        let backends = || self.services.iter().flat_map(|s| s.backends.iter().map(move |b| (s, b)));
+        let sample = |value: fn(&BackendRow) -> u64| {
+            backends().map(move |(s, b)| {
+                ([s.name.clone(), SocketAddr::new(b.address, b.port).to_string()], value(b))
+            })
+        };
+        const BACKEND: [&str; 2] = ["service", "backend"];
+        counters(
+            registry,
+            "fairlead_backend_packets_total",
+            "Packets sent to the backend.",
+            BACKEND,
+            sample(|b| b.packets),
+        )?;
+        counters(
+            registry,
+            "fairlead_backend_bytes_total",
+            "Bytes of the packets sent to the backend, as received, Ethernet header included.",
+            BACKEND,
+            sample(|b| b.bytes),
+        )?;
+        counters(
+            registry,
+            "fairlead_backend_flows_total",
+            "Flows begun with the backend: TCP SYNs, and first packets of tracked UDP flows.",
+            BACKEND,
+            sample(|b| b.flows),
+        )?;
+        gauges(
+            registry,
+            "fairlead_backend_slots",
+            "Slots of the service's Maglev table that point to the backend.",
+            BACKEND,
+            sample(|b| b.slots.into()),
+        )?;
+        gauges(
+            registry,
+            "fairlead_backend_weight",
+            "Weight of the backend as declared; 0 drains it.",
+            BACKEND,
+            sample(|b| b.weight.unwrap_or(0).into()),
+        )?;
+        gauges(
+            registry,
+            "fairlead_backend_health",
+            "1; the label says what the health check says.",
+            ["service", "backend", "health"],
+            backends().map(|(s, b)| {
+                let address = SocketAddr::new(b.address, b.port).to_string();
+                ([s.name.clone(), address, b.health.clone()], 1)
+            }),
+        )?;
+        let verdicts = |value: fn(&Counter) -> u64| {
+            self.verdicts.iter().map(move |(verdict, counter)| {
+                ([(*verdict).to_owned(), action(verdict).to_owned()], value(counter))
+            })
+        };
+        const VERDICT: [&str; 2] = ["verdict", "action"];
+        counters(
+            registry,
+            "fairlead_packets_total",
+            "Packets that the datapath has seen, by what it decided.",
+            VERDICT,
+            verdicts(|c| c.packets),
+        )?;
+        counters(
+            registry,
+            "fairlead_packet_bytes_total",
+            "Bytes of the packets that the datapath has seen, Ethernet header included.",
+            VERDICT,
+            verdicts(|c| c.bytes),
+        )
+    }
+
+    fn bgp(&self, registry: &Registry) -> Result<()> {
+        let sample = |value: fn(&PeerStatus) -> u64| {
+            self.peers.iter().map(move |p| ([self.peer_name(p.address), p.address.to_string()], value(p)))
+        };
+        const PEER: [&str; 2] = ["name", "peer"];
+        gauges(
+            registry,
+            "fairlead_bgp_peer_state",
+            "1; the label is the state of the session (RFC 4271 section 8.2.2).",
+            ["name", "peer", "state"],
+            self.peers
+                .iter()
+                .map(|p| ([self.peer_name(p.address), p.address.to_string(), p.state.clone()], 1)),
+        )?;
+        gauges(
+            registry,
+            "fairlead_bgp_peer_up",
+            "Whether the session is established.",
+            PEER,
+            sample(|p| (p.state == "Established").into()),
+        )?;
+        gauges(
+            registry,
+            "fairlead_bgp_peer_state_seconds",
+            "Time in the present state, in seconds.",
+            PEER,
+            sample(|p| p.since_seconds),
+        )?;
+        counters(
+            registry,
+            "fairlead_bgp_peer_establishments_total",
+            "How often the session was established.",
+            PEER,
+            sample(|p| p.established_count),
+        )?;
+        gauges(
+            registry,
+            "fairlead_bgp_peer_prefixes_received",
+            "Prefixes accepted from the peer.",
+            PEER,
+            sample(|p| p.prefixes_received),
+        )?;
+        gauges(
+            registry,
+            "fairlead_bgp_peer_prefixes_sent",
+            "Prefixes announced to the peer.",
+            PEER,
+            sample(|p| p.prefixes_sent),
+        )?;
+        counters(
+            registry,
+            "fairlead_bgp_peer_messages_received_total",
+            "Messages received from the peer.",
+            PEER,
+            sample(|p| p.messages_received),
+        )?;
+        counters(
+            registry,
+            "fairlead_bgp_peer_messages_sent_total",
+            "Messages sent to the peer.",
+            PEER,
+            sample(|p| p.messages_sent),
+        )
+    }
+
+    fn peer_name(&self, address: IpAddr) -> String {
+        self.peer_names.get(&address).cloned().unwrap_or_default()
+    }
+}
+
+/// Adds a family of values that only grow.
+fn counters<const N: usize>(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: [&str; N],
+    samples: impl IntoIterator<Item = ([String; N], u64)>,
+) -> Result<()> {
+    let family = IntCounterVec::new(Opts::new(name, help), &labels)?;
+    for (values, value) in samples {
+        family.get_metric_with_label_values(&values)?.inc_by(value);
+    }
+    registry.register(Box::new(family))
+}
+
+/// Adds a family of values that go up and down.
+fn gauges<const N: usize>(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: [&str; N],
+    samples: impl IntoIterator<Item = ([String; N], u64)>,
+) -> Result<()> {
+    let family = IntGaugeVec::new(Opts::new(name, help), &labels)?;
+    for (values, value) in samples {
+        family.get_metric_with_label_values(&values)?.set(i64::try_from(value).unwrap_or(i64::MAX));
+    }
+    registry.register(Box::new(family))
+}
+
+/// What becomes of packets with this verdict.
+fn action(label: &str) -> &'static str {
+    match Verdict::ALL.iter().find(|verdict| verdict.label() == label).map(|verdict| verdict.action()) {
+        Some(Action::Pass) => "pass",
+        Some(Action::Transmit) => "transmit",
+        Some(Action::Drop) => "drop",
+        None => "",
+    }
+}

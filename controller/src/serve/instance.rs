@@ -1,0 +1,150 @@
+//! What the servers read: the view of the reconcile loop, the store's faults, the speaker.
+use super::{
+    families::{ConditionRow, Facts},
+    rows::{InstanceStatus, InterfaceRow, ServiceRow},
+    services::service_rows,
+};
+use crate::{api::kind::Kind, fault::Fault, reconcile::View};
+use bgp_speaker::Handle;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use prometheus::{Histogram, HistogramOpts, exponential_buckets};
+use serde::Serialize;
+use serde_json::Value;
+use std::{collections::BTreeMap, net::IpAddr};
+use tokio::sync::watch;
+
+/// A running instance, as its servers see it. Cheap to clone.
+#[derive(Clone)]
+pub struct Instance {
+    /// Name of the node.
+    pub node: String,
+    /// What the reconcile loop knows.
+    pub view: watch::Receiver<View>,
+    /// Why the newest generation was refused; empty when it is in force.
+    pub faults: watch::Receiver<Vec<Fault>>,
+    /// Durations of the passes, in seconds.
+    pub pass_seconds: Histogram,
+    /// The BGP speaker.
+    pub speaker: Handle,
+}
+
+impl Instance {
+    /// The objects of a kind with their status, by name, as Kubernetes would show them.
+    pub(super) fn objects(&self, kind: Kind) -> BTreeMap<String, Value> {
+        let View { declared, desired, .. } = &*self.view.borrow();
+        let status = &desired.status;
+        match kind {
+            Kind::AddressPool => with_status(&declared.pools, &status.pools),
+            Kind::LoadBalancer => with_status(&declared.load_balancers, &status.load_balancers),
+            Kind::BGPRouter => with_status(&declared.routers, &status.routers),
+            Kind::BGPPeer => with_status(&declared.peers, &status.peers),
+            Kind::BGPAdvertisement => with_status(&declared.advertisements, &status.advertisements),
+            Kind::Node => with_status(&declared.nodes, &BTreeMap::<String, ()>::new()),
+        }
+    }
+
+    /// The services of the datapath.
+    pub(super) fn services(&self) -> Vec<ServiceRow> {
+        service_rows(&self.view.borrow())
+    }
+
+    /// How the instance is.
+    pub(super) fn status(&self) -> InstanceStatus {
+        let view = self.view.borrow();
+        let faults: Vec<String> = self.faults.borrow().iter().map(ToString::to_string).collect();
+        let mut reasons = Vec::new();
+        if !view.ready {
+            reasons.push(match (&view.last_error, faults.is_empty()) {
+                (Some(error), _) => error.clone(),
+                (None, true) => "the first pass is not complete".to_owned(),
+                (None, false) => "the declared objects are refused, and none were in force before".to_owned(),
+            });
+        }
+        let interfaces = view.installed.iter().flat_map(|installed| &installed.interfaces);
+        InstanceStatus {
+            node: self.node.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ready: view.ready,
+            reasons,
+            generation: view.declared.generation,
+            faults,
+            passes: view.passes,
+            pass_errors: view.pass_errors,
+            last_error: view.last_error.clone(),
+            interfaces: interfaces
+                .map(|i| InterfaceRow { name: i.name.clone(), mode: format!("{:?}", i.mode) })
+                .collect(),
+        }
+    }
+
+    /// A histogram for the durations of passes.
+    pub fn pass_histogram() -> prometheus::Result<Histogram> {
+        let options = HistogramOpts::new(
+            "fairlead_pass_duration_seconds",
+            "Duration of the passes of the reconcile loop.",
+        );
+        // 0.25 ms to 4 s.
+        Histogram::with_opts(options.buckets(exponential_buckets(0.000_25, 2.0, 15)?))
+    }
+
+    /// The page of metrics.
+    pub(super) async fn metrics(&self) -> prometheus::Result<String> {
+        let peers = self.speaker.peers().await;
+        let view = self.view.borrow().clone();
+        Facts {
+            status: &self.status(),
+            services: &service_rows(&view),
+            verdicts: &view.counters.verdicts,
+            peers: &peers,
+            peer_names: &peer_names(&view),
+            conditions: &conditions(&view),
+            pass_seconds: &self.pass_seconds,
+        }
+        .page()
+    }
+}
+
+fn with_status<T: Serialize, S: Serialize>(
+    objects: &BTreeMap<String, T>,
+    statuses: &BTreeMap<String, S>,
+) -> BTreeMap<String, Value> {
+    let value = |(name, object): (&String, &T)| {
+        let mut object = serde_json::to_value(object).ok()?;
+        if let Some(status) = statuses.get(name) {
+            object.as_object_mut()?.insert("status".to_owned(), serde_json::to_value(status).ok()?);
+        }
+        Some((name.clone(), object))
+    };
+    objects.iter().filter_map(value).collect()
+}
+
+/// Names of the BGPPeers by address; of several with one address the first by name.
+fn peer_names(view: &View) -> BTreeMap<IpAddr, String> {
+    let mut names = BTreeMap::new();
+    for (name, peer) in &view.declared.peers {
+        if let Some(address) = peer.spec.address {
+            names.entry(address.0).or_insert_with(|| name.clone());
+        }
+    }
+    names
+}
+
+fn conditions(view: &View) -> Vec<ConditionRow> {
+    let status = &view.desired.status;
+    let mut rows = Vec::new();
+    let mut add = |kind: Kind, name: &str, conditions: &[Condition]| {
+        rows.extend(conditions.iter().map(|c| ConditionRow {
+            kind: kind.to_string(),
+            name: name.to_owned(),
+            condition: c.type_.clone(),
+            status: c.status.clone(),
+            reason: c.reason.clone(),
+        }));
+    };
+    status.pools.iter().for_each(|(name, s)| add(Kind::AddressPool, name, &s.conditions));
+    status.load_balancers.iter().for_each(|(name, s)| add(Kind::LoadBalancer, name, &s.conditions));
+    status.routers.iter().for_each(|(name, s)| add(Kind::BGPRouter, name, &s.conditions));
+    status.peers.iter().for_each(|(name, s)| add(Kind::BGPPeer, name, &s.conditions));
+    status.advertisements.iter().for_each(|(name, s)| add(Kind::BGPAdvertisement, name, &s.conditions));
+    rows
+}

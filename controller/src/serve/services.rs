@@ -1,0 +1,83 @@
+//! Services as an operator sees them: what is desired, what is installed, and what was counted, side by side.
+use super::rows::{BackendRow, FrontendRow, ServiceRow};
+use crate::{
+    desired::{BackendHealth, backend_health},
+    observed::Health,
+    reconcile::View,
+};
+use lb_bpf::{
+    Counter, InstalledService,
+    abi::Mode,
+    service::{Endpoint, Service, ServiceKey},
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// One row per desired service.
+pub(super) fn service_rows(view: &View) -> Vec<ServiceRow> {
+    let services = view.desired.datapath.services.iter();
+    services
+        .map(|(key, service)| {
+            let held = view.installed.as_ref().and_then(|installed| installed.services.get(key));
+            let counted = view.counters.services.get(key);
+            ServiceRow {
+                name: key.to_string(),
+                frontends: service.frontends.iter().map(FrontendRow::from).collect(),
+                mode: mode(service).to_owned(),
+                programmed: held.is_some_and(|held| held.frontends.is_superset(&service.frontends)),
+                table_size: held.map_or(0, |held| held.table_size),
+                backends: backend_rows(view, key, service, held, counted),
+            }
+        })
+        .collect()
+}
+
+/// Backends that are declared, and those that are no longer but still have slots or are counted while they drain.
+fn backend_rows(
+    view: &View,
+    key: &ServiceKey,
+    service: &Service,
+    held: Option<&InstalledService>,
+    counted: Option<&BTreeMap<Endpoint, Counter>>,
+) -> Vec<BackendRow> {
+    let slots = held.map(|held| &held.slots);
+    let endpoints: BTreeSet<&Endpoint> = (service.backends.keys())
+        .chain(slots.into_iter().flat_map(BTreeMap::keys))
+        .chain(counted.into_iter().flat_map(BTreeMap::keys))
+        .collect();
+    let row = |endpoint: &Endpoint| {
+        let owned = slots.and_then(|slots| slots.get(endpoint)).copied().unwrap_or(0);
+        let size = held.map_or(0, |held| held.table_size).max(1);
+        let Counter { packets, bytes, flows } =
+            counted.and_then(|counted| counted.get(endpoint)).copied().unwrap_or_default();
+        let (health, health_reason) = health(view, key, *endpoint);
+        BackendRow {
+            address: endpoint.address,
+            port: endpoint.port,
+            weight: service.backends.get(endpoint).map(|target| target.weight),
+            health: health.to_owned(),
+            health_reason,
+            slots: owned,
+            share: f64::from(owned) / f64::from(size),
+            packets,
+            bytes,
+            flows,
+        }
+    };
+    endpoints.into_iter().map(row).collect()
+}
+
+fn health(view: &View, key: &ServiceKey, endpoint: Endpoint) -> (&'static str, Option<String>) {
+    match backend_health(&view.declared, &view.observed.health, key, endpoint) {
+        BackendHealth::Known(Health::Healthy) => ("Healthy", None),
+        BackendHealth::Known(Health::Unhealthy(failure)) => ("Unhealthy", Some(failure.to_string())),
+        BackendHealth::Unknown => ("Unknown", None),
+        BackendHealth::Unchecked => ("Unchecked", None),
+    }
+}
+
+const fn mode(service: &Service) -> &'static str {
+    match service.mode {
+        Mode::Nat => "NAT",
+        Mode::Ipip => "IPIP",
+    }
+}

@@ -1,0 +1,289 @@
+//! `fairlead standalone`: one node from a directory of files. Checks what it was told, wires the store, the datapath,
+//! the speaker and the reconcile loop, serves, and waits for a signal.
+//!
+//! Until the directory has been valid once there is no snapshot, and so no pass: what the process before left in the
+//! kernel goes on as it is.
+use crate::{
+    appliers::ThisHost,
+    health::Checks,
+    host,
+    reconcile::Reconciler,
+    serve::{
+        api,
+        instance::Instance,
+        metrics, serve,
+        socket::{ApiSocket, SocketError},
+    },
+    store::{Store, StoreError, files::FileStore},
+};
+use lb_bpf::{Datapath, DatapathError};
+use nix::{
+    net::if_::{if_nameindex, if_nametoindex},
+    unistd::geteuid,
+};
+use std::{
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{Signal, SignalKind, signal},
+    task::JoinSet,
+    time::timeout,
+};
+
+/// Where the datapath of each node of this machine is pinned, by its name.
+const PIN_DIR: &str = "/sys/fs/bpf/fairlead";
+/// How long the peers may take to hear the Cease.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// What `fairlead standalone` was told.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Directory of the YAML files.
+    pub config_dir: PathBuf,
+    /// Directory for what must survive a restart.
+    pub state_dir: PathBuf,
+    /// Interfaces where the datapath is attached; empty: that of the default route.
+    pub interfaces: Vec<String>,
+    /// Unix socket of the API.
+    pub api_socket: PathBuf,
+    /// Where metrics and health are served.
+    pub metrics: SocketAddr,
+    /// Name of this node; none: the host name.
+    pub node_name: Option<String>,
+}
+
+/// Why the instance could not start: one sentence for people.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// XDP, namespaces and port 179 need root.
+    #[error("`fairlead standalone` needs root: run it with sudo, or as a systemd service")]
+    NotRoot,
+    /// The directory of the files cannot be read.
+    #[error("--config-dir {}: {source}", .path.display())]
+    ConfigDir {
+        /// The directory.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+    /// There is no such interface.
+    #[error("--interface {name}: there is no such interface; this machine has {present}")]
+    Interface {
+        /// The name.
+        name: String,
+        /// Those that there are.
+        present: String,
+    },
+    /// Nothing says which interface is meant.
+    #[error("there is no default route to take the interface from: name it with --interface")]
+    NoInterface,
+    /// The name of the node cannot be used.
+    #[error("{name:?} is no name for a node ({reason}): choose one with --node-name")]
+    NodeName {
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// Metrics and health cannot be served there.
+    #[error("--metrics {address}: {source}")]
+    Metrics {
+        /// The address.
+        address: SocketAddr,
+        /// The reason.
+        source: io::Error,
+    },
+    /// The API cannot be served there.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The kernel does not take the datapath.
+    #[error("the datapath: {0}")]
+    Datapath(#[from] DatapathError),
+    /// Something that should never end did: a defect. The datapath stays as it is.
+    #[error("a part of the process has died ({0}); the datapath stays as it is")]
+    Died(String),
+    /// The metrics make no sense: a defect.
+    #[error("metrics: {0}")]
+    MetricsDefinition(#[from] prometheus::Error),
+    /// The system does not say what it is asked.
+    #[error("{what}: {source}")]
+    Host {
+        /// What was asked for.
+        what: &'static str,
+        /// The reason.
+        source: io::Error,
+    },
+}
+
+/// Runs until SIGTERM or SIGINT: then the peers are told, and the datapath stays in the kernel.
+pub async fn run(options: Options) -> Result<(), StartError> {
+    let mut signals =
+        Signals::new().map_err(|source| StartError::Host { what: "catching signals", source })?;
+    let Checked { node, interfaces } = check(&options)?;
+    let api_socket = ApiSocket::bind(&options.api_socket).await?;
+    let metrics_socket = TcpListener::bind(options.metrics)
+        .await
+        .map_err(|source| StartError::Metrics { address: options.metrics, source })?;
+    let store = Arc::new(FileStore::open(&options.config_dir, &options.state_dir)?);
+    let pin_dir = Path::new(PIN_DIR).join(&node);
+    let datapath = Datapath::open(lb_bpf::datapath::Options {
+        pin_dir,
+        interfaces: interfaces.clone(),
+        sizes: Default::default(),
+    })
+    .await?;
+    let speaker = bgp_speaker::spawn();
+
+    let faults = store.faults();
+    let (reconciler, view) =
+        Reconciler::new(store, datapath, speaker.clone(), Checks::default(), ThisHost::new(node.clone()));
+    let pass_seconds = Instance::pass_histogram()?;
+    let instance = Instance {
+        node: node.clone(),
+        view,
+        faults,
+        pass_seconds: pass_seconds.clone(),
+        speaker: speaker.clone(),
+    };
+    let mut parts = JoinSet::new();
+    parts.spawn(serve(api_socket, api::router(instance.clone())));
+    parts.spawn(serve(metrics_socket, metrics::router(instance)));
+    parts.spawn(reconciler.run(pass_seconds));
+    tracing::info!(
+        node,
+        ?interfaces,
+        config_dir = %options.config_dir.display(),
+        api_socket = %options.api_socket.display(),
+        metrics = %options.metrics,
+        version = env!("CARGO_PKG_VERSION"),
+        "started"
+    );
+
+    let outcome = tokio::select! {
+        signal = signals.next() => {
+            tracing::info!(signal, "stopping; the datapath stays in the kernel");
+            Ok(())
+        }
+        // None of them ends by itself.
+        Some(ended) = parts.join_next() => {
+            Err(StartError::Died(ended.err().map_or_else(|| "it returned".to_owned(), |error| error.to_string())))
+        }
+    };
+    // The loop first: it must not set anything while the speaker goes.
+    parts.shutdown().await;
+    if timeout(FAREWELL, speaker.shutdown()).await.is_err() {
+        tracing::warn!(limit = ?FAREWELL, "the peers did not take the Cease");
+    }
+    outcome
+}
+
+/// The signals that end the process.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        Ok(Signals { terminate, interrupt })
+    }
+
+    /// The name of the next one.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// What was asked for, checked and completed.
+struct Checked {
+    node: String,
+    interfaces: Vec<String>,
+}
+
+fn check(options: &Options) -> Result<Checked, StartError> {
+    if !geteuid().is_root() {
+        return Err(StartError::NotRoot);
+    }
+    // Opening it for reading is what the store will do.
+    fs::read_dir(&options.config_dir)
+        .map_err(|source| StartError::ConfigDir { path: options.config_dir.clone(), source })?;
+    let node = match &options.node_name {
+        Some(name) => name.clone(),
+        None => host::name()
+            .map_err(|source| StartError::Host { what: "reading the host name", source })?
+            .to_lowercase(),
+    };
+    check_node_name(&node)?;
+    Ok(Checked { node, interfaces: interfaces(&options.interfaces)? })
+}
+
+/// A node's name is a DNS subdomain (RFC 1123), as in Kubernetes. It becomes part of a path.
+fn check_node_name(name: &str) -> Result<(), StartError> {
+    let bad = |reason| Err(StartError::NodeName { name: name.to_owned(), reason });
+    if name.is_empty() || name.len() > 253 {
+        return bad("1 to 253 characters are needed");
+    }
+    let good = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
+    for label in name.split('.') {
+        if !label.bytes().all(good) {
+            return bad("only a to z, 0 to 9, '-' and '.' may stand in it");
+        }
+        if label.is_empty() || label.starts_with('-') || label.ends_with('-') {
+            return bad("each part between dots starts and ends with a letter or digit");
+        }
+    }
+    Ok(())
+}
+
+fn interfaces(asked: &[String]) -> Result<Vec<String>, StartError> {
+    let mut names = asked.to_vec();
+    if names.is_empty() {
+        let default = host::default_interface()
+            .map_err(|source| StartError::Host { what: "reading the routes", source })?;
+        names.push(default.ok_or(StartError::NoInterface)?);
+    }
+    names.sort();
+    names.dedup();
+    if let Some(missing) = names.iter().find(|name| if_nametoindex(name.as_str()).is_err()) {
+        let present = if_nameindex().map_or_else(
+            |_| "none that can be read".to_owned(),
+            |all| all.iter().map(|i| i.name().to_string_lossy().into_owned()).collect::<Vec<_>>().join(", "),
+        );
+        return Err(StartError::Interface { name: missing.clone(), present });
+    }
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_name_is_a_dns_subdomain() {
+        for good in ["a", "lb-1", "lb1.example.com", "0", &"a".repeat(253)] {
+            assert!(check_node_name(good).is_ok(), "{good}");
+        }
+        for bad in ["", "A", "a_b", "../x", "a/b", ".", "a.", "-a", "a-", "a..b", "ü", &"a".repeat(254)] {
+            assert!(check_node_name(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_interface_that_is_not_there_is_named_with_those_that_are() {
+        let error = interfaces(&["lo".to_owned(), "no-such-if".to_owned()]).unwrap_err().to_string();
+        assert!(error.contains("--interface no-such-if") && error.contains("lo"), "{error}");
+        assert_eq!(interfaces(&["lo".to_owned(), "lo".to_owned()]).unwrap(), ["lo"]);
+    }
+}

@@ -4,7 +4,7 @@
 //! `cargo bench -p bgp-speaker --bench speaker [-- PREFIXES]`
 use bgp_speaker::{
     ConnectionId, Endpoints, Time,
-    config::{Asn, Family, Global, PeerConfig, Timers},
+    config::{Asn, Family, Global, PeerAsn, PeerConfig, Timers},
     speaker::{Input, Output, Speaker},
     wire::{self, AsPath, Attributes, Capability, Context, MAX_LENGTH, Message, Open},
 };
@@ -185,7 +185,7 @@ fn with_peers(count: u8, accept: bool) -> Bench {
     speaker.set_global(global, NOW).expect("valid");
     let configs = (1..=count).map(|host| PeerConfig {
         address: IpAddr::from([10, 0, 0, host]),
-        asn: Asn(65000 + u32::from(host)),
+        asn: PeerAsn::Is(Asn(65000 + u32::from(host))),
         port: 179,
         local_address: None,
         timers: Timers::default(),

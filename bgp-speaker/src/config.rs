@@ -12,6 +12,30 @@ use std::{
 #[serde(transparent)]
 pub struct Asn(pub u32);
 
+/// AS of a neighbour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PeerAsn {
+    /// This one.
+    Is(Asn),
+    /// Any but ours, as its OPEN says.
+    External,
+}
+
+impl PeerAsn {
+    /// Whether the neighbour is of our AS.
+    pub fn is_internal(self, own: Asn) -> bool {
+        self == PeerAsn::Is(own)
+    }
+
+    /// Whether a neighbour that says to be of the AS `said` is the one that is meant.
+    pub fn admits(self, said: Asn, own: Asn) -> bool {
+        match self {
+            PeerAsn::Is(asn) => said == asn,
+            PeerAsn::External => said != own,
+        }
+    }
+}
+
 /// The speaker itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Global {
@@ -40,7 +64,7 @@ pub struct PeerConfig {
     /// Address of the neighbour.
     pub address: IpAddr,
     /// AS of the neighbour. Equal to ours: internal.
-    pub asn: Asn,
+    pub asn: PeerAsn,
     /// TCP port of the neighbour.
     pub port: u16,
     /// Address to dial from; none: the kernel chooses.
@@ -124,7 +148,7 @@ pub enum State {
 pub struct PeerStatus {
     /// Address of the neighbour.
     pub address: IpAddr,
-    /// AS of the neighbour as configured.
+    /// AS of the neighbour as configured; of any external one, that of its OPEN, and 0 before.
     pub asn: Asn,
     /// Our AS.
     pub local_asn: Asn,
@@ -201,5 +225,28 @@ pub struct ConfigError {
 impl ConfigError {
     pub(crate) fn new(object: impl Into<String>, field: &str, reason: impl Into<String>) -> Self {
         ConfigError { object: object.into(), field: field.to_owned(), reason: reason.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_external_peer_is_of_any_as_but_ours() {
+        let (own, other) = (Asn(65000), Asn(65001));
+        for (peer, is_internal, admits_own, admits_other) in [
+            (PeerAsn::External, false, false, true),
+            (PeerAsn::Is(own), true, true, false),
+            (PeerAsn::Is(other), false, false, true),
+        ] {
+            assert_eq!(peer.is_internal(own), is_internal, "{peer:?}");
+            assert_eq!(
+                (peer.admits(own, own), peer.admits(other, own)),
+                (admits_own, admits_other),
+                "{peer:?}"
+            );
+        }
+        assert!(!PeerAsn::Is(other).admits(Asn(65002), own));
     }
 }

@@ -41,8 +41,8 @@ pub(crate) fn open(global: &Global, peer: &PeerConfig) -> Open {
 /// Judges the peer's OPEN. What it says about version, hold times of 1 and 2 and optional parameters the decoder
 /// has judged.
 pub(crate) fn negotiate(global: &Global, peer: &PeerConfig, open: &Open) -> Result<Negotiated, Notification> {
-    let internal = peer.asn == global.asn;
-    if open.asn != peer.asn {
+    let internal = peer.asn.is_internal(global.asn);
+    if !peer.asn.admits(open.asn, global.asn) {
         return Err(Reason::BAD_PEER_AS.into());
     }
     // RFC 6286 section 2.2: the identifier is unique within an AS only.

@@ -1,5 +1,5 @@
 //! Whether a configuration makes sense, before anything of it takes effect.
-use crate::config::{Asn, ConfigError, Global, PeerConfig, Route};
+use crate::config::{Asn, ConfigError, Global, PeerAsn, PeerConfig, Route};
 use ipnet::IpNet;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -47,7 +47,7 @@ fn peer(peer: &PeerConfig, global: Option<&Global>) -> Result<(), ConfigError> {
     if !is_unicast(peer.address) {
         return error("address", "is no unicast address");
     }
-    if peer.asn == Asn(0) {
+    if peer.asn == PeerAsn::Is(Asn(0)) {
         return error("asn", "0 is reserved (RFC 7607)");
     }
     if peer.port == 0 {
@@ -80,7 +80,7 @@ fn peer(peer: &PeerConfig, global: Option<&Global>) -> Result<(), ConfigError> {
     if peer.multihop_ttl == Some(0) {
         return error("ebgpMultihop.ttl", "must be 1 to 255");
     }
-    if peer.multihop_ttl.is_some() && global.is_some_and(|global| global.asn == peer.asn) {
+    if peer.multihop_ttl.is_some() && global.is_some_and(|global| peer.asn.is_internal(global.asn)) {
         return error("ebgpMultihop", "is for external peers only");
     }
     for entry in &peer.accept {
@@ -146,7 +146,7 @@ mod tests {
     fn peer_with(change: impl FnOnce(&mut PeerConfig)) -> PeerConfig {
         let mut config = PeerConfig {
             address: IpAddr::from([10, 0, 0, 1]),
-            asn: Asn(65001),
+            asn: PeerAsn::Is(Asn(65001)),
             port: 179,
             local_address: None,
             timers: Timers::default(),
@@ -187,7 +187,7 @@ mod tests {
         let cases: [Case; 16] = [
             (|_| (), ""),
             (|peer| peer.timers = Timers { hold_seconds: 0, keepalive_seconds: 0, ..peer.timers }, ""),
-            (|peer| peer.asn = Asn(0), "asn: 0 is reserved (RFC 7607)"),
+            (|peer| peer.asn = PeerAsn::Is(Asn(0)), "asn: 0 is reserved (RFC 7607)"),
             (|peer| peer.port = 0, "port: must be 1 to 65535"),
             (|peer| peer.families.clear(), "families: is empty: name at least one"),
             (
@@ -201,7 +201,7 @@ mod tests {
             (|peer| peer.timers.connect_retry_seconds = 0, "timers.connectRetrySeconds: must be at least 1"),
             (|peer| peer.multihop_ttl = Some(0), "ebgpMultihop.ttl: must be 1 to 255"),
             (
-                |peer| (peer.multihop_ttl, peer.asn) = (Some(4), Asn(65000)),
+                |peer| (peer.multihop_ttl, peer.asn) = (Some(4), PeerAsn::Is(Asn(65000))),
                 "ebgpMultihop: is for external peers only",
             ),
             (
@@ -224,7 +224,7 @@ mod tests {
                 if fault.is_empty() { String::new() } else { format!("peer {}: {fault}", config.address) };
             assert_eq!(words(peers(&[config], Some(&ours))), fault);
         }
-        let twice = [peer_with(|_| ()), peer_with(|peer| peer.asn = Asn(7))];
+        let twice = [peer_with(|_| ()), peer_with(|peer| peer.asn = PeerAsn::Is(Asn(7)))];
         assert_eq!(words(peers(&twice, None)), "peer 10.0.0.1: address: is there more than once");
     }
 

@@ -5,7 +5,7 @@
 //! node settle and compares. `FAIRLEAD_REWRITE=1 cargo test -p controller --test scenarios` writes what comes out
 //! into the files, for a person to judge.
 #![expect(clippy::unwrap_used, reason = "a test may stop")]
-use bgp_speaker::config::Route;
+use bgp_speaker::config::{PeerAsn, Route};
 use controller::{
     api::Community,
     declared::Declared,
@@ -254,7 +254,11 @@ fn dump(desired: &Desired) -> String {
     if let Some(speaker) = &desired.speaker {
         writeln!(out, "speaker: AS {} ID {}", speaker.global.asn.0, speaker.global.router_id).unwrap();
         for peer in &speaker.peers {
-            writeln!(out, "  peer {} AS {} port {}", peer.address, peer.asn.0, peer.port).unwrap();
+            let asn = match peer.asn {
+                PeerAsn::Is(asn) => asn.0.to_string(),
+                PeerAsn::External => "external".to_owned(),
+            };
+            writeln!(out, "  peer {} AS {asn} port {}", peer.address, peer.port).unwrap();
         }
     }
     status(&desired.status, &mut out);

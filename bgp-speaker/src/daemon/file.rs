@@ -1,7 +1,7 @@
 //! The configuration file: YAML to what the speaker is asked for. The fields of a peer are those of a BGPPeer;
 //! what is not supported yet is refused by its name.
 use bgp_speaker::{
-    config::{Asn, Family, Global, PeerConfig, Route, RouteAttributes, Timers},
+    config::{self, Asn, Family, Global, PeerConfig, Route, RouteAttributes, Timers},
     wire::{Community, LargeCommunity},
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -199,7 +199,6 @@ impl PeerSpec {
             ("addPath.send", self.add_path.send),
             ("addPath.receive", self.add_path.receive),
             ("import.install", self.import.install),
-            ("asn: external", matches!(self.asn, PeerAsn::External)),
         ];
         if let Some((field, _)) = unsupported.iter().find(|(_, is_there)| *is_there) {
             return Err(format!("{field}: not supported yet"));
@@ -213,8 +212,9 @@ impl PeerSpec {
         Ok(PeerConfig {
             address: self.address.ok_or("address: missing")?,
             asn: match self.asn {
-                PeerAsn::Number(asn) => asn,
-                PeerAsn::Internal | PeerAsn::External => local,
+                PeerAsn::Number(asn) => config::PeerAsn::Is(asn),
+                PeerAsn::Internal => config::PeerAsn::Is(local),
+                PeerAsn::External => config::PeerAsn::External,
             },
             port: self.port,
             local_address: self.local_address,
@@ -312,7 +312,7 @@ routes:
         assert_eq!((peers[0].accept.len(), peers[0].export_learned, peers[0].families.len()), (2, true, 2));
         assert_eq!(
             (peers[1].asn, peers[1].multihop_ttl, peers[1].max_prefixes),
-            (Asn(65002), Some(4), Some(10))
+            (config::PeerAsn::Is(Asn(65002)), Some(4), Some(10))
         );
         assert_eq!((peers[1].accept.len(), peers[1].export_learned, peers[1].port), (1, false, 179));
         let attributes = &routes[0].attributes;
@@ -331,7 +331,6 @@ routes:
             ("holdSeconds: 9", "hold: 9", "peers[0].timers.hold: unknown field"),
             ("[any]", "[all]", "peers[0].import.accept[0]: `all`: want a prefix or `any`"),
             ("asn: internal", "asn: outside", "peers[1].asn: "),
-            ("asn: internal", "asn: external", "peers[1].asn: external: not supported yet"),
             ("asn: internal", "asn: 4294967296", "peers[1].asn: "),
             ("maxPrefixes: 10", "bfd: {}", "peers[1].bfd: not supported yet"),
             ("maxPrefixes: 10", "import: {install: true}", "duplicate"),

@@ -458,7 +458,7 @@ fn session_of(config: &PeerConfig) -> impl PartialEq + use<> {
 }
 
 fn ttl(config: &PeerConfig, global: &Global) -> u8 {
-    config.multihop_ttl.unwrap_or(if config.asn == global.asn { 64 } else { 1 })
+    config.multihop_ttl.unwrap_or(if config.asn.is_internal(global.asn) { 64 } else { 1 })
 }
 
 fn family_of(prefix: &IpNet) -> Family {

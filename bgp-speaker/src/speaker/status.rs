@@ -2,7 +2,7 @@
 use super::{Speaker, family_of};
 use crate::{
     Time,
-    config::{Asn, Family, PeerStatus, RouteStatus},
+    config::{Asn, Family, PeerAsn, PeerStatus, RouteStatus},
     decision::Rule,
     rib::{AttributesId, PathAttributes, Source},
     update_queue::AdjRibOut,
@@ -24,7 +24,10 @@ impl Speaker {
                 let (messages_received, messages_sent) = peer.messages();
                 PeerStatus {
                     address: peer.config.address,
-                    asn: peer.config.asn,
+                    asn: match peer.config.asn {
+                        PeerAsn::Is(asn) => asn,
+                        PeerAsn::External => foremost.open.as_ref().map_or(Asn(0), |open| open.asn),
+                    },
                     local_asn,
                     router_id: foremost.open.as_ref().map(|open| open.router_id),
                     local_address: foremost.endpoints.as_ref().map(|ends| ends.local.ip().to_canonical()),

@@ -1,6 +1,6 @@
 //! Two namespaces with a cable between them, processes in them, and waiting with a deadline. All of it goes when it
 //! is dropped.
-use bgp_speaker::config::{Asn, Family, Global, PeerConfig, Timers};
+use bgp_speaker::config::{Asn, Family, Global, PeerAsn, PeerConfig, Timers};
 use nix::sched::{CloneFlags, setns};
 use std::{
     fs::{self, File},
@@ -153,7 +153,7 @@ pub(crate) fn global() -> Global {
 pub(crate) fn peer() -> PeerConfig {
     PeerConfig {
         address: ROUTER.parse::<IpAddr>().unwrap(),
-        asn: Asn(ROUTER_ASN),
+        asn: PeerAsn::Is(Asn(ROUTER_ASN)),
         port: 179,
         local_address: Some(US.parse().unwrap()),
         timers: Timers { hold_seconds: 9, keepalive_seconds: 3, connect_retry_seconds: 1 },

@@ -4,7 +4,7 @@ use crate::{
     api::{BGPPeer, PeerAsn, Prefix, bgp_router::RouterOverride},
     observed::Observed,
 };
-use bgp_speaker::config::{Asn, Global, PeerConfig, Timers};
+use bgp_speaker::config::{self, Asn, Global, PeerConfig, Timers};
 use ipnet::IpNet;
 use std::{
     collections::BTreeSet,
@@ -42,8 +42,7 @@ pub(super) fn speaker(
     let port = pick(other, |o| o.listen_port).unwrap_or(spec.listen_port).get();
     let any = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
     let listen = any.into_iter().filter(|_| port != 0).map(|any| SocketAddr::new(any, port)).collect();
-    let peers =
-        node.peers.iter().filter_map(|(address, (_, peer))| peer_config(*address, peer, asn)).collect();
+    let peers = node.peers.iter().map(|(address, (_, peer))| peer_config(*address, peer, asn)).collect();
     Ok(Some(Speaker { global: Global { asn, router_id, listen }, peers }))
 }
 
@@ -73,7 +72,7 @@ fn v4(address: &IpAddr) -> Option<Ipv4Addr> {
     }
 }
 
-fn peer_config(address: IpAddr, peer: &BGPPeer, own: Asn) -> Option<PeerConfig> {
+fn peer_config(address: IpAddr, peer: &BGPPeer, own: Asn) -> PeerConfig {
     let spec = &peer.spec;
     let any = [IpNet::V4(ipnet::Ipv4Net::default()), IpNet::V6(ipnet::Ipv6Net::default())];
     let mut accept = Vec::new();
@@ -84,11 +83,11 @@ fn peer_config(address: IpAddr, peer: &BGPPeer, own: Asn) -> Option<PeerConfig> 
         }
     }
     let asn = match spec.asn {
-        PeerAsn::Number(asn) => Asn(asn.get()),
-        PeerAsn::Internal => own,
-        PeerAsn::External => return None,
+        PeerAsn::Number(asn) => config::PeerAsn::Is(Asn(asn.get())),
+        PeerAsn::Internal => config::PeerAsn::Is(own),
+        PeerAsn::External => config::PeerAsn::External,
     };
-    Some(PeerConfig {
+    PeerConfig {
         address,
         asn,
         port: spec.port.get(),
@@ -99,9 +98,13 @@ fn peer_config(address: IpAddr, peer: &BGPPeer, own: Asn) -> Option<PeerConfig> 
             connect_retry_seconds: spec.timers.connect_retry_seconds.get(),
         },
         families: spec.families.iter().map(|family| (*family).into()).collect(),
-        multihop_ttl: spec.ebgp_multihop.as_ref().filter(|_| asn != own).map(|multihop| multihop.ttl.get()),
+        multihop_ttl: spec
+            .ebgp_multihop
+            .as_ref()
+            .filter(|_| !asn.is_internal(own))
+            .map(|multihop| multihop.ttl.get()),
         max_prefixes: Some(spec.max_prefixes.get()),
         accept,
         export_learned: false,
-    })
+    }
 }

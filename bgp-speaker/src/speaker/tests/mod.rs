@@ -4,7 +4,7 @@ mod sessions;
 mod sim;
 mod virtual_time;
 
-use crate::config::{Asn, Family, Global, PeerConfig, Route, RouteAttributes, Timers};
+use crate::config::{Asn, Family, Global, PeerAsn, PeerConfig, Route, RouteAttributes, Timers};
 use std::net::{IpAddr, Ipv4Addr};
 
 /// The speaker at 10.0.0.`host`.
@@ -20,7 +20,7 @@ fn address(host: u8) -> IpAddr {
 fn peer(host: u8, asn: u32) -> PeerConfig {
     PeerConfig {
         address: address(host),
-        asn: Asn(asn),
+        asn: PeerAsn::Is(Asn(asn)),
         port: 179,
         local_address: None,
         timers: Timers { hold_seconds: 9, keepalive_seconds: 3, connect_retry_seconds: 2 },

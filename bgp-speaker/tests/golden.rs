@@ -217,7 +217,7 @@ fn table() -> Vec<(&'static str, Context, Form, Message)> {
             "bird-internal",
             internal(),
             Same,
-            announced("198.18.0.2", &["100.65.1.0/24"], preferred(Attributes::default())),
+            announced("198.18.0.2", &["0.0.0.0/0", "100.65.1.0/24"], preferred(Attributes::default())),
         ),
         ("frr-reflected", internal(), Other, announced("198.18.0.2", &["100.64.0.0/10"], reflected)),
         (

@@ -37,7 +37,7 @@ pub fn announce(
     match next_hop {
         NextHop { address: IpAddr::V4(address), .. } => {
             let attributes = path_attributes(attributes, Some(address), context);
-            pack(prefixes, attributes.len() + 4, "path attributes", context, out, |nlri, out| {
+            pack(prefixes.iter(), attributes.len() + 4, "path attributes", context, out, |nlri, out| {
                 out.extend_from_slice(&[0, 0]);
                 block(out, |out| out.extend_from_slice(&attributes));
                 out.extend_from_slice(nlri);
@@ -48,7 +48,7 @@ pub fn announce(
             let addresses: Vec<u8> =
                 [Some(address), link_local].iter().flatten().flat_map(|a| a.octets()).collect();
             let fixed = attributes.len() + 4 + 4 + 3 + 1 + addresses.len() + 1;
-            pack(prefixes, fixed, "path attributes", context, out, |nlri, out| {
+            pack(prefixes.iter(), fixed, "path attributes", context, out, |nlri, out| {
                 out.extend_from_slice(&[0, 0]);
                 block(out, |out| {
                     multiprotocol(out, rules::MP_REACH, Family::Ipv6Unicast, |out| {
@@ -70,13 +70,12 @@ pub fn announce(
 /// # Errors
 /// [`EncodeError::TooLong`] if `context.max_length` has no room for a prefix.
 pub fn withdraw(prefixes: &[IpNet], context: &Context, out: &mut Vec<u8>) -> Result<usize, EncodeError> {
-    let (v4, v6): (Vec<IpNet>, Vec<IpNet>) =
-        prefixes.iter().partition(|prefix| matches!(prefix, IpNet::V4(_)));
-    let fields = pack(&v4, 4, "an UPDATE", context, out, |nlri, out| {
+    let of = |family| prefixes.iter().filter(move |prefix| nlri::family(prefix) == family);
+    let fields = pack(of(Family::Ipv4Unicast), 4, "an UPDATE", context, out, |nlri, out| {
         block(out, |out| out.extend_from_slice(nlri));
         out.extend_from_slice(&[0, 0]);
     })?;
-    let attributes = pack(&v6, 4 + 4 + 3, "an UPDATE", context, out, |nlri, out| {
+    let attributes = pack(of(Family::Ipv6Unicast), 4 + 4 + 3, "an UPDATE", context, out, |nlri, out| {
         out.extend_from_slice(&[0, 0]);
         block(out, |out| {
             multiprotocol(out, rules::MP_UNREACH, Family::Ipv6Unicast, |out| out.extend_from_slice(nlri));
@@ -108,8 +107,8 @@ pub(super) fn end_of_rib(family: Family, out: &mut Vec<u8>) {
 }
 
 /// Cuts prefixes into messages. `fixed` octets of a body are not prefixes; `write` makes a body around them.
-fn pack(
-    prefixes: &[IpNet],
+fn pack<'a>(
+    prefixes: impl Iterator<Item = &'a IpNet>,
     fixed: usize,
     what: &'static str,
     context: &Context,
@@ -118,8 +117,7 @@ fn pack(
 ) -> Result<usize, EncodeError> {
     let max = context.max_length;
     let (start, room) = (out.len(), max.saturating_sub(HEADER_LENGTH + fixed));
-    let (mut messages, mut field) =
-        (0, Vec::with_capacity(room.min(prefixes.len() * nlri::MAX_PREFIX_LENGTH)));
+    let (mut messages, mut field) = (0, Vec::new());
     let mut flush = |field: &mut Vec<u8>, out: &mut Vec<u8>| {
         if !field.is_empty() {
             frame::write(out, Kind::Update, |out| write(field, out));

@@ -4,12 +4,10 @@ use crate::config::Family;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nom::{bytes::complete::take, number::complete::be_u8};
 
-/// Most octets that a prefix takes.
-pub(super) const MAX_PREFIX_LENGTH: usize = 17;
-
 /// All the prefixes of a field. Bits beyond the length of a prefix are of no meaning, and cleared.
 pub(super) fn prefixes(family: Family, input: &[u8]) -> Result<Vec<IpNet>, Malformed> {
-    let mut prefixes = Vec::new();
+    // Most prefixes of IPv4 take four octets and most of IPv6 more.
+    let mut prefixes = Vec::with_capacity(input.len().div_ceil(4));
     match family {
         Family::Ipv4Unicast => repeat(ipv4_prefix, input, |prefix| prefixes.push(IpNet::V4(prefix)))?,
         Family::Ipv6Unicast => repeat(ipv6_prefix, input, |prefix| prefixes.push(IpNet::V6(prefix)))?,
@@ -53,7 +51,7 @@ pub(super) fn family(prefix: &IpNet) -> Family {
     }
 }
 
-/// Appends a prefix: at most [`MAX_PREFIX_LENGTH`] octets.
+/// Appends a prefix.
 pub(super) fn write(out: &mut Vec<u8>, prefix: &IpNet) {
     let octets = usize::from(prefix.prefix_len()).div_ceil(8);
     out.push(prefix.prefix_len());
@@ -79,7 +77,7 @@ mod tests {
             let net = IpNet::new("2001:db8:ffff:ffff::ffff".parse().unwrap(), length).unwrap().trunc();
             let mut bytes = Vec::new();
             write(&mut bytes, &net);
-            assert!(bytes.len() <= MAX_PREFIX_LENGTH);
+            assert!(bytes.len() <= 17);
             assert_eq!(prefixes(Family::Ipv6Unicast, &bytes), Ok(vec![net]));
         }
     }

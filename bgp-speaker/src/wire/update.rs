@@ -96,13 +96,13 @@ pub(super) fn parse(body: &[u8], context: &Context) -> Result<Decoded, Notificat
         withdrawn.clear();
     }
     withdrawn.extend(unreach.into_iter().flat_map(|(_, prefixes)| prefixes));
-    let fields = next_hop.map(|next_hop| Reach { next_hop, prefixes: prefixes.clone() }).filter(|_| ipv4);
     if withdraw {
         withdrawn.extend(prefixes.into_iter().filter(|_| ipv4));
         withdrawn.extend(reach.into_iter().flat_map(|reach| reach.prefixes));
         let update = Update { withdrawn, announced: None };
         return Ok(Decoded { message: Message::Update(update), errors });
     }
+    let fields = next_hop.map(|next_hop| Reach { next_hop, prefixes }).filter(|_| ipv4);
     let mut reach: Vec<Reach> = fields.into_iter().chain(reach).collect();
     for Reach { prefixes, .. } in &mut reach {
         let before = prefixes.len();

@@ -79,7 +79,7 @@ fn show(options: &Options) -> Result<bool, DemoError> {
     }
     drop(demo);
     if options.keep {
-        topology.sandbox.keep();
+        topology.sandbox.keep()?;
     }
     done.map(|()| ok)
 }

@@ -29,6 +29,8 @@ use std::{
 
 /// Where sandboxes keep their files, one directory each.
 const ROOT: &str = "/run/fairlead-demo";
+/// File in the directory of a sandbox that is no leftover although its process has ended.
+const KEPT: &str = "kept";
 /// Where iproute2 keeps named namespaces.
 const NETNS: &str = "/run/netns";
 /// Where the datapath pins its maps.
@@ -103,9 +105,12 @@ impl Sandbox {
         Ok(namespace)
     }
 
-    /// Lets everything live on when the sandbox is dropped.
-    pub fn keep(&mut self) {
+    /// Lets everything live on when the sandbox is dropped, and until somebody runs its script.
+    pub fn keep(&mut self) -> Result<(), DemoError> {
+        let mark = self.dir.join(KEPT);
+        fs::write(&mark, []).map_err(|e| DemoError::io("writing", &mark, e))?;
         self.keep = true;
+        Ok(())
     }
 }
 
@@ -176,7 +181,7 @@ impl Namespace {
         })?
     }
 
-    /// Turns features of an interface on or off: `[("tx", false), ("gro", true)]`.
+    /// Turns features of an interface on or off: `[("tx", false)]`.
     pub fn ethtool(&self, interface: &str, features: &[(&str, bool)]) -> Result<(), DemoError> {
         let mut command = Command::new("ethtool");
         command.args(["-K", interface]);
@@ -379,6 +384,9 @@ fn remove(dir: &Path) -> Result<(), DemoError> {
 fn remove_leftovers(root: &Path) -> Result<(), DemoError> {
     for entry in fs::read_dir(root).map_err(|e| DemoError::io("reading", root, e))? {
         let dir = entry.map_err(|e| DemoError::io("reading", root, e))?.path();
+        if dir.join(KEPT).exists() {
+            continue;
+        }
         // A directory that cannot be opened any more has been removed by its owner.
         if let Ok(Some(_lock)) = lock(&dir, FlockArg::LockExclusiveNonblock) {
             tracing::warn!(sandbox = %dir.display(), "removing what an earlier run left");
@@ -448,9 +456,11 @@ mod tests {
     fn the_next_sandbox_removes_what_a_dead_process_left() {
         let mut dead = Sandbox::create("flt").unwrap();
         let (dir, host) = (dead.dir().to_owned(), dead.namespace("a").unwrap());
-        dead.keep();
+        dead.keep().unwrap();
         drop(dead);
-        assert!(exists(host.name()));
+        drop(Sandbox::create("flt").unwrap());
+        assert!(exists(host.name()), "what is kept stays");
+        fs::remove_file(dir.join(KEPT)).unwrap();
         let _next = Sandbox::create("flt").unwrap();
         assert!(!exists(host.name()) && !dir.exists());
     }

@@ -11,9 +11,11 @@ use super::{
     DemoError,
     netns::{Namespace, Sandbox},
 };
+use lb_bpf::abi::program;
 use std::{
     collections::BTreeSet,
     fmt::Write,
+    fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -103,6 +105,13 @@ impl Topology {
             |segment: &Segment, name: &str, number: u8| segment.attach(&sandbox, &router, name, number);
         let client = host(&CLIENTS, "client", 2)?;
         let balancers = vec![host(&FRONT, "lb1", 2)?, host(&FRONT, "lb2", 3)?];
+        let object = sandbox.dir().join("pass.bpf.o");
+        fs::write(&object, lb_bpf::OBJECT).map_err(|e| DemoError::io("writing", &object, e))?;
+        for balancer in &balancers {
+            // A veth wakes its peer up for frames that were sent by XDP_TX only when that has a program, too.
+            let (port, object, pass) = (&balancer.name, object.display(), program::PASS);
+            router.ip(&format!("link set dev {port} xdpdrv object {object} program {pass}"))?;
+        }
         let backends = vec![host(&BACK, "b1", 11)?, host(&BACK, "b2", 12)?, host(&BACK, "b3", 13)?];
         for backend in &backends {
             // With a VIP on its loopback a backend must neither answer for it nor ask in its name.
@@ -198,9 +207,8 @@ impl Segment {
             let _ = writeln!(lines, "route add default via {gateway}");
         }
         namespace.ip(&lines)?;
-        // XDP in native mode sees packets as they are: checksums must be complete when they leave the other end,
-        // and that end takes frames that were sent by XDP_TX only with GRO on.
-        router.ethtool(name, &[("tx", false), ("gro", true)])?;
+        // XDP in native mode sees packets as they are: checksums must be complete when they leave the other end.
+        router.ethtool(name, &[("tx", false)])?;
         namespace.ethtool("eth0", &[("tx", false)])?;
         Ok(Host { name: name.to_owned(), namespace, ipv4, ipv6 })
     }

@@ -59,17 +59,17 @@ pub struct Conditions<'a> {
     before: &'a [Condition],
     generation: Option<i64>,
     now: u64,
-    conditions: BTreeMap<&'static str, Condition>,
+    conditions: Vec<Condition>,
 }
 
 impl<'a> Conditions<'a> {
     /// Conditions of an object of this generation that had the conditions `before`; `now` is in seconds since
     /// the epoch.
     pub fn new(before: &'a [Condition], generation: Option<i64>, now: u64) -> Self {
-        Conditions { before, generation, now, conditions: BTreeMap::new() }
+        Conditions { before, generation, now, conditions: Vec::with_capacity(5) }
     }
 
-    /// Says whether the condition holds, why in one CamelCase word, and in a sentence.
+    /// Says, once for each condition, whether it holds, why in one CamelCase word, and in a sentence.
     pub fn set(
         &mut self,
         condition: &'static str,
@@ -81,22 +81,20 @@ impl<'a> Conditions<'a> {
         let last = self.before.iter().find(|before| before.type_ == condition && before.status == status);
         let last_transition_time =
             last.map_or_else(|| time(self.now), |last| last.last_transition_time.clone());
-        self.conditions.insert(
-            condition,
-            Condition {
-                type_: condition.into(),
-                status: status.into(),
-                reason: reason.into(),
-                message: message.into(),
-                observed_generation: self.generation,
-                last_transition_time,
-            },
-        );
+        self.conditions.push(Condition {
+            type_: condition.into(),
+            status: status.into(),
+            reason: reason.into(),
+            message: message.into(),
+            observed_generation: self.generation,
+            last_transition_time,
+        });
     }
 
     /// The conditions, sorted by type.
-    pub fn finish(self) -> Vec<Condition> {
-        self.conditions.into_values().collect()
+    pub fn finish(mut self) -> Vec<Condition> {
+        self.conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
+        self.conditions
     }
 }
 

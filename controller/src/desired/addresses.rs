@@ -13,7 +13,7 @@ use crate::{
     declared::Declared,
     status::{seconds, time},
 };
-use ipam::{Assignments, Claim, Counters, Family, Held, Pool, Range, Released, Request};
+use ipam::{Assignment, Assignments, Claim, Counters, Family, Held, Pool, Range, Released, Request};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
@@ -47,30 +47,28 @@ pub(super) fn assign(declared: &Declared, now: u64) -> Assignments {
 }
 
 /// Name of the claim of a service; it stands in statuses as the owner of an address.
-pub(super) fn claim_name(load_balancer: &str) -> String {
+fn claim_name(load_balancer: &str) -> String {
     format!("LoadBalancer/{load_balancer}")
 }
 
 /// The addresses in effect: given now, and published before.
-pub(super) fn effective<'a>(
-    assignments: &'a Assignments,
-    declared: &Declared,
-    load_balancer: &str,
-) -> Vec<(IpAddr, Option<&'a str>)> {
-    let Some(published) = declared.statuses.load_balancers.get(load_balancer) else { return Vec::new() };
-    let Some(assignment) = assignments.claims.get(&claim_name(load_balancer)) else { return Vec::new() };
+pub(super) fn effective(
+    assignment: &Assignment,
+    published: Option<&LoadBalancerStatus>,
+) -> Vec<(IpAddr, Option<String>)> {
+    let Some(published) = published else { return Vec::new() };
     let is_published = |address: &IpAddr| published.addresses.iter().any(|a| a.address.0 == *address);
     assignment
         .addresses
         .iter()
         .filter(|(address, _)| is_published(address))
-        .map(|(address, given)| (*address, given.pool.as_deref()))
+        .map(|(address, given)| (*address, given.pool.clone()))
         .collect()
 }
 
 /// The addresses of a service as its status lists them.
 pub(super) fn assigned(
-    assignment: &ipam::Assignment,
+    assignment: &Assignment,
     before: Option<&LoadBalancerStatus>,
     now: u64,
 ) -> Vec<AssignedAddress> {

@@ -51,6 +51,7 @@ pub struct Draft<'a> {
     declared: &'a Declared,
     observed: &'a Observed,
     node: Node<'a>,
+    /// Without those of claims, which are with their services.
     assignments: Assignments,
     services: services::Services<'a>,
     speaker: Result<Option<Speaker>, speaker::NoRouterId>,
@@ -60,8 +61,9 @@ impl<'a> Draft<'a> {
     /// The first step.
     pub fn new(declared: &'a Declared, observed: &'a Observed) -> Self {
         let node = Node::new(declared, observed);
-        let assignments = addresses::assign(declared, observed.now);
-        let services = services::Services::new(declared, observed, &node, &assignments);
+        let mut assignments = addresses::assign(declared, observed.now);
+        let claims = std::mem::take(&mut assignments.claims);
+        let services = services::Services::new(declared, observed, &node, claims);
         let speaker = speaker::speaker(&node, observed, &services.datapath);
         Draft { declared, observed, node, assignments, services, speaker }
     }

@@ -5,12 +5,13 @@
 //! merged for it: all communities of both, the highest LOCAL_PREF, the lowest MED, the fewest prepends (a value that
 //! neither names stays unset): an advertisement added never makes a route less attractive.
 use super::{Draft, NO_LABELS, labels, services::Balanced};
-use crate::api::{BGPAdvertisement, Community, bgp_advertisement::Source, bgp_peer};
+use crate::api::{BGPAdvertisement, BGPPeer, Community, bgp_advertisement::Source, bgp_peer};
 use bgp_speaker::config::{Route, RouteAttributes};
 use ipam::Family;
 use ipnet::IpNet;
 use lb_bpf::Installed;
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
@@ -108,7 +109,7 @@ pub(super) struct Advertised {
 pub(super) fn announce(draft: &Draft<'_>, installed: &Installed) -> Announcements {
     let rules = Rule::all(draft);
     let mut advertisements: Vec<Advertised> = vec![Advertised::default(); rules.len()];
-    let mut prefixes: BTreeMap<IpNet, BTreeSet<usize>> = BTreeMap::new();
+    let mut prefixes: Vec<(IpNet, usize)> = Vec::new();
     let mut outcomes = Vec::with_capacity(draft.services.load_balancers.len());
     for balanced in &draft.services.load_balancers {
         let selecting: Vec<_> = rules.iter().enumerate().filter(|(_, rule)| rule.selects(balanced)).collect();
@@ -124,13 +125,12 @@ pub(super) fn announce(draft: &Draft<'_>, installed: &Installed) -> Announcement
             let pool_labels = pool.map_or(&NO_LABELS, |pool| labels(&pool.metadata));
             let serving = Serving::of(balanced, *address, installed);
             let mut refusal = NotAnnounced::NoAdvertisement;
-            let mut peers: BTreeSet<IpAddr> = BTreeSet::new();
+            let mut peers: Cow<'_, BTreeSet<IpAddr>> = Cow::Owned(BTreeSet::new());
             for (index, rule) in &selecting {
                 if !rule.advertisement.spec.pool_selector.matches(pool_labels) {
                     continue;
                 }
-                let family = Family::of(*address);
-                let hearing = rule.hearing(family);
+                let hearing = &rule.hearing[Family::of(*address) as usize];
                 if hearing.is_empty() {
                     refusal = refusal.max(NotAnnounced::NoPeer);
                     continue;
@@ -138,9 +138,12 @@ pub(super) fn announce(draft: &Draft<'_>, installed: &Installed) -> Announcement
                 match serving.meets(rule.advertisement.spec.min_healthy.get()) {
                     Ok(()) => {
                         let prefix = rule.prefix(*address);
-                        prefixes.entry(prefix).or_default().insert(*index);
+                        prefixes.push((prefix, *index));
                         advertisements[*index].announced.insert(prefix);
-                        peers.extend(hearing);
+                        match peers.is_empty() {
+                            true => peers = Cow::Borrowed(hearing),
+                            false => peers.to_mut().extend(hearing),
+                        }
                     }
                     Err(reason) => {
                         advertisements[*index].withheld += 1;
@@ -157,10 +160,13 @@ pub(super) fn announce(draft: &Draft<'_>, installed: &Installed) -> Announcement
         outcomes.push(outcome.collect());
     }
     let mut merged = Merged { rules: &rules, all: draft.node.peers.len(), known: BTreeMap::new() };
+    prefixes.sort_unstable();
+    prefixes.dedup();
     let routes = prefixes
-        .into_iter()
-        .flat_map(|(prefix, rules)| {
-            let parts = merged.of(rules);
+        .chunk_by(|(one, _), (other, _)| one == other)
+        .flat_map(|chunk| {
+            let prefix = chunk[0].0;
+            let parts = merged.of(chunk.iter().map(|(_, rule)| *rule).collect());
             let route = |(attributes, peers): &(RouteAttributes, _)| Route {
                 prefix,
                 attributes: attributes.clone(),
@@ -229,8 +235,10 @@ struct Rule<'a> {
     name: &'a str,
     advertisement: &'a BGPAdvertisement,
     attributes: RouteAttributes,
-    /// Peers that it selects, by address, with their families.
-    peers: BTreeMap<IpAddr, BTreeSet<Family>>,
+    /// Peers that it selects.
+    peers: BTreeSet<IpAddr>,
+    /// Those of them that take routes of the family, by [`Family`].
+    hearing: [BTreeSet<IpAddr>; 2],
 }
 
 impl<'a> Rule<'a> {
@@ -239,30 +247,26 @@ impl<'a> Rule<'a> {
             advertisement.spec.source == Source::LoadBalancer
                 && advertisement.spec.node_selector.matches(&draft.node.labels)
         };
-        let rule = |(name, advertisement): (&'a String, &'a BGPAdvertisement)| Rule {
-            name,
-            advertisement,
-            attributes: attributes(advertisement),
-            peers: draft
-                .node
-                .peers
-                .iter()
-                .filter(|(_, (_, peer))| advertisement.spec.peer_selector.matches(labels(&peer.metadata)))
-                .map(|(address, (_, peer))| {
-                    (*address, peer.spec.families.iter().map(|f| family(*f)).collect())
-                })
-                .collect(),
+        let rule = |(name, advertisement): (&'a String, &'a BGPAdvertisement)| {
+            let selects = |peer: &BGPPeer| advertisement.spec.peer_selector.matches(labels(&peer.metadata));
+            let peers = draft.node.peers.iter().filter(|(_, (_, peer))| selects(peer));
+            let hearing = Family::ALL.map(|wanted| {
+                let takes = |peer: &BGPPeer| peer.spec.families.iter().any(|f| family(*f) == wanted);
+                peers.clone().filter(|(_, (_, peer))| takes(peer)).map(|(address, _)| *address).collect()
+            });
+            Rule {
+                name,
+                advertisement,
+                attributes: attributes(advertisement),
+                peers: peers.map(|(address, _)| *address).collect(),
+                hearing,
+            }
         };
         draft.declared.advertisements.iter().filter(|(_, a)| applies(a)).map(rule).collect()
     }
 
     fn selects(&self, balanced: &Balanced<'_>) -> bool {
         self.advertisement.spec.service_selector.matches(balanced.labels)
-    }
-
-    /// The selected peers that take routes of the family.
-    fn hearing(&self, family: Family) -> Vec<IpAddr> {
-        self.peers.iter().filter(|(_, families)| families.contains(&family)).map(|(peer, _)| *peer).collect()
     }
 
     fn prefix(&self, address: IpAddr) -> IpNet {
@@ -311,17 +315,17 @@ struct Merged<'a> {
     rules: &'a [Rule<'a>],
     /// Number of the node's peers.
     all: usize,
-    known: BTreeMap<BTreeSet<usize>, Parts>,
+    known: BTreeMap<Vec<usize>, Parts>,
 }
 
 impl Merged<'_> {
     /// Attributes, and the peers that they are for; none: all peers.
-    fn of(&mut self, set: BTreeSet<usize>) -> &Parts {
+    fn of(&mut self, set: Vec<usize>) -> &Parts {
         let (rules, all) = (self.rules, self.all);
         self.known.entry(set).or_insert_with_key(|set| {
             let mut by_peer: BTreeMap<IpAddr, RouteAttributes> = BTreeMap::new();
             for rule in set.iter().map(|index| &rules[*index]) {
-                for peer in rule.peers.keys() {
+                for peer in &rule.peers {
                     by_peer
                         .entry(*peer)
                         .and_modify(|merged| *merged = merge(std::mem::take(merged), &rule.attributes))

@@ -2,11 +2,11 @@
 //! backends are up or down as the checks say.
 use super::{Node, addresses, labels};
 use crate::{
-    api::{LoadBalancer, ServicePort, policy::ForwardingMode},
+    api::{LoadBalancer, LoadBalancerStatus, ServicePort, policy::ForwardingMode},
     declared::Declared,
     observed::{Check, Failure, Health, Healths, Observed, Targets},
 };
-use ipam::{Assignments, Family};
+use ipam::{Assignment, Family};
 use lb_bpf::{
     Installed, InstalledService,
     abi::Mode,
@@ -30,6 +30,10 @@ pub(super) struct Balanced<'a> {
     pub(super) name: &'a str,
     pub(super) labels: &'a BTreeMap<String, String>,
     pub(super) object: &'a LoadBalancer,
+    /// Its status as last published.
+    pub(super) before: Option<&'a LoadBalancerStatus>,
+    /// What it was given.
+    pub(super) assignment: Assignment,
     /// The addresses in effect, with their pools.
     pub(super) addresses: Vec<(IpAddr, Option<String>)>,
     /// Its services in the datapath; none when the node does not balance.
@@ -62,20 +66,22 @@ impl<'a> Services<'a> {
         declared: &'a Declared,
         observed: &Observed,
         node: &Node<'_>,
-        assignments: &Assignments,
+        claims: BTreeMap<String, Assignment>,
     ) -> Self {
         let mut load_balancers = Vec::with_capacity(declared.load_balancers.len());
         let mut services = Vec::new();
         let mut decap = BTreeSet::new();
         let mut targets: BTreeMap<Check, Vec<Endpoint>> = BTreeMap::new();
-        for (name, object) in &declared.load_balancers {
-            let addresses = addresses::effective(assignments, declared, name);
-            let addresses: Vec<_> = addresses.into_iter().map(|(a, p)| (a, p.map(str::to_owned))).collect();
+        // The claims are those of the load balancers, in the same order: all names have the same prefix.
+        for ((name, object), assignment) in declared.load_balancers.iter().zip(claims.into_values()) {
+            let before = declared.statuses.load_balancers.get(name);
             let mut balanced = Balanced {
                 name,
                 labels: labels(&object.metadata),
                 object,
-                addresses,
+                before,
+                addresses: addresses::effective(&assignment, before),
+                assignment,
                 services: Vec::new(),
                 backends: Backends::default(),
             };
@@ -141,8 +147,19 @@ impl Balanced<'_> {
         let mut standing = vec![(true, false); spec.backends.len()];
         for port in &spec.ports {
             for family in Family::ALL {
-                let key = service_key(self.name, port, family);
-                let before = installed.services.get(&key);
+                let frontends: BTreeSet<_> = self
+                    .addresses
+                    .iter()
+                    .filter(|(address, _)| Family::of(*address) == family)
+                    .map(|(address, _)| Frontend {
+                        address: *address,
+                        protocol: port.protocol.into(),
+                        port: port.port.get(),
+                    })
+                    .collect();
+                // Without a frontend there is no service; its backends count all the same.
+                let key = (!frontends.is_empty()).then(|| service_key(self.name, port, family));
+                let before = key.as_ref().and_then(|key| installed.services.get(key));
                 let mut serving = 0;
                 let mut backends = Vec::with_capacity(spec.backends.len());
                 for (backend, standing) in spec.backends.iter().zip(&mut standing) {
@@ -170,19 +187,7 @@ impl Balanced<'_> {
                     serving += u32::from(up && weight > 0);
                     backends.push((endpoint, Target { weight, up }));
                 }
-                let frontends: BTreeSet<_> = self
-                    .addresses
-                    .iter()
-                    .filter(|(address, _)| Family::of(*address) == family)
-                    .map(|(address, _)| Frontend {
-                        address: *address,
-                        protocol: port.protocol.into(),
-                        port: port.port.get(),
-                    })
-                    .collect();
-                if frontends.is_empty() {
-                    continue;
-                }
+                let Some(key) = key else { continue };
                 let service = Service {
                     frontends,
                     mode,

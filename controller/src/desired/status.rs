@@ -70,21 +70,18 @@ fn load_balancer(
     installed: &Installed,
     outcomes: &[Result<Announced, NotAnnounced>],
 ) -> LoadBalancerStatus {
-    let before = draft.declared.statuses.load_balancers.get(balanced.name);
+    let before = balanced.before;
     let generation = balanced.object.metadata.generation;
     let mut conditions = conditions(draft, before.map(|b| &b.conditions), generation);
     faults.accepted(Kind::LoadBalancer, balanced.name, &mut conditions);
-    let assignment = draft.assignments.claims.get(&addresses::claim_name(balanced.name));
-    if let Some(assignment) = assignment {
-        address_assigned(assignment, &mut conditions);
-    }
+    address_assigned(&balanced.assignment, &mut conditions);
     programmed(draft, balanced, installed, &mut conditions);
     healthy(draft, balanced, &mut conditions);
     announced(balanced, outcomes, &mut conditions);
     LoadBalancerStatus {
         observed_generation: generation,
         conditions: conditions.finish(),
-        addresses: assignment.map_or_else(Vec::new, |a| addresses::assigned(a, before, draft.observed.now)),
+        addresses: addresses::assigned(&balanced.assignment, before, draft.observed.now),
         backends: balanced.backends.declared.into(),
         healthy_backends: balanced.backends.healthy.into(),
     }

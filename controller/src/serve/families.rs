@@ -9,6 +9,11 @@ use lb_bpf::{
 use prometheus::{Histogram, IntCounterVec, IntGaugeVec, Opts, Registry, Result, TextEncoder};
 use std::{collections::BTreeMap, net::IpAddr, net::SocketAddr};
 
+/// Verdicts that have no counter of their own: the kernel program counts these packets with the backend, or not at
+/// all. A constant 0 would be a lie.
+const NOT_COUNTED: [&str; 3] =
+    [Verdict::NotOurs.label(), Verdict::Encapsulated.label(), Verdict::Translated.label()];
+
 /// Everything that the page tells.
 pub(super) struct Facts<'a> {
     pub(super) status: &'a InstanceStatus,
@@ -168,22 +173,24 @@ impl Facts<'_> {
             }),
         )?;
         let verdicts = |value: fn(&Counter) -> u64| {
-            self.verdicts.iter().map(move |(verdict, counter)| {
-                ([(*verdict).to_owned(), action(verdict).to_owned()], value(counter))
-            })
+            self.verdicts.iter().filter(|(verdict, _)| !NOT_COUNTED.contains(verdict)).map(
+                move |(verdict, counter)| {
+                    ([(*verdict).to_owned(), action(verdict).to_owned()], value(counter))
+                },
+            )
         };
         const VERDICT: [&str; 2] = ["verdict", "action"];
         counters(
             registry,
             "fairlead_packets_total",
-            "Packets that the datapath has seen, by what it decided.",
+            "Packets by what the datapath decided; those sent to a backend count there, those of others nowhere.",
             VERDICT,
             verdicts(|c| c.packets),
         )?;
         counters(
             registry,
             "fairlead_packet_bytes_total",
-            "Bytes of the packets that the datapath has seen, Ethernet header included.",
+            "Bytes of the packets of fairlead_packets_total, Ethernet header included.",
             VERDICT,
             verdicts(|c| c.bytes),
         )
@@ -296,5 +303,70 @@ fn action(label: &str) -> &'static str {
         Some(Action::Transmit) => "transmit",
         Some(Action::Drop) => "drop",
         None => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lb_bpf::Counter;
+
+    fn page(verdicts: &BTreeMap<&'static str, Counter>, status: &InstanceStatus) -> String {
+        let facts = Facts {
+            status,
+            services: &serde_json::from_str::<Vec<ServiceRow>>(include_str!("../../tests/cli/services.json"))
+                .unwrap(),
+            verdicts,
+            peers: &serde_json::from_str::<Vec<PeerStatus>>(include_str!("../../tests/cli/peers.json"))
+                .unwrap(),
+            peer_names: &BTreeMap::from([("198.51.100.1".parse().unwrap(), "tor".to_owned())]),
+            conditions: &[ConditionRow {
+                kind: "LoadBalancer".to_owned(),
+                name: "web".to_owned(),
+                condition: "Announced".to_owned(),
+                status: "True".to_owned(),
+                reason: "Announced".to_owned(),
+            }],
+            pass_seconds: &crate::serve::instance::Instance::pass_histogram().unwrap(),
+        };
+        facts.page().unwrap()
+    }
+
+    #[test]
+    fn the_page_says_what_is_known_and_nothing_else() {
+        let status = InstanceStatus {
+            node: "lb1".to_owned(),
+            version: "0".to_owned(),
+            ready: true,
+            reasons: vec![],
+            generation: 3,
+            faults: vec!["one".to_owned()],
+            passes: 7,
+            pass_errors: 1,
+            last_error: None,
+            interfaces: vec![],
+        };
+        let counter = Counter { packets: 5, bytes: 300, flows: 0 };
+        let verdicts = Verdict::ALL.iter().map(|verdict| (verdict.label(), counter)).collect();
+        let page = page(&verdicts, &status);
+        let web = r#"backend="10.0.0.1:8080",service="LoadBalancer/web/http/ipv4""#;
+        for line in [
+            &format!("fairlead_backend_packets_total{{{web}}} 700"),
+            &format!("fairlead_backend_slots{{{web}}} 230"),
+            r#"fairlead_packets_total{action="drop",verdict="no_backend"} 5"#,
+            r#"fairlead_packet_bytes_total{action="pass",verdict="decapsulated"} 300"#,
+            r#"fairlead_bgp_peer_up{name="tor",peer="198.51.100.1"} 1"#,
+            r#"fairlead_bgp_peer_state{name="",peer="2001:db8::1",state="Active"} 1"#,
+            r#"fairlead_condition{condition="Announced",kind="LoadBalancer",name="web",reason="Announced",status="True"} 1"#,
+            r#"fairlead_build_info{node="lb1",version="0"} 1"#,
+            "fairlead_ready 1",
+            "fairlead_store_faults 1",
+            "fairlead_pass_errors_total 1",
+        ] {
+            assert!(page.lines().any(|l| l == line), "{line} is missing in\n{page}");
+        }
+        for label in NOT_COUNTED {
+            assert!(!page.contains(&format!("verdict=\"{label}\"")), "{label}");
+        }
     }
 }

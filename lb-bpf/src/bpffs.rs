@@ -1,6 +1,6 @@
 //! The directory where maps and links are pinned: on a BPF file system, which is mounted if it is not there, and of
 //! one process at a time.
-use crate::datapath::DatapathError;
+use crate::error::DatapathError;
 use lb_bpf_common::ABI_VERSION;
 use nix::{
     fcntl::{Flock, FlockArg},

@@ -1,9 +1,10 @@
 //! The datapath of one host: brings the kernel's maps to what is desired.
 use crate::{
     bpffs::PinDir,
+    error::DatapathError,
     loader::Loaded,
     loopback,
-    maps::{MapError, Maps, Op, Sizes, dump},
+    maps::{Maps, Op, Sizes, dump},
     next_hop::Resolver,
     service::Desired,
     state::{
@@ -16,7 +17,6 @@ use futures::TryStreamExt;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkXdp, XdpAttached};
 use std::{
     collections::BTreeSet,
-    io,
     net::IpAddr,
     path::PathBuf,
     time::{Duration, Instant},
@@ -216,70 +216,4 @@ async fn mode(resolver: &Resolver, interface: &str) -> Result<XdpMode, DatapathE
         Some(XdpAttached::SocketBuffer) => Ok(XdpMode::Generic),
         _ => Err(DatapathError::NoInterface(interface.to_owned())),
     }
-}
-
-/// Why the datapath could not do it.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum DatapathError {
-    /// Only root (or CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN) may.
-    #[error("the datapath needs root (CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN): {0}")]
-    NotPermitted(io::Error),
-    /// The directory for pins cannot be used.
-    #[error("{}: {source}", path.display())]
-    PinDir {
-        /// Where.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// Another process has the datapath open.
-    #[error("{}: another process runs this datapath", .0.display())]
-    InUse(PathBuf),
-    /// There is no such interface.
-    #[error("interface {0}: does not exist")]
-    NoInterface(String),
-    /// Another XDP program has the interface.
-    #[error("interface {0}: another XDP program is attached; detach it first (ip link set dev {0} xdp off)")]
-    InterfaceBusy(String),
-    /// The kernel is too old to pin the attachment (before 5.9).
-    #[error("interface {0}: the kernel cannot keep an XDP program attached when the process ends")]
-    NoLinks(String),
-    /// The program cannot be attached.
-    #[error("interface {interface}: cannot attach the XDP program: {reason}")]
-    Attach {
-        /// Name of the interface.
-        interface: String,
-        /// What the kernel said.
-        reason: String,
-    },
-    /// A pinned map does not fit this program.
-    #[error("map {map}: what is pinned at {} has another shape; detach that datapath first", path.display())]
-    OtherShape {
-        /// Name of the map.
-        map: &'static str,
-        /// Where it is pinned.
-        path: PathBuf,
-    },
-    /// The object cannot be loaded.
-    #[error("cannot load the kernel programs: {0}")]
-    Load(aya::EbpfError),
-    /// The kernel refused the program.
-    #[error("cannot load the XDP program: {0}")]
-    Program(aya::programs::ProgramError),
-    /// The object does not have the program.
-    #[error("the object has no program {0}")]
-    NoProgram(&'static str),
-    /// There is no plan for the desired set.
-    #[error(transparent)]
-    Plan(#[from] PlanError),
-    /// The kernel refused an operation on a map.
-    #[error(transparent)]
-    Map(#[from] MapError),
-    /// No netlink socket.
-    #[error("cannot open a netlink socket: {0}")]
-    Socket(io::Error),
-    /// The kernel did not answer about routes, neighbours or addresses.
-    #[error("netlink: {0}")]
-    Netlink(#[from] rtnetlink::Error),
 }

@@ -4,6 +4,8 @@
 mod bpffs;
 #[cfg(feature = "loader")]
 pub mod datapath;
+#[cfg(feature = "loader")]
+mod error;
 pub mod ids;
 #[cfg(feature = "loader")]
 mod loader;
@@ -20,7 +22,9 @@ pub mod state;
 pub mod status;
 
 #[cfg(feature = "loader")]
-pub use datapath::{Datapath, DatapathError, Options};
+pub use datapath::{Datapath, Options};
+#[cfg(feature = "loader")]
+pub use error::DatapathError;
 pub use lb_bpf_common as abi;
 pub use maps::Sizes;
 #[cfg(feature = "loader")]

@@ -3,7 +3,7 @@
 use crate::{
     OBJECT,
     bpffs::PinDir,
-    datapath::DatapathError,
+    error::DatapathError,
     maps::{
         MapError, Sizes,
         kernel::{KernelMaps, Name, make_names},

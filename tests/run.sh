@@ -10,7 +10,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . deploy/setup.sh
 
 # Debian packages: of the demo; routers and tools of the lab; the compiler of the kernel programs.
-PACKAGES="gcc libc6-dev frr iproute2 ethtool curl ca-certificates
+PACKAGES="gcc g++ libc6-dev frr iproute2 ethtool curl ca-certificates
     bird2 tshark jq nftables bpftool procps
     rustc-web cargo-web rust-web-src llvm"
 BPF_LINKER_VERSION=0.13.0

@@ -79,6 +79,8 @@ impl<S: Store, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler<S, D, B,
 
     /// Runs for ever. Nothing is done before the first snapshot. Durations of passes go to `pass_seconds`.
     pub async fn run(mut self, pass_seconds: Histogram) {
+        // Counters outlive the process: nobody shall read 0 first.
+        self.count();
         let mut snapshots = self.store.watch();
         let mut sessions = self.speaker.changes();
         let mut faults = self.store.faults();
@@ -210,8 +212,12 @@ impl<S: Store, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler<S, D, B,
     }
 
     fn sweep(&mut self) {
+        Errors::default().note("datapath.sweep", self.datapath.sweep());
+        self.count();
+    }
+
+    fn count(&mut self) {
         let mut errors = Errors::default();
-        errors.note("datapath.sweep", self.datapath.sweep());
         if let Some(counters) = errors.note("datapath.counters", self.datapath.counters()) {
             self.view.send_modify(|view| view.counters = Arc::new(counters));
         }

@@ -20,7 +20,7 @@ fn a_broken_file_changes_nothing_and_is_told() -> Result<(), Error> {
         )?;
         wait_until("the fault is told", || {
             let status = lab.instances[balancer].status()?;
-            Ok(status.is_some_and(|s| s.reasons.iter().any(|r| r.contains("zz-broken.yaml"))))
+            Ok(status.is_some_and(|s| s.faults.iter().any(|r| r.contains("zz-broken.yaml"))))
         })?;
         let log = lab.log(balancer)?;
         assert!(log.contains("zz-broken.yaml") && log.contains("port"), "{log}");

@@ -12,7 +12,7 @@ use crate::{
         api,
         instance::Instance,
         metrics, serve,
-        socket::{ApiSocket, SocketError},
+        socket::{ApiSocket, SocketError, bind_tcp},
     },
     store::{Store, StoreError, files::FileStore},
 };
@@ -29,7 +29,6 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
     task::JoinSet,
     time::timeout,
@@ -129,7 +128,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         Signals::new().map_err(|source| StartError::Host { what: "catching signals", source })?;
     let Checked { node, interfaces } = check(&options)?;
     let api_socket = ApiSocket::bind(&options.api_socket).await?;
-    let metrics_socket = TcpListener::bind(options.metrics)
+    let metrics_socket = bind_tcp(options.metrics)
         .await
         .map_err(|source| StartError::Metrics { address: options.metrics, source })?;
     let store = Arc::new(FileStore::open(&options.config_dir, &options.state_dir)?);

@@ -4,11 +4,16 @@ use std::{
     fs, io,
     os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
-use tokio::net::{UnixListener, UnixSocket, UnixStream, unix::SocketAddr};
+use tokio::net::{TcpListener, UnixListener, UnixSocket, UnixStream, unix::SocketAddr};
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 64;
+/// How long a process that was killed may take to let go of its sockets.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Between two tries.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Why the socket cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +51,7 @@ impl ApiSocket {
             fs::create_dir_all(parent)
                 .map_err(|source| SocketError::Io { path: parent.to_owned(), source })?;
         }
-        remove_stale(path).await?;
+        patiently(async || remove_stale(path).await, |error| matches!(error, SocketError::InUse(_))).await?;
         let socket = UnixSocket::new_stream().map_err(io_error)?;
         socket.bind(path).map_err(io_error)?;
         // Before listen(2), so that nobody connects while the mode is still that of the umask.
@@ -80,6 +85,26 @@ impl Drop for ApiSocket {
     }
 }
 
+/// Listens for TCP connections.
+pub async fn bind_tcp(address: std::net::SocketAddr) -> io::Result<TcpListener> {
+    patiently(async || TcpListener::bind(address).await, |error| error.kind() == io::ErrorKind::AddrInUse)
+        .await
+}
+
+/// Tries again for a while when the place is taken: its owner may be dying.
+async fn patiently<T, E>(
+    mut attempt: impl AsyncFnMut() -> Result<T, E>,
+    is_taken: impl Fn(&E) -> bool,
+) -> Result<T, E> {
+    let start = Instant::now();
+    loop {
+        match attempt().await {
+            Err(error) if is_taken(&error) && start.elapsed() < PATIENCE => tokio::time::sleep(PAUSE).await,
+            outcome => return outcome,
+        }
+    }
+}
+
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|m| (m.dev(), m.ino()))
 }
@@ -96,8 +121,10 @@ async fn remove_stale(path: &Path) -> Result<(), SocketError> {
     match UnixStream::connect(path).await {
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(io_error),
         Ok(_) => Err(SocketError::InUse(path.to_owned())),
-        // A full backlog: somebody is there.
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(SocketError::InUse(path.to_owned())),
+        // A full backlog, or a listener that goes away just now: somebody is there, or was.
+        Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionReset) => {
+            Err(SocketError::InUse(path.to_owned()))
+        }
         Err(e) => Err(io_error(e)),
     }
 }
@@ -160,6 +187,23 @@ mod tests {
         fs::write(&file, "text").unwrap();
         assert!(matches!(ApiSocket::bind(&file).await, Err(SocketError::NotASocket(_))));
         assert_eq!(fs::read_to_string(&file).unwrap(), "text");
+    }
+
+    #[tokio::test]
+    async fn a_dying_owner_is_waited_for() {
+        let scratch = Scratch::new();
+        let path = scratch.0.join("api.sock");
+        let dying = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = tcp.local_addr().unwrap();
+        // Neither can be had while the owner lives, so both wait before the owner goes.
+        let owner = async {
+            tokio::task::yield_now().await;
+            drop((dying, tcp));
+        };
+        let (socket, listener, ()) = tokio::join!(ApiSocket::bind(&path), bind_tcp(address), owner);
+        socket.unwrap();
+        listener.unwrap();
     }
 
     #[tokio::test]

@@ -144,7 +144,7 @@ pub struct FlowEntry {
     pub seen: u32,
     /// NAT: the source port towards the backend, network byte order; else 0.
     pub nat_port: u16,
-    /// Bits `FlowEntry::FIN_*`, `FlowEntry::RST`.
+    /// Bits `FlowEntry::FIN_*`, `FlowEntry::RST`, `FlowEntry::HALF_OPEN`.
     pub state: u16,
 }
 
@@ -169,8 +169,16 @@ impl FlowEntry {
     pub const FIN_CLIENT: u16 = 1;
     /// A FIN from the backend was seen (NAT only).
     pub const FIN_BACKEND: u16 = 2;
-    /// A RST was seen, from either side.
+    /// A RST was seen, from either side, and no packet of the client since.
     pub const RST: u16 = 4;
+    /// The client has sent nothing but SYNs; of UDP, nothing but the first packet. That costs a sender of made-up
+    /// addresses nothing, so such an entry is worth little. Any other packet of the client clears it.
+    ///
+    /// The bit stands for what is *not* yet known, so that an entry of a program which did not have it (0) counts as
+    /// established: [`ABI_VERSION`](crate::ABI_VERSION) did not change with it.
+    pub const HALF_OPEN: u16 = 8;
+    /// Bits of a connection that ends.
+    pub const ENDING: u16 = Self::FIN_CLIENT | Self::FIN_BACKEND | Self::RST;
 }
 
 /// Value of `reverse` (hash, `BPF_F_NO_PREALLOC`; its key is a [`FlowKey`] as the backend sends, see

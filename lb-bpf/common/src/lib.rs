@@ -4,7 +4,8 @@
 //! Every struct is `repr(C)`, has no padding and an asserted size. Addresses have one form of 16 bytes
 //! (IPv4 as `::ffff:a.b.c.d`), so that IPv4 and IPv6 share every map and every line of code. Ports and
 //! addresses are in network byte order, as they lie in the packet; everything else is in host byte order.
-//! A change here is a change of [`ABI_VERSION`], which is part of the path where maps are pinned.
+//! A change here that either side would misread in maps of the version before is a change of [`ABI_VERSION`], which is
+//! part of the path where maps are pinned.
 #![no_std]
 
 mod addr;

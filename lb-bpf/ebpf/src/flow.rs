@@ -83,7 +83,6 @@ impl Tracked<'_> {
         // An entry that names another backend is replaced as a whole.
         let flags = if known.is_some() { BPF_ANY } else { BPF_NOEXIST };
         let entry = known.take_if(|entry| entry.backend == index);
-        let bits = state_bits(self.transport.flags, FlowEntry::FIN_CLIENT);
         let (old_port, fresh) = match &entry {
             Some(entry) => (entry.nat_port, entry.seen == now && !new),
             None => (0, false),
@@ -92,7 +91,7 @@ impl Tracked<'_> {
         let nat_port = if is_nat && !fresh { nat::claim(self, backend, old_port, now)? } else { old_port };
         choice.write(Choice { index, backend, nat_port, new });
         if let Some(entry) = entry {
-            let state = if new { bits } else { entry.state | bits };
+            let state = self.next_state(entry.state);
             if !fresh || entry.state != state {
                 entry.seen = now;
                 entry.state = state;
@@ -100,7 +99,8 @@ impl Tracked<'_> {
             }
             return Ok(());
         }
-        let entry = FlowEntry { backend: index, slot: self.slot_index, seen: now, nat_port, state: bits };
+        let state = self.first_state();
+        let entry = FlowEntry { backend: index, slot: self.slot_index, seen: now, nat_port, state };
         if flows.insert(self.key, entry, flags as u64).is_ok() {
             return Ok(());
         }
@@ -120,6 +120,25 @@ impl Tracked<'_> {
             return Ok(());
         }
         Err(Verdict::FlowTableFull)
+    }
+
+    /// [`FlowEntry::state`] of an entry that this packet makes.
+    #[inline(always)]
+    fn first_state(&self) -> u16 {
+        let half_open = if self.transport.phase == Phase::Running { 0 } else { FlowEntry::HALF_OPEN };
+        state_bits(self.transport.flags, FlowEntry::FIN_CLIENT) | half_open
+    }
+
+    /// What this packet makes of [`FlowEntry::state`]. A SYN starts a finished connection anew; to one that lives it is
+    /// a stray duplicate (RFC 5961, section 4). A RST that was made up has not ended a connection whose client goes
+    /// on; if it was real, the client's packet will be answered with another.
+    #[inline(always)]
+    fn next_state(&self, state: u16) -> u16 {
+        if self.transport.phase != Phase::Opening {
+            let bits = state_bits(self.transport.flags, FlowEntry::FIN_CLIENT);
+            return state & !(FlowEntry::HALF_OPEN | FlowEntry::RST) | bits;
+        }
+        if state & FlowEntry::ENDING == 0 { state } else { FlowEntry::HALF_OPEN }
     }
 
     /// Where a flow without an entry goes.

@@ -25,11 +25,7 @@ pub fn claim(flow: &Tracked, backend: &Backend, port: u16, now: u32) -> Result<u
     {
         // SAFETY: entries are only freed after the program ends (RCU).
         let entry = unsafe { &mut *entry };
-        if entry.client_port == flow.key.src_port
-            && entry.vip_port == flow.key.dst_port
-            && same(&entry.client, &flow.key.src)
-            && same(&entry.vip, &flow.key.dst)
-        {
+        if is_of(entry, flow.key) {
             entry.seen = now;
             set_way_back(entry, flow.ctx);
             return Ok(port);
@@ -74,6 +70,15 @@ const EEXIST: i32 = -17;
 pub fn release(flow: &Tracked, backend: &Backend, port: u16) {
     // An error would mean that it is gone already.
     let _ = reverse.remove(FlowKey::reply(backend, port, flow.key.proto));
+}
+
+/// Whether this is the way back of `flow`.
+#[inline(always)]
+fn is_of(entry: &ReverseEntry, flow: &FlowKey) -> bool {
+    entry.client_port == flow.src_port
+        && entry.vip_port == flow.dst_port
+        && same(&entry.client, &flow.src)
+        && same(&entry.vip, &flow.dst)
 }
 
 #[inline(always)]

@@ -88,7 +88,7 @@ pub struct State {
     named: Option<Named>,
     pass: Option<sweep::Pass>,
     /// How many flows the last pass left, and how many the map can hold.
-    flows_last_pass: usize,
+    load: sweep::Load,
     room_for_flows: usize,
 }
 
@@ -164,7 +164,7 @@ impl State {
             leaving: BTreeMap::new(),
             named: None,
             pass: None,
-            flows_last_pass: 0,
+            load: sweep::Load::default(),
             room_for_flows: sizes.flows as usize,
         })
     }

@@ -27,7 +27,7 @@ const GRACE: u64 = 1000;
 mod idle {
     /// An established TCP connection through NAT: 2 hours 4 minutes (RFC 5382, REQ-5).
     pub(super) const ESTABLISHED: u32 = 7440;
-    /// The same while the table is nearly full.
+    /// The same while the table is nearly full even without what is half-open.
     pub(super) const ESTABLISHED_CROWDED: u32 = 300;
     /// One side has sent its FIN: 4 minutes (RFC 5382, REQ-5, transitory).
     pub(super) const CLOSING: u32 = 240;
@@ -35,8 +35,16 @@ mod idle {
     pub(super) const CLOSED: u32 = 60;
     /// A RST was seen.
     pub(super) const RESET: u32 = 10;
+    /// The client has sent SYNs only; answers do not count, for a backend under a SYN flood repeats them for a minute.
+    /// RFC 5382, REQ-5, would have 4 minutes, but what is lost here is little: the next SYN makes the entry again, and
+    /// clients wait less than a minute between the first six (RFC 6298; `tcp_syn_retries`).
+    pub(super) const HALF_OPEN: u32 = 60;
     /// UDP: 2 minutes at least (RFC 4787, REQ-5).
     pub(super) const DATAGRAM: u32 = 120;
+    /// UDP, one packet of the client and the answers to it: most likely all there is to come.
+    pub(super) const QUESTION: u32 = 30;
+    /// Half-open, TCP and UDP, while the table is nearly full: longer than an answer takes.
+    pub(super) const HALF_OPEN_CROWDED: u32 = 5;
     /// A TCP connection that is pinned to another backend than the table's, at least.
     pub(super) const PINNED: u32 = 300;
 }
@@ -52,7 +60,29 @@ pub(super) struct Pass {
     used: HashSet<u32>,
     /// Entries of `backends` that nobody but a flow may name.
     candidates: BTreeSet<u32>,
-    flows: usize,
+    load: Load,
+}
+
+/// How many flows there are.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Load {
+    half_open: usize,
+    others: usize,
+}
+
+impl Load {
+    fn add(&mut self, entry: &FlowEntry) {
+        if is_half_open(entry) { self.half_open += 1 } else { self.others += 1 }
+    }
+
+    /// The flows of a table with room for `room` fill three quarters of it.
+    fn crowds(flows: usize, room: usize) -> bool {
+        flows > room / 4 * 3
+    }
+}
+
+const fn is_half_open(entry: &FlowEntry) -> bool {
+    entry.state & FlowEntry::HALF_OPEN != 0
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -84,10 +114,10 @@ impl State {
                 busy: HashSet::new(),
                 used: HashSet::new(),
                 candidates: self.unreferenced(maps)?,
-                flows: 0,
+                load: Load::default(),
             },
         };
-        let view = View::new(self, now);
+        let view = View::new(self, &pass, now);
         while report.flows_seen < FLOWS_PER_CALL {
             let limit = FLOWS_PER_CALL - report.flows_seen;
             pass.stage = match pass.stage {
@@ -98,7 +128,7 @@ impl State {
         }
         let rested = pass.candidates.is_empty() || now.0 >= pass.started.0 + GRACE;
         if matches!(pass.stage, Stage::Rest) && rested {
-            self.flows_last_pass = pass.flows;
+            self.load = pass.load;
             self.clean(maps, &pass, &mut report)?;
             self.free(maps, &pass, &mut report)?;
             report.complete = true;
@@ -207,7 +237,10 @@ struct View<'a> {
     /// Backends whose drain is over.
     cut: HashSet<u32>,
     now: u32,
+    /// What is half-open goes early.
     crowded: bool,
+    /// What is established, too.
+    overcrowded: bool,
 }
 
 /// What becomes of a flow's entry.
@@ -220,7 +253,7 @@ enum Fate {
 }
 
 impl<'a> View<'a> {
-    fn new(state: &'a State, now: Now) -> Self {
+    fn new(state: &'a State, pass: &Pass, now: Now) -> Self {
         let seconds = now.seconds();
         let services: HashMap<u32, &Programmed> =
             state.services.values().map(|service| (service.id, service)).collect();
@@ -229,13 +262,16 @@ impl<'a> View<'a> {
             let over = move |(_, since): &(&u32, &u32)| since.saturating_add(drain) <= seconds;
             service.away.iter().filter(over).map(|(index, _)| *index).collect::<Vec<_>>()
         };
+        let all = |load: &Load| load.half_open + load.others;
         View {
             vips: &state.vips,
             backends: &state.backends,
             cut: services.values().flat_map(over).collect(),
             services,
             now: seconds,
-            crowded: state.flows_last_pass > state.room_for_flows / 4 * 3,
+            // Of the pass before, or of this one so far: a table may fill faster than it is looked through.
+            crowded: Load::crowds(all(&state.load).max(all(&pass.load)), state.room_for_flows),
+            overcrowded: Load::crowds(state.load.others.max(pass.load.others), state.room_for_flows),
         }
     }
 
@@ -251,22 +287,21 @@ impl<'a> View<'a> {
         let (mut flows, mut replies) = (Vec::new(), Vec::new());
         for (key, entry) in &chunk.entries {
             match self.judge(maps, key, entry)? {
-                Fate::Keep => {
-                    pass.used.insert(entry.backend);
-                }
+                Fate::Keep => {}
                 Fate::KeepBusy(id, slot) => {
-                    pass.used.insert(entry.backend);
                     pass.busy.insert((id, slot));
                 }
                 Fate::Remove => {
                     flows.push(*key);
                     replies.extend(self.reply_key(key, entry));
+                    continue;
                 }
             }
+            pass.used.insert(entry.backend);
+            pass.load.add(entry);
         }
         report.flows_seen += chunk.entries.len();
         report.flows_removed += flows.len();
-        pass.flows += chunk.entries.len() - flows.len();
         // The flow first: a flow without a way back would be worse than a way back without a flow.
         for op in [Op::RemoveFlows(flows), Op::RemoveReplies(replies)] {
             if !matches!(&op, Op::RemoveFlows(keys) | Op::RemoveReplies(keys) if keys.is_empty()) {
@@ -317,6 +352,9 @@ impl<'a> View<'a> {
         if self.now.saturating_sub(entry.seen) < timeout {
             return Ok(false);
         }
+        if is_half_open(entry) && key.proto == proto::TCP {
+            return Ok(true);
+        }
         // The backend may be the only one who sends.
         let reply = self.reply_key(key, entry).map(|key| maps.reply(&key)).transpose()?.flatten();
         Ok(reply.is_none_or(|reply| self.now.saturating_sub(reply.seen) >= timeout))
@@ -326,13 +364,16 @@ impl<'a> View<'a> {
         let both = FlowEntry::FIN_CLIENT | FlowEntry::FIN_BACKEND;
         let is_nat = backend.mode == Mode::Nat as u8;
         match entry.state {
+            _ if is_half_open(entry) && self.crowded => idle::HALF_OPEN_CROWDED,
+            _ if key.proto == proto::UDP && is_half_open(entry) => idle::QUESTION,
             _ if key.proto == proto::UDP => idle::DATAGRAM,
             state if state & FlowEntry::RST != 0 => idle::RESET,
             state if state & both == both => idle::CLOSED,
             // Only the client's side is seen.
             state if state & both != 0 && !is_nat => idle::CLOSED,
             state if state & both != 0 => idle::CLOSING,
-            _ if is_nat && self.crowded => idle::ESTABLISHED_CROWDED,
+            state if state & FlowEntry::HALF_OPEN != 0 => idle::HALF_OPEN,
+            _ if is_nat && self.overcrowded => idle::ESTABLISHED_CROWDED,
             _ if is_nat => idle::ESTABLISHED,
             _ => {
                 let drain =

@@ -32,6 +32,8 @@ fn family_cases(family: Family) -> Vec<Case> {
     // One packet of an unknown flow, and the backend where it is pinned.
     let unknown = |text: &str, world: &World, frame: &Frame, backend| {
         let (key, slot) = (flow_key(frame), slot_index(frame));
+        let half_open = frame.transport == Transport::Tcp(SYN);
+        let state = if half_open { FlowEntry::HALF_OPEN } else { 0 };
         case(name(text), world.clone(), frame.bytes(), sent(frame, backend, true))
             .then(
                 frame.bytes(),
@@ -39,7 +41,10 @@ fn family_cases(family: Family) -> Vec<Case> {
             )
             .check(move |rig| {
                 let entry = rig.flow(&key).expect("pinned");
-                assert_eq!((entry.backend, entry.slot, entry.nat_port, entry.state), (backend, slot, 0, 0));
+                assert_eq!(
+                    (entry.backend, entry.slot, entry.nat_port, entry.state),
+                    (backend, slot, 0, state)
+                );
                 assert!(entry.seen > 0);
             })
     };
@@ -90,7 +95,15 @@ fn family_cases(family: Family) -> Vec<Case> {
         known("known UDP", &learning, nothing, &udp, 3, false, 0),
         known("FIN is noted", &learning, nothing, &fin, 3, false, FlowEntry::FIN_CLIENT),
         known("RST is noted", &learning, nothing, &rst, 3, false, FlowEntry::RST),
-        known("a SYN of a known flow goes to the current backend", &learning, nothing, &syn, 1, true, 0),
+        known(
+            "a SYN of a known flow goes to the current backend",
+            &learning,
+            nothing,
+            &syn,
+            1,
+            true,
+            FlowEntry::HALF_OPEN,
+        ),
         known(
             "its backend is free: previous",
             &learning,
@@ -144,7 +157,7 @@ fn family_cases(family: Family) -> Vec<Case> {
     let key = flow_key(&syn);
     cases.push(
         case(name("SYN of a finished connection"), finished, syn.bytes(), sent(&syn, 1, true))
-            .check(move |rig| assert_eq!(rig.flow(&key).unwrap().state, 0)),
+            .check(move |rig| assert_eq!(rig.flow(&key).unwrap().state, FlowEntry::HALF_OPEN)),
     );
     // The entry keeps the connection through the end of the learning window and another change of the slot.
     let (key, slot) = (flow_key(&ack), slot_index(&ack));

@@ -74,12 +74,25 @@ impl Model {
         };
         let known = self.flows.get(&(port, is_tcp)).copied();
         let (index, state) = match known {
-            Some((pinned, state)) if !syn && self.alive(pinned) => (pinned, state | bits),
+            Some((pinned, state)) if !syn && self.alive(pinned) => {
+                (pinned, state & !(FlowEntry::HALF_OPEN | FlowEntry::RST) | bits)
+            }
             _ => {
                 let learning = previous & Slot::SETTLED == 0;
                 let old = is_tcp && !syn && learning && self.alive(previous);
                 let index = if old { previous } else { current };
-                (index, bits)
+                let half_open = if syn || !is_tcp { FlowEntry::HALF_OPEN } else { 0 };
+                match known {
+                    // A duplicate, of a connection that lives.
+                    Some((pinned, state)) if syn && pinned == index && state & FlowEntry::ENDING == 0 => {
+                        (index, state)
+                    }
+                    // The entry of a backend that is down, yet the only one.
+                    Some((pinned, state)) if !syn && pinned == index => {
+                        (index, state & !(FlowEntry::HALF_OPEN | FlowEntry::RST) | bits)
+                    }
+                    _ => (index, half_open | bits),
+                }
             }
         };
         if !self.in_use(index) {

@@ -1,7 +1,7 @@
 //! NAT in both directions.
 use crate::{
     frame::{ACK, FIN, Frame, OWN, ROUTER, RST, SYN, Transport},
-    rig::{REDIRECT, Rig, TX, World},
+    rig::{DROP, REDIRECT, Rig, TX, World},
     scene::{
         Case, Expect, Family, PORTS, V4, V6, backend, case, entry, flow_key, reply, request, returned,
         translated, with_slots, world,
@@ -48,6 +48,7 @@ fn family_cases(family: Family) -> Vec<Case> {
     ));
     cases.extend(errors(family));
     cases.extend(flows(family));
+    cases.extend(ports(family));
     cases.extend(replies(family));
     cases
 }
@@ -57,13 +58,13 @@ fn round_trip(family: Family, name: String, frame: Frame) -> Case {
     let opening = frame.transport == Transport::Tcp(SYN);
     let transport = if opening { Transport::Tcp(SYN | ACK) } else { frame.transport };
     let answer = reply(family, transport, 1, PORT);
-    let key = flow_key(&frame);
+    let (key, state) = (flow_key(&frame), if opening { FlowEntry::HALF_OPEN } else { 0 });
     case(name, world(family, Mode::Nat), frame.bytes(), sent(family, &frame, 1, true))
         .then(frame.bytes(), sent(family, &frame, 1, opening))
         .then(answer.bytes(), Expect::Returned(returned(family, &answer)))
         .check(move |rig| {
             let entry = rig.flow(&key).unwrap();
-            assert_eq!((entry.backend, entry.nat_port, entry.state), (1, PORT.to_be(), 0));
+            assert_eq!((entry.backend, entry.nat_port, entry.state), (1, PORT.to_be(), state));
             assert_eq!(rig.reverse().len(), 1);
         })
 }
@@ -140,6 +141,7 @@ fn flows(family: Family) -> Vec<Case> {
     let base = world(family, Mode::Nat);
     let name = |text: &str| format!("NAT {family:?}: {text}");
     let [syn, ack, fin, rst] = [SYN, ACK, FIN | ACK, RST].map(|flags| request(family, Transport::Tcp(flags)));
+    let udp = request(family, Transport::Udp);
     let key = flow_key(&ack);
     let at_2 = Slot { current: 2, previous: 0 };
     let state = move |expected: u16| move |rig: &mut Rig| assert_eq!(rig.flow(&key).unwrap().state, expected);
@@ -214,10 +216,23 @@ fn flows(family: Family) -> Vec<Case> {
         noted("FIN of the client is noted", &fin, FlowEntry::FIN_CLIENT),
         noted("RST of the client is noted", &rst, FlowEntry::RST),
         noted("FIN, then ACK", &fin, FlowEntry::FIN_CLIENT).then(ack.bytes(), sent(family, &ack, 1, false)),
+        noted("RST that did not end it", &rst, 0).then(ack.bytes(), sent(family, &ack, 1, false)),
         case(name("SYN of a finished connection"), base.clone(), syn.bytes(), sent(family, &syn, 1, true))
             .then(rst.bytes(), sent(family, &rst, 1, false))
             .then(syn.bytes(), sent(family, &syn, 1, true))
-            .check(state(0)),
+            .check(state(FlowEntry::HALF_OPEN)),
+        noted("SYN, ACK: established", &ack, 0),
+        // A duplicate that was long on its way.
+        noted("SYN, ACK, SYN: still established", &ack, 0).then(syn.bytes(), sent(family, &syn, 1, true)),
+        case(name("one datagram, then another"), base.clone(), udp.bytes(), sent(family, &udp, 1, true))
+            .check({
+                let (udp, key) = (udp.clone(), flow_key(&udp));
+                move |rig| {
+                    assert_eq!(rig.flow(&key).unwrap().state, FlowEntry::HALF_OPEN);
+                    rig.run(&udp.bytes());
+                    assert_eq!(rig.flow(&key).unwrap().state, 0);
+                }
+            }),
         case(name("the flow's backend is down"), down, ack.bytes(), sent(family, &ack, 1, true)),
         case(name("the flow's backend is free"), free, ack.bytes(), sent(family, &ack, 1, true)),
         case(
@@ -226,6 +241,66 @@ fn flows(family: Family) -> Vec<Case> {
             ack.bytes(),
             sent(family, &ack, 1, true),
         ),
+    ]
+}
+
+/// A client that opens one connection after the other from the same port (TIME-WAIT reuse: RFC 6191). As long as the
+/// table stands still it takes the same way each time; what it left behind at another backend is the sweep's.
+fn ports(family: Family) -> Vec<Case> {
+    let base = world(family, Mode::Nat);
+    let name = |text: &str| format!("NAT {family:?}: port used again: {text}");
+    let [syn, ack, fin] = [SYN, ACK, FIN | ACK].map(|flags| request(family, Transport::Tcp(flags)));
+    let key = flow_key(&syn);
+    let move_to = |rig: &mut Rig, current| {
+        (0..20).for_each(|index| rig.set_slot(index, Slot { current, previous: 0 }));
+    };
+    let start = |text: &str| case(name(text), base.clone(), syn.bytes(), sent(family, &syn, 1, true));
+    // Each backend has one port only.
+    let connections = {
+        let (syn, ack) = (syn.clone(), ack.clone());
+        move |rig: &mut Rig, index| {
+            for _ in 0..40 {
+                for frame in [&syn, &ack, &fin] {
+                    assert_eq!(rig.run(&frame.bytes()).bytes, translated(family, frame, index, PORT));
+                }
+                let answer = reply(family, Transport::Tcp(FIN | ACK), index, PORT);
+                assert_eq!(rig.run(&answer.bytes()).bytes, returned(family, &answer));
+                let closed = FlowEntry::FIN_CLIENT | FlowEntry::FIN_BACKEND;
+                assert_eq!(rig.flow(&key).map(|entry| (entry.backend, entry.state)), Some((index, closed)));
+            }
+        }
+    };
+    let again = connections.clone();
+    // Of another client.
+    let mut other = reverse_entry(family, 1);
+    other.client_port = 9;
+    vec![
+        start("the same backend").check(move |rig| {
+            again(rig, 1);
+            assert_eq!(rig.reverse().len(), 1);
+        }),
+        start("another backend each time, and back").check(move |rig| {
+            for index in [1, 2, 3, 4] {
+                move_to(rig, index);
+                connections(rig, index);
+                assert_eq!(rig.reverse().len(), index as usize, "one way back at each backend");
+            }
+        }),
+        start("the port is another flow's by now").check({
+            let syn = syn.clone();
+            move |rig| {
+                rig.set_reverse(&reply_key(family, 1, PORT), other);
+                assert_eq!(rig.run(&syn.bytes()).action, DROP, "the only port, and not ours");
+                assert_eq!(rig.reverse(), [(reply_key(family, 1, PORT), other)], "the other keeps it");
+            }
+        }),
+        start("no port at the new backend: the connection before lives on").check(move |rig| {
+            rig.set_reverse(&reply_key(family, 2, PORT), other);
+            move_to(rig, 2);
+            assert_eq!(rig.run(&syn.bytes()).action, DROP);
+            assert_eq!(rig.run(&ack.bytes()).bytes, translated(family, &ack, 1, PORT));
+            assert_eq!(rig.reverse().len(), 2);
+        }),
     ]
 }
 

@@ -5,8 +5,16 @@ use super::{
     packets::flow,
     service,
 };
-use crate::maps::{Maps, fake::FakeMaps};
+use crate::{
+    maps::{Maps, fake::FakeMaps},
+    service::{Frontend, Protocol},
+};
 use lb_bpf_common::{FlowEntry, FlowKey, Mode, ReverseEntry};
+use std::net::{IpAddr, Ipv4Addr};
+
+/// The UDP frontend.
+const DATAGRAMS: Frontend =
+    Frontend { address: IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1)), protocol: Protocol::Udp, port: 53 };
 
 struct Nat {
     maps: FakeMaps,
@@ -19,6 +27,7 @@ impl Nat {
         let mut state = State::restore(&maps).unwrap();
         let mut web = service(&[1], &[(1, 1, true)]);
         web.mode = Mode::Nat;
+        web.frontends.insert(DATAGRAMS);
         install(&mut state, &mut maps, &desired([("web", web)]), START);
         assert!(maps.vips.contains_key(&vip_key(&frontend(1))));
         Nat { maps, state }
@@ -26,7 +35,18 @@ impl Nat {
 
     /// A flow and its way back, last seen so many seconds ago.
     fn add(&mut self, n: u16, state: u16, flow_age: u32, reply_age: u32) -> (FlowKey, FlowKey) {
-        let key = flow(frontend(1), n);
+        self.add_to(frontend(1), n, state, flow_age, reply_age)
+    }
+
+    fn add_to(
+        &mut self,
+        frontend: Frontend,
+        n: u16,
+        state: u16,
+        flow_age: u32,
+        reply_age: u32,
+    ) -> (FlowKey, FlowKey) {
+        let key = flow(frontend, n);
         let backend = self.maps.backends().unwrap()[&1];
         let nat_port = (20_000 + n).to_be();
         let reply_key = FlowKey::reply(&backend, nat_port, key.proto);
@@ -68,15 +88,62 @@ fn both_entries_of_a_nat_flow_go_together() {
         (FlowEntry::FIN_CLIENT, 241, 241, true),
         (both, 59, 59, false),
         (both, 61, 61, true),
+        (FlowEntry::HALF_OPEN, 59, 59, false),
+        (FlowEntry::HALF_OPEN, 61, 0, true), // the backend repeats its answer
+        (FlowEntry::HALF_OPEN | FlowEntry::RST, 11, 11, true),
     ];
+    check_idle(frontend(1), &cases);
+    let cases = [
+        (0, 119, 119, false),
+        (0, 121, 121, true),
+        (0, 121, 10, false),
+        (FlowEntry::HALF_OPEN, 29, 29, false),
+        (FlowEntry::HALF_OPEN, 31, 31, true),
+        (FlowEntry::HALF_OPEN, 600, 10, false), // one question, and answers for minutes
+    ];
+    check_idle(DATAGRAMS, &cases);
+}
+
+fn check_idle(frontend: Frontend, cases: &[(u16, u32, u32, bool)]) {
     let mut nat = Nat::new();
-    let keys: Vec<_> =
-        (1..).zip(&cases).map(|(n, &(state, flow, reply, _))| nat.add(n, state, flow, reply)).collect();
+    let mut add = |(n, &(state, flow, reply, _))| nat.add_to(frontend, n, state, flow, reply);
+    let keys: Vec<_> = (1..).zip(cases).map(&mut add).collect();
     nat.sweep();
-    for ((flow, reply), case) in keys.iter().zip(&cases) {
+    for ((flow, reply), case) in keys.iter().zip(cases) {
         assert_eq!(nat.maps.flows.contains_key(flow), !case.3, "{case:?}");
         assert_eq!(nat.maps.replies.contains_key(reply), !case.3, "{case:?}");
     }
+}
+
+/// The table is nearly full of SYNs: those go, established connections stay however long they are silent.
+#[test]
+fn a_syn_flood_costs_no_established_connection() {
+    let mut nat = Nat::new();
+    let room = SIZES.flows as u16;
+    let idle: Vec<_> = (0..1000).map(|n| nat.add(n, 0, 7000, 7000)).collect();
+    for n in 1000..room {
+        nat.add(n, FlowEntry::HALF_OPEN, 6, 1);
+    }
+    nat.sweep();
+    assert_eq!(nat.maps.flows.len(), idle.len());
+    assert!(
+        idle.iter().all(|(flow, reply)| {
+            nat.maps.flows.contains_key(flow) && nat.maps.replies.contains_key(reply)
+        })
+    );
+}
+
+/// It is nearly full of connections that do something from time to time: those that are silent go.
+#[test]
+fn a_table_full_of_connections_loses_the_silent_ones() {
+    let mut nat = Nat::new();
+    let (silent, _) = nat.add(0, 0, 301, 301);
+    for n in 1..9000 {
+        nat.add(n, 0, 200, 200);
+    }
+    nat.sweep();
+    assert!(!nat.maps.flows.contains_key(&silent));
+    assert_eq!(nat.maps.flows.len(), 8999);
 }
 
 #[test]

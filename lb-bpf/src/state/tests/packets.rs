@@ -37,7 +37,8 @@ pub(super) fn send(maps: &mut FakeMaps, key: &FlowKey, opening: bool, now: Now) 
     let unknown = if learning && !opening { slot.previous } else { slot.current };
     let index = known.unwrap_or(if usable(&unknown) { unknown } else { slot.current });
     let backend = at(index)?;
-    let entry = FlowEntry { backend: index, slot: 0, seen: now.seconds(), nat_port: 0, state: 0 };
+    let state = if opening { FlowEntry::HALF_OPEN } else { 0 };
+    let entry = FlowEntry { backend: index, slot: 0, seen: now.seconds(), nat_port: 0, state };
     maps.flows.insert(*key, entry);
     Some(named(backend))
 }

@@ -1,5 +1,6 @@
 //! The shape of the repository: which crate may use which, where a library may be used, that the pure cores are
 //! pure, what lies at the top level, and that every source file says what it is for.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},

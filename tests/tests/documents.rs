@@ -1,4 +1,5 @@
 //! What the documents show must work: the YAML of the README and of `deploy/examples` is valid.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 use controller::{declared::Declared, validate::parse_directory};
 use std::{collections::BTreeMap, fs, path::Path};
 

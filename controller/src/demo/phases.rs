@@ -26,8 +26,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(5);
 /// How long traffic goes on after the effect.
 const AFTERWARDS: Duration = Duration::from_secs(2);
-/// How long nothing happens at first.
+/// How long nothing happens at first, and again (up to four times) on a machine too slow for [`ENOUGH`].
 const STEADY: Duration = Duration::from_secs(5);
+/// So many requests show the shares of the backends.
+const ENOUGH: usize = 2000;
 /// Slots that lately moved from one live backend to another answer differently on different balancers for flows
 /// that they do not know; after this time they do not.
 const SETTLED: Duration = Duration::from_secs(5);
@@ -189,8 +191,12 @@ impl<'a> Demo<'a> {
     fn steady(&mut self, traffic: &mut Traffic) -> Result<(), DemoError> {
         let name = "steady";
         self.progress.say(name, &format!("clients ask {} services", self.services.len()));
-        self.pause(STEADY)?;
-        let samples = traffic.until(Instant::now())?;
+        let begun = Instant::now();
+        let mut samples = Vec::new();
+        while samples.len() < ENOUGH && begun.elapsed() < 4 * STEADY {
+            self.pause(STEADY)?;
+            samples.extend(traffic.until(Instant::now())?);
+        }
         self.shares = shares(&self.services, &samples);
         for share in &self.shares {
             let Share { service, mode, backend, requests, share, expected, .. } = share;

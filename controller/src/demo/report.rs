@@ -124,7 +124,11 @@ impl Report {
         }
         let requests: usize = self.phases.iter().map(|p| p.requests).sum();
         let lost: usize = self.phases.iter().map(|p| p.lost).sum();
-        let verdict = if self.ok { "as it should be" } else { "NOT as it should be" };
+        let verdict = match (self.ok, self.phases.iter().any(|p| !p.faults.is_empty())) {
+            (true, _) => "as it should be",
+            (false, true) => "NOT as it should be",
+            (false, false) => "it did not come to its end",
+        };
         text += &format!("{requests} requests in {:.0} s, {lost} lost: {verdict}\n", self.seconds);
         text
     }

@@ -1,5 +1,5 @@
 //! The command line: one file per command, each a clap `Args` with a `run`. Commands that ask a running
-//! instance go through [`crate::client`]; what they print goes through [`output`].
+//! instance go through [`crate::client`]; what they print goes through `output`.
 //!
 //! Exit codes: 0 done, 1 the answer is no, 2 usage, 3 could not reach the running instance.
 use crate::{client::ClientError, telemetry};

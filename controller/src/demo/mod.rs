@@ -1,6 +1,6 @@
 //! `fairlead demo`: everything at work on one machine. A client, a router, two load balancers and three backends
 //! in network namespaces ([`netns`], [`topology`]), a real router on it ([`router`]), real HTTP traffic ([`http`]),
-//! failures and repairs one after the other ([`phases`]) and what they cost ([`report`]).
+//! failures and repairs one after the other (`phases`) and what they cost ([`report`]).
 //!
 //! The load balancers and the backends run this very binary, `fairlead standalone`, from the files in
 //! `deploy/examples`.

@@ -54,7 +54,7 @@ fn a_new_file_is_on_the_wire_soon() -> Result<(), Error> {
     tshark.stdin(Stdio::null());
     let process = lab.topology.router.namespace.spawn(tshark, &out)?;
     let text = || std::fs::read_to_string(&out).unwrap_or_default();
-    wait_until("tshark listens", || Ok(text().contains("Capturing on")))
+    wait_until("tshark listens", || Ok(text().contains("Capture started")))
         .map_err(|e| format!("{e} (apt-get install tshark): {} {log:?}", text()))?;
     let mut times = Vec::new();
     for number in 30..40 {

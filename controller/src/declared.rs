@@ -4,27 +4,26 @@ use crate::{
     status::StatusSet,
 };
 use k8s_openapi::api::core::v1::Node;
-use serde::Serialize;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
-/// A complete snapshot. Objects are by name; their `status` is empty: what is known of them is in `statuses`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
+/// A complete snapshot. Objects are by name; their `status` is empty: what is known of them is in `statuses`. Snapshots
+/// share the objects that are the same.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Declared {
     /// Counts the snapshots of one run of a store, from 1.
     pub generation: u64,
     /// Where addresses come from.
-    pub pools: BTreeMap<String, AddressPool>,
+    pub pools: BTreeMap<String, Arc<AddressPool>>,
     /// Services.
-    pub load_balancers: BTreeMap<String, LoadBalancer>,
+    pub load_balancers: BTreeMap<String, Arc<LoadBalancer>>,
     /// BGP speakers.
-    pub routers: BTreeMap<String, BGPRouter>,
+    pub routers: BTreeMap<String, Arc<BGPRouter>>,
     /// BGP neighbours.
-    pub peers: BTreeMap<String, BGPPeer>,
+    pub peers: BTreeMap<String, Arc<BGPPeer>>,
     /// What is announced.
-    pub advertisements: BTreeMap<String, BGPAdvertisement>,
+    pub advertisements: BTreeMap<String, Arc<BGPAdvertisement>>,
     /// Nodes, for their labels.
-    pub nodes: BTreeMap<String, Node>,
+    pub nodes: BTreeMap<String, Arc<Node>>,
     /// The statuses as last published: an address takes effect only when it has come back in here.
     pub statuses: StatusSet,
 }

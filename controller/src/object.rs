@@ -18,7 +18,7 @@ use serde::{
     de::{self, DeserializeOwned, DeserializeSeed},
 };
 use serde_json::{Map, Value};
-use std::{cell::Cell, fmt, path::Path};
+use std::{cell::Cell, fmt, path::Path, sync::Arc};
 
 /// Largest file that is read, bytes.
 pub const MAX_FILE_BYTES: usize = 4 << 20;
@@ -27,16 +27,16 @@ pub const MAX_FILE_BYTES: usize = 4 << 20;
 /// the depth of nested flow collections; in block style, and with the largest lists that we take, there are fewer.
 pub const MAX_BRACKETS: usize = 25_000;
 
-/// One object.
+/// One object; it is cheap to clone.
 #[derive(Clone, Debug, PartialEq)]
 #[expect(missing_docs, reason = "the kinds are documented where they are defined")]
 pub enum Object {
-    AddressPool(Box<AddressPool>),
-    LoadBalancer(Box<LoadBalancer>),
-    BGPRouter(Box<BGPRouter>),
-    BGPPeer(Box<BGPPeer>),
-    BGPAdvertisement(Box<BGPAdvertisement>),
-    Node(Box<Node>),
+    AddressPool(Arc<AddressPool>),
+    LoadBalancer(Arc<LoadBalancer>),
+    BGPRouter(Arc<BGPRouter>),
+    BGPPeer(Arc<BGPPeer>),
+    BGPAdvertisement(Arc<BGPAdvertisement>),
+    Node(Arc<Node>),
 }
 
 /// An object and where it stands.
@@ -164,7 +164,7 @@ fn parse_document(tree: &Value) -> Result<Option<(String, Object)>, BadDocument>
                 Object::BGPAdvertisement(custom(kind, map, metadata, BGPAdvertisement::new)?)
             }
             // Only the labels of a node count here; the rest is Kubernetes' business.
-            Kind::Node => Object::Node(Box::new(Node { metadata, ..Node::default() })),
+            Kind::Node => Object::Node(Arc::new(Node { metadata, ..Node::default() })),
         };
         Ok(Some((name, object)))
     };
@@ -273,7 +273,7 @@ fn custom<K>(
     map: &Map<String, Value>,
     metadata: ObjectMeta,
     new: fn(&str, K::Spec) -> K,
-) -> Result<Box<K>, BadDocument>
+) -> Result<Arc<K>, BadDocument>
 where
     K: HasSpec + kube::Resource,
     K::Spec: DeserializeOwned,
@@ -284,7 +284,7 @@ where
         return Err(BadDocument::new(&field, reason));
     }
     *object.meta_mut() = metadata;
-    Ok(Box::new(object))
+    Ok(Arc::new(object))
 }
 
 /// A value of the type, or the path of the field that is wrong, below `root`.

@@ -7,22 +7,51 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
+
+/// The statuses of the objects of one kind by name. What has not changed is shared with the set before.
+pub type Statuses<T> = BTreeMap<String, Arc<T>>;
 
 /// The statuses of all objects, by kind and name. JSON keys are camelCase and stable: it is also a file format.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct StatusSet {
     /// Of address pools.
-    pub pools: BTreeMap<String, AddressPoolStatus>,
+    #[serde(with = "shared")]
+    pub pools: Statuses<AddressPoolStatus>,
     /// Of services.
-    pub load_balancers: BTreeMap<String, LoadBalancerStatus>,
+    #[serde(with = "shared")]
+    pub load_balancers: Statuses<LoadBalancerStatus>,
     /// Of BGP speakers.
-    pub routers: BTreeMap<String, BGPRouterStatus>,
+    #[serde(with = "shared")]
+    pub routers: Statuses<BGPRouterStatus>,
     /// Of BGP neighbours.
-    pub peers: BTreeMap<String, BGPPeerStatus>,
+    #[serde(with = "shared")]
+    pub peers: Statuses<BGPPeerStatus>,
     /// Of advertisements.
-    pub advertisements: BTreeMap<String, BGPAdvertisementStatus>,
+    #[serde(with = "shared")]
+    pub advertisements: Statuses<BGPAdvertisementStatus>,
+}
+
+/// Statuses as if they were not shared.
+mod shared {
+    use super::Statuses;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use std::{collections::BTreeMap, sync::Arc};
+
+    pub(super) fn serialize<T: Serialize, S: Serializer>(
+        statuses: &Statuses<T>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(statuses.iter().map(|(name, status)| (name, &**status)))
+    }
+
+    pub(super) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Statuses<T>, D::Error> {
+        let statuses = BTreeMap::<String, T>::deserialize(deserializer)?;
+        Ok(statuses.into_iter().map(|(name, status)| (name, Arc::new(status))).collect())
+    }
 }
 
 /// The status of a condition.
@@ -59,14 +88,23 @@ pub struct Conditions<'a> {
     before: &'a [Condition],
     generation: Option<i64>,
     now: u64,
-    conditions: Vec<Condition>,
+    /// Sorted by type.
+    said: Vec<Said>,
+}
+
+/// What a condition says.
+struct Said {
+    type_: &'static str,
+    status: &'static str,
+    reason: &'static str,
+    message: Cow<'static, str>,
 }
 
 impl<'a> Conditions<'a> {
     /// Conditions of an object of this generation that had the conditions `before`; `now` is in seconds since
     /// the epoch.
     pub fn new(before: &'a [Condition], generation: Option<i64>, now: u64) -> Self {
-        Conditions { before, generation, now, conditions: Vec::with_capacity(5) }
+        Conditions { before, generation, now, said: Vec::with_capacity(5) }
     }
 
     /// Says, once for each condition, whether it holds, why in one CamelCase word, and in a sentence.
@@ -74,27 +112,41 @@ impl<'a> Conditions<'a> {
         &mut self,
         condition: &'static str,
         verdict: impl Into<Verdict>,
-        reason: impl Into<String>,
-        message: impl Into<String>,
+        reason: &'static str,
+        message: impl Into<Cow<'static, str>>,
     ) {
         let status = verdict.into().as_str();
-        let last = self.before.iter().find(|before| before.type_ == condition && before.status == status);
-        let last_transition_time =
-            last.map_or_else(|| time(self.now), |last| last.last_transition_time.clone());
-        self.conditions.push(Condition {
-            type_: condition.into(),
-            status: status.into(),
-            reason: reason.into(),
-            message: message.into(),
-            observed_generation: self.generation,
-            last_transition_time,
-        });
+        let at = self.said.partition_point(|said| said.type_ < condition);
+        self.said.insert(at, Said { type_: condition, status, reason, message: message.into() });
+    }
+
+    /// Whether they are those before.
+    pub fn are_unchanged(&self) -> bool {
+        let same = |(said, before): (&Said, &Condition)| {
+            said.type_ == before.type_
+                && said.status == before.status
+                && said.reason == before.reason
+                && said.message == before.message
+                && self.generation == before.observed_generation
+        };
+        self.said.len() == self.before.len() && self.said.iter().zip(self.before).all(same)
     }
 
     /// The conditions, sorted by type.
-    pub fn finish(mut self) -> Vec<Condition> {
-        self.conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
-        self.conditions
+    pub fn finish(self) -> Vec<Condition> {
+        let condition = |said: Said| {
+            let last = self.before.iter().find(|b| b.type_ == said.type_ && b.status == said.status);
+            Condition {
+                last_transition_time: last
+                    .map_or_else(|| time(self.now), |last| last.last_transition_time.clone()),
+                type_: said.type_.into(),
+                status: said.status.into(),
+                reason: said.reason.into(),
+                message: said.message.into_owned(),
+                observed_generation: self.generation,
+            }
+        };
+        self.said.into_iter().map(condition).collect()
     }
 }
 
@@ -115,7 +167,7 @@ mod tests {
 
     fn ready(before: &[Condition], holds: bool, message: &str, now: u64) -> Vec<Condition> {
         let mut conditions = Conditions::new(before, Some(1), now);
-        conditions.set("Ready", holds, "Tested", message);
+        conditions.set("Ready", holds, "Tested", message.to_owned());
         conditions.finish()
     }
 
@@ -133,7 +185,10 @@ mod tests {
     #[test]
     fn comes_back_as_written() {
         let status = AddressPoolStatus { conditions: ready(&[], true, "one", 1_000), ..Default::default() };
-        let set = StatusSet { pools: BTreeMap::from([("vips".to_owned(), status)]), ..Default::default() };
+        let set = StatusSet {
+            pools: BTreeMap::from([("vips".to_owned(), Arc::new(status))]),
+            ..Default::default()
+        };
         let text = serde_json::to_string(&set).unwrap();
         assert_eq!(serde_json::from_str::<StatusSet>(&text).unwrap(), set);
     }

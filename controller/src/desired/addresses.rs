@@ -2,7 +2,7 @@
 //!
 //! What is given out is published first. It takes effect when it has come back in the statuses: so no address is
 //! in use that is not written where it survives.
-use super::labels;
+use super::{joined, labels};
 use crate::{
     api::{
         AddressPool, LoadBalancer, LoadBalancerSpec, LoadBalancerStatus, PoolUse,
@@ -24,14 +24,11 @@ use std::{
 pub(super) fn assign(declared: &Declared, now: u64) -> Assignments {
     let pools: BTreeMap<_, _> = service_pools(declared).map(|(name, p)| (name.clone(), pool(p))).collect();
     let mut matching = Matching::new(declared);
-    let claims = declared
-        .load_balancers
-        .iter()
-        .map(|(name, object)| {
-            let before = declared.statuses.load_balancers.get(name);
+    let claims = joined(&declared.load_balancers, &declared.statuses.load_balancers)
+        .map(|(name, object, before)| {
             let spec = &object.spec;
             let claim = Claim {
-                request: request(spec, before),
+                request: request(spec, before.map(|before| &**before)),
                 created: object.metadata.creation_timestamp.as_ref().map_or(0, seconds),
                 ports: spec
                     .ports
@@ -48,22 +45,14 @@ pub(super) fn assign(declared: &Declared, now: u64) -> Assignments {
 
 /// Name of the claim of a service; it stands in statuses as the owner of an address.
 fn claim_name(load_balancer: &str) -> String {
-    format!("LoadBalancer/{load_balancer}")
+    ["LoadBalancer/", load_balancer].concat()
 }
 
 /// The addresses in effect: given now, and published before.
-pub(super) fn effective(
-    assignment: &Assignment,
-    published: Option<&LoadBalancerStatus>,
-) -> Vec<(IpAddr, Option<String>)> {
+pub(super) fn effective(assignment: &Assignment, published: Option<&LoadBalancerStatus>) -> Vec<IpAddr> {
     let Some(published) = published else { return Vec::new() };
     let is_published = |address: &IpAddr| published.addresses.iter().any(|a| a.address.0 == *address);
-    assignment
-        .addresses
-        .iter()
-        .filter(|(address, _)| is_published(address))
-        .map(|(address, given)| (*address, given.pool.clone()))
-        .collect()
+    assignment.addresses.keys().copied().filter(is_published).collect()
 }
 
 /// The addresses of a service as its status lists them.
@@ -82,6 +71,12 @@ pub(super) fn assigned(
             assigned_at: known(address).map_or_else(|| time(now), |known| known.assigned_at.clone()),
         })
         .collect()
+}
+
+/// Whether a status lists the addresses of the service already.
+pub(super) fn are_listed(assignment: &Assignment, before: &LoadBalancerStatus) -> bool {
+    let given = assignment.addresses.iter().map(|(address, given)| (*address, &given.pool));
+    given.eq(before.addresses.iter().map(|listed| (listed.address.0, &listed.pool)))
 }
 
 /// The numbers of a pool as its status shows them.
@@ -114,7 +109,7 @@ pub(super) fn released(assignments: &Assignments, object: &AddressPool) -> Vec<R
 }
 
 /// The pools that services are given from.
-pub(super) fn service_pools(declared: &Declared) -> impl Iterator<Item = (&String, &AddressPool)> {
+pub(super) fn service_pools(declared: &Declared) -> impl Iterator<Item = (&String, &Arc<AddressPool>)> {
     declared.pools.iter().filter(|(_, pool)| pool.spec.usage == PoolUse::LoadBalancer)
 }
 
@@ -169,7 +164,7 @@ fn held(declared: &Declared) -> Held {
 
 /// Which pools let a service in. Services that the same pools let in share the set.
 struct Matching<'a> {
-    pools: Vec<(&'a String, &'a AddressPool)>,
+    pools: Vec<(&'a String, &'a Arc<AddressPool>)>,
     sets: HashMap<Vec<bool>, Arc<BTreeSet<String>>>,
 }
 

@@ -85,8 +85,9 @@ impl<'a> Draft<'a> {
 
     /// The second step, with what the datapath holds by now.
     pub fn finish(self, installed: &Installed) -> Desired {
-        let announcements = routes::announce(&self, installed);
-        let status = status::status(&self, installed, &announcements);
+        let held = services::Held::new(&self.services.datapath, installed);
+        let announcements = routes::announce(&self, &held);
+        let status = status::status(&self, &held, &announcements);
         Desired {
             datapath: self.services.datapath,
             targets: self.services.targets,
@@ -119,13 +120,26 @@ impl<'a> Node<'a> {
             for (name, peer) in &declared.peers {
                 let selected = router.spec.peer_selector.matches(self::labels(&peer.metadata));
                 if let Some(address) = peer.spec.address.filter(|_| selected) {
-                    peers.entry(address.0).or_insert((name.as_str(), peer));
+                    peers.entry(address.0).or_insert((name.as_str(), &**peer));
                 }
             }
         }
         let balances = router.is_some() || declared.routers.is_empty();
-        Node { labels, router: router.map(|(name, router)| (name.as_str(), router)), peers, balances }
+        Node { labels, router: router.map(|(name, router)| (name.as_str(), &**router)), peers, balances }
     }
+}
+
+/// The entries of a map, each with the value that the other map has for its key. Both maps are walked once: with
+/// thousands of keys that are alike, a look-up for each would cost more than anything that is done with the values.
+fn joined<'a, K: Ord, A, B>(
+    map: &'a BTreeMap<K, A>,
+    other: &'a BTreeMap<K, B>,
+) -> impl Iterator<Item = (&'a K, &'a A, Option<&'a B>)> {
+    let mut others = other.iter().peekable();
+    map.iter().map(move |(key, value)| {
+        while others.next_if(|(other, _)| *other < key).is_some() {}
+        (key, value, others.next_if(|(other, _)| *other == key).map(|(_, value)| value))
+    })
 }
 
 static NO_LABELS: BTreeMap<String, String> = BTreeMap::new();

@@ -4,17 +4,20 @@
 //! healthy backends as the advertisement asks for. Two advertisements that announce the same prefix to a peer are
 //! merged for it: all communities of both, the highest LOCAL_PREF, the lowest MED, the fewest prepends (a value that
 //! neither names stays unset): an advertisement added never makes a route less attractive.
-use super::{Draft, NO_LABELS, labels, services::Balanced};
+use super::{
+    Draft, NO_LABELS, labels,
+    services::{Balanced, Held},
+};
 use crate::api::{BGPAdvertisement, BGPPeer, Community, bgp_advertisement::Source, bgp_peer};
 use bgp_speaker::config::{Route, RouteAttributes};
 use ipam::Family;
 use ipnet::IpNet;
-use lb_bpf::Installed;
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
+    sync::Arc,
 };
 
 /// Why an address is not announced by this node.
@@ -101,19 +104,20 @@ pub(super) struct Announced {
 /// What became of an advertisement.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Advertised {
-    pub(super) announced: BTreeSet<IpNet>,
+    /// Prefixes.
+    pub(super) announced: u32,
     /// Addresses that it selects and that are held back.
     pub(super) withheld: u32,
 }
 
-pub(super) fn announce(draft: &Draft<'_>, installed: &Installed) -> Announcements {
+pub(super) fn announce(draft: &Draft<'_>, held: &Held<'_>) -> Announcements {
     let rules = Rule::all(draft);
     let mut advertisements: Vec<Advertised> = vec![Advertised::default(); rules.len()];
     let mut prefixes: Vec<(IpNet, usize)> = Vec::new();
     let mut outcomes = Vec::with_capacity(draft.services.load_balancers.len());
     for balanced in &draft.services.load_balancers {
         let selecting: Vec<_> = rules.iter().enumerate().filter(|(_, rule)| rule.selects(balanced)).collect();
-        let outcome = balanced.addresses.iter().map(|(address, pool)| {
+        let outcome = balanced.addresses.iter().map(|address| {
             if draft.node.router.is_none() {
                 let declared = !draft.declared.routers.is_empty();
                 return Err(if declared { NotAnnounced::NodeNotSelected } else { NotAnnounced::NoRouter });
@@ -121,9 +125,10 @@ pub(super) fn announce(draft: &Draft<'_>, installed: &Installed) -> Announcement
             if draft.speaker.is_err() {
                 return Err(NotAnnounced::NoRouterId);
             }
-            let pool = pool.as_deref().and_then(|pool| draft.declared.pools.get(pool));
+            let pool = balanced.assignment.addresses.get(address).and_then(|given| given.pool.as_ref());
+            let pool = pool.and_then(|pool| draft.declared.pools.get(pool));
             let pool_labels = pool.map_or(&NO_LABELS, |pool| labels(&pool.metadata));
-            let serving = Serving::of(balanced, *address, installed);
+            let serving = Serving::of(balanced, *address, held);
             let mut refusal = NotAnnounced::NoAdvertisement;
             let mut peers: Cow<'_, BTreeSet<IpAddr>> = Cow::Owned(BTreeSet::new());
             for (index, rule) in &selecting {
@@ -137,9 +142,7 @@ pub(super) fn announce(draft: &Draft<'_>, installed: &Installed) -> Announcement
                 }
                 match serving.meets(rule.advertisement.spec.min_healthy.get()) {
                     Ok(()) => {
-                        let prefix = rule.prefix(*address);
-                        prefixes.push((prefix, *index));
-                        advertisements[*index].announced.insert(prefix);
+                        prefixes.push((rule.prefix(*address), *index));
                         match peers.is_empty() {
                             true => peers = Cow::Borrowed(hearing),
                             false => peers.to_mut().extend(hearing),
@@ -162,19 +165,17 @@ pub(super) fn announce(draft: &Draft<'_>, installed: &Installed) -> Announcement
     let mut merged = Merged { rules: &rules, all: draft.node.peers.len(), known: BTreeMap::new() };
     prefixes.sort_unstable();
     prefixes.dedup();
-    let routes = prefixes
-        .chunk_by(|(one, _), (other, _)| one == other)
-        .flat_map(|chunk| {
-            let prefix = chunk[0].0;
-            let parts = merged.of(chunk.iter().map(|(_, rule)| *rule).collect());
-            let route = |(attributes, peers): &(RouteAttributes, _)| Route {
-                prefix,
-                attributes: attributes.clone(),
-                peers: Option::clone(peers),
-            };
-            parts.iter().map(route).collect::<Vec<_>>()
-        })
-        .collect();
+    let mut routes = Vec::with_capacity(prefixes.len());
+    for chunk in prefixes.chunk_by(|(one, _), (other, _)| one == other) {
+        let prefix = chunk[0].0;
+        let set: Vec<_> = chunk.iter().map(|(_, rule)| *rule).collect();
+        set.iter().for_each(|rule| advertisements[*rule].announced += 1);
+        routes.extend(merged.of(set).iter().map(|(attributes, peers)| Route {
+            prefix,
+            attributes: attributes.clone(),
+            peers: peers.clone(),
+        }));
+    }
     let names = rules.iter().map(|rule| rule.name.to_owned());
     Announcements { routes, outcomes, advertisements: names.zip(advertisements).collect() }
 }
@@ -203,10 +204,10 @@ struct Serving {
 }
 
 impl Serving {
-    fn of(balanced: &Balanced<'_>, address: IpAddr, installed: &Installed) -> Self {
+    fn of(balanced: &Balanced<'_>, address: IpAddr, held: &Held<'_>) -> Self {
         let mut serving = Serving::default();
         for port in balanced.services.iter().filter(|port| port.family == Family::of(address)) {
-            let Some(held) = installed.services.get(&port.key) else { continue };
+            let Some((_, held)) = held.get(port) else { continue };
             if held.frontends.iter().any(|frontend| frontend.address == address) {
                 serving.installed = true;
                 serving.healthy = serving.healthy.max(port.serving);
@@ -247,7 +248,7 @@ impl<'a> Rule<'a> {
             advertisement.spec.source == Source::LoadBalancer
                 && advertisement.spec.node_selector.matches(&draft.node.labels)
         };
-        let rule = |(name, advertisement): (&'a String, &'a BGPAdvertisement)| {
+        let rule = |(name, advertisement): (&'a String, &'a Arc<BGPAdvertisement>)| {
             let selects = |peer: &BGPPeer| advertisement.spec.peer_selector.matches(labels(&peer.metadata));
             let peers = draft.node.peers.iter().filter(|(_, (_, peer))| selects(peer));
             let hearing = Family::ALL.map(|wanted| {

@@ -1,6 +1,6 @@
 //! Services: every port of a LoadBalancer in every address family becomes a service of the datapath; its
 //! backends are up or down as the checks say.
-use super::{Node, addresses, labels};
+use super::{Node, addresses, joined, labels};
 use crate::{
     api::{LoadBalancer, LoadBalancerStatus, ServicePort, policy::ForwardingMode},
     declared::Declared,
@@ -13,8 +13,10 @@ use lb_bpf::{
     service::{Decap, Desired, Endpoint, Frontend, Service, ServiceKey, Target},
 };
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    cell::LazyCell,
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
+    sync::Arc,
 };
 
 /// What the node has to do for all LoadBalancers.
@@ -31,11 +33,11 @@ pub(super) struct Balanced<'a> {
     pub(super) labels: &'a BTreeMap<String, String>,
     pub(super) object: &'a LoadBalancer,
     /// Its status as last published.
-    pub(super) before: Option<&'a LoadBalancerStatus>,
+    pub(super) before: Option<&'a Arc<LoadBalancerStatus>>,
     /// What it was given.
     pub(super) assignment: Assignment,
-    /// The addresses in effect, with their pools.
-    pub(super) addresses: Vec<(IpAddr, Option<String>)>,
+    /// The addresses in effect.
+    pub(super) addresses: Vec<IpAddr>,
     /// Its services in the datapath; none when the node does not balance.
     pub(super) services: Vec<Port>,
     pub(super) backends: Backends,
@@ -73,14 +75,14 @@ impl<'a> Services<'a> {
         let mut decap = BTreeSet::new();
         let mut targets: BTreeMap<Check, Vec<Endpoint>> = BTreeMap::new();
         // The claims are those of the load balancers, in the same order: all names have the same prefix.
-        for ((name, object), assignment) in declared.load_balancers.iter().zip(claims.into_values()) {
-            let before = declared.statuses.load_balancers.get(name);
+        let known = joined(&declared.load_balancers, &declared.statuses.load_balancers);
+        for ((name, object, before), assignment) in known.zip(claims.into_values()) {
             let mut balanced = Balanced {
                 name,
                 labels: labels(&object.metadata),
                 object,
                 before,
-                addresses: addresses::effective(&assignment, before),
+                addresses: addresses::effective(&assignment, before.map(|before| &**before)),
                 assignment,
                 services: Vec::new(),
                 backends: Backends::default(),
@@ -150,8 +152,8 @@ impl Balanced<'_> {
                 let frontends: BTreeSet<_> = self
                     .addresses
                     .iter()
-                    .filter(|(address, _)| Family::of(*address) == family)
-                    .map(|(address, _)| Frontend {
+                    .filter(|address| Family::of(**address) == family)
+                    .map(|address| Frontend {
                         address: *address,
                         protocol: port.protocol.into(),
                         port: port.port.get(),
@@ -159,7 +161,7 @@ impl Balanced<'_> {
                     .collect();
                 // Without a frontend there is no service; its backends count all the same.
                 let key = (!frontends.is_empty()).then(|| service_key(self.name, port, family));
-                let before = key.as_ref().and_then(|key| installed.services.get(key));
+                let before = LazyCell::new(|| installed.services.get(key.as_ref()?));
                 let mut serving = 0;
                 let mut backends = Vec::with_capacity(spec.backends.len());
                 for (backend, standing) in spec.backends.iter().zip(&mut standing) {
@@ -174,7 +176,7 @@ impl Balanced<'_> {
                         // No check is declared.
                         None => true,
                         Some(Some(health)) => health == Health::Healthy,
-                        Some(None) => was_up(before, endpoint, weight),
+                        Some(None) => was_up(*before, endpoint, weight),
                     };
                     if let Some(Some(Health::Unhealthy(failure))) = health {
                         let checked = checker.map_or(endpoint, |checker| checker.endpoint(endpoint));
@@ -220,9 +222,22 @@ impl Balanced<'_> {
             return Vec::new();
         }
         let ours = spec.backends.iter().filter_map(|b| b.address).map(|a| a.0).filter(|a| local.contains(a));
-        let pairs =
-            ours.flat_map(|local| self.addresses.iter().map(move |(vip, _)| Decap { local, vip: *vip }));
+        let pairs = ours.flat_map(|local| self.addresses.iter().map(move |vip| Decap { local, vip: *vip }));
         pairs.filter(|decap| Family::of(decap.local) == Family::of(decap.vip)).collect()
+    }
+}
+
+/// The desired services of which the datapath holds something, with what it holds.
+pub(super) struct Held<'a>(HashMap<&'a ServiceKey, (&'a Service, &'a InstalledService)>);
+
+impl<'a> Held<'a> {
+    pub(super) fn new(desired: &'a Desired, installed: &'a Installed) -> Self {
+        let held = joined(&desired.services, &installed.services);
+        Held(held.filter_map(|(key, service, held)| Some((key, (service, held?)))).collect())
+    }
+
+    pub(super) fn get(&self, port: &Port) -> Option<(&'a Service, &'a InstalledService)> {
+        self.0.get(&port.key).copied()
     }
 }
 

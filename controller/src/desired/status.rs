@@ -3,28 +3,31 @@
 use super::{
     Draft, NotAnnounced, addresses, labels,
     routes::{Announced, Announcements},
-    services::{Backends, Balanced},
+    services::{Backends, Balanced, Held},
 };
 use crate::{
     api::{
         AddressPoolStatus, BGPAdvertisementStatus, BGPPeerStatus, BGPRouterStatus, Kind, LoadBalancerStatus,
         PoolUse, address_pool::AddressPool,
     },
-    status::{Conditions, StatusSet, Verdict},
+    status::{Conditions, StatusSet, Statuses, Verdict},
 };
 use ipam::{Assignment, Overlap, Remark, Unassigned};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use lb_bpf::Installed;
-use std::collections::{BTreeMap, BTreeSet};
+use lb_bpf::{InstalledService, service::Service};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-pub(super) fn status(draft: &Draft<'_>, installed: &Installed, announcements: &Announcements) -> StatusSet {
+pub(super) fn status(draft: &Draft<'_>, held: &Held<'_>, announcements: &Announcements) -> StatusSet {
     let faults = Faults::new(draft);
     let load_balancers = draft.services.load_balancers.iter().zip(&announcements.outcomes);
     StatusSet {
         pools: pools(draft, &faults),
         load_balancers: load_balancers
             .map(|(balanced, outcomes)| {
-                (balanced.name.to_owned(), load_balancer(draft, &faults, balanced, installed, outcomes))
+                (balanced.name.to_owned(), load_balancer(draft, &faults, balanced, held, outcomes))
             })
             .collect(),
         routers: routers(draft, &faults),
@@ -67,24 +70,34 @@ fn load_balancer(
     draft: &Draft<'_>,
     faults: &Faults<'_>,
     balanced: &Balanced<'_>,
-    installed: &Installed,
+    held: &Held<'_>,
     outcomes: &[Result<Announced, NotAnnounced>],
-) -> LoadBalancerStatus {
+) -> Arc<LoadBalancerStatus> {
     let before = balanced.before;
     let generation = balanced.object.metadata.generation;
     let mut conditions = conditions(draft, before.map(|b| &b.conditions), generation);
     faults.accepted(Kind::LoadBalancer, balanced.name, &mut conditions);
     address_assigned(&balanced.assignment, &mut conditions);
-    programmed(draft, balanced, installed, &mut conditions);
+    programmed(draft, balanced, held, &mut conditions);
     healthy(draft, balanced, &mut conditions);
     announced(balanced, outcomes, &mut conditions);
-    LoadBalancerStatus {
+    let (backends, healthy_backends) = (balanced.backends.declared.into(), balanced.backends.healthy.into());
+    // Mostly nothing has changed. Compared, the status need not be built.
+    if let Some(before) = before
+        && before.observed_generation == generation
+        && (before.backends, before.healthy_backends) == (backends, healthy_backends)
+        && addresses::are_listed(&balanced.assignment, before)
+        && conditions.are_unchanged()
+    {
+        return Arc::clone(before);
+    }
+    Arc::new(LoadBalancerStatus {
         observed_generation: generation,
         conditions: conditions.finish(),
-        addresses: addresses::assigned(&balanced.assignment, before, draft.observed.now),
-        backends: balanced.backends.declared.into(),
-        healthy_backends: balanced.backends.healthy.into(),
-    }
+        addresses: addresses::assigned(&balanced.assignment, before.map(|b| &**b), draft.observed.now),
+        backends,
+        healthy_backends,
+    })
 }
 
 fn address_assigned(assignment: &Assignment, conditions: &mut Conditions<'_>) {
@@ -124,12 +137,7 @@ fn address_assigned(assignment: &Assignment, conditions: &mut Conditions<'_>) {
     conditions.set(TYPE, true, reason, message);
 }
 
-fn programmed(
-    draft: &Draft<'_>,
-    balanced: &Balanced<'_>,
-    installed: &Installed,
-    conditions: &mut Conditions<'_>,
-) {
+fn programmed(draft: &Draft<'_>, balanced: &Balanced<'_>, held: &Held<'_>, conditions: &mut Conditions<'_>) {
     const TYPE: &str = "Programmed";
     if !draft.node.balances {
         return conditions.set(TYPE, false, "NodeNotSelected", "no BGPRouter selects this node");
@@ -137,12 +145,9 @@ fn programmed(
     if balanced.addresses.is_empty() {
         return conditions.set(TYPE, false, "NoAddress", "no address is in effect");
     }
-    let wanted = &draft.services.datapath.services;
-    let is_held = |key| match (wanted.get(key), installed.services.get(key)) {
-        (Some(wanted), Some(held)) => held.frontends.is_superset(&wanted.frontends),
-        _ => false,
-    };
-    let held = balanced.services.iter().filter(|port| is_held(&port.key)).count();
+    let is_held =
+        |(wanted, held): (&Service, &InstalledService)| held.frontends.is_superset(&wanted.frontends);
+    let held = balanced.services.iter().filter(|port| held.get(port).is_some_and(is_held)).count();
     let of = balanced.services.len();
     let message = format!("{held} of {of} services installed");
     match held == of {
@@ -193,7 +198,7 @@ fn announced(
     if of == 0 {
         return conditions.set(TYPE, false, "NoAddress", "no address is in effect");
     }
-    let refused = balanced.addresses.iter().zip(outcomes).find_map(|((address, _), outcome)| match outcome {
+    let refused = balanced.addresses.iter().zip(outcomes).find_map(|(address, outcome)| match outcome {
         Err(reason) => Some((address, reason)),
         Ok(_) => None,
     });
@@ -211,8 +216,8 @@ fn announced(
     }
 }
 
-fn pools(draft: &Draft<'_>, faults: &Faults<'_>) -> BTreeMap<String, AddressPoolStatus> {
-    let pool = |(name, object): (&String, &AddressPool)| {
+fn pools(draft: &Draft<'_>, faults: &Faults<'_>) -> Statuses<AddressPoolStatus> {
+    let pool = |(name, object): (&String, &Arc<AddressPool>)| {
         let before = draft.declared.statuses.pools.get(name);
         let generation = object.metadata.generation;
         let mut conditions = conditions(draft, before.map(|b| &b.conditions), generation);
@@ -226,7 +231,7 @@ fn pools(draft: &Draft<'_>, faults: &Faults<'_>) -> BTreeMap<String, AddressPool
             disjoint(name, &draft.assignments.overlaps, &mut conditions);
         }
         status.conditions = conditions.finish();
-        (name.clone(), status)
+        (name.clone(), Arc::new(status))
     };
     draft.declared.pools.iter().filter(|(_, p)| p.spec.usage == PoolUse::LoadBalancer).map(pool).collect()
 }
@@ -267,8 +272,8 @@ fn disjoint(name: &str, overlaps: &[Overlap], conditions: &mut Conditions<'_>) {
     }
 }
 
-fn routers(draft: &Draft<'_>, faults: &Faults<'_>) -> BTreeMap<String, BGPRouterStatus> {
-    let router = |(name, object): (&String, &crate::api::BGPRouter)| {
+fn routers(draft: &Draft<'_>, faults: &Faults<'_>) -> Statuses<BGPRouterStatus> {
+    let router = |(name, object): (&String, &Arc<crate::api::BGPRouter>)| {
         let before = draft.declared.statuses.routers.get(name);
         let generation = object.metadata.generation;
         let mut conditions = conditions(draft, before.map(|b| &b.conditions), generation);
@@ -293,7 +298,7 @@ fn routers(draft: &Draft<'_>, faults: &Faults<'_>) -> BTreeMap<String, BGPRouter
             sessions,
             established_sessions: established,
         };
-        (name.clone(), status)
+        (name.clone(), Arc::new(status))
     };
     draft.declared.routers.iter().map(router).collect()
 }
@@ -314,8 +319,8 @@ fn sessions(draft: &Draft<'_>) -> (i64, i64) {
     (addresses.len() as i64, established as i64)
 }
 
-fn peers(draft: &Draft<'_>, faults: &Faults<'_>) -> BTreeMap<String, BGPPeerStatus> {
-    let peer = |(name, object): (&String, &crate::api::BGPPeer)| {
+fn peers(draft: &Draft<'_>, faults: &Faults<'_>) -> Statuses<BGPPeerStatus> {
+    let peer = |(name, object): (&String, &Arc<crate::api::BGPPeer>)| {
         let before = draft.declared.statuses.peers.get(name);
         let generation = object.metadata.generation;
         let mut conditions = conditions(draft, before.map(|b| &b.conditions), generation);
@@ -345,7 +350,7 @@ fn peers(draft: &Draft<'_>, faults: &Faults<'_>) -> BTreeMap<String, BGPPeerStat
             sessions,
             established_sessions: established,
         };
-        (name.clone(), status)
+        (name.clone(), Arc::new(status))
     };
     draft.declared.peers.iter().map(peer).collect()
 }
@@ -354,8 +359,8 @@ fn advertisements(
     draft: &Draft<'_>,
     faults: &Faults<'_>,
     announcements: &Announcements,
-) -> BTreeMap<String, BGPAdvertisementStatus> {
-    let advertisement = |(name, object): (&String, &crate::api::BGPAdvertisement)| {
+) -> Statuses<BGPAdvertisementStatus> {
+    let advertisement = |(name, object): (&String, &Arc<crate::api::BGPAdvertisement>)| {
         let before = draft.declared.statuses.advertisements.get(name);
         let generation = object.metadata.generation;
         let mut conditions = conditions(draft, before.map(|b| &b.conditions), generation);
@@ -364,10 +369,10 @@ fn advertisements(
         let status = BGPAdvertisementStatus {
             observed_generation: generation,
             conditions: conditions.finish(),
-            announced_routes: advertised.map_or(0, |a| a.announced.len() as i64),
+            announced_routes: advertised.map_or(0, |a| a.announced.into()),
             withheld_routes: advertised.map_or(0, |a| a.withheld.into()),
         };
-        (name.clone(), status)
+        (name.clone(), Arc::new(status))
     };
     draft.declared.advertisements.iter().map(advertisement).collect()
 }

@@ -4,13 +4,13 @@ use super::{
     rows::{InstanceStatus, InterfaceRow, ServiceRow},
     services::service_rows,
 };
-use crate::{api::kind::Kind, fault::Fault, reconcile::View};
+use crate::{api::kind::Kind, fault::Fault, reconcile::View, status::Statuses};
 use bgp_speaker::Handle;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use prometheus::{Histogram, HistogramOpts, exponential_buckets};
 use serde::Serialize;
 use serde_json::Value;
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use tokio::sync::watch;
 
 /// A running instance, as its servers see it. Cheap to clone.
@@ -39,7 +39,7 @@ impl Instance {
             Kind::BGPRouter => with_status(&declared.routers, &status.routers),
             Kind::BGPPeer => with_status(&declared.peers, &status.peers),
             Kind::BGPAdvertisement => with_status(&declared.advertisements, &status.advertisements),
-            Kind::Node => with_status(&declared.nodes, &BTreeMap::<String, ()>::new()),
+            Kind::Node => with_status(&declared.nodes, &Statuses::<()>::new()),
         }
     }
 
@@ -105,13 +105,13 @@ impl Instance {
 }
 
 fn with_status<T: Serialize, S: Serialize>(
-    objects: &BTreeMap<String, T>,
-    statuses: &BTreeMap<String, S>,
+    objects: &BTreeMap<String, Arc<T>>,
+    statuses: &Statuses<S>,
 ) -> BTreeMap<String, Value> {
-    let value = |(name, object): (&String, &T)| {
-        let mut object = serde_json::to_value(object).ok()?;
+    let value = |(name, object): (&String, &Arc<T>)| {
+        let mut object = serde_json::to_value(&**object).ok()?;
         if let Some(status) = statuses.get(name) {
-            object.as_object_mut()?.insert("status".to_owned(), serde_json::to_value(status).ok()?);
+            object.as_object_mut()?.insert("status".to_owned(), serde_json::to_value(&**status).ok()?);
         }
         Some((name.clone(), object))
     };

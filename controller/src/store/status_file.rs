@@ -119,7 +119,10 @@ mod tests {
 
     fn statuses(backends: i64) -> StatusSet {
         let status = LoadBalancerStatus { backends, ..Default::default() };
-        StatusSet { load_balancers: BTreeMap::from([("web".to_owned(), status)]), ..Default::default() }
+        StatusSet {
+            load_balancers: BTreeMap::from([("web".to_owned(), status.into())]),
+            ..Default::default()
+        }
     }
 
     #[test]

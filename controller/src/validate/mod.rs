@@ -115,12 +115,12 @@ fn declared(objects: Objects<'_>) -> Declared {
     for ((_, name), (_, object)) in objects {
         let name = name.to_owned();
         match object.clone() {
-            Object::AddressPool(object) => drop(declared.pools.insert(name, *object)),
-            Object::LoadBalancer(object) => drop(declared.load_balancers.insert(name, *object)),
-            Object::BGPRouter(object) => drop(declared.routers.insert(name, *object)),
-            Object::BGPPeer(object) => drop(declared.peers.insert(name, *object)),
-            Object::BGPAdvertisement(object) => drop(declared.advertisements.insert(name, *object)),
-            Object::Node(object) => drop(declared.nodes.insert(name, *object)),
+            Object::AddressPool(object) => drop(declared.pools.insert(name, object)),
+            Object::LoadBalancer(object) => drop(declared.load_balancers.insert(name, object)),
+            Object::BGPRouter(object) => drop(declared.routers.insert(name, object)),
+            Object::BGPPeer(object) => drop(declared.peers.insert(name, object)),
+            Object::BGPAdvertisement(object) => drop(declared.advertisements.insert(name, object)),
+            Object::Node(object) => drop(declared.nodes.insert(name, object)),
         }
     }
     declared

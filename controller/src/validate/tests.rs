@@ -91,12 +91,12 @@ fn objects_come_back_as_written() {
     for text in texts() {
         for parsed in parse_file(Path::new("a.yaml"), &text).0 {
             let yaml = match &parsed.object {
-                Object::AddressPool(object) => serde_yaml_ng::to_string(object),
-                Object::LoadBalancer(object) => serde_yaml_ng::to_string(object),
-                Object::BGPRouter(object) => serde_yaml_ng::to_string(object),
-                Object::BGPPeer(object) => serde_yaml_ng::to_string(object),
-                Object::BGPAdvertisement(object) => serde_yaml_ng::to_string(object),
-                Object::Node(object) => serde_yaml_ng::to_string(object),
+                Object::AddressPool(object) => serde_yaml_ng::to_string(&**object),
+                Object::LoadBalancer(object) => serde_yaml_ng::to_string(&**object),
+                Object::BGPRouter(object) => serde_yaml_ng::to_string(&**object),
+                Object::BGPPeer(object) => serde_yaml_ng::to_string(&**object),
+                Object::BGPAdvertisement(object) => serde_yaml_ng::to_string(&**object),
+                Object::Node(object) => serde_yaml_ng::to_string(&**object),
             };
             let (again, faults) = parse_file(Path::new("a.yaml"), &yaml.unwrap());
             assert_eq!(faults, []);

@@ -186,7 +186,7 @@ async fn the_directory_may_go_and_come_back() {
 
 fn statuses(backends: i64) -> StatusSet {
     let status = LoadBalancerStatus { backends, ..Default::default() };
-    StatusSet { load_balancers: BTreeMap::from([("web".to_owned(), status)]), ..Default::default() }
+    StatusSet { load_balancers: BTreeMap::from([("web".to_owned(), status.into())]), ..Default::default() }
 }
 
 #[tokio::test]

@@ -3,7 +3,8 @@
 //! The dialer tries as long as the peer is configured and no session is up. A connection that comes in is always
 //! taken, whatever the dialer waits for, so that a peer that comes back is heard at once. When an OPEN shows that
 //! there are two connections with the same peer, section 6.8 of RFC 4271 decides (and RFC 6286 when identifiers
-//! are equal): an Established one stays; else the one stays that was opened by the side with the higher identifier.
+//! are equal): an Established one stays; else the one stays that was opened by the side with the higher identifier,
+//! and of two that the peer opened the newer one.
 //! The other is closed with Cease/Connection Collision Resolution.
 use crate::{
     Time,
@@ -301,7 +302,9 @@ impl Peer {
         let local = (tools.global.router_id, tools.global.asn);
         let local_wins = local > (open.router_id, open.asn);
         for (_, state, rival_dialed) in &rivals {
-            let stays = *state != State::Established && dialed != *rival_dialed && dialed == local_wins;
+            // Two that came in are no collision of both sides: the peer has given the older one up.
+            let stays = *state != State::Established
+                && if dialed == *rival_dialed { !dialed } else { dialed == local_wins };
             if !stays {
                 return false;
             }

@@ -64,7 +64,12 @@ impl Export<'_> {
         let next_hop = match (from, route.next_hop) {
             (Provenance::Own, Some(given)) => given,
             // Unchanged inside the AS (RFC 4271 section 5.1.3 case 1).
-            (Provenance::External | Provenance::Internal, Some(learned)) if self.internal => learned,
+            (Provenance::External | Provenance::Internal, Some(learned))
+                if self.internal && !is_link_local(learned.address) =>
+            {
+                // A link-local address is nothing beyond its link (RFC 2545 section 3).
+                NextHop { link_local: None, ..learned }
+            }
             _ => own_address?,
         };
         // The peer's own address is no next hop for it (section 5.1.3).
@@ -106,6 +111,10 @@ impl Export<'_> {
             && !has(Community::NO_ADVERTISE)
             && (self.internal || !(has(Community::NO_EXPORT) || has(Community::NO_EXPORT_SUBCONFED)))
     }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
 #[cfg(test)]
@@ -167,6 +176,19 @@ mod tests {
         assert_eq!(told.next_hop, learned().next_hop);
         assert_eq!(told.attributes.as_path.to_string(), "65001");
         assert_eq!((told.attributes.med, told.attributes.local_pref), (Some(5), Some(200)));
+    }
+
+    #[test]
+    fn link_local_next_hops_end_at_their_link() {
+        let own: NextHop = "2001:db8::9".parse::<IpAddr>().unwrap().into();
+        let next_hops = [(Family::Ipv6Unicast, own)].into();
+        let link_local = Some("fe80::1".parse().unwrap());
+        for (address, told) in [("2001:db8::1", "2001:db8::1"), ("fe80::1", "2001:db8::9")] {
+            let mut route = learned();
+            route.next_hop = Some(NextHop { address: address.parse().unwrap(), link_local });
+            let export = export(true, &next_hops).apply(Family::Ipv6Unicast, Provenance::External, &route);
+            assert_eq!(export.unwrap().next_hop, Some(told.parse::<IpAddr>().unwrap().into()));
+        }
     }
 
     #[test]

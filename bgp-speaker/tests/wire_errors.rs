@@ -418,3 +418,33 @@ fn four_octet_as_of_old_speakers() {
     assert_eq!(path(trans, &aggregators("5ba0")), ("65001 65537 65538".to_owned(), Some(65541)));
     assert_eq!(path(trans, &aggregators("fdef")), ("65001 23456 23456".to_owned(), Some(65007)));
 }
+
+/// Nobody takes the Partial bit of an attribute away (RFC 4271 section 5), whether they know it or not.
+#[test]
+fn partial_stays() {
+    let partial = "e0 07 08 0000fde9 c6120001 e0 08 04 fde90001 e0 63 01 07";
+    let bytes = update("", &[&mandatory(), partial].concat(), PREFIX);
+    let decoded = decode(&bytes, &external()).unwrap();
+    let mut again = Vec::new();
+    decoded.message.encode(&external(), &mut again).unwrap();
+    assert_eq!(again, bytes);
+}
+
+/// What is prepended to a segment of 255 goes into one of its own (RFC 4271 section 5.1.2).
+#[test]
+fn a_full_segment_is_prepended_to() {
+    let path = |segments: &str| {
+        let path = hex(segments);
+        let length = u16::try_from(path.len()).unwrap().to_be_bytes();
+        let path: String =
+            [&[0x50, 2][..], &length, &path].concat().iter().map(|b| format!("{b:02x}")).collect();
+        update("", &[ORIGIN, &path, NEXT_HOP].concat(), PREFIX)
+    };
+    let full = format!("02 ff {}", "0000fde9".repeat(255));
+    let mut decoded = decode(&path(&full), &external()).unwrap();
+    let Message::Update(Update { announced: Some(announced), .. }) = &mut decoded.message else { panic!() };
+    announced.attributes.as_path.prepend(bgp_speaker::config::Asn(65002), 1);
+    let mut bytes = Vec::new();
+    decoded.message.encode(&external(), &mut bytes).unwrap();
+    assert_eq!(bytes, path(&["02 01 0000fdea", &full].concat()));
+}

@@ -4,8 +4,8 @@ use bgp_speaker::{
     config::{Asn, Family},
     wire::{
         AfiSafi, Aggregator, Announcement, AsPath, Attributes, Capability, Community, Context,
-        ExtendedCommunity, LargeCommunity, Message, NextHop, Notification, Open, Origin, Reach, Reason,
-        RefreshKind, RouteRefresh, Segment, Unknown, Update, announce, decode, frame,
+        ExtendedCommunity, LargeCommunity, Message, NextHop, Notification, Open, Origin, Partial, Reach,
+        Reason, RefreshKind, RouteRefresh, Segment, Unknown, Update, announce, decode, frame,
     },
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -71,12 +71,22 @@ fn attributes() -> impl Strategy<Value = Attributes> {
         any::<Option<Ipv4Addr>>(),
         vec(any::<Ipv4Addr>(), 0..3),
         btree_map(33..=255u8, unknown, 0..3),
+        any::<bool>(),
     );
     (classic, others).prop_map(
         |(
             (origin, as_path, med, local_pref, atomic_aggregate, aggregator),
-            (communities, extended_communities, large_communities, originator_id, cluster_list, unknown),
+            (
+                communities,
+                extended_communities,
+                large_communities,
+                originator_id,
+                cluster_list,
+                unknown,
+                partial,
+            ),
         )| Attributes {
+            partial: partial_of(partial, aggregator.is_some(), !communities.is_empty()),
             origin,
             as_path,
             med,
@@ -91,6 +101,16 @@ fn attributes() -> impl Strategy<Value = Attributes> {
             unknown,
         },
     )
+}
+
+/// AGGREGATOR and COMMUNITIES with the flag, where they are there.
+fn partial_of(partial: bool, aggregator: bool, communities: bool) -> Partial {
+    let mut all = Partial::default();
+    [(7, aggregator), (8, communities)]
+        .into_iter()
+        .filter(|(_, there)| partial && *there)
+        .for_each(|(code, _)| all.insert(code));
+    all
 }
 
 /// What reaches the other side: a peer of another AS does not hear of our AS's own attributes.

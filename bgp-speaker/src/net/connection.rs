@@ -11,6 +11,8 @@ use tokio::{
 
 /// Octets read at once.
 const READ: usize = 64 * 1024;
+/// So often is read at most to answer [`Order::Drain`]: more than the kernel keeps.
+const DRAIN: usize = 128;
 /// How long a peer has to take the last messages and to close its side, before the connection is dropped.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -20,6 +22,8 @@ pub(super) enum Order {
     Write(Vec<u8>),
     /// Write these, too, then close.
     Close(Vec<u8>),
+    /// Hand over what has come already, its end included, and say so.
+    Drain,
 }
 
 /// Serves a connection until the driver wants it closed.
@@ -40,6 +44,10 @@ pub(super) async fn run(
                     (writing, written) = (bytes, 0);
                     continue;
                 }
+                Some(Order::Drain) => {
+                    drain(id, &stream, &mut alive, &events).await;
+                    continue;
+                }
                 Some(Order::Close(last)) => break last,
                 None => break Vec::new(),
             },
@@ -53,14 +61,9 @@ pub(super) async fn run(
                 }
                 Err(error) => closed(id, &mut alive, &error),
             },
-            result = read_some(&mut reader, &mut read), if alive => match result {
-                Ok(()) if read.is_empty() => {
-                    alive = false;
-                    Event::Closed(id, "the peer closed the connection".to_owned())
-                }
-                Ok(()) => Event::Received(id, read),
-                Err(error) => closed(id, &mut alive, &error),
-            },
+            result = read_some(&mut reader, &mut read), if alive => {
+                received(id, result.map(|()| read), &mut alive)
+            }
         };
         // A driver that is gone left an order, or dropped its end of the orders.
         let _: Result<_, _> = events.send(event).await;
@@ -85,6 +88,31 @@ async fn read_some(reader: &mut tokio::net::tcp::ReadHalf<'_>, read: &mut Vec<u8
         // Readiness was stale: the caller comes back.
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => reader.read_buf(read).await.map(drop),
         result => result.map(drop),
+    }
+}
+
+/// See [`Order::Drain`].
+async fn drain(id: ConnectionId, stream: &TcpStream, alive: &mut bool, events: &mpsc::Sender<Event>) {
+    for _ in 0..DRAIN {
+        let mut read = Vec::with_capacity(READ);
+        let event = match stream.try_read_buf(&mut read) {
+            _ if !*alive => break,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            result => received(id, result.map(|_| read), alive),
+        };
+        let _: Result<_, _> = events.send(event).await;
+    }
+    let _: Result<_, _> = events.send(Event::Drained(id)).await;
+}
+
+fn received(id: ConnectionId, read: io::Result<Vec<u8>>, alive: &mut bool) -> Event {
+    match read {
+        Ok(read) if read.is_empty() => {
+            *alive = false;
+            Event::Closed(id, "the peer closed the connection".to_owned())
+        }
+        Ok(read) => Event::Received(id, read),
+        Err(error) => closed(id, alive, &error),
     }
 }
 

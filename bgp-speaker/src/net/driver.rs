@@ -10,10 +10,10 @@ use crate::{
     speaker::{Input, Output, Speaker},
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     hash::{BuildHasher, Hasher, RandomState},
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 use tokio::{
@@ -29,6 +29,10 @@ const BATCH: usize = 64 * 1024;
 const EVENTS: usize = 8;
 /// Tasks of connections, those that are being closed included. More are not accepted.
 const MAX_TASKS: usize = 16 * 1024;
+/// Orders that a connection always has room for: a batch, and to close.
+const ORDERS: usize = 2;
+/// And so many orders to drain.
+const DRAINS: usize = 4;
 /// Pause after a failed accept: what is missing (file descriptors) does not come back at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -39,6 +43,7 @@ pub(super) enum Event {
     Received(ConnectionId, Vec<u8>),
     Written(ConnectionId),
     Closed(ConnectionId, String),
+    Drained(ConnectionId),
 }
 
 pub(super) struct Driver {
@@ -47,6 +52,7 @@ pub(super) struct Driver {
     epoch: Instant,
     listeners: BTreeMap<SocketAddr, Listener>,
     connections: BTreeMap<ConnectionId, Connection>,
+    held: Vec<Held>,
     /// Tasks of connections, those that close included.
     tasks: JoinSet<()>,
     sender: mpsc::Sender<Event>,
@@ -60,10 +66,19 @@ pub(super) struct Driver {
 enum Connection {
     Dialling(AbortHandle),
     Open {
+        remote: IpAddr,
         orders: mpsc::Sender<Order>,
         /// The connection has a batch in hand.
         writing: bool,
     },
+}
+
+/// A connection that came in while its peer has others. A peer that closed one and dialled again did that in this
+/// order: what the others have still to hand over, their end before all, comes first.
+struct Held {
+    stream: TcpStream,
+    endpoints: Endpoints,
+    after: BTreeSet<ConnectionId>,
 }
 
 /// Accepts until it is dropped.
@@ -84,6 +99,7 @@ impl Driver {
             epoch: Instant::now(),
             listeners: BTreeMap::new(),
             connections: BTreeMap::new(),
+            held: Vec::new(),
             tasks: JoinSet::new(),
             sender,
             events,
@@ -112,6 +128,7 @@ impl Driver {
                 Some(event) = self.events.recv() => self.event(event),
                 Some(_) = self.tasks.join_next() => (),
             }
+            self.serve_held();
             self.answer_flushes();
         };
         self.shutdown().await;
@@ -176,7 +193,7 @@ impl Driver {
             Event::Dialled(connection, result) => {
                 match result.and_then(|stream| Ok((endpoints(&stream)?, stream))) {
                     Ok((endpoints, stream)) if self.connections.contains_key(&connection) => {
-                        self.serve(connection, stream);
+                        self.serve(connection, stream, endpoints.remote.ip());
                         self.input(Input::Connected { connection, endpoints });
                     }
                     Ok(_) => (),
@@ -196,27 +213,48 @@ impl Driver {
                 }
             }
             Event::Closed(connection, reason) => self.input(Input::Closed { connection, reason }),
+            Event::Drained(id) => self.held.iter_mut().for_each(|held| {
+                held.after.remove(&id);
+            }),
         }
     }
 
     fn accepted(&mut self, stream: TcpStream) -> io::Result<()> {
         let endpoints = endpoints(&stream)?;
         match self.speaker.ttl(endpoints.remote.ip()) {
-            Some(ttl) if self.tasks.len() < MAX_TASKS => socket::prepare(&stream, ttl)?,
+            Some(ttl) if self.tasks.len() + self.held.len() < MAX_TASKS => socket::prepare(&stream, ttl)?,
             // A stranger: not worth a task.
             _ => return Err(io::Error::other(format!("{}: no such peer", endpoints.remote.ip()))),
         }
-        let connection = self.speaker.accept_id();
-        self.serve(connection, stream);
-        self.input(Input::Accepted { connection, endpoints });
+        let drain = |(&id, connection): (&ConnectionId, &Connection)| match connection {
+            Connection::Open { remote, orders, .. } if *remote == endpoints.remote.ip() => {
+                // Room for the others must stay.
+                (orders.capacity() > ORDERS && orders.try_send(Order::Drain).is_ok()).then_some(id)
+            }
+            _ => None,
+        };
+        let after = self.connections.iter().filter_map(drain).collect();
+        self.held.push(Held { stream, endpoints, after });
         Ok(())
     }
 
-    fn serve(&mut self, id: ConnectionId, stream: TcpStream) {
-        // Room for a batch and the order to close.
-        let (orders, receiver) = mpsc::channel(2);
+    /// Serves what came in and waits for nothing any more.
+    fn serve_held(&mut self) {
+        for held in &mut self.held {
+            held.after.retain(|id| self.connections.contains_key(id));
+        }
+        while let Some(at) = self.held.iter().position(|held| held.after.is_empty()) {
+            let Held { stream, endpoints, .. } = self.held.remove(at);
+            let connection = self.speaker.accept_id();
+            self.serve(connection, stream, endpoints.remote.ip());
+            self.input(Input::Accepted { connection, endpoints });
+        }
+    }
+
+    fn serve(&mut self, id: ConnectionId, stream: TcpStream, remote: IpAddr) {
+        let (orders, receiver) = mpsc::channel(ORDERS + DRAINS);
         self.tasks.spawn(connection::run(id, stream, receiver, self.sender.clone()));
-        self.connections.insert(id, Connection::Open { orders, writing: false });
+        self.connections.insert(id, Connection::Open { remote, orders, writing: false });
     }
 
     fn input(&mut self, input: Input<'_>) {
@@ -255,7 +293,7 @@ impl Driver {
 
     /// Gives a connection its next batch, unless it has one in hand.
     fn transmit(&mut self, id: ConnectionId) {
-        let Some(Connection::Open { orders, writing }) = self.connections.get_mut(&id) else { return };
+        let Some(Connection::Open { orders, writing, .. }) = self.connections.get_mut(&id) else { return };
         if *writing {
             return;
         }

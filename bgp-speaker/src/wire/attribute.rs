@@ -1,5 +1,8 @@
 //! Path attributes (RFC 4271 section 5) as a value: what a route says about itself, whatever its family.
-use super::{AsPath, Community, ExtendedCommunity, LargeCommunity};
+use super::{
+    AsPath, Community, ExtendedCommunity, LargeCommunity,
+    rules::{AGGREGATOR, COMMUNITIES, EXTENDED_COMMUNITIES, LARGE_COMMUNITIES},
+};
 use crate::config::Asn;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -36,6 +39,37 @@ pub struct Attributes {
     /// Optional transitive attributes that this speaker does not know, by type code. Who passes them on sets
     /// [`PARTIAL`](Unknown::PARTIAL) (RFC 4271 section 5). Those that are not transitive end here.
     pub unknown: BTreeMap<u8, Unknown>,
+    /// Which of the known attributes above came with [`PARTIAL`](Unknown::PARTIAL), which nobody may take away
+    /// again (RFC 4271 section 5).
+    pub partial: Partial,
+}
+
+/// Types of known attributes that some speaker on the way did not know: only those that are optional and transitive
+/// can be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Partial(u8);
+
+impl Partial {
+    /// Adds a type; nothing happens if it is one that never has the flag.
+    pub fn insert(&mut self, code: u8) {
+        self.0 |= Self::bit(code);
+    }
+
+    /// Whether the type is among them.
+    pub fn contains(self, code: u8) -> bool {
+        self.0 & Self::bit(code) != 0
+    }
+
+    /// AS4_PATH and AS4_AGGREGATOR are made anew and not here.
+    fn bit(code: u8) -> u8 {
+        match code {
+            AGGREGATOR => 1,
+            COMMUNITIES => 2,
+            EXTENDED_COMMUNITIES => 4,
+            LARGE_COMMUNITIES => 8,
+            _ => 0,
+        }
+    }
 }
 
 /// ORIGIN (RFC 4271 section 5.1.1). The smaller is the better.

@@ -2,7 +2,7 @@
 //! NLRI, MP_REACH_NLRI or MP_UNREACH_NLRI; the latter two come first among the attributes (RFC 7606 section
 //! 5.1), the others by type code (RFC 4271 section 5).
 use super::{
-    AsPath, Attributes, Context, EncodeError, HEADER_LENGTH, NextHop, Segment, Unknown, Update,
+    AsPath, Attributes, Context, EncodeError, HEADER_LENGTH, NextHop, Partial, Segment, Unknown, Update,
     capability::AfiSafi,
     frame::{self, Kind},
     nlri,
@@ -11,7 +11,11 @@ use super::{
 };
 use crate::config::{Asn, Family};
 use ipnet::IpNet;
-use std::{collections::btree_map, iter::Peekable, net::IpAddr, net::Ipv4Addr};
+use std::{
+    collections::btree_map,
+    iter::Peekable,
+    net::{IpAddr, Ipv4Addr},
+};
 
 /// Appends UPDATE messages that announce the prefixes, in their order, each message as long as it can be.
 /// Returns the number of messages; no prefix: none. LOCAL_PREF, ORIGINATOR_ID and CLUSTER_LIST are for
@@ -166,7 +170,11 @@ fn multiprotocol(out: &mut Vec<u8>, code: u8, family: Family, content: impl FnOn
 fn path_attributes(attributes: &Attributes, next_hop: Option<Ipv4Addr>, context: &Context) -> Vec<u8> {
     let Attributes { origin, as_path, med, local_pref, aggregator, communities, cluster_list, .. } =
         attributes;
-    let mut writer = Writer { out: Vec::with_capacity(64), unknown: attributes.unknown.iter().peekable() };
+    let mut writer = Writer {
+        out: Vec::with_capacity(64),
+        unknown: attributes.unknown.iter().peekable(),
+        partial: attributes.partial,
+    };
     let wide = context.four_octet_as;
     writer.attribute(rules::ORIGIN, |out| out.push(*origin as u8));
     writer.attribute(rules::AS_PATH, |out| write_path(out, as_path, wide));
@@ -222,6 +230,7 @@ fn path_attributes(attributes: &Attributes, next_hop: Option<Ipv4Addr>, context:
 struct Writer<'a> {
     out: Vec<u8>,
     unknown: Peekable<btree_map::Iter<'a, u8, Unknown>>,
+    partial: Partial,
 }
 
 impl Writer<'_> {
@@ -229,7 +238,8 @@ impl Writer<'_> {
         while let Some((code, unknown)) = self.unknown.next_if(|(unknown, _)| **unknown < code) {
             self.write(*code, unknown.flags, |out| out.extend_from_slice(&unknown.value));
         }
-        self.write(code, flags_of(code).unwrap_or_default(), value);
+        let partial = if self.partial.contains(code) { Unknown::PARTIAL } else { 0 };
+        self.write(code, flags_of(code).unwrap_or_default() | partial, value);
     }
 
     fn list<T>(&mut self, code: u8, items: impl IntoIterator<Item = T>, write: impl Fn(&mut Vec<u8>, T)) {
@@ -282,7 +292,9 @@ fn write_path(out: &mut Vec<u8>, path: &AsPath, wide: bool) {
             Segment::Set(_) => 1,
             Segment::Sequence(_) => 2,
         };
-        for asns in segment.asns().chunks(u8::MAX.into()) {
+        // What was prepended to a full segment is in one of its own (RFC 4271 section 5.1.2 b).
+        let (first, full) = segment.asns().split_at(segment.asns().len() % usize::from(u8::MAX));
+        for asns in [first].into_iter().filter(|first| !first.is_empty()).chain(full.chunks(u8::MAX.into())) {
             out.extend_from_slice(&[kind, u8::try_from(asns.len()).unwrap_or(u8::MAX)]);
             asns.iter().for_each(|asn| write_asn(out, *asn, wide));
         }

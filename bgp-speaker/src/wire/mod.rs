@@ -21,7 +21,7 @@ mod rules;
 mod update;
 
 pub use as_path::{AsPath, Segment};
-pub use attribute::{Aggregator, Attributes, NextHop, Origin, Unknown};
+pub use attribute::{Aggregator, Attributes, NextHop, Origin, Partial, Unknown};
 pub use capability::{AfiSafi, Capability};
 pub use community::{Community, ExtendedCommunity, LargeCommunity, ParseCommunityError};
 pub use encode::{announce, withdraw};

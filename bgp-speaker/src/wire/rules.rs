@@ -138,7 +138,12 @@ impl PathAttributes {
         };
         match self.value(raw, context) {
             Err(fault) if fault.severity == Severity::SessionReset => Err(fault),
-            value => flags.and(value),
+            value => {
+                if value.is_ok() && raw.flags & Unknown::PARTIAL != 0 {
+                    self.attributes.partial.insert(raw.code);
+                }
+                flags.and(value)
+            }
         }
     }
 

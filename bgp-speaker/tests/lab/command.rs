@@ -10,7 +10,7 @@ use std::{
     process::{Command, Output},
 };
 
-const BINARY: &str = env!("CARGO_BIN_EXE_bgp-speaker");
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_bgp-speaker");
 
 fn bgp_speaker(arguments: &[&str]) -> Output {
     Command::new(BINARY).args(arguments).output().unwrap()

@@ -1,5 +1,8 @@
 //! A peer made of a socket and bytes: what no router would send, and the exact answer.
-use super::harness::{Cable, OUR_ASN, ROUTER, ROUTER_ASN, US, enter, global, peer, wait_for, within};
+use super::{
+    command::BINARY,
+    harness::{Cable, OUR_ASN, Process, ROUTER, ROUTER_ASN, US, enter, global, peer, wait_for, within},
+};
 use bgp_speaker::{
     config::{Asn, Family, PeerConfig, Route, RouteAttributes},
     spawn,
@@ -225,6 +228,27 @@ fn collision() {
             let mut messages = std::iter::from_fn(|| stays.receive());
             assert!(messages.any(|message| message == Message::EndOfRib(Family::Ipv6Unicast)));
         });
+    }
+}
+
+/// A peer that closes its session and dials again at once is a peer that came back, not one too many: the end of
+/// the one connection counts before the other one. Against the daemon, whose threads may run in any order.
+#[test]
+fn closed_and_dialled_again() {
+    let cable = Cable::new();
+    let config = format!(
+        "{{asn: {OUR_ASN}, routerID: {US}, listen: [\"{US}:179\"], peers: [{{address: {ROUTER}, asn: {ROUTER_ASN}}}]}}"
+    );
+    let config = cable.file("config.yaml", &config).display().to_string();
+    let api = cable.directory.join("api.sock").display().to_string();
+    let arguments = ["run", "--config", &config, "--api-socket", &api];
+    let _daemon = Process::start(&cable.us, BINARY, &arguments, &cable.directory.join("daemon.log"));
+    enter(&cable.router);
+    for round in 0..200 {
+        let mut raw = Raw::dial().establish();
+        if round % 2 == 0 {
+            raw.send(&Message::Notification(Reason::ADMINISTRATIVE_RESET.into()));
+        }
     }
 }
 

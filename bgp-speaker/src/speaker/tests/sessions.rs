@@ -263,6 +263,21 @@ fn collisions_in_both_orders() {
     }
 }
 
+/// A peer that dials anew before its session was up has given the older connection up.
+#[test]
+fn the_newer_of_two_that_came_in_stays() {
+    for host in [1, 20] {
+        let mut script = Script::new(vec![peer(host, 65000 + u32::from(host))]);
+        let old = script.accept(host);
+        script.say(old, &[open(host, |_| ())]);
+        let new = script.accept(host);
+        script.say(new, &[open(host, |_| ())]);
+        assert_eq!(script.last(old).as_deref(), Some("Cease/Connection Collision Resolution"));
+        script.say(new, &[Message::Keepalive]);
+        assert_eq!(script.state(), State::Established);
+    }
+}
+
 #[test]
 fn an_established_session_stays_whatever_else_comes() {
     for host in [1, 20] {

@@ -18,7 +18,7 @@ pub mod wire;
 
 pub use connection::{ConnectionId, Endpoints};
 #[cfg(feature = "net")]
-pub use net::{Handle, spawn};
+pub use net::{Handle, RoutePages, spawn};
 
 /// Time since a moment of the driver's choice; it never goes back.
 pub type Time = std::time::Duration;

@@ -19,7 +19,7 @@ use tokio::{
 
 /// Longest question, octets.
 const QUESTION: u64 = 64;
-/// How long a client has to ask and to read.
+/// How long a client has to ask, and then to read each piece of the answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Clients served at a time.
 const CLIENTS: usize = 16;
@@ -71,7 +71,7 @@ impl Server {
                 Ok((stream, _)) => {
                     let speaker = speaker.clone();
                     tokio::spawn(async move {
-                        if let Ok(Err(error)) = timeout(PATIENCE, answer(stream, &speaker)).await {
+                        if let Err(error) = answer(stream, &speaker).await {
                             tracing::debug!(%error, "api client");
                         }
                         drop(permit);
@@ -94,15 +94,35 @@ impl Drop for Server {
     }
 }
 
+/// Answers one question. The newline at the end says that this is all of it.
 async fn answer(stream: UnixStream, speaker: &Handle) -> io::Result<()> {
     let mut stream = BufReader::new(stream);
     let mut line = String::new();
-    (&mut stream).take(QUESTION).read_line(&mut line).await?;
-    let json = match serde_json::from_str(&line)? {
-        Question::Peers => serde_json::to_vec(&speaker.peers().await)?,
-        Question::Routes => serde_json::to_vec(&speaker.routes().await)?,
-    };
-    stream.write_all(&json).await?;
-    stream.write_all(b"\n").await?;
+    patient((&mut stream).take(QUESTION).read_line(&mut line)).await?;
+    match serde_json::from_str(&line)? {
+        Question::Peers => {
+            patient(stream.write_all(&serde_json::to_vec(&speaker.peers().await)?)).await?;
+        }
+        Question::Routes => {
+            let mut pages = speaker.route_pages().await;
+            let mut before = "[";
+            while let Some(page) = pages.next().await {
+                let mut json = Vec::new();
+                for row in page {
+                    json.extend_from_slice(before.as_bytes());
+                    serde_json::to_writer(&mut json, &row)?;
+                    before = ",";
+                }
+                patient(stream.write_all(&json)).await?;
+            }
+            let end = if before == "[" { "[]" } else { "]" };
+            patient(stream.write_all(end.as_bytes())).await?;
+        }
+    }
+    patient(stream.write_all(b"\n")).await?;
     stream.shutdown().await
+}
+
+async fn patient<T>(step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    timeout(PATIENCE, step).await?
 }

@@ -55,9 +55,10 @@ async fn serve(file: file::Config, config: &Path, socket: &Path) -> Result<(), F
     let api = api::Server::bind(socket)
         .map_err(|error| Failure::Refused(format!("api socket {}: {error}", socket.display())))?;
     let speaker = bgp_speaker::spawn();
-    speaker.set_global(file.global).await.map_err(refused)?;
+    // Who we are comes last, for with it we listen: whoever connects then is known.
     speaker.set_routes(file.routes).await.map_err(refused)?;
     speaker.set_peers(file.peers).await.map_err(refused)?;
+    speaker.set_global(file.global).await.map_err(refused)?;
     tracing::info!(config = %config.display(), api = %socket.display(), "running");
     tokio::select! {
         _ = terminate.recv() => (),

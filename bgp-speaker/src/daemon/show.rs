@@ -11,7 +11,9 @@ use std::{
     time::Duration,
 };
 
-/// How long the running instance has to answer.
+/// Octets read at once.
+const CHUNK: usize = 64 * 1024;
+/// How long the running instance has to answer, or to go on with it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// `peers`
@@ -84,28 +86,48 @@ fn show<T: DeserializeOwned>(
 ) -> Result<(), Failure> {
     let unreachable =
         |reason: String| Failure::Unreachable(format!("no answer from {}: {reason}", socket.display()));
-    let answer = ask(socket, question).map_err(|error| unreachable(error.to_string()))?;
-    let shown = match format {
-        Format::Json => answer,
+    match format {
+        Format::Json => ask(socket, question, &mut Open(std::io::stdout().lock())),
         Format::Table => {
-            table(serde_json::from_str(&answer).map_err(|error| unreachable(error.to_string()))?)
+            let mut answer = Vec::new();
+            ask(socket, question, &mut answer).and_then(|()| {
+                let shown = table(serde_json::from_slice(&answer)?);
+                Open(std::io::stdout().lock()).write_all(shown.as_bytes())
+            })
         }
-    };
-    // A reader that has had enough is no failure.
-    let _: Result<_, _> = std::io::stdout().write_all(shown.as_bytes());
-    Ok(())
+    }
+    .map_err(|error| unreachable(error.to_string()))
 }
 
-fn ask(socket: &Path, question: Question) -> std::io::Result<String> {
+/// Standard output. A reader that has had enough is no failure.
+struct Open<W>(W);
+
+impl<W: Write> Write for Open<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        Ok(self.0.write(bytes).unwrap_or(bytes.len()))
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// Copies the answer as it comes, for that of a whole table is long.
+fn ask(socket: &Path, question: Question, out: &mut impl Write) -> std::io::Result<()> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(format!("{}\n", serde_json::to_string(&question)?).as_bytes())?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    if answer.is_empty() {
-        return Err(std::io::ErrorKind::UnexpectedEof.into());
+    let (mut chunk, mut last) = (vec![0; CHUNK], None);
+    loop {
+        match stream.read(&mut chunk)? {
+            0 if last == Some(b'\n') => return Ok(()),
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            octets => {
+                out.write_all(&chunk[..octets])?;
+                last = chunk[..octets].last().copied();
+            }
+        }
     }
-    Ok(answer)
 }
 
 /// Columns as wide as what is in them, two spaces apart.

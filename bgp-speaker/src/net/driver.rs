@@ -119,7 +119,15 @@ impl Driver {
                 }
             };
             tokio::select! {
-                () = wake => self.input(Input::Tick),
+                () = wake => {
+                    // What came while this task was busy counts before the time that has passed: a peer that spoke
+                    // in time is not to be lost for that.
+                    for _ in 0..EVENTS {
+                        let Ok(event) = self.events.try_recv() else { break };
+                        self.event(event);
+                    }
+                    self.input(Input::Tick);
+                }
                 command = commands.recv() => match command {
                     Some(Command::Shutdown(answer)) => break Some(answer),
                     Some(command) => self.command(command),
@@ -158,7 +166,8 @@ impl Driver {
                 self.flushes.push(answer);
             }
             Command::Peers(answer) => reply(answer, self.speaker.peers(self.now())),
-            Command::Routes(answer) => reply(answer, self.speaker.routes()),
+            Command::Prefixes(answer) => reply(answer, self.speaker.prefixes()),
+            Command::Routes(prefixes, answer) => reply(answer, self.speaker.routes_of(&prefixes)),
             // Seen to by `run`.
             Command::Shutdown(_) => (),
         }

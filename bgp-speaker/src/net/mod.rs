@@ -16,12 +16,15 @@ mod socket;
 
 use crate::config::{ConfigError, Global, PeerConfig, PeerStatus, Route, RouteStatus};
 use driver::Driver;
+use ipnet::IpNet;
 use std::time::Duration;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::timeout,
 };
 
+/// So many prefixes are in a page of routes: milliseconds of work.
+const PAGE: usize = 1000;
 /// Longest time that [`Handle::flushed`] waits.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -32,6 +35,24 @@ pub struct Handle {
     changes: watch::Receiver<u64>,
 }
 
+/// The routes by prefix, some at a time, so that the speaker sees to its sessions in between.
+#[derive(Debug)]
+pub struct RoutePages {
+    speaker: Handle,
+    prefixes: std::vec::IntoIter<IpNet>,
+}
+
+impl RoutePages {
+    /// The next routes (none of them, if their prefixes are gone); none: these were all.
+    pub async fn next(&mut self) -> Option<Vec<RouteStatus>> {
+        let page: Vec<IpNet> = self.prefixes.by_ref().take(PAGE).collect();
+        if page.is_empty() {
+            return None;
+        }
+        self.speaker.ask(|answer| Command::Routes(page, answer)).await
+    }
+}
+
 /// What a [`Handle`] asks of the driver.
 enum Command {
     SetGlobal(Global, oneshot::Sender<Result<(), ConfigError>>),
@@ -39,7 +60,8 @@ enum Command {
     SetRoutes(Vec<Route>, oneshot::Sender<Result<(), ConfigError>>),
     Flushed(oneshot::Sender<()>),
     Peers(oneshot::Sender<Vec<PeerStatus>>),
-    Routes(oneshot::Sender<Vec<RouteStatus>>),
+    Prefixes(oneshot::Sender<Vec<IpNet>>),
+    Routes(Vec<IpNet>, oneshot::Sender<Vec<RouteStatus>>),
     Shutdown(oneshot::Sender<()>),
 }
 
@@ -90,7 +112,19 @@ impl Handle {
 
     /// All routes: what peers told, what is best, what peers were told.
     pub async fn routes(&self) -> Vec<RouteStatus> {
-        self.ask(Command::Routes).await.unwrap_or_default()
+        let (mut all, mut pages) = (Vec::new(), self.route_pages().await);
+        while let Some(mut page) = pages.next().await {
+            all.append(&mut page);
+        }
+        all
+    }
+
+    /// The same in pieces, for a table that is not to be in memory twice. Each prefix is shown as it is when its page
+    /// is asked for.
+    pub async fn route_pages(&self) -> RoutePages {
+        let mut prefixes = self.ask(Command::Prefixes).await.unwrap_or_default();
+        prefixes.sort_unstable();
+        RoutePages { speaker: self.clone(), prefixes: prefixes.into_iter() }
     }
 
     /// A number that grows with every change of a session's state.

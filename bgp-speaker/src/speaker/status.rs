@@ -54,19 +54,33 @@ impl Speaker {
 
     /// All routes: by prefix, then what peers told, what is best of it, what peers were told.
     pub fn routes(&self) -> Vec<RouteStatus> {
-        let mut rows = Vec::new();
-        for family in [Family::Ipv4Unicast, Family::Ipv6Unicast] {
+        let mut prefixes = self.prefixes();
+        prefixes.sort_unstable();
+        self.routes_of(&prefixes)
+    }
+
+    /// All prefixes that [`routes`](Speaker::routes) has, in no order.
+    pub fn prefixes(&self) -> Vec<IpNet> {
+        let of = |family| {
             let table = self.rib.table(family);
-            let mut ids: Vec<_> = table.ids().map(|id| (table.prefix(id), id)).collect();
-            ids.sort_unstable();
-            for (prefix, id) in ids {
-                self.routes_of(family, prefix, id, &mut rows);
+            table.ids().map(|id| table.prefix(id))
+        };
+        of(Family::Ipv4Unicast).chain(of(Family::Ipv6Unicast)).collect()
+    }
+
+    /// The part of [`routes`](Speaker::routes) that is of these prefixes, in their order.
+    pub fn routes_of(&self, prefixes: &[IpNet]) -> Vec<RouteStatus> {
+        let mut rows = Vec::new();
+        for &prefix in prefixes {
+            let family = family_of(&prefix);
+            if let Some(id) = self.rib.table(family).find(&prefix) {
+                self.rows(family, prefix, id, &mut rows);
             }
         }
         rows
     }
 
-    fn routes_of(&self, family: Family, prefix: IpNet, id: u32, rows: &mut Vec<RouteStatus>) {
+    fn rows(&self, family: Family, prefix: IpNet, id: u32, rows: &mut Vec<RouteStatus>) {
         debug_assert_eq!(family, family_of(&prefix));
         let paths = self.rib.table(family).paths(id);
         let verdicts = self.rib.decision().explain(paths);

@@ -151,11 +151,12 @@ impl Resolver {
         let mut news = Vec::new();
         for neighbour in wanted {
             let last = self.asked.get(neighbour);
-            if last.is_some_and(|last| now.duration_since(*last) < ASK_AGAIN) {
+            let is_unknown = self.watch.neighbour(neighbour) == Neighbour::Unknown;
+            if !is_unknown && last.is_some_and(|last| now.duration_since(*last) < ASK_AGAIN) {
                 continue;
             }
             let (ifindex, address) = *neighbour;
-            if last.is_none() && self.watch.neighbour(neighbour) == Neighbour::Unknown {
+            if last.is_none() && is_unknown {
                 news.push(*neighbour);
             }
             self.asked.insert(*neighbour, now);

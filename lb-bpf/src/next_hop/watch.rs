@@ -179,9 +179,8 @@ impl Known {
             return overrun;
         };
         match message {
-            RouteNetlinkMessage::NewNeighbour(message) | RouteNetlinkMessage::DelNeighbour(message) => {
-                self.note_neighbour(message)
-            }
+            RouteNetlinkMessage::NewNeighbour(message) => self.note_neighbour(message),
+            RouteNetlinkMessage::DelNeighbour(message) => self.forget_neighbour(message),
             RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
                 self.note_route(route)
             }
@@ -204,6 +203,17 @@ impl Known {
         let Some((key, state)) = known else { return false };
         // That it is asked for again, or forgotten, says nothing against what was known.
         state != Neighbour::Unknown && self.neighbours.insert(key, state) != Some(state)
+    }
+
+    /// The kernel's entry is gone. When somebody deletes it (`ip neigh flush`), the kernel first says that it has failed,
+    /// which here means nothing: it did not even ask.
+    fn forget_neighbour(&mut self, message: &NeighbourMessage) -> bool {
+        let known = read_neighbour(message).filter(|(key, _)| self.wanted.contains(key));
+        let Some((key, _)) = known else { return false };
+        if self.neighbours.get(&key) == Some(&Neighbour::Failed) {
+            self.neighbours.remove(&key);
+        }
+        true
     }
 
     fn note_route(&mut self, route: &RouteMessage) -> bool {

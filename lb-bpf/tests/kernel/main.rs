@@ -137,6 +137,21 @@ fn the_next_hop_follows_the_neighbour() {
 }
 
 #[test]
+fn a_neighbour_that_somebody_deletes_stays_the_next_hop() {
+    network::test(async |network| {
+        let mut datapath = Datapath::open(options(network)).await.unwrap();
+        install_resolved(&mut datapath, &both()).await;
+        run("ip", &["neigh", "flush", "all"]);
+        let changed = tokio::time::timeout(DEADLINE, datapath.changed());
+        changed.await.expect("it is noticed, to be asked for again");
+        let installed = datapath.install(&both()).await.unwrap();
+        assert!(installed.services.values().all(|service| service.resolved));
+        assert!(held(&datapath).contains(&network.peer_mac()));
+        datapath.detach().await.unwrap();
+    });
+}
+
+#[test]
 fn a_backend_without_a_route_is_resolved_when_there_is_one() {
     network::test(async |network| {
         let mut datapath = Datapath::open(options(network)).await.unwrap();

@@ -2,6 +2,7 @@
 //! them). Every test builds its own network and removes it, one at a time.
 mod addresses;
 mod backends;
+mod chaos;
 mod directory;
 mod restart;
 mod routers;

@@ -11,7 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # Debian packages: of the demo; routers and tools of the lab; the compiler of the kernel programs.
 PACKAGES="gcc g++ libc6-dev frr iproute2 ethtool curl ca-certificates
-    bird2 tshark jq nftables bpftool procps
+    bird2 gobgpd openbgpd tshark jq nftables bpftool procps
     rustc-web cargo-web rust-web-src llvm"
 BPF_LINKER_VERSION=0.13.0
 CACHE=$HOME/.cache/fairlead
@@ -39,6 +39,8 @@ toolchain() {
 packages() {
     # shellcheck disable=SC2086 # a list of words
     need_packages $PACKAGES
+    # The package of OpenBGPD does not make the user that it runs as.
+    id _openbgpd >/dev/null 2>&1 || useradd -r -d /run/openbgpd -s /usr/sbin/nologin _openbgpd
     need_kernel
 }
 

@@ -1,7 +1,8 @@
-//! The speaker against real routers (FRR, BIRD) and against hand-made bytes, in network namespaces. Needs root.
+//! The speaker against real routers (FRR, BIRD, GoBGP, OpenBGPD) and against hand-made bytes, in network namespaces. Needs root.
 #![expect(clippy::unwrap_used, reason = "what a test cannot go on without")]
 mod command;
 mod harness;
+mod others;
 mod raw;
 mod routers;
 mod sessions;

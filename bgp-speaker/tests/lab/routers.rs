@@ -1,5 +1,6 @@
 //! FRR and BIRD at the other end of the cable, each with the same routes.
 use super::harness::{Cable, OUR_ASN, Process, ROUTER, ROUTER_ASN, ROUTER6, US, run, wait_until};
+use nix::sys::signal::Signal;
 use std::{fs, path::Path};
 
 /// What both routers announce: MED 7, their AS twice more, communities 65001:1 and 65001:1:2.
@@ -17,12 +18,18 @@ pub(crate) trait Router {
     const ATTRIBUTES: [&str; 4];
     fn withdraw_passing(&self);
     fn reset(&self);
-    /// Asks for our routes again.
-    fn refresh(&self);
+    /// Asks for our routes again; false: the router has kept them and never asks.
+    fn refresh(&self) -> bool;
+    /// What the router announces on a session over IPv4, with the next hops.
+    const ANNOUNCES: &[(&str, &str)] = &[(THEIRS[0], ROUTER), (THEIRS[1], ROUTER6)];
     /// UPDATEs that came from us.
     fn updates(&self) -> u64;
     /// The daemon that speaks BGP.
     fn process(&self) -> &Process;
+    /// Stops the router, or lets it go on.
+    fn signal(&self, signal: Signal) {
+        self.process().signal(signal);
+    }
 }
 
 pub(crate) struct Frr {
@@ -112,8 +119,9 @@ route-map THEIRS permit 10
         self.show(&[&format!("clear bgp {US}")]);
     }
 
-    fn refresh(&self) {
+    fn refresh(&self) -> bool {
         self.show(&[&format!("clear bgp {US} soft in")]);
+        true
     }
 
     fn updates(&self) -> u64 {
@@ -185,8 +193,9 @@ protocol bgp peer {{
         self.ask("restart peer");
     }
 
-    fn refresh(&self) {
+    fn refresh(&self) -> bool {
         self.ask("reload in peer");
+        true
     }
 
     fn updates(&self) -> u64 {

@@ -77,8 +77,9 @@ impl State {
                 self.push(Op::SetConfig(config), &mut ops);
             }
         }
-        let (mut known, ids) = self.identify(desired);
-        for (key, service) in &desired.services {
+        let (changed, mut known) = self.changed(desired, same_hops);
+        let ids = self.identify(&changed);
+        for (key, service) in changed {
             if service.frontends.is_empty() {
                 continue;
             }
@@ -87,10 +88,7 @@ impl State {
                 self.push(Op::SetName(id, key.clone()), &mut ops);
             }
             let before = known.remove(&id).map(|(_, programmed)| programmed);
-            let programmed = match before {
-                Some(before) if same_hops && self.is_as_desired(&before, service) => before,
-                before => self.program(maps, id, service, before, hops, now, &mut ops)?,
-            };
+            let programmed = self.program(maps, id, service, before, hops, now, &mut ops)?;
             self.services.insert(key.clone(), programmed);
         }
         for decap in &desired.decap {
@@ -146,19 +144,49 @@ impl State {
         ops.push(op);
     }
 
-    /// Gives every desired service its id: the one it has, else the one that its frontends have in the map (it was
-    /// renamed), else a new one. What is known of the services comes back by id.
-    fn identify(
+    /// The services that need something. What needs nothing stays as it is; what is known of all others, those that are
+    /// not desired included, is taken out and comes back by id.
+    #[expect(clippy::type_complexity, reason = "two maps")]
+    fn changed<'a>(
         &mut self,
-        desired: &Desired,
-    ) -> (BTreeMap<u32, (ServiceKey, Programmed)>, BTreeMap<ServiceKey, u32>) {
-        let mut known = std::mem::take(&mut self.leaving);
-        let services = std::mem::take(&mut self.services).into_iter();
-        known.extend(services.map(|(key, programmed)| (programmed.id, (key, programmed))));
-        let named = self.names.iter().filter(|(_, key)| desired.services.contains_key(key));
-        let mut ids: BTreeMap<ServiceKey, u32> = named.map(|(&id, key)| (key.clone(), id)).collect();
-        let mut taken: BTreeSet<u32> = ids.values().copied().collect();
+        desired: &'a Desired,
+        same_hops: bool,
+    ) -> (BTreeMap<&'a ServiceKey, &'a Service>, BTreeMap<u32, (ServiceKey, Programmed)>) {
+        let (mut changed, mut others) = (BTreeMap::new(), Vec::new());
+        // Side by side: both are in the order of the names.
+        let mut programmed = self.services.iter().peekable();
         for (key, service) in &desired.services {
+            while let Some((other, _)) = programmed.next_if(|(other, _)| *other < key) {
+                others.push(other.clone());
+            }
+            match programmed.next_if(|(other, _)| *other == key) {
+                Some((_, before)) if same_hops && self.is_as_desired(key, before, service) => continue,
+                Some(_) => others.push(key.clone()),
+                None => {}
+            }
+            changed.insert(key, service);
+        }
+        others.extend(programmed.map(|(other, _)| other.clone()));
+        let mut known = std::mem::take(&mut self.leaving);
+        for key in others {
+            if let Some(programmed) = self.services.remove(&key) {
+                known.insert(programmed.id, (key, programmed));
+            }
+        }
+        (changed, known)
+    }
+
+    /// Gives every changed service its id: the one it has, else the one that its frontends have in the map (it was
+    /// renamed), else a new one.
+    fn identify<'a>(&self, changed: &BTreeMap<&'a ServiceKey, &Service>) -> BTreeMap<&'a ServiceKey, u32> {
+        let named = self.names.iter().filter_map(|(&id, key)| Some((*changed.get_key_value(key)?.0, id)));
+        let mut ids: BTreeMap<&ServiceKey, u32> = named.collect();
+        if ids.len() == changed.len() {
+            return ids;
+        }
+        let mut taken: BTreeSet<u32> = ids.values().copied().collect();
+        taken.extend(self.services.values().map(|programmed| programmed.id));
+        for (&key, service) in changed {
             if ids.contains_key(key) {
                 continue;
             }
@@ -170,7 +198,7 @@ impl State {
             }
             let most = votes.into_iter().max_by_key(|&(id, votes)| (votes, std::cmp::Reverse(id)));
             if let Some((id, _)) = most {
-                ids.insert(key.clone(), id);
+                ids.insert(key, id);
                 taken.insert(id);
             }
         }
@@ -178,19 +206,20 @@ impl State {
         taken.extend(self.vips.values().map(|vip| vip.service));
         taken.extend(self.backends.values().map(|backend| backend.service));
         let mut fresh = (1..).filter(|id| !taken.contains(id));
-        for key in desired.services.keys() {
+        for &key in changed.keys() {
             if !ids.contains_key(key)
                 && let Some(id) = fresh.next()
             {
-                ids.insert(key.clone(), id);
+                ids.insert(key, id);
             }
         }
-        (known, ids)
+        ids
     }
 
     /// Whether a service that is dealt with already needs nothing.
-    fn is_as_desired(&self, before: &Programmed, service: &Service) -> bool {
+    fn is_as_desired(&self, key: &ServiceKey, before: &Programmed, service: &Service) -> bool {
         before.desired == *service
+            && self.names.get(&before.id) == Some(key)
             && service.frontends.iter().all(|frontend| self.vips.get(&vip_key(frontend)) == Some(&before.vip))
     }
 
@@ -533,19 +562,21 @@ fn with_hop(bare: Backend, hop: &Hop, mode: Mode) -> Backend {
 
 /// What a desired set names; each frontend may have one service.
 fn named(desired: &Desired) -> Result<Named, PlanError> {
-    let mut owners = BTreeMap::new();
+    let mut owners = Vec::with_capacity(desired.services.len());
     for (key, service) in &desired.services {
         if key.0.is_empty() || key.0.len() > NAME_LENGTH || key.0.contains('\0') {
             return Err(PlanError::BadName(key.clone()));
         }
-        for frontend in &service.frontends {
-            if let Some(first) = owners.insert(vip_key(frontend), key) {
-                let (first, second) = (first.clone(), key.clone());
-                return Err(PlanError::FrontendTwice { frontend: *frontend, first, second });
-            }
-        }
+        owners.extend(service.frontends.iter().map(|frontend| (vip_key(frontend), frontend, key)));
+    }
+    // Stable: the owners of one frontend stay in the order of their names.
+    owners.sort_by_key(|(vip, ..)| *vip);
+    if let Some([(_, frontend, first), (_, _, second)]) = owners.array_windows().find(|[a, b]| a.0 == b.0) {
+        let (first, second) = ((*first).clone(), (*second).clone());
+        return Err(PlanError::FrontendTwice { frontend: **frontend, first, second });
     }
     let decap = desired.decap.iter().map(|end| DecapKey { local: end.local.into(), vip: end.vip.into() });
     let nat = desired.services.values().any(|service| service.mode == Mode::Nat);
-    Ok(Named { vips: owners.into_keys().collect(), decap: decap.collect(), nat })
+    let vips = owners.into_iter().map(|(vip, ..)| vip).collect();
+    Ok(Named { vips, decap: decap.collect(), nat })
 }

@@ -20,6 +20,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// As in the command.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const SERVICES: usize = 10_000;
 const BACKENDS: usize = 10;
 /// Runs of each.

@@ -100,6 +100,9 @@ pub(crate) fn routes(routes: &[Route]) -> Result<(), ConfigError> {
         if let Some(reason) = host_bits(&route.prefix) {
             return error("prefix", &reason);
         }
+        if route.prefix.network().is_multicast() && route.prefix.prefix_len() > 0 {
+            return error("prefix", "is of multicast groups");
+        }
         if let Some(next_hop) = route.attributes.next_hop {
             if !is_unicast(next_hop) {
                 return error("nextHop", "is no unicast address");
@@ -118,7 +121,10 @@ pub(crate) fn routes(routes: &[Route]) -> Result<(), ConfigError> {
             _ => false,
         };
         if others.iter().any(same) {
-            return error("peers", "the same peer would hear of the prefix twice");
+            return match route.peers {
+                None => error("prefix", "is there more than once"),
+                Some(_) => error("peers", "the same peer would hear of the prefix twice"),
+            };
         }
         others.push(route);
     }
@@ -257,6 +263,9 @@ mod tests {
         let twice = "route 10.0.0.0/8: peers: the same peer would hear of the prefix twice";
         assert_eq!(words(routes(&[to(&[1, 2]), to(&[3]), all()])), "");
         assert_eq!(words(routes(&[to(&[1, 2]), to(&[2, 3])])), twice);
+        let twice = "route 10.0.0.0/8: prefix: is there more than once";
         assert_eq!(words(routes(&[all(), all()])), twice);
+        let multicast = Route { prefix: "ff00::/8".parse().unwrap(), ..all() };
+        assert_eq!(words(routes(&[multicast])), "route ff00::/8: prefix: is of multicast groups");
     }
 }

@@ -53,6 +53,20 @@ impl Raw {
         self.stream.write_all(&bytes).unwrap();
     }
 
+    /// The next message as it came.
+    fn receive_octets(&mut self) -> Option<Vec<u8>> {
+        loop {
+            if let Some(length) = frame(&self.buffer, &self.context).unwrap().map(<[u8]>::len) {
+                return Some(self.buffer.drain(..length).collect());
+            }
+            let mut chunk = [0; 4096];
+            match self.stream.read(&mut chunk).unwrap() {
+                0 => return None,
+                octets => self.buffer.extend_from_slice(&chunk[..octets]),
+            }
+        }
+    }
+
     /// The next message; none: the speaker has closed the connection.
     fn receive(&mut self) -> Option<Message> {
         loop {
@@ -338,4 +352,57 @@ fn strangers_are_turned_away() {
         assert!(!matches!(raw.stream.read(&mut octets), Ok(1)));
     });
     assert_ne!(OUR_ASN, ROUTER_ASN);
+}
+
+/// What one external peer tells, octet by octet as it leaves to another one: our AS before a full segment, our
+/// address as the next hop, without MED; unknown transitive attributes with Partial, others not at all.
+#[test]
+fn transit() {
+    let second = "198.18.0.9";
+    let cable = Cable::new();
+    super::harness::run("ip", &["-n", &cable.router, "address", "add", "198.18.0.9/24", "dev", "router0"]);
+    let peers = vec![peer(), PeerConfig { address: second.parse().unwrap(), export_learned: true, ..peer() }];
+    let namespace = cable.router.clone();
+    let octets = |text: &str| -> Vec<u8> {
+        let text: String = text.split_whitespace().collect();
+        (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+    };
+    let update = |attributes: &[u8]| {
+        let length = u16::try_from(attributes.len()).unwrap().to_be_bytes();
+        message(2, &[&[0, 0], &length[..], attributes, &[24, 203, 0, 113]].concat())
+    };
+    let full = "0000fde9".repeat(255);
+    let told = format!(
+        "4001 01 00 5002 03fe 02ff {full} 4003 04 c6120001 8004 04 00000007 4006 00 e007 08 0000fde9 c6120001 \
+         c008 04 fde90001 c063 01 aa 8064 01 bb"
+    );
+    let passed_on = format!(
+        "4001 01 00 5002 0404 0201 0000fdea 02ff {full} 4003 04 c6120002 4006 00 e007 08 0000fde9 c6120001 \
+         c008 04 fde90001 e063 01 aa"
+    );
+    let (told, passed_on) = (update(&octets(&told)), update(&octets(&passed_on)));
+    thread::scope(|scope| {
+        let part = scope.spawn(move || {
+            enter(&namespace);
+            let mut one = Raw::dial().establish();
+            let mut other = Raw::new(dial_from(second)).establish();
+            one.stream.write_all(&told).unwrap();
+            // End-of-RIB of both families comes before it, or after it.
+            let heard = std::iter::from_fn(|| other.receive_octets()).find(|octets| octets.len() > 40);
+            assert_eq!(heard, Some(passed_on));
+            drop(one);
+            let heard = std::iter::from_fn(|| other.receive_octets()).find(|octets| octets.len() == 27);
+            assert_eq!(heard, Some(message(2, &[0, 4, 24, 203, 0, 113, 0, 0])));
+        });
+        within(&cable.us, async {
+            let speaker = spawn();
+            speaker.set_peers(peers).await.unwrap();
+            speaker.set_global(global()).await.unwrap();
+            while !part.is_finished() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            speaker.shutdown().await;
+        });
+        part.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
 }

@@ -10,6 +10,7 @@
 
 mod addr;
 mod checksum;
+pub mod decide;
 mod entry;
 mod hash;
 mod verdict;

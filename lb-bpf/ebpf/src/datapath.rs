@@ -1,18 +1,21 @@
 //! The way of a packet: what it is, whose it is, where it goes.
 use crate::{
     decap::decapsulate,
-    decide,
     encap::encapsulate,
     family::{Family, Part, V4, V6},
     flow::{Choice, Tracked, backend_at},
     maps::{backend_counters, slots, verdict_counters, vips},
     nat,
     packet::{ETH, Eth, Packet},
-    parse::{Phase, Segment},
+    parse::Segment,
 };
 use aya_ebpf::{bindings::xdp_action, helpers::bpf_redirect, programs::XdpContext};
 use core::mem::MaybeUninit;
-use lb_bpf_common::{Action, Counter, Mode, ReverseEntry, Slot, Verdict, VipKey, flow_hash, proto, slot_of};
+use lb_bpf_common::{
+    Action, Counter, Mode, ReverseEntry, Slot, Verdict, VipKey,
+    decide::{self, Phase},
+    flow_hash, proto, slot_of,
+};
 
 /// What was decided about a packet.
 #[derive(Clone, Copy)]

@@ -1,10 +1,9 @@
 //! Flows that are tracked: those of dirty slots, and all of NAT services.
 use crate::{
-    decide,
     maps::{backends, flows},
     nat,
     packet::Tcp,
-    parse::{Phase, Transport},
+    parse::Transport,
 };
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
@@ -12,7 +11,10 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use core::mem::MaybeUninit;
-use lb_bpf_common::{Backend, FlowEntry, FlowKey, Mode, Slot, Verdict};
+use lb_bpf_common::{
+    Backend, FlowEntry, FlowKey, Mode, Slot, Verdict,
+    decide::{self, Phase},
+};
 
 /// A flow with its place in the table.
 pub struct Tracked<'a> {
@@ -155,8 +157,7 @@ impl Tracked<'_> {
     /// The backend at `index`, if known flows may stay with it.
     #[inline(always)]
     fn usable(&self, index: u32) -> Option<&'static Backend> {
-        backend_at(index)
-            .filter(|backend| backend.flags & Backend::DOWN == 0 && backend.service == self.service)
+        backend_at(index).filter(|backend| decide::is_usable(backend, self.service))
     }
 }
 

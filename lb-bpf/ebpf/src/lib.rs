@@ -2,8 +2,8 @@
 //!
 //! [`datapath::run`] is the whole of it, inlined into one program: [`parse`] the packet, look up VIP, slot and
 //! backend ([`datapath`]), and flows where they are tracked ([`flow`], [`nat`]), then [`encap`], [`nat`] or
-//! [`decap`] change the packet. [`packet`], [`parse`] and [`decide`] call no helper and touch no map: they
-//! compile and run on the host as well.
+//! [`decap`] change the packet. [`packet`] and [`parse`] call no helper and touch no map: they compile and
+//! run on the host as well, like the rules that user space shares ([`lb_bpf_common::decide`]).
 #![no_std]
 #![deny(missing_docs)]
 #![expect(
@@ -13,7 +13,6 @@
 
 pub mod datapath;
 pub mod decap;
-pub mod decide;
 pub mod encap;
 pub mod family;
 pub mod flow;

@@ -9,10 +9,11 @@ use crate::{
 };
 use aya_ebpf::{bindings::BPF_NOEXIST, programs::XdpContext};
 use core::mem::offset_of;
-use lb_bpf_common::{Addr, Backend, Config, FlowEntry, FlowKey, ReverseEntry, Verdict, fold, proto, slot_of};
-
-/// How many source ports are tried for a new flow.
-const ATTEMPTS: u32 = 16;
+use lb_bpf_common::{
+    Addr, Backend, Config, FlowEntry, FlowKey, ReverseEntry, Verdict,
+    decide::{NAT_ATTEMPTS, NatPorts},
+    fold, proto,
+};
 
 /// The source port of a flow towards `backend`, network byte order: `port` if that is the flow's, else (0, or the
 /// entry was lost) a free one. Called with the first packet, and from then on once a second and with every SYN, so that
@@ -34,10 +35,7 @@ pub fn claim(flow: &Tracked, backend: &Backend, port: u16, now: u32) -> Result<u
     let Some(&Config { nat_port_first: first, nat_port_last: last, .. }) = config.get(0) else {
         return Err(Verdict::NatPortsExhausted);
     };
-    if first == 0 || last < first {
-        return Err(Verdict::NatPortsExhausted);
-    }
-    let ports = last as u32 - first as u32 + 1;
+    let mut ports = NatPorts::new(first, last, flow.hash).ok_or(Verdict::NatPortsExhausted)?;
     let mut value = ReverseEntry {
         client: flow.key.src,
         vip: flow.key.dst,
@@ -49,13 +47,11 @@ pub fn claim(flow: &Tracked, backend: &Backend, port: u16, now: u32) -> Result<u
         source_mac: [0; 6],
     };
     set_way_back(&mut value, flow.ctx);
-    // Flows of one slot have the high bits of the hash in common; the port must not depend on these alone.
-    let mut seed = flow.hash.wrapping_mul(0x9e37_79b1);
-    for _ in 0..ATTEMPTS {
-        key.dst_port = (first + slot_of(seed, ports) as u16).to_be();
+    for _ in 0..NAT_ATTEMPTS {
+        key.dst_port = ports.port();
         match reverse.insert(&key, &value, BPF_NOEXIST as u64) {
             Ok(()) => return Ok(key.dst_port),
-            Err(EEXIST) => seed = seed.wrapping_add(0x61c8_8647),
+            Err(EEXIST) => ports.advance(),
             Err(_) => return Err(Verdict::FlowTableFull),
         }
     }

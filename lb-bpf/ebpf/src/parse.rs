@@ -3,7 +3,7 @@ use crate::{
     family::{Network, Part},
     packet::{Packet, Tcp, Udp},
 };
-use lb_bpf_common::{FlowKey, Verdict, proto};
+use lb_bpf_common::{FlowKey, Verdict, decide::Phase, proto};
 
 /// A TCP or UDP packet.
 #[derive(Clone, Copy)]
@@ -12,17 +12,6 @@ pub struct Segment {
     pub network: Network,
     /// The flow, as its sender sees it.
     pub flow: FlowKey,
-}
-
-/// What a packet says about its flow.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Phase {
-    /// TCP, SYN without ACK: a new connection.
-    Opening,
-    /// TCP, anything else.
-    Running,
-    /// UDP: it cannot be told.
-    Datagram,
 }
 
 /// What a transport header says.

@@ -1,0 +1,122 @@
+//! Where a flow goes: the rule of dirty slots and the choice of a NAT port, without a map in sight. The kernel program
+//! decides with this, and user space says with it what the kernel program would decide.
+use crate::{Backend, Slot, slot_of};
+
+/// What a packet says about its flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Phase {
+    /// TCP, SYN without ACK: a new connection.
+    Opening,
+    /// TCP, anything else.
+    Running,
+    /// UDP: it cannot be told.
+    Datagram,
+}
+
+/// Whether flows of this slot are tracked.
+#[inline(always)]
+pub const fn is_dirty(slot: Slot) -> bool {
+    slot.previous != 0
+}
+
+/// The backend of an unknown flow of `slot`: the current one, but while a dirty slot learns, a TCP connection that
+/// is not new was opened before the slot moved and belongs to the backend before.
+#[inline(always)]
+pub const fn unknown(slot: Slot, phase: Phase) -> u32 {
+    let learning = is_dirty(slot) && slot.previous & Slot::SETTLED == 0;
+    if learning && matches!(phase, Phase::Running) { slot.previous } else { slot.current }
+}
+
+/// Whether a flow that could not be pinned to `index` is sent there again by its next packet.
+#[inline(always)]
+pub fn stays_without_entry(slot: Slot, phase: Phase, index: u32) -> bool {
+    let next = if phase == Phase::Opening { Phase::Running } else { phase };
+    unknown(slot, next) == index
+}
+
+/// Whether a flow of `service` that knows this backend, or is from before its slot moved, may go to it: nobody else
+/// has the entry now, and the backend answers.
+#[inline(always)]
+pub const fn is_usable(backend: &Backend, service: u32) -> bool {
+    backend.flags & Backend::DOWN == 0 && backend.service == service
+}
+
+/// How many source ports are tried for a new flow of NAT.
+pub const NAT_ATTEMPTS: u32 = 16;
+
+/// The source ports that a new flow of NAT tries, one after the other: [`NAT_ATTEMPTS`] of them.
+#[derive(Clone, Copy, Debug)]
+pub struct NatPorts {
+    first: u16,
+    count: u32,
+    seed: u32,
+}
+
+impl NatPorts {
+    /// For a flow with this hash, from the range `first` to `last` (host byte order, inclusive). `None`: it is empty.
+    #[inline(always)]
+    pub const fn new(first: u16, last: u16, hash: u32) -> Option<Self> {
+        if first == 0 || last < first {
+            return None;
+        }
+        // Flows of one slot have the high bits of the hash in common; the port must not depend on these alone.
+        let seed = hash.wrapping_mul(0x9e37_79b1);
+        Some(NatPorts { first, count: last as u32 - first as u32 + 1, seed })
+    }
+
+    /// The port to try now, network byte order.
+    #[inline(always)]
+    pub const fn port(&self) -> u16 {
+        (self.first + slot_of(self.seed, self.count) as u16).to_be()
+    }
+
+    /// Goes on to the next one.
+    #[inline(always)]
+    pub const fn advance(&mut self) {
+        self.seed = self.seed.wrapping_add(0x61c8_8647);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLEAN: Slot = Slot { current: 7, previous: 0 };
+    const LEARNING: Slot = Slot { current: 7, previous: 3 };
+    const SETTLED: Slot = Slot { current: 7, previous: 3 | Slot::SETTLED };
+
+    #[test]
+    fn only_running_connections_of_a_learning_slot_go_to_the_previous_backend() {
+        for slot in [CLEAN, LEARNING, SETTLED] {
+            for phase in [Phase::Opening, Phase::Running, Phase::Datagram] {
+                let before = slot == LEARNING && phase == Phase::Running;
+                assert_eq!(unknown(slot, phase), if before { 3 } else { 7 }, "{slot:?} {phase:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_new_connection_needs_its_entry_only_while_the_slot_learns() {
+        for slot in [CLEAN, LEARNING, SETTLED] {
+            for phase in [Phase::Opening, Phase::Running, Phase::Datagram] {
+                let index = unknown(slot, phase);
+                let needed = slot == LEARNING && phase == Phase::Opening;
+                assert_eq!(stays_without_entry(slot, phase, index), !needed, "{slot:?} {phase:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn ports_stay_within_their_range() {
+        assert!(NatPorts::new(0, 9, 1).is_none() && NatPorts::new(9, 8, 1).is_none());
+        for (first, last) in [(1, u16::MAX), (20_000, 20_000), (65_535, 65_535), (15_000, 32_000)] {
+            for hash in [0, 1, 0x9e37_79b9, u32::MAX] {
+                let mut ports = NatPorts::new(first, last, hash).unwrap();
+                for _ in 0..NAT_ATTEMPTS {
+                    assert!((first..=last).contains(&u16::from_be(ports.port())), "{first} {last} {hash}");
+                    ports.advance();
+                }
+            }
+        }
+    }
+}

@@ -4,7 +4,7 @@ use crate::{
     error::DatapathError,
     loader::Loaded,
     loopback,
-    maps::{Maps, Op, Sizes, dump},
+    maps::{Maps, Op, Sizes, dump, kernel::KernelMaps},
     next_hop::Resolver,
     service::Desired,
     state::{
@@ -12,6 +12,7 @@ use crate::{
         plan::{GRACE, PlanError},
     },
     status::{Counters, Installed, InterfaceStatus, SweepReport, XdpMode},
+    trace::{Packet, Trace, trace},
 };
 use futures::TryStreamExt;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkXdp, XdpAttached};
@@ -19,6 +20,7 @@ use std::{
     collections::BTreeSet,
     net::IpAddr,
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -145,6 +147,11 @@ impl Datapath {
         Ok(dump::dump(&self.loaded.maps)?)
     }
 
+    /// What says how a packet would be handled, whatever this value is busy with.
+    pub fn tracer(&self) -> Result<Tracer, DatapathError> {
+        Ok(Tracer(Arc::new(self.loaded.open_again()?)))
+    }
+
     /// How many operations on the maps [`Datapath::install`] and [`Datapath::prune`] have done since the start.
     pub fn operations(&self) -> u64 {
         self.operations
@@ -179,6 +186,20 @@ impl Datapath {
     fn keep_state(&mut self, state: State) {
         self.state = Some(state);
         self.failed_at = None;
+    }
+}
+
+/// Reads the installed maps beside their [`Datapath`], like the kernel program does, and changes nothing. Cheap to
+/// clone.
+#[derive(Clone)]
+pub struct Tracer(Arc<KernelMaps>);
+
+impl Tracer {
+    /// What the kernel program would do with `packet` now. It may take some milliseconds: when the packet would need
+    /// an entry in a table of flows, all entries are counted.
+    pub fn trace(&self, packet: &Packet) -> Result<Trace, DatapathError> {
+        let name = |index| nix::net::if_::if_indextoname(index).ok()?.into_string().ok();
+        Ok(trace(&*self.0, name, packet, now().seconds())?)
     }
 }
 

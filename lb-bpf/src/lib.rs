@@ -20,9 +20,10 @@ mod object;
 pub mod service;
 pub mod state;
 pub mod status;
+pub mod trace;
 
 #[cfg(feature = "loader")]
-pub use datapath::{Datapath, Options};
+pub use datapath::{Datapath, Options, Tracer};
 #[cfg(feature = "loader")]
 pub use error::DatapathError;
 pub use lb_bpf_common as abi;

@@ -94,11 +94,13 @@ impl Loaded {
         if !names.exists() {
             make_names(sizes.vips, &names)?;
         }
-        let maps = KernelMaps::new(|name| {
-            MapData::from_pin(pins.pin(name))
-                .map_err(|error| MapError::new(name, "open", io::Error::other(error)))
-        })?;
+        let maps = open_maps(&pins)?;
         Ok(Loaded { maps, object, pins, attached: BTreeMap::new() })
+    }
+
+    /// The same maps once more, for who reads them beside this.
+    pub(crate) fn open_again(&self) -> Result<KernelMaps, MapError> {
+        open_maps(&self.pins)
     }
 
     /// Attaches to exactly these interfaces: by replacing the program atomically where the process before was
@@ -183,6 +185,13 @@ impl Loaded {
 fn datapath(object: &mut Ebpf) -> Result<&mut Xdp, DatapathError> {
     let program = object.program_mut(program::DATAPATH).ok_or(DatapathError::NoProgram(program::DATAPATH))?;
     program.try_into().map_err(DatapathError::Program)
+}
+
+fn open_maps(pins: &PinDir) -> Result<KernelMaps, MapError> {
+    KernelMaps::new(|name| {
+        MapData::from_pin(pins.pin(name))
+            .map_err(|error| MapError::new(name, "open", io::Error::other(error)))
+    })
 }
 
 /// Checks what is pinned; returns the sizes to load with: those of the pinned maps, where there are any.

@@ -1,6 +1,6 @@
 //! What the datapath is asked for: the whole set of services, as one value.
 use lb_bpf_common::{Mode, proto};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -19,7 +19,7 @@ pub struct Desired {
 
 /// Name of a service in the datapath, unique and stable: it identifies the service across restarts of the
 /// process, in counters and in dumps; for example `LoadBalancer/web/http/ipv4`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ServiceKey(pub String);
 
@@ -57,7 +57,7 @@ pub struct Frontend {
 }
 
 /// Transport protocol of a frontend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Protocol {
     /// TCP.
@@ -77,7 +77,7 @@ impl Protocol {
 }
 
 /// Address and port of a backend. In the mode IPIP the port is that of the frontend: nothing translates it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Endpoint {
     /// Address of the backend.
@@ -106,9 +106,14 @@ pub struct Decap {
     pub vip: IpAddr,
 }
 
-fn mode_name<S: serde::Serializer>(mode: &Mode, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(match mode {
+/// Name of a mode, as users write it.
+pub const fn mode_label(mode: Mode) -> &'static str {
+    match mode {
         Mode::Nat => "NAT",
         Mode::Ipip => "IPIP",
-    })
+    }
+}
+
+fn mode_name<S: serde::Serializer>(mode: &Mode, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(mode_label(*mode))
 }

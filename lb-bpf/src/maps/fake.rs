@@ -60,6 +60,18 @@ impl Maps for FakeMaps {
         self.sizes
     }
 
+    fn vip(&self, key: &VipKey) -> Result<Option<Vip>, MapError> {
+        Ok(self.vips.get(key).copied())
+    }
+
+    fn backend(&self, index: u32) -> Result<Option<Backend>, MapError> {
+        Ok(self.backends.get(index as usize).copied().filter(|backend| backend.mode != 0))
+    }
+
+    fn name(&self, id: u32) -> Result<Option<ServiceKey>, MapError> {
+        Ok(self.names.get(&id).cloned())
+    }
+
     fn vips(&self) -> Result<BTreeMap<VipKey, Vip>, MapError> {
         Ok(self.vips.clone())
     }

@@ -32,6 +32,18 @@ impl<M: Maps> Maps for FaultyMaps<M> {
         self.maps.sizes()
     }
 
+    fn vip(&self, key: &VipKey) -> Result<Option<Vip>, MapError> {
+        self.maps.vip(key)
+    }
+
+    fn backend(&self, index: u32) -> Result<Option<Backend>, MapError> {
+        self.maps.backend(index)
+    }
+
+    fn name(&self, id: u32) -> Result<Option<ServiceKey>, MapError> {
+        self.maps.name(id)
+    }
+
     fn vips(&self) -> Result<BTreeMap<VipKey, Vip>, MapError> {
         self.maps.vips()
     }

@@ -126,6 +126,22 @@ impl Maps for KernelMaps {
         self.sizes
     }
 
+    fn vip(&self, key: &VipKey) -> Result<Option<Vip>, MapError> {
+        get("vips", &self.vips, &Plain(*key)).map(|vip| vip.map(|vip| vip.0))
+    }
+
+    fn backend(&self, index: u32) -> Result<Option<Backend>, MapError> {
+        if index >= self.sizes.backends {
+            return Ok(None);
+        }
+        let backend = copy(self.backend_words(index)?);
+        Ok((backend.mode != 0).then_some(backend))
+    }
+
+    fn name(&self, id: u32) -> Result<Option<ServiceKey>, MapError> {
+        get("names", &self.names, &id).map(|name| name.map(text))
+    }
+
     fn vips(&self) -> Result<BTreeMap<VipKey, Vip>, MapError> {
         let no_key = VipKey { addr: Addr::NONE, port: 0, proto: 0, zero: 0 };
         let no_vip = Vip { service: 0, base: 0, size: 0, flags: 0 };
@@ -140,22 +156,12 @@ impl Maps for KernelMaps {
 
     fn backends(&self) -> Result<BTreeMap<u32, Backend>, MapError> {
         let entries = (0..).zip(self.backends.words().chunks_exact(WORDS));
-        let backends = entries.map(|(index, words)| {
-            let mut copy = [0; WORDS];
-            for (to, from) in copy.iter_mut().zip(words) {
-                *to = from.load(Acquire);
-            }
-            (index, backend_of(copy))
-        });
+        let backends = entries.map(|(index, words)| (index, copy(words)));
         Ok(backends.filter(|(_, backend)| backend.mode != 0).collect())
     }
 
     fn names(&self) -> Result<BTreeMap<u32, ServiceKey>, MapError> {
         let all = read_all("names", fd(&self.names), (0_u32, [0; NAME_LENGTH]))?;
-        let text = |name: Name| {
-            let bytes = name.split(|byte| *byte == 0).next().unwrap_or_default();
-            ServiceKey(String::from_utf8_lossy(bytes).into_owned())
-        };
         Ok(all.into_iter().map(|(id, name)| (id, text(name))).collect())
     }
 
@@ -189,11 +195,11 @@ impl Maps for KernelMaps {
     }
 
     fn flow(&self, key: &FlowKey) -> Result<Option<FlowEntry>, MapError> {
-        get("flows", &self.flows, key).map(|entry| entry.map(|entry| entry.0))
+        get("flows", &self.flows, &Plain(*key)).map(|entry| entry.map(|entry| entry.0))
     }
 
     fn reply(&self, key: &FlowKey) -> Result<Option<ReverseEntry>, MapError> {
-        get("reverse", &self.replies, key).map(|entry| entry.map(|entry| entry.0))
+        get("reverse", &self.replies, &Plain(*key)).map(|entry| entry.map(|entry| entry.0))
     }
 
     fn backend_counters(&self, count: u32) -> Result<Vec<Counter>, MapError> {
@@ -270,6 +276,20 @@ fn backend_of(words: [u64; WORDS]) -> Backend {
     unsafe { std::mem::transmute::<[u64; WORDS], Backend>(words) }
 }
 
+/// Reads an entry of `backends` from its words.
+fn copy(words: &[std::sync::atomic::AtomicU64]) -> Backend {
+    let mut copy = [0; WORDS];
+    for (to, from) in copy.iter_mut().zip(words) {
+        *to = from.load(Acquire);
+    }
+    backend_of(copy)
+}
+
+fn text(name: Name) -> ServiceKey {
+    let bytes = name.split(|byte| *byte == 0).next().unwrap_or_default();
+    ServiceKey(String::from_utf8_lossy(bytes).into_owned())
+}
+
 fn fd<M: Borrow<MapData>>(map: &impl AsMapData<M>) -> BorrowedFd<'_> {
     map.data().fd().as_fd()
 }
@@ -341,12 +361,12 @@ where
     Ok(Chunk { entries, next: batch.next })
 }
 
-fn get<V: aya::Pod>(
+fn get<K: aya::Pod, V: aya::Pod>(
     map: &'static str,
-    hash: &HashMap<MapData, Plain<FlowKey>, V>,
-    key: &FlowKey,
+    hash: &HashMap<MapData, K, V>,
+    key: &K,
 ) -> Result<Option<V>, MapError> {
-    match hash.get(&Plain(*key), 0) {
+    match hash.get(key, 0) {
         Ok(value) => Ok(Some(value)),
         Err(aya::maps::MapError::KeyNotFound) => Ok(None),
         Err(error) => Err(of(map, "lookup")(error)),

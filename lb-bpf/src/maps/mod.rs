@@ -48,6 +48,12 @@ pub const NAME_LENGTH: usize = 512;
 pub trait Maps {
     /// The sizes that the maps really have.
     fn sizes(&self) -> Sizes;
+    /// One entry of `vips`.
+    fn vip(&self, key: &VipKey) -> Result<Option<Vip>, MapError>;
+    /// One entry of `backends`, if it is in use.
+    fn backend(&self, index: u32) -> Result<Option<Backend>, MapError>;
+    /// Who a service id is.
+    fn name(&self, id: u32) -> Result<Option<ServiceKey>, MapError>;
     /// All of `vips`.
     fn vips(&self) -> Result<BTreeMap<VipKey, Vip>, MapError>;
     /// `size` entries of `slots` from `base` on.

@@ -11,6 +11,7 @@ mod nat;
 mod others;
 mod rig;
 mod scene;
+mod trace;
 
 use rig::Rig;
 use scene::Case;

@@ -159,6 +159,12 @@ impl Rig {
         flows.get(&Plain(*key), 0).ok().map(|Plain(entry)| entry)
     }
 
+    /// All entries of `flows`.
+    pub(crate) fn flows(&mut self) -> Vec<(FlowKey, FlowEntry)> {
+        let flows: HashMap<_, Plain<FlowKey>, Plain<FlowEntry>> = self.hash(map::FLOWS);
+        flows.iter().map(|entry| entry.map(|(Plain(key), Plain(value))| (key, value)).unwrap()).collect()
+    }
+
     /// All entries of `reverse`.
     pub(crate) fn reverse(&mut self) -> Vec<(FlowKey, ReverseEntry)> {
         let reverse: HashMap<_, Plain<FlowKey>, Plain<ReverseEntry>> = self.hash(map::REVERSE);

@@ -1,0 +1,314 @@
+//! The steps of the kernel program, one by one.
+use super::{Chosen, Flow, FlowState, Holder, NextHop, Reply, Sent, SlotEntry, SlotState, Trace, VipEntry};
+use crate::{
+    maps::{Chunk, Cursor, MapError, Maps},
+    service::{Endpoint, mode_label},
+};
+use lb_bpf_common::{
+    Backend, Config, FlowEntry, FlowKey, Mode, ReverseEntry, Slot, Verdict, Vip, VipKey,
+    decide::{self, NAT_ATTEMPTS, NatPorts, Phase},
+    flow_hash, slot_of,
+};
+use std::net::{IpAddr, SocketAddr};
+
+/// What is decided, and why.
+pub(super) type End = (Verdict, String);
+
+/// Why the way of a packet ends early.
+pub(super) enum Stop {
+    Verdict(End),
+    Map(MapError),
+}
+
+impl From<MapError> for Stop {
+    fn from(error: MapError) -> Self {
+        Stop::Map(error)
+    }
+}
+
+fn stop<T>(verdict: Verdict, why: &str) -> Result<T, Stop> {
+    Err(Stop::Verdict((verdict, why.to_owned())))
+}
+
+/// The way of a packet.
+pub(super) struct Way<'a, M> {
+    pub(super) maps: &'a M,
+    pub(super) key: FlowKey,
+    pub(super) phase: Phase,
+    /// Seconds of CLOCK_MONOTONIC.
+    pub(super) now: u32,
+}
+
+/// Where a tracked flow goes.
+struct Choice {
+    index: u32,
+    backend: Backend,
+    /// Network byte order.
+    nat_port: u16,
+    why: String,
+}
+
+impl<M: Maps> Way<'_, M> {
+    /// Follows the packet to its end, and notes what it meets.
+    pub(super) fn follow(&self, trace: &mut Trace) -> Result<End, Stop> {
+        if let Some(entry) = self.entry_of_reply()? {
+            return Ok(self.reply(&entry, trace));
+        }
+        let FlowKey { dst, dst_port, proto, .. } = self.key;
+        let Some(vip) = self.maps.vip(&VipKey { addr: dst, port: dst_port, proto, zero: 0 })? else {
+            return Ok((
+                Verdict::NotOurs,
+                "no service has this address, port and protocol: up the stack".to_owned(),
+            ));
+        };
+        let hash = flow_hash(&self.key);
+        let Vip { service, base, size, .. } = vip;
+        trace.hash = Some(hash);
+        trace.vip = Some(VipEntry {
+            service: self.maps.name(service)?,
+            service_id: service,
+            table_base: base,
+            table_size: size,
+        });
+        let known = self.maps.flow(&self.key)?;
+        trace.flow = known.map(|entry| self.flow(&entry)).transpose()?;
+        if size == 0 {
+            return stop(Verdict::NoBackend, "the service has no backend: its table is empty");
+        }
+        let number = slot_of(hash, size);
+        let slot_index = base.wrapping_add(number);
+        if slot_index >= self.maps.sizes().slots {
+            return stop(Verdict::NoBackend, "the table lies outside of the map");
+        }
+        let slot = self.maps.slots(slot_index, 1)?.first().copied().unwrap_or_default();
+        trace.slot = Some(self.slot(number, slot)?);
+        let Choice { index, backend, nat_port, why } = self.choose(hash, service, slot, known)?;
+        let table = self.maps.slots(base, size)?;
+        trace.backend = Some(Chosen {
+            endpoint: endpoint_of(&backend),
+            index,
+            mode: mode_of(&backend).map_or("unknown", mode_label).to_owned(),
+            down: backend.flags & Backend::DOWN != 0,
+            slots: table.iter().filter(|slot| slot.current == index).count() as u32,
+        });
+        if backend.ifindex == 0 {
+            let why = format!("{why}; the next hop towards it is not resolved: up the stack");
+            return Ok((Verdict::Unresolved, why));
+        }
+        let is_nat = backend.mode == Mode::Nat as u8;
+        let outer: u32 = match (is_nat, self.key.src.is_v4()) {
+            (true, _) => 0,
+            (false, true) => 20,
+            (false, false) => 40,
+        };
+        trace.next_hop = Some(NextHop {
+            interface_index: backend.ifindex,
+            interface: None,
+            mac: mac(backend.next_hop),
+            source_mac: mac(backend.source_mac),
+            largest_packet: (backend.mtu != 0).then(|| backend.mtu.saturating_sub(outer)),
+        });
+        let (source, destination) = (IpAddr::from(backend.source), endpoint_of(&backend));
+        if is_nat {
+            trace.sent = Some(Sent::Translated {
+                source: SocketAddr::new(source, u16::from_be(nat_port)),
+                destination: SocketAddr::new(destination.address, destination.port),
+            });
+            return Ok((Verdict::Translated, why));
+        }
+        trace.sent = Some(Sent::Encapsulated { source, destination: destination.address });
+        Ok((Verdict::Encapsulated, why))
+    }
+
+    fn entry_of_reply(&self) -> Result<Option<ReverseEntry>, MapError> {
+        let Config { flags, nat_port_first, nat_port_last } = self.maps.config()?;
+        let port = u16::from_be(self.key.dst_port);
+        if flags & Config::NAT == 0 || port < nat_port_first || port > nat_port_last {
+            return Ok(None);
+        }
+        self.maps.reply(&self.key)
+    }
+
+    fn reply(&self, entry: &ReverseEntry, trace: &mut Trace) -> End {
+        let client = SocketAddr::new(entry.client.into(), u16::from_be(entry.client_port));
+        let vip = SocketAddr::new(entry.vip.into(), u16::from_be(entry.vip_port));
+        trace.reply = Some(Reply { client, vip, age_seconds: self.now.saturating_sub(entry.seen) });
+        trace.sent = Some(Sent::Translated { source: vip, destination: client });
+        trace.next_hop = Some(NextHop {
+            interface_index: entry.ifindex,
+            interface: None,
+            mac: mac(entry.next_hop),
+            source_mac: mac(entry.source_mac),
+            largest_packet: None,
+        });
+        (Verdict::Returned, "a backend's reply to a port of NAT: back to the client, from the VIP".to_owned())
+    }
+
+    /// The backend, and for a tracked flow its NAT port.
+    fn choose(&self, hash: u32, service: u32, slot: Slot, known: Option<FlowEntry>) -> Result<Choice, Stop> {
+        const CLEAN: &str = "the slot is clean: the table alone decides";
+        if !decide::is_dirty(slot) {
+            let Some(backend) = self.maps.backend(slot.current)? else {
+                return stop(Verdict::NoBackend, "the slot names no backend that is in use");
+            };
+            if backend.mode != Mode::Nat as u8 {
+                return Ok(Choice { index: slot.current, backend, nat_port: 0, why: CLEAN.to_owned() });
+            }
+        }
+        let usable = |index: u32| -> Result<Option<Backend>, MapError> {
+            Ok(self.maps.backend(index)?.filter(|backend| decide::is_usable(backend, service)))
+        };
+        let opening = self.phase == Phase::Opening;
+        let pinned = match known.filter(|_| !opening) {
+            Some(entry) => usable(entry.backend)?.map(|backend| (entry.backend, backend)),
+            None => None,
+        };
+        let new = pinned.is_none();
+        let (index, backend, mut why) = match pinned {
+            Some((index, backend)) => {
+                (index, backend, "the flow has an entry and its backend answers: it stays there".to_owned())
+            }
+            None => {
+                let index = decide::unknown(slot, self.phase);
+                let before = if known.is_some() && !opening {
+                    "the backend of the flow's entry is down or gone; "
+                } else {
+                    ""
+                };
+                if let Some(backend) = usable(index)? {
+                    (index, backend, format!("{before}{}", self.rule(slot)))
+                } else if let Some(backend) = self.maps.backend(slot.current)? {
+                    let rule = match index == slot.current {
+                        true => self.rule(slot),
+                        false => {
+                            "the slot has moved and its backend before is down or gone: where the table says now"
+                        }
+                    };
+                    (slot.current, backend, format!("{before}{rule}"))
+                } else {
+                    return stop(Verdict::NoBackend, "the slot names no backend that is in use");
+                }
+            }
+        };
+        let entry = known.filter(|entry| entry.backend == index);
+        let is_nat = backend.mode == Mode::Nat as u8;
+        let nat_port = match entry {
+            Some(entry) if entry.seen == self.now && !new => entry.nat_port,
+            _ if is_nat => self.nat_port(hash, &backend, entry.map_or(0, |entry| entry.nat_port))?,
+            entry => entry.map_or(0, |entry| entry.nat_port),
+        };
+        if known.is_none() && is_full(self.maps.sizes().flows, |from| self.maps.flows(from, CHUNK))? {
+            if is_nat || !decide::stays_without_entry(slot, self.phase, index) {
+                return stop(Verdict::FlowTableFull, "the flow needs an entry, and the flow table is full");
+            }
+            why.push_str("; the flow table is full: it goes without an entry");
+        }
+        Ok(Choice { index, backend, nat_port, why })
+    }
+
+    /// The rule for a flow without an entry.
+    fn rule(&self, slot: Slot) -> &'static str {
+        match self.phase {
+            _ if !decide::is_dirty(slot) => "the slot is clean: the table alone decides",
+            Phase::Opening => "the slot has moved: a new connection goes where the table says now",
+            Phase::Datagram => {
+                "the slot has moved: a UDP flow without an entry goes where the table says now"
+            }
+            Phase::Running if slot.previous & Slot::SETTLED == 0 => {
+                "the slot has moved and still learns: a connection without an entry belongs to its backend before"
+            }
+            Phase::Running => {
+                "the slot has moved and has learned: a connection without an entry goes where the table says now"
+            }
+        }
+    }
+
+    /// The source port of the flow towards `backend`, network byte order: `port` if that is the flow's, else (0, or
+    /// the entry was lost) the one that a new entry gets.
+    fn nat_port(&self, hash: u32, backend: &Backend, port: u16) -> Result<u16, Stop> {
+        let entry = |port| self.maps.reply(&FlowKey::reply(backend, port, self.key.proto));
+        if port != 0 && entry(port)?.is_some_and(|entry| is_of(&entry, &self.key)) {
+            return Ok(port);
+        }
+        let Config { nat_port_first, nat_port_last, .. } = self.maps.config()?;
+        let Some(mut ports) = NatPorts::new(nat_port_first, nat_port_last, hash) else {
+            return stop(Verdict::NatPortsExhausted, "there are no ports for NAT");
+        };
+        for _ in 0..NAT_ATTEMPTS {
+            let port = ports.port();
+            if entry(port)?.is_none() {
+                if is_full(self.maps.sizes().flows, |from| self.maps.replies(from, CHUNK))? {
+                    let why = "the flow needs a port of NAT, and the table of ways back is full";
+                    return stop(Verdict::FlowTableFull, why);
+                }
+                return Ok(port);
+            }
+            ports.advance();
+        }
+        stop(Verdict::NatPortsExhausted, "the flow needs a port of NAT, and those that were tried are taken")
+    }
+
+    fn slot(&self, number: u32, slot: Slot) -> Result<SlotEntry, MapError> {
+        let holder = |index: u32| (index != 0).then(|| self.holder(index)).transpose();
+        let state = match slot.previous {
+            0 => SlotState::Clean,
+            previous if previous & Slot::SETTLED == 0 => SlotState::Learning,
+            _ => SlotState::Settled,
+        };
+        let (current, previous) = (holder(slot.current)?, holder(slot.previous & !Slot::SETTLED)?);
+        Ok(SlotEntry { number, state, current, previous })
+    }
+
+    fn holder(&self, index: u32) -> Result<Holder, MapError> {
+        let backend = self.maps.backend(index)?;
+        let down = backend.is_some_and(|backend| backend.flags & Backend::DOWN != 0);
+        Ok(Holder { index, endpoint: backend.as_ref().map(endpoint_of), down })
+    }
+
+    fn flow(&self, entry: &FlowEntry) -> Result<Flow, MapError> {
+        let states = [
+            (FlowEntry::HALF_OPEN, FlowState::HalfOpen),
+            (FlowEntry::FIN_CLIENT, FlowState::FinFromClient),
+            (FlowEntry::FIN_BACKEND, FlowState::FinFromBackend),
+            (FlowEntry::RST, FlowState::Reset),
+        ];
+        Ok(Flow {
+            backend: self.holder(entry.backend)?,
+            nat_port: (entry.nat_port != 0).then(|| u16::from_be(entry.nat_port)),
+            age_seconds: self.now.saturating_sub(entry.seen),
+            state: states.iter().filter(|(bit, _)| entry.state & bit != 0).map(|(_, state)| *state).collect(),
+        })
+    }
+}
+
+/// Entries read at a time.
+const CHUNK: usize = 4096;
+
+/// Whether a map has `limit` entries or more.
+fn is_full<V>(limit: u32, read: impl Fn(Cursor) -> Result<Chunk<V>, MapError>) -> Result<bool, MapError> {
+    let (mut count, mut from) = (0, Some(0));
+    while let Some(cursor) = from {
+        let chunk = read(cursor)?;
+        count += chunk.entries.len();
+        from = chunk.next;
+    }
+    Ok(count >= limit as usize)
+}
+
+/// Whether this is the way back of `flow`.
+fn is_of(entry: &ReverseEntry, flow: &FlowKey) -> bool {
+    (entry.client, entry.vip, entry.client_port, entry.vip_port)
+        == (flow.src, flow.dst, flow.src_port, flow.dst_port)
+}
+
+fn endpoint_of(backend: &Backend) -> Endpoint {
+    Endpoint { address: backend.addr.into(), port: u16::from_be(backend.port) }
+}
+
+fn mode_of(backend: &Backend) -> Option<Mode> {
+    [Mode::Nat, Mode::Ipip].into_iter().find(|mode| *mode as u8 == backend.mode)
+}
+
+fn mac(bytes: [u8; 6]) -> String {
+    bytes.map(|byte| format!("{byte:02x}")).join(":")
+}

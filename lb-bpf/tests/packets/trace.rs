@@ -1,0 +1,350 @@
+//! What a trace says, against what the kernel does: thousands of random packets through random maps. Every trace is
+//! made from the maps as they are before its packet; then the packet runs, and verdict, backend, addresses, next hop and
+//! interface must be those that were said.
+use crate::{
+    frame::{ACK, FIN, Frame, RST, SYN, Transport},
+    rig::{DROP, INGRESS, PASS, REDIRECT, Rig, TX, World},
+    scene::{Family, V4, V6, backend, flow_key, reply, request},
+};
+use lb_bpf::{
+    Sizes,
+    abi::{
+        Action, Backend, Config, FlowEntry, FlowKey, Mode, ReverseEntry, Slot, Verdict, Vip, VipKey,
+        flow_hash, slot_of,
+    },
+    maps::fake::FakeMaps,
+    service::Protocol,
+    trace::{Packet, Sent, SlotState, Trace, trace},
+};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+/// Random worlds, and packets through each of them.
+const WORLDS: u64 = 500;
+const PACKETS: usize = 16;
+/// Backends of each family: from 1 on for IPv4, from 8 on for IPv6.
+const OF_FAMILY: u32 = 7;
+/// Slots of each of the four tables.
+const TABLE: u32 = 15;
+
+/// Random numbers that are the same in every run (splitmix64).
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+
+    fn below(&mut self, end: u32) -> u32 {
+        (self.roll() % u64::from(end)) as u32
+    }
+
+    fn one_in(&mut self, count: u32) -> bool {
+        self.below(count) == 0
+    }
+
+    fn of<T: Copy>(&mut self, all: &[T]) -> T {
+        all[self.below(all.len() as u32) as usize]
+    }
+}
+
+/// Seconds of the clock that the program stamps flows with.
+fn now() -> u32 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the struct is valid for the call, which cannot fail for this clock.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &mut time) };
+    time.tv_sec as u32
+}
+
+/// The index of `backends` of a family, or 0.
+fn some_backend(dice: &mut Dice, family: Family) -> u32 {
+    if dice.one_in(12) {
+        return 0;
+    }
+    dice.below(OF_FAMILY) + if family == V4 { 1 } else { 1 + OF_FAMILY }
+}
+
+/// Two services of each family, 1 and 2 of IPv4, 3 and 4 of IPv6; 5 has an empty table.
+fn service(family: Family, number: u32) -> u32 {
+    number + if family == V4 { 1 } else { 3 }
+}
+
+/// The VIPs of a family: of its two services, of the one without a backend, and one that there is not.
+fn vip(family: Family, number: u32) -> SocketAddr {
+    let mut vip = family.vip();
+    vip.set_port(80 + number as u16);
+    vip
+}
+
+/// A packet from one of a few clients, so that some are of one flow.
+fn some_request(dice: &mut Dice, family: Family) -> Frame {
+    let transport = match dice.below(8) {
+        0..=2 => Transport::Tcp(SYN),
+        3..=4 => Transport::Tcp(ACK),
+        5 => Transport::Tcp(dice.of(&[FIN | ACK, RST, SYN | ACK])),
+        _ => Transport::Udp,
+    };
+    let mut frame = request(family, transport);
+    frame.src.set_port(40_000 + dice.below(12) as u16);
+    frame.dst = vip(family, if dice.one_in(4) { 2 + dice.below(2) } else { dice.below(2) });
+    frame
+}
+
+fn some_world(dice: &mut Dice, max: u32, now: u32) -> World {
+    let mut world = World::default();
+    let learning = dice.one_in(2);
+    for (table, (family, number)) in (0..).zip([(V4, 0), (V4, 1), (V6, 0), (V6, 1)]) {
+        for proto in [6, 17] {
+            let vip = |number| {
+                let vip = vip(family, number);
+                VipKey { addr: vip.ip().into(), port: vip.port().to_be(), proto, zero: 0 }
+            };
+            let entry = Vip { service: service(family, number), base: table * TABLE, size: TABLE, flags: 0 };
+            world.vips.push((vip(number), entry));
+            if number == 0 {
+                world.vips.push((vip(2), Vip { service: 5, base: 0, size: 0, flags: 0 }));
+            }
+        }
+        for _ in 0..TABLE {
+            let current = some_backend(dice, family);
+            let previous = match dice.below(3) {
+                0 => 0,
+                _ => some_backend(dice, family),
+            };
+            let settled = if previous != 0 && (!learning || dice.one_in(3)) { Slot::SETTLED } else { 0 };
+            world.slots.push(Slot { current, previous: previous | settled });
+        }
+    }
+    for index in 1..=2 * OF_FAMILY {
+        let family = if index <= OF_FAMILY { V4 } else { V6 };
+        let mode = dice.of(&[Mode::Ipip, Mode::Nat]);
+        let entry = Backend {
+            service: service(family, dice.below(2)),
+            flags: if dice.one_in(4) { Backend::DOWN } else { 0 },
+            ifindex: dice.of(&[INGRESS, INGRESS, 777, 777, 0]),
+            mtu: dice.of(&[0, 1500]),
+            ..backend(family, mode, index)
+        };
+        world.backends.push(if dice.one_in(8) { Backend { mode: 0, ..entry } } else { entry });
+    }
+    let first = 20_000;
+    world.config = match dice.below(8) {
+        0 => Config::default(),
+        1 => Config { flags: 0, nat_port_first: first, nat_port_last: first + 3 },
+        _ => {
+            Config { flags: Config::NAT, nat_port_first: first, nat_port_last: first + dice.below(6) as u16 }
+        }
+    };
+    let (mut flows, mut replies) = (BTreeMap::new(), BTreeMap::new());
+    for _ in 0..dice.below(max + 1) {
+        let family = dice.of(&[V4, V6]);
+        let key = flow_key(&some_request(dice, family));
+        let index = some_backend(dice, family);
+        let port = (first + dice.below(4) as u16).to_be();
+        let entry = FlowEntry {
+            backend: index,
+            slot: 0,
+            seen: dice.of(&[now, now - 7]),
+            nat_port: if dice.one_in(2) { port } else { 0 },
+            state: dice.below(16) as u16,
+        };
+        if index != 0 && !dice.one_in(3) {
+            let owner = if dice.one_in(3) { flow_key(&some_request(dice, family)) } else { key };
+            let way_back = ReverseEntry {
+                client: owner.src,
+                vip: owner.dst,
+                client_port: owner.src_port,
+                vip_port: owner.dst_port,
+                ifindex: dice.of(&[INGRESS, 777]),
+                seen: now - 3,
+                next_hop: [2, 0, 0, 0, 3, 1],
+                source_mac: [2, 0, 0, 0, 3, 2],
+            };
+            let target = &world.backends[index as usize - 1];
+            replies.insert(FlowKey::reply(target, port, key.proto), way_back);
+        }
+        if !dice.one_in(4) {
+            flows.insert(key, entry);
+        }
+    }
+    world.flows = flows.into_iter().collect();
+    world.reverse = replies.into_iter().collect();
+    world
+}
+
+/// The same maps for the trace.
+fn mirror(world: &World, max: u32) -> FakeMaps {
+    let mut maps = FakeMaps::new(Sizes { vips: 16, slots: 64, backends: 16, flows: max, decap: 16 });
+    maps.vips = world.vips.iter().copied().collect();
+    maps.slots[..world.slots.len()].copy_from_slice(&world.slots);
+    maps.backends[1..=world.backends.len()].copy_from_slice(&world.backends);
+    maps.flows = world.flows.iter().copied().collect();
+    maps.replies = world.reverse.iter().copied().collect();
+    maps.config = world.config;
+    maps
+}
+
+/// A packet of a client, or of a backend to a port that is somebody's or nobody's.
+fn some_packet(dice: &mut Dice, maps: &FakeMaps) -> Frame {
+    let family = dice.of(&[V4, V6]);
+    if !dice.one_in(6) {
+        return some_request(dice, family);
+    }
+    let known: Vec<&FlowKey> = maps.replies.keys().filter(|key| key.src.is_v4() == (family == V4)).collect();
+    let transport = dice.of(&[Transport::Tcp(SYN | ACK), Transport::Tcp(ACK), Transport::Udp]);
+    if known.is_empty() || dice.one_in(4) {
+        return reply(family, transport, 1, 20_000);
+    }
+    let key = dice.of(&known);
+    let transport = if key.proto == 6 { Transport::Tcp(ACK) } else { Transport::Udp };
+    let at = |addr, port| SocketAddr::new(IpAddr::from(addr), u16::from_be(port));
+    Frame::new(transport, at(key.src, key.src_port), at(key.dst, key.dst_port))
+}
+
+fn packet_of(frame: &Frame) -> Packet {
+    let (protocol, syn) = match frame.transport {
+        Transport::Tcp(flags) => (Protocol::Tcp, flags & (SYN | ACK) == SYN),
+        Transport::Udp | Transport::UdpWithoutChecksum => (Protocol::Udp, false),
+    };
+    Packet::new(protocol, frame.src, frame.dst, syn).unwrap()
+}
+
+/// Source and destination of the first IP header, and the ports behind it.
+fn addresses(bytes: &[u8]) -> (SocketAddr, SocketAddr) {
+    let ip = |at: usize| -> IpAddr {
+        if bytes[12..14] == [0x08, 0x00] {
+            Ipv4Addr::from(<[u8; 4]>::try_from(&bytes[at..at + 4]).unwrap()).into()
+        } else {
+            Ipv6Addr::from(<[u8; 16]>::try_from(&bytes[at..at + 16]).unwrap()).into()
+        }
+    };
+    let (source, destination, ports) =
+        if bytes[12..14] == [0x08, 0x00] { (ip(26), ip(30), 34) } else { (ip(22), ip(38), 54) };
+    let port = |at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+    (SocketAddr::new(source, port(ports)), SocketAddr::new(destination, port(ports + 2)))
+}
+
+fn mac(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":")
+}
+
+/// Holds a trace against what became of its packet. `counted` is the verdict, or the backend that the packet was
+/// counted with.
+fn compare(said: &Trace, frame: &Frame, result: &crate::rig::Result, counted: Option<Counted>, why: &str) {
+    let why = format!("{why}: {said:#?}");
+    match counted {
+        None => assert_eq!(said.verdict, Verdict::NotOurs, "{why}"),
+        Some(Counted::Verdict(verdict)) => assert_eq!(said.verdict, verdict, "{why}"),
+        Some(Counted::Backend(index, mode)) => {
+            let verdict = if mode == Mode::Nat as u8 { Verdict::Translated } else { Verdict::Encapsulated };
+            assert_eq!((said.verdict, said.backend.as_ref().unwrap().index), (verdict, index), "{why}");
+        }
+    }
+    assert!(!said.why.is_empty() && !said.why.contains('\n'), "{why}");
+    let Some(sent) = said.sent else {
+        assert!(!said.is_sent() && said.next_hop.is_none(), "{why}");
+        let action = if said.verdict.action() == Action::Drop { DROP } else { PASS };
+        assert_eq!((result.action, &result.bytes), (action, &frame.bytes()), "{why}");
+        return;
+    };
+    let hop = said.next_hop.as_ref().unwrap();
+    let action = if hop.interface_index == INGRESS { TX } else { REDIRECT };
+    assert!(said.is_sent(), "{why}");
+    assert_eq!(result.action, action, "{why}");
+    assert_eq!(
+        (mac(&result.bytes[..6]), mac(&result.bytes[6..12])),
+        (hop.mac.clone(), hop.source_mac.clone()),
+        "{why}"
+    );
+    let (from, to) = addresses(&result.bytes);
+    match sent {
+        Sent::Encapsulated { source, destination } => {
+            assert_eq!((from.ip(), to.ip()), (source, destination), "{why}");
+        }
+        Sent::Translated { source, destination } => assert_eq!((from, to), (source, destination), "{why}"),
+    }
+}
+
+enum Counted {
+    Verdict(Verdict),
+    Backend(u32, u8),
+}
+
+/// What the last packet was counted as.
+fn counted(rig: &Rig, before: &crate::rig::Counted, maps: &FakeMaps) -> Option<Counted> {
+    let after = rig.counted();
+    let verdict = after.0.iter().find(|entry| !before.0.contains(entry));
+    let backend = after.1.iter().find(|entry| !before.1.contains(entry));
+    assert!(verdict.is_none() || backend.is_none(), "a packet is counted once");
+    match (verdict, backend) {
+        (Some((verdict, _)), _) => Some(Counted::Verdict(*verdict)),
+        (None, Some((index, _))) => Some(Counted::Backend(*index, maps.backends[*index as usize].mode)),
+        (None, None) => None,
+    }
+}
+
+#[test]
+fn a_trace_says_what_the_kernel_does() {
+    let mut seen = BTreeMap::<String, u32>::new();
+    let mut skipped = 0;
+    for max in [48, 4] {
+        let mut rig = Rig::load(max, max);
+        for seed in 0..WORLDS {
+            let dice = &mut Dice(seed << 8 | u64::from(max));
+            let world = some_world(dice, max.min(24), now());
+            rig.fill(&world);
+            let mut maps = mirror(&world, max);
+            for number in 0..PACKETS {
+                let frame = some_packet(dice, &maps);
+                let (before, start) = (rig.counted(), now());
+                let said = trace(&maps, |_| None, &packet_of(&frame), start).unwrap();
+                let result = rig.run(&frame.bytes());
+                if now() == start {
+                    let why = format!("tables of {max}, seed {seed}, packet {number}");
+                    compare(&said, &frame, &result, counted(&rig, &before, &maps), &why);
+                    let key = flow_key(&frame);
+                    if let Some(vip) = said.vip.as_ref().filter(|vip| vip.table_size > 0) {
+                        assert_eq!(said.hash, Some(flow_hash(&key)), "{why}");
+                        assert_eq!(
+                            said.slot.unwrap().number,
+                            slot_of(flow_hash(&key), vip.table_size),
+                            "{why}"
+                        );
+                    }
+                    *seen.entry(said.verdict.label().to_owned()).or_default() += 1;
+                    if let Some(slot) = said.slot {
+                        *seen.entry(format!("{:?}", slot.state)).or_default() += 1;
+                    }
+                    *seen.entry(said.why).or_default() += 1;
+                } else {
+                    skipped += 1; // the second ended in between: an entry may be fresh for one of the two
+                }
+                maps.flows = rig.flows().into_iter().collect();
+                maps.replies = rig.reverse().into_iter().collect();
+            }
+        }
+    }
+    println!("{seen:#?}\nskipped: {skipped}");
+    let total = 2 * WORLDS as u32 * PACKETS as u32;
+    assert!(skipped * 20 < total, "{skipped} of {total} skipped");
+    for what in [
+        Verdict::NotOurs,
+        Verdict::Encapsulated,
+        Verdict::Translated,
+        Verdict::Returned,
+        Verdict::Unresolved,
+        Verdict::NoBackend,
+        Verdict::NatPortsExhausted,
+        Verdict::FlowTableFull,
+    ] {
+        assert!(seen.get(what.label()).is_some_and(|count| *count >= 20), "{what:?}: {seen:#?}");
+    }
+    for state in [SlotState::Clean, SlotState::Learning, SlotState::Settled] {
+        assert!(seen.get(&format!("{state:?}")).is_some_and(|count| *count >= 100), "{state:?}: {seen:#?}");
+    }
+}

@@ -141,7 +141,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     .await?;
     let speaker = bgp_speaker::spawn();
 
-    let faults = store.faults();
+    let (faults, tracer) = (store.faults(), datapath.tracer()?);
     let (reconciler, view) =
         Reconciler::new(store, datapath, speaker.clone(), Checks::default(), ThisHost::new(node.clone()));
     let pass_seconds = Instance::pass_histogram()?;
@@ -151,6 +151,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         faults,
         pass_seconds: pass_seconds.clone(),
         speaker: speaker.clone(),
+        tracer,
     };
     let mut parts = JoinSet::new();
     parts.spawn(serve(api_socket, api::router(instance.clone())));

@@ -1,7 +1,7 @@
 //! The command as a program: exit codes and outputs, against a server on a unix socket in a directory of its own.
 //! What is expected stands in `tests/cli/`; `FAIRLEAD_WRITE=1 cargo test -p controller --test cli` writes it anew, for review.
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails the test")]
-use axum::{Json, Router, http::StatusCode, routing::get};
+use axum::{Json, Router, extract::RawQuery, http::StatusCode, routing::get};
 use controller::{
     client::Refusal,
     serve::{serve, socket::ApiSocket},
@@ -52,6 +52,7 @@ impl Canned {
             .route("/v1/services", answer("services.json"))
             .route("/v1/bgp/peers", answer("peers.json"))
             .route("/v1/bgp/routes", answer("routes.json"))
+            .route("/v1/trace", get(|query: RawQuery| async move { traced(query.0.as_deref()) }))
             .route("/v1/objects/loadbalancers/db", get((StatusCode::NOT_FOUND, Json(refusal))));
         let socket = runtime.block_on(ApiSocket::bind(&scratch.0.join("api.sock"))).unwrap();
         runtime.spawn(serve(socket, router));
@@ -63,6 +64,36 @@ impl Canned {
         fairlead().args(args).arg("--api-socket").arg(self.scratch.0.join("api.sock")).output().unwrap()
     }
 }
+
+/// What is asked for in `traces`, and the file of the answer.
+fn traced(query: Option<&str>) -> Json<serde_json::Value> {
+    let (.., file) = TRACES.iter().find(|(_, asked, _)| query == Some(asked)).unwrap();
+    Json(serde_json::from_str(&golden(&format!("{file}.json"))).unwrap())
+}
+
+/// Arguments of `fairlead trace`, what they ask the instance for, and the name of the answer's files.
+const TRACES: [(&[&str], &str, &str); 4] = [
+    (
+        &["--proto", "tcp", "--src", "198.51.100.7:40007", "--dst", "203.0.113.10:80"],
+        "proto=tcp&src=198.51.100.7:40007&dst=203.0.113.10:80&syn=false",
+        "trace-nat",
+    ),
+    (
+        &["--proto", "tcp", "--src", "[2001:db8:7::7]:40007", "--dst", "[2001:db8:1::10]:80", "--syn"],
+        "proto=tcp&src=%5B2001:db8:7::7%5D:40007&dst=%5B2001:db8:1::10%5D:80&syn=true",
+        "trace-ipip",
+    ),
+    (
+        &["--proto", "udp", "--src", "198.51.100.7:40007", "--dst", "203.0.113.11:53"],
+        "proto=udp&src=198.51.100.7:40007&dst=203.0.113.11:53&syn=false",
+        "trace-none",
+    ),
+    (
+        &["--proto", "tcp", "--src", "198.51.100.7:40007", "--dst", "203.0.113.12:80"],
+        "proto=tcp&src=198.51.100.7:40007&dst=203.0.113.12:80&syn=false",
+        "trace-empty",
+    ),
+];
 
 fn fairlead() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fairlead"));
@@ -128,6 +159,43 @@ fn json_is_what_the_instance_says_with_sorted_keys() {
 }
 
 #[test]
+fn traces() {
+    let instance = Canned::start();
+    for (args, _, file) in TRACES {
+        let expected: serde_json::Value = serde_json::from_str(&golden(&format!("{file}.json"))).unwrap();
+        let sent = !expected["sent"].is_null();
+        let table = instance.run(&[&["trace"], args].concat());
+        assert_eq!((code(&table), stderr(&table)), (i32::from(!sent), ""), "{file}");
+        assert_golden(&format!("{file}.txt"), stdout(&table));
+        let json = instance.run(&[&["trace", "-o", "json"], args].concat());
+        assert_eq!((code(&json), stderr(&json)), (i32::from(!sent), ""), "{file}");
+        assert_eq!(stdout(&json), format!("{expected:#}\n"), "{file}");
+    }
+}
+
+#[test]
+fn packets_that_cannot_be_are_2_and_said_so() {
+    for (args, reason) in [
+        (["tcp", "198.51.100.7:1", "[2001:db8::1]:80", ""], "not of one address family"),
+        (["tcp", "[2001:db8::7]:1", "203.0.113.10:80", ""], "not of one address family"),
+        (["tcp", "[::ffff:198.51.100.7]:1", "203.0.113.10:80", ""], "write the IPv4 address"),
+        (["udp", "198.51.100.7:1", "203.0.113.10:53", "--syn"], "UDP has none"),
+        (["tcp", "198.51.100.7", "203.0.113.10:80", ""], "an address and a port are needed"),
+        (["tcp", "198.51.100.7:1", "web:80", ""], "an address and a port are needed"),
+        (["tcp", "198.51.100.7:1", "203.0.113.10:65536", ""], "an address and a port are needed"),
+        (["sctp", "198.51.100.7:1", "203.0.113.10:80", ""], "possible values: tcp, udp"),
+    ] {
+        let [proto, src, dst, syn] = args;
+        let mut command = fairlead();
+        command.args(["trace", "--proto", proto, "--src", src, "--dst", dst]);
+        command.args(Some(syn).filter(|syn| !syn.is_empty()));
+        let output = command.output().unwrap();
+        assert_eq!((code(&output), stdout(&output)), (2, ""), "{args:?}");
+        assert!(stderr(&output).contains(reason), "{args:?}: {}", stderr(&output));
+    }
+}
+
+#[test]
 fn routes_of_one_peer() {
     let instance = Canned::start();
     let output = instance.run(&["bgp", "routes", "-o", "json", "--peer", "198.51.100.1"]);
@@ -182,6 +250,8 @@ fn usage_is_2() {
         &["bgp"],
         &["bgp", "routes", "--peer", "x"],
         &["services", "-o", "yaml"],
+        &["trace"],
+        &["trace", "--proto", "tcp", "--src", "198.51.100.7:1"],
         &["get", "apool", "-o", "xml"],
         &["validate"],
         &["validate"],

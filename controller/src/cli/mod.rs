@@ -14,6 +14,7 @@ mod json_path;
 pub(crate) mod output;
 mod services;
 mod standalone;
+mod trace;
 mod validate;
 
 /// Where the running instance listens when nothing else is said.
@@ -111,6 +112,7 @@ enum Command {
     Validate(validate::Args),
     Get(get::Args),
     Services(services::Args),
+    Trace(trace::Args),
     Bgp(bgp::Args),
     Crds(crds::Args),
     Demo(demo::Args),
@@ -128,6 +130,7 @@ impl Command {
             Command::Validate(args) => args.run(),
             Command::Get(args) => args.run(),
             Command::Services(args) => args.run(),
+            Command::Trace(args) => args.run(),
             Command::Bgp(args) => args.run(),
             Command::Crds(args) => args.run(),
             Command::Demo(args) => args.run(),

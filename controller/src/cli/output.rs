@@ -44,6 +44,12 @@ pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>
     text
 }
 
+/// One thing: a line for each of its properties.
+pub(super) fn lines(properties: &[(&str, String)]) -> String {
+    let width = properties.iter().map(|(name, _)| name.len()).max().unwrap_or(0) + 3;
+    properties.iter().map(|(name, value)| format!("{name:width$}{}\n", one_line(value))).collect()
+}
+
 /// An absent value.
 pub(super) fn or_dash<T: ToString>(value: Option<T>) -> String {
     value.map_or_else(|| "-".to_owned(), |v| v.to_string())

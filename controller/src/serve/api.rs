@@ -1,18 +1,21 @@
-//! The API of a running instance: `GET /v1/objects/KIND[/NAME]`, `/v1/services`, `/v1/bgp/peers`, `/v1/bgp/routes` and
-//! `/v1/status`. Answers are JSON; an error is a [`Refusal`]. The client is [`crate::client`].
+//! The API of a running instance: `GET /v1/objects/KIND[/NAME]`, `/v1/services`, `/v1/bgp/peers`, `/v1/bgp/routes`,
+//! `/v1/trace?proto=tcp|udp&src=ADDR:PORT&dst=ADDR:PORT[&syn=true]` and `/v1/status`. Answers are JSON; an error is a [`Refusal`]. The client is [`crate::client`].
 use super::{
     instance::Instance,
-    rows::{InstanceStatus, ServiceRow},
+    rows::{InstanceStatus, ServiceRow, TraceRow},
 };
 use crate::{api::kind::Kind, client::Refusal};
 use axum::{
     Json, Router,
-    extract::{Path, State},
+    extract::{Path, Query, State, rejection::QueryRejection},
     http::StatusCode,
     routing::get,
 };
 use bgp_speaker::config::{PeerStatus, RouteStatus};
+use lb_bpf::{service::Protocol, trace::Packet};
+use serde::Deserialize;
 use serde_json::Value;
+use std::net::SocketAddr;
 
 type Answer<T> = Result<Json<T>, (StatusCode, Json<Refusal>)>;
 
@@ -24,6 +27,7 @@ pub fn router(instance: Instance) -> Router {
         .route("/v1/services", get(services))
         .route("/v1/bgp/peers", get(peers))
         .route("/v1/bgp/routes", get(routes))
+        .route("/v1/trace", get(trace))
         .route("/v1/status", get(status))
         .fallback(|| async { refusal(StatusCode::NOT_FOUND, "there is nothing at this path") })
         .method_not_allowed_fallback(|| async {
@@ -61,6 +65,42 @@ async fn routes(State(instance): State<Instance>) -> Json<Vec<RouteStatus>> {
 
 async fn status(State(instance): State<Instance>) -> Json<InstanceStatus> {
     Json(instance.status())
+}
+
+/// A packet, as the query says it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PacketQuery {
+    proto: Proto,
+    src: SocketAddr,
+    dst: SocketAddr,
+    #[serde(default)]
+    syn: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Proto {
+    Tcp,
+    Udp,
+}
+
+async fn trace(
+    State(instance): State<Instance>,
+    query: Result<Query<PacketQuery>, QueryRejection>,
+) -> Answer<TraceRow> {
+    let Query(PacketQuery { proto, src, dst, syn }) =
+        query.map_err(|error| refusal(StatusCode::BAD_REQUEST, error.body_text()))?;
+    let protocol = match proto {
+        Proto::Tcp => Protocol::Tcp,
+        Proto::Udp => Protocol::Udp,
+    };
+    let packet = Packet::new(protocol, src, dst, syn)
+        .map_err(|error| refusal(StatusCode::BAD_REQUEST, error.to_string()))?;
+    let failed = |error: String| refusal(StatusCode::INTERNAL_SERVER_ERROR, error);
+    let traced = tokio::task::spawn_blocking(move || instance.trace(&packet));
+    let traced = traced.await.map_err(|error| failed(error.to_string()))?;
+    traced.map(Json).map_err(|error| failed(format!("reading the datapath: {error}")))
 }
 
 fn parse(kind: &str) -> Result<Kind, (StatusCode, Json<Refusal>)> {

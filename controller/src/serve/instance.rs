@@ -1,12 +1,13 @@
 //! What the servers read: the view of the reconcile loop, the store's faults, the speaker.
 use super::{
     families::{ConditionRow, Facts},
-    rows::{InstanceStatus, InterfaceRow, ServiceRow},
-    services::service_rows,
+    rows::{InstanceStatus, InterfaceRow, ServiceRow, TraceRow},
+    services::{service_rows, trace_row},
 };
 use crate::{api::kind::Kind, fault::Fault, reconcile::View, status::Statuses};
 use bgp_speaker::Handle;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use lb_bpf::{DatapathError, Tracer, trace::Packet};
 use prometheus::{Histogram, HistogramOpts, exponential_buckets};
 use serde::Serialize;
 use serde_json::Value;
@@ -26,6 +27,8 @@ pub struct Instance {
     pub pass_seconds: Histogram,
     /// The BGP speaker.
     pub speaker: Handle,
+    /// Reads the maps in the kernel.
+    pub tracer: Tracer,
 }
 
 impl Instance {
@@ -46,6 +49,12 @@ impl Instance {
     /// The services of the datapath.
     pub(super) fn services(&self) -> Vec<ServiceRow> {
         service_rows(&self.view.borrow())
+    }
+
+    /// What the kernel would do with a packet now. Reads maps: may take some milliseconds.
+    pub(super) fn trace(&self, packet: &Packet) -> Result<TraceRow, DatapathError> {
+        let trace = self.tracer.trace(packet)?;
+        Ok(trace_row(&self.view.borrow(), trace))
     }
 
     /// How the instance is.

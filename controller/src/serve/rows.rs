@@ -1,6 +1,9 @@
 //! What the API socket answers, besides the objects themselves and what the speaker says: services as an operator
 //! sees them, and the state of the instance. JSON keys are camelCase and stable.
-use lb_bpf::service::{Frontend, Protocol};
+use lb_bpf::{
+    service::{Frontend, Protocol},
+    trace::Trace,
+};
 use serde::{Deserialize, Serialize};
 use std::{fmt, net::IpAddr};
 
@@ -78,6 +81,29 @@ pub struct BackendRow {
     pub bytes: u64,
     /// Flows begun with it: TCP SYNs, and first packets of tracked UDP flows.
     pub flows: u64,
+}
+
+/// What the datapath would do with a packet, and what is known of the backend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TraceRow {
+    /// What the maps in the kernel say.
+    #[serde(flatten)]
+    pub trace: Trace,
+    /// What is known of the chosen backend; none: no backend was chosen.
+    pub backend_status: Option<BackendStatus>,
+}
+
+/// How a backend is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BackendStatus {
+    /// As [`BackendRow::weight`].
+    pub weight: Option<u16>,
+    /// As [`BackendRow::health`].
+    pub health: String,
+    /// As [`BackendRow::health_reason`].
+    pub health_reason: Option<String>,
 }
 
 /// Whether the instance is ready.

@@ -1,5 +1,5 @@
 //! Services as an operator sees them: what is desired, what is installed, and what was counted, side by side.
-use super::rows::{BackendRow, FrontendRow, ServiceRow};
+use super::rows::{BackendRow, BackendStatus, FrontendRow, ServiceRow, TraceRow};
 use crate::{
     desired::{BackendHealth, backend_health},
     observed::Health,
@@ -7,8 +7,8 @@ use crate::{
 };
 use lb_bpf::{
     Counter, InstalledService,
-    abi::Mode,
-    service::{Endpoint, Service, ServiceKey},
+    service::{Endpoint, Service, ServiceKey, mode_label},
+    trace::Trace,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,13 +22,25 @@ pub(super) fn service_rows(view: &View) -> Vec<ServiceRow> {
             ServiceRow {
                 name: key.to_string(),
                 frontends: service.frontends.iter().map(FrontendRow::from).collect(),
-                mode: mode(service).to_owned(),
+                mode: mode_label(service.mode).to_owned(),
                 programmed: held.is_some_and(|held| held.frontends.is_superset(&service.frontends)),
                 table_size: held.map_or(0, |held| held.table_size),
                 backends: backend_rows(view, key, service, held, counted),
             }
         })
         .collect()
+}
+
+/// A trace with what is known of its backend.
+pub(super) fn trace_row(view: &View, trace: Trace) -> TraceRow {
+    let key = trace.vip.as_ref().and_then(|vip| vip.service.as_ref());
+    let backend_status = key.zip(trace.backend.as_ref()).map(|(key, backend)| {
+        let service = view.desired.datapath.services.get(key);
+        let target = service.and_then(|service| service.backends.get(&backend.endpoint));
+        let (health, health_reason) = health(view, key, backend.endpoint);
+        BackendStatus { weight: target.map(|target| target.weight), health: health.to_owned(), health_reason }
+    });
+    TraceRow { trace, backend_status }
 }
 
 /// Backends that are declared, and those that are no longer but still have slots or are counted while they drain.
@@ -72,12 +84,5 @@ fn health(view: &View, key: &ServiceKey, endpoint: Endpoint) -> (&'static str, O
         BackendHealth::Known(Health::Unhealthy(failure)) => ("Unhealthy", Some(failure.to_string())),
         BackendHealth::Unknown => ("Unknown", None),
         BackendHealth::Unchecked => ("Unchecked", None),
-    }
-}
-
-const fn mode(service: &Service) -> &'static str {
-    match service.mode {
-        Mode::Nat => "NAT",
-        Mode::Ipip => "IPIP",
     }
 }

@@ -6,3 +6,4 @@ mod chaos;
 mod directory;
 mod restart;
 mod routers;
+mod trace;

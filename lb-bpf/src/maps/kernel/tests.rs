@@ -147,6 +147,12 @@ fn the_kernel_holds_what_the_fake_holds() {
         assert_eq!(kernel.slots(0, SIZES.slots).unwrap(), fake.slots, "{op:?}");
         assert_eq!(kernel.backends().unwrap(), fake.backends().unwrap(), "{op:?}");
         assert_eq!(kernel.names().unwrap(), fake.names, "{op:?}");
+        for n in 0..=SIZES.backends {
+            assert_eq!(kernel.backend(n).unwrap(), fake.backend(n).unwrap(), "{op:?}: backend {n}");
+            assert_eq!(kernel.name(n).unwrap(), fake.name(n).unwrap(), "{op:?}: name {n}");
+            let key = VipKey { addr: addr(n as u8), port: 80, proto: proto::TCP, zero: 0 };
+            assert_eq!(kernel.vip(&key).unwrap(), fake.vip(&key).unwrap(), "{op:?}: VIP {n}");
+        }
         assert_eq!(kernel.decap().unwrap(), fake.decap, "{op:?}");
         assert_eq!(kernel.config().unwrap(), fake.config, "{op:?}");
         for limit in [1, 7, 1000] {

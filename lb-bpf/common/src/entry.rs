@@ -1,7 +1,8 @@
 //! Keys and values of the maps. The name of the map stands in the first line of each doc comment.
 use crate::Addr;
 
-/// Key of `vips` (hash): a frontend.
+/// Key of `vips` (hash): a frontend; or, with the number of the family's ICMP and port 0, an address that answers
+/// pings.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct VipKey {
@@ -20,7 +21,7 @@ pub struct VipKey {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Vip {
-    /// Id of the service; never 0.
+    /// Id of the service; 0 only in an address's entry for ICMP, which belongs to all services of the address.
     pub service: u32,
     /// Index of the table's first slot in `slots`.
     pub base: u32,
@@ -245,6 +246,26 @@ pub struct Counter {
     pub flows: u64,
     /// Reserved, 0: keeps an entry in one half of a cache line.
     pub zero: u64,
+}
+
+/// Index of `icmp_limits` (per-CPU array of `u64`): what is sent of the datapath's own accord, at a limited rate. The
+/// value is the moment, nanoseconds of CLOCK_MONOTONIC, up to which what was sent has used the rate up.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Limit {
+    /// Answers to pings.
+    Echo = 0,
+    /// "Packet too big".
+    TooBig = 1,
+}
+
+impl Limit {
+    /// How many there are.
+    pub const COUNT: usize = 2;
+    /// Nanoseconds that one packet uses up: 1000 a second on each CPU.
+    pub const INTERVAL: u64 = 1_000_000;
+    /// Nanoseconds that may be used up ahead: a burst of 100 packets.
+    pub const BURST: u64 = 100 * Self::INTERVAL;
 }
 
 const _: () = {

@@ -18,7 +18,7 @@ mod verdict;
 pub use addr::Addr;
 pub use checksum::{fold, outer_header_sum};
 pub use entry::{
-    Backend, Config, Counter, DecapKey, FlowEntry, FlowKey, Mode, ReverseEntry, Slot, Vip, VipKey,
+    Backend, Config, Counter, DecapKey, FlowEntry, FlowKey, Limit, Mode, ReverseEntry, Slot, Vip, VipKey,
 };
 pub use hash::{flow_hash, slot_of};
 pub use verdict::{Action, Verdict};
@@ -46,6 +46,8 @@ pub mod map {
     pub const DECAP: &str = "decap";
     /// Array of one: [`crate::Config`].
     pub const CONFIG: &str = "config";
+    /// Per-CPU array, one entry per [`crate::Limit`]: `u64`.
+    pub const ICMP_LIMITS: &str = "icmp_limits";
 }
 
 /// Names of the programs in the object.

@@ -60,7 +60,8 @@ verdicts! {
     Fragment = 8, "fragment", Drop;
     /// TTL or hop limit ran out.
     TtlExpired = 9, "ttl_expired", Drop;
-    /// The encapsulated packet would not fit into the MTU.
+    /// The packet as it would leave does not fit into the MTU, and the sender is not told: it lets routers fragment,
+    /// or there were too many answers ([`crate::Limit::TooBig`]).
     TooBig = 10, "too_big", Drop;
     /// No free source port towards the backend.
     NatPortsExhausted = 11, "nat_ports_exhausted", Drop;
@@ -70,6 +71,14 @@ verdicts! {
     NoHeadroom = 13, "no_headroom", Drop;
     /// Tunnel packet for no pair of tunnel end and VIP in `decap`.
     DecapRefused = 14, "decap_refused", Pass;
+    /// A VIP answered a ping.
+    EchoReply = 15, "echo_reply", Transmit;
+    /// A ping to a VIP, above the rate of [`crate::Limit::Echo`].
+    EchoLimited = 16, "echo_limited", Drop;
+    /// As [`Verdict::TooBig`], and the sender was told the MTU that fits.
+    TooBigAnswered = 17, "too_big_answered", Transmit;
+    /// An ICMP error about a flow of a NAT service that has no entry.
+    NoFlow = 18, "no_flow", Drop;
 }
 
 #[cfg(test)]

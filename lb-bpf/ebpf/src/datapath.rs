@@ -2,8 +2,9 @@
 use crate::{
     decap::decapsulate,
     encap::encapsulate,
-    family::{Family, Part, V4, V6},
+    family::{Family, Network, Part, V4, V6},
     flow::{Choice, Tracked, backend_at},
+    icmp,
     maps::{backend_counters, slots, verdict_counters, vips},
     nat,
     packet::{ETH, Eth, Packet},
@@ -12,7 +13,7 @@ use crate::{
 use aya_ebpf::{bindings::xdp_action, helpers::bpf_redirect, programs::XdpContext};
 use core::mem::MaybeUninit;
 use lb_bpf_common::{
-    Action, Counter, Mode, ReverseEntry, Slot, Verdict, VipKey,
+    Action, Backend, Counter, Mode, ReverseEntry, Slot, Verdict, VipKey,
     decide::{self, Phase},
     flow_hash, proto, slot_of,
 };
@@ -91,6 +92,7 @@ fn balance<F: Family>(ctx: &XdpContext, packet: &Packet) -> Outcome {
     match network.proto {
         proto::TCP | proto::UDP => {}
         proto::IPIP | proto::IPV6 => return Outcome::verdict(decapsulate::<F>(ctx)),
+        proto if proto == F::ICMP => return icmp::message::<F>(ctx, packet, &network),
         _ => return Outcome::verdict(Verdict::NotOurs),
     }
     let Some(segment) = Segment::parse(packet, network) else {
@@ -158,11 +160,12 @@ fn request<F: Family>(ctx: &XdpContext, packet: &Packet, segment: &Segment) -> R
     if ifindex == 0 {
         return Err(Verdict::Unresolved);
     }
+    if !fits::<F>(network, backend) {
+        let mtu = backend.mtu as usize - overhead::<F>(backend);
+        return Ok(Outcome { verdict: icmp::too_big::<F>(ctx, mtu), ifindex: ingress(ctx) });
+    }
     let bytes = packet.len() as u64;
     let verdict = if backend.mode == Mode::Nat as u8 {
-        if backend.mtu != 0 && network.length > backend.mtu as usize {
-            return Err(Verdict::TooBig);
-        }
         nat::translate_request::<F>(ctx, flow, network.end, backend, choice.nat_port)
     } else {
         encapsulate::<F>(ctx, packet, network, hash, backend)?
@@ -171,15 +174,29 @@ fn request<F: Family>(ctx: &XdpContext, packet: &Packet, segment: &Segment) -> R
     Ok(Outcome { verdict, ifindex })
 }
 
+/// Whether the packet as `backend` gets it is not longer than its MTU.
 #[inline(always)]
-fn slot_at(index: u32) -> Option<Slot> {
+pub fn fits<F: Family>(network: &Network, backend: &Backend) -> bool {
+    backend.mtu == 0 || network.length + overhead::<F>(backend) <= backend.mtu as usize
+}
+
+/// Bytes that a packet gains on the way to `backend`.
+#[inline(always)]
+const fn overhead<F: Family>(backend: &Backend) -> usize {
+    if backend.mode == Mode::Nat as u8 { 0 } else { F::OUTER }
+}
+
+/// The slot at `index` of `slots`.
+#[inline(always)]
+pub fn slot_at(index: u32) -> Option<Slot> {
     let bits = slots.get_ptr(index)?.cast::<u64>();
     // SAFETY: an element of the array. User space writes it at any time, as one word.
     Some(Slot::from_bits(unsafe { bits.read_volatile() }))
 }
 
+/// Counts one packet.
 #[inline(always)]
-fn count(counter: Option<*mut Counter>, bytes: u64, new: bool) {
+pub fn count(counter: Option<*mut Counter>, bytes: u64, new: bool) {
     if let Some(counter) = counter {
         // SAFETY: this CPU's own element.
         unsafe {

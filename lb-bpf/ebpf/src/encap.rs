@@ -7,7 +7,7 @@ use crate::{
 use aya_ebpf::{helpers::bpf_xdp_adjust_head, programs::XdpContext};
 use lb_bpf_common::{Backend, Verdict};
 
-/// Sends the packet to `backend` in a tunnel. The inner TTL sinks by one, for this host forwards (RFC 2003, section
+/// Sends the packet, which [fits](crate::datapath::fits), to `backend` in a tunnel. The inner TTL sinks by one, for this host forwards (RFC 2003, section
 /// 3.1; RFC 2473, section 3.1); that also ends a loop of hosts which balance to each other.
 #[inline(always)]
 pub fn encapsulate<F: Family>(
@@ -17,9 +17,6 @@ pub fn encapsulate<F: Family>(
     hash: u32,
     backend: &Backend,
 ) -> Result<Verdict, Verdict> {
-    if backend.mtu != 0 && network.length + F::OUTER > backend.mtu as usize {
-        return Err(Verdict::TooBig);
-    }
     let (Some(class), Some(())) = (F::class(packet), F::forward(packet, None)) else {
         return Err(Verdict::Malformed);
     };

@@ -1,5 +1,5 @@
 //! What differs between IPv4 and IPv6; everything else is written once, for any [`Family`].
-use crate::packet::{ETH, Ipv4, Ipv6, Packet};
+use crate::packet::{ETH, Icmp, Ipv4, Ipv6, Packet};
 use lb_bpf_common::{Addr, Backend, fold, proto};
 
 /// The network layer of a packet.
@@ -48,6 +48,19 @@ pub trait Family {
     const ETHER_TYPE: u16;
     /// Length of an outer header.
     const OUTER: usize;
+    /// IANA number of the family's ICMP.
+    const ICMP: u8;
+    /// ICMP type of an echo request.
+    const ECHO: u8;
+    /// ICMP type of an echo reply.
+    const ECHO_REPLY: u8;
+    /// Whether the ICMP checksum covers the addresses (RFC 4443, section 2.3).
+    const PSEUDO_HEADER: bool;
+    /// How much of a packet an ICMP error quotes: as much as makes a message of 576 bytes (RFC 1812, section 4.3.2.3)
+    /// or 1280 (RFC 4443, section 2.4). A multiple of 4.
+    const QUOTE: usize;
+    /// What every link carries, bytes.
+    const LEAST_MTU: usize;
 
     /// Reads the header at `offset`. `None`: there is none, or one that only the stack can judge.
     fn network(packet: &Packet, offset: usize) -> Option<Network>;
@@ -63,6 +76,24 @@ pub trait Family {
     /// What the outer header takes over from the inner one at [`ETH`]: the DSCP, where it lies in the first word.
     /// ECN is not taken over (RFC 6040, section 4.1, compatibility mode), so the far end need not merge it.
     fn class(packet: &Packet) -> Option<u32>;
+
+    /// Whether an ICMP type is that of an error about a packet.
+    fn is_error(kind: u8) -> bool;
+
+    /// Swaps the addresses of the header at [`ETH`], for an answer.
+    fn turn_round(packet: &Packet) -> Option<()>;
+
+    /// Changes the addresses of a quoted header at `offset`. What the written words add to an inverted checksum over them.
+    fn readdress(packet: &Packet, offset: usize, addresses: Addresses) -> Option<u64>;
+
+    /// Whether the sender of the packet at [`ETH`] wants to be told when it is too big, for nobody may fragment it.
+    fn asks_for_mtu(packet: &Packet) -> Option<bool>;
+
+    /// Writes the header of an ICMP message of `length` bytes at [`ETH`]. What the pseudo header adds to its checksum.
+    fn write_icmp(packet: &Packet, addresses: Addresses, length: usize) -> Option<u64>;
+
+    /// The two words of an ICMP header that says: too big, `mtu` bytes would fit. The checksum is 0.
+    fn too_big(mtu: usize) -> [u32; 2];
 }
 
 /// New addresses of a translated packet.
@@ -74,7 +105,7 @@ pub struct Addresses {
     pub dst: Addr,
 }
 
-/// Hops of an outer header.
+/// Hops of an outer header and of an answer.
 const HOPS: u8 = 64;
 
 /// IPv4.
@@ -83,6 +114,12 @@ pub struct V4;
 impl Family for V4 {
     const ETHER_TYPE: u16 = 0x0800_u16.to_be();
     const OUTER: usize = size_of::<Ipv4>();
+    const ICMP: u8 = proto::ICMP;
+    const ECHO: u8 = 8;
+    const ECHO_REPLY: u8 = 0;
+    const PSEUDO_HEADER: bool = false;
+    const QUOTE: usize = 576 - size_of::<Ipv4>() - size_of::<Icmp>();
+    const LEAST_MTU: usize = 68;
 
     #[inline(always)]
     fn network(packet: &Packet, offset: usize) -> Option<Network> {
@@ -153,6 +190,67 @@ impl Family for V4 {
         // SAFETY: `at` has checked the bounds.
         Some((unsafe { (*ip).tos } as u32 & 0xfc) << 8)
     }
+    #[inline(always)]
+    fn is_error(kind: u8) -> bool {
+        // Destination unreachable, time exceeded, parameter problem.
+        matches!(kind, 3 | 11 | 12)
+    }
+
+    #[inline(always)]
+    fn turn_round(packet: &Packet) -> Option<()> {
+        let ip = packet.at::<Ipv4>(ETH)?;
+        // SAFETY: `at` has checked the bounds.
+        let ip = unsafe { &mut *ip };
+        let sum = (!ip.checksum) as u64 + difference(ip.ttl as u32, HOPS as u32);
+        ip.ttl = HOPS;
+        ip.checksum = !fold(sum);
+        (ip.src, ip.dst) = (ip.dst, ip.src);
+        Some(())
+    }
+
+    #[inline(always)]
+    fn readdress(packet: &Packet, offset: usize, Addresses { src, dst }: Addresses) -> Option<u64> {
+        let ip = packet.at::<Ipv4>(offset)?;
+        // SAFETY: `at` has checked the bounds.
+        let ip = unsafe { &mut *ip };
+        let addresses = difference(ip.src, src.0[3]) + difference(ip.dst, dst.0[3]);
+        let old = ip.checksum;
+        ip.checksum = !fold((!old) as u64 + addresses);
+        ip.src = src.0[3];
+        ip.dst = dst.0[3];
+        Some(addresses + difference(old as u32, ip.checksum as u32))
+    }
+
+    #[inline(always)]
+    fn asks_for_mtu(packet: &Packet) -> Option<bool> {
+        let ip = packet.at::<Ipv4>(ETH)?;
+        // SAFETY: `at` has checked the bounds.
+        Some(unsafe { (*ip).fragment } & 0x4000_u16.to_be() != 0)
+    }
+
+    #[inline(always)]
+    fn write_icmp(packet: &Packet, Addresses { src, dst }: Addresses, length: usize) -> Option<u64> {
+        let ip = packet.at::<[u32; 5]>(ETH)?;
+        let mut words = [
+            // Precedence "internetwork control" (RFC 1812, section 4.3.2.5).
+            (0x45c0_0000 | (length + Self::OUTER) as u32).to_be(),
+            0x0000_4000_u32.to_be(), // don't fragment
+            HOPS as u32 | (proto::ICMP as u32) << 8,
+            src.0[3],
+            dst.0[3],
+        ];
+        let sum = words[0] as u64 + words[1] as u64 + words[2] as u64 + words[3] as u64 + words[4] as u64;
+        words[2] |= (!fold(sum) as u32) << 16;
+        // SAFETY: `at` has checked the bounds.
+        unsafe { *ip = words };
+        Some(0)
+    }
+
+    /// Type 3, code 4 (RFC 1191, section 4).
+    #[inline(always)]
+    fn too_big(mtu: usize) -> [u32; 2] {
+        [0x0304_0000_u32.to_be(), (mtu as u32 & 0xffff).to_be()]
+    }
 }
 
 /// IPv6.
@@ -161,6 +259,12 @@ pub struct V6;
 impl Family for V6 {
     const ETHER_TYPE: u16 = 0x86dd_u16.to_be();
     const OUTER: usize = size_of::<Ipv6>();
+    const ICMP: u8 = proto::ICMPV6;
+    const ECHO: u8 = 128;
+    const ECHO_REPLY: u8 = 129;
+    const PSEUDO_HEADER: bool = true;
+    const QUOTE: usize = 1280 - size_of::<Ipv6>() - size_of::<Icmp>();
+    const LEAST_MTU: usize = 1280;
 
     /// Extension headers are left to the stack: their number is the protocol, and no VIP has it.
     #[inline(always)]
@@ -220,10 +324,73 @@ impl Family for V6 {
         // SAFETY: `at` has checked the bounds.
         Some(unsafe { (*ip).first } & 0x0fc0_0000_u32.to_be())
     }
+    #[inline(always)]
+    fn is_error(kind: u8) -> bool {
+        // Destination unreachable, packet too big, time exceeded, parameter problem.
+        matches!(kind, 1..=4)
+    }
+
+    #[inline(always)]
+    fn turn_round(packet: &Packet) -> Option<()> {
+        let ip = packet.at::<Ipv6>(ETH)?;
+        // SAFETY: `at` has checked the bounds.
+        let ip = unsafe { &mut *ip };
+        ip.hop_limit = HOPS;
+        (ip.src, ip.dst) = (ip.dst, ip.src);
+        Some(())
+    }
+
+    #[inline(always)]
+    fn readdress(packet: &Packet, offset: usize, Addresses { src, dst }: Addresses) -> Option<u64> {
+        let ip = packet.at::<Ipv6>(offset)?;
+        // SAFETY: `at` has checked the bounds.
+        let ip = unsafe { &mut *ip };
+        let sum = change(&Addr(ip.src), &src) + change(&Addr(ip.dst), &dst);
+        ip.src = src.0;
+        ip.dst = dst.0;
+        Some(sum)
+    }
+
+    #[inline(always)]
+    fn asks_for_mtu(_packet: &Packet) -> Option<bool> {
+        Some(true)
+    }
+
+    #[inline(always)]
+    fn write_icmp(packet: &Packet, Addresses { src, dst }: Addresses, length: usize) -> Option<u64> {
+        let ip = packet.at::<Ipv6>(ETH)?;
+        // SAFETY: `at` has checked the bounds.
+        unsafe {
+            *ip = Ipv6 {
+                first: 0x6000_0000_u32.to_be(),
+                payload_length: (length as u16).to_be(),
+                next_header: proto::ICMPV6,
+                hop_limit: HOPS,
+                src: src.0,
+                dst: dst.0,
+            };
+        }
+        let words = (length as u32).to_be() as u64 + (proto::ICMPV6 as u32).to_be() as u64;
+        Some(words + change(&Addr::NONE, &src) + change(&Addr::NONE, &dst))
+    }
+
+    /// Type 2 (RFC 4443, section 3.2).
+    #[inline(always)]
+    fn too_big(mtu: usize) -> [u32; 2] {
+        [0x0200_0000_u32.to_be(), (mtu as u32).to_be()]
+    }
 }
 
 /// What a changed word adds to the inverted checksum (RFC 1624, equation 3).
 #[inline(always)]
 pub const fn difference(old: u32, new: u32) -> u64 {
     (!old) as u64 + new as u64
+}
+/// What a changed address adds to the inverted checksum.
+#[inline(always)]
+pub const fn change(old: &Addr, new: &Addr) -> u64 {
+    difference(old.0[0], new.0[0])
+        + difference(old.0[1], new.0[1])
+        + difference(old.0[2], new.0[2])
+        + difference(old.0[3], new.0[3])
 }

@@ -74,13 +74,15 @@ impl Tracked<'_> {
         let mut known = known.map(|entry| unsafe { &mut *entry });
         let opening = self.transport.phase == Phase::Opening;
         let pinned = match &known {
-            Some(entry) if !opening => self.usable(entry.backend).map(|backend| (entry.backend, backend)),
+            Some(entry) if !opening => {
+                usable(entry.backend, self.service).map(|backend| (entry.backend, backend))
+            }
             _ => None,
         };
         let new = pinned.is_none();
         let (index, backend) = match pinned {
             Some(pinned) => pinned,
-            None => self.unknown()?,
+            None => unknown(self.slot, self.transport.phase, self.service)?,
         };
         // An entry that names another backend is replaced as a whole.
         let flags = if known.is_some() { BPF_ANY } else { BPF_NOEXIST };
@@ -113,7 +115,7 @@ impl Tracked<'_> {
         if let Some(entry) = flows.get_ptr_mut(self.key) {
             // SAFETY: as above.
             let entry = unsafe { *entry };
-            let backend = self.usable(entry.backend).ok_or(Verdict::FlowTableFull)?;
+            let backend = usable(entry.backend, self.service).ok_or(Verdict::FlowTableFull)?;
             choice.write(Choice { index: entry.backend, backend, nat_port: entry.nat_port, new: false });
             return Ok(());
         }
@@ -142,23 +144,23 @@ impl Tracked<'_> {
         }
         if state & FlowEntry::ENDING == 0 { state } else { FlowEntry::HALF_OPEN }
     }
+}
 
-    /// Where a flow without an entry goes.
-    #[inline(always)]
-    fn unknown(&self) -> Result<(u32, &'static Backend), Verdict> {
-        let index = decide::unknown(self.slot, self.transport.phase);
-        if let Some(backend) = self.usable(index) {
-            return Ok((index, backend));
-        }
-        let backend = backend_at(self.slot.current).ok_or(Verdict::NoBackend)?;
-        Ok((self.slot.current, backend))
+/// Where a flow of `slot` goes that has no entry.
+#[inline(always)]
+pub fn unknown(slot: Slot, phase: Phase, service: u32) -> Result<(u32, &'static Backend), Verdict> {
+    let index = decide::unknown(slot, phase);
+    if let Some(backend) = usable(index, service) {
+        return Ok((index, backend));
     }
+    let backend = backend_at(slot.current).ok_or(Verdict::NoBackend)?;
+    Ok((slot.current, backend))
+}
 
-    /// The backend at `index`, if known flows may stay with it.
-    #[inline(always)]
-    fn usable(&self, index: u32) -> Option<&'static Backend> {
-        backend_at(index).filter(|backend| decide::is_usable(backend, self.service))
-    }
+/// The backend at `index`, if known flows of `service` may stay with it.
+#[inline(always)]
+pub fn usable(index: u32, service: u32) -> Option<&'static Backend> {
+    backend_at(index).filter(|backend| decide::is_usable(backend, service))
 }
 
 /// Bits of [`FlowEntry::state`] for TCP flags; `fin` is the one for a FIN of this side.

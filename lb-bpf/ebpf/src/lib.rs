@@ -1,8 +1,8 @@
 //! Fairlead's XDP programs.
 //!
 //! [`datapath::run`] is the whole of it, inlined into one program: [`parse`] the packet, look up VIP, slot and
-//! backend ([`datapath`]), and flows where they are tracked ([`flow`], [`nat`]), then [`encap`], [`nat`] or
-//! [`decap`] change the packet. [`packet`] and [`parse`] call no helper and touch no map: they compile and
+//! backend ([`datapath`]), and flows where they are tracked ([`flow`], [`nat`]), then [`encap`], [`nat`], [`decap`]
+//! or [`icmp`] change the packet. [`packet`] and [`parse`] call no helper and touch no map: they compile and
 //! run on the host as well, like the rules that user space shares ([`lb_bpf_common::decide`]).
 #![no_std]
 #![deny(missing_docs)]
@@ -16,6 +16,7 @@ pub mod decap;
 pub mod encap;
 pub mod family;
 pub mod flow;
+pub mod icmp;
 pub mod maps;
 pub mod nat;
 pub mod packet;

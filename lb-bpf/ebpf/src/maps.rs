@@ -7,7 +7,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lb_bpf_common::{
-    Backend, Config, Counter, DecapKey, FlowEntry, FlowKey, ReverseEntry, Slot, Verdict, Vip, VipKey,
+    Backend, Config, Counter, DecapKey, FlowEntry, FlowKey, Limit, ReverseEntry, Slot, Verdict, Vip, VipKey,
 };
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -49,3 +49,20 @@ pub static decap: HashMap<DecapKey, u32, 1024> = HashMap::new();
 /// What holds for all services.
 #[btf_map]
 pub static config: Array<Config, 1> = Array::new();
+
+/// How much of the rate of each [`Limit`] is used up. Not pinned: it goes with the program.
+#[btf_map]
+pub static icmp_limits: PerCpuArray<u64, { Limit::COUNT }> = PerCpuArray::new();
+
+/// What [`crate::icmp`] has no room for on the stack, which it shares with the program that calls it. Not pinned.
+#[btf_map]
+pub static scratch: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+/// Keys of one packet.
+#[repr(C)]
+pub struct Scratch {
+    /// A flow.
+    pub flow: FlowKey,
+    /// Its VIP.
+    pub vip: VipKey,
+}

@@ -43,6 +43,16 @@ impl Packet {
         }
         Some(first as *mut T)
     }
+
+    /// Where `size` bytes lie at `offset`, if they lie wholly within the packet.
+    #[inline(always)]
+    pub const fn bytes(&self, offset: usize, size: usize) -> Option<*mut u8> {
+        let first = self.start + offset;
+        if first + size > self.end {
+            return None;
+        }
+        Some(first as *mut u8)
+    }
 }
 
 /// Ethernet header, without a VLAN tag.
@@ -191,6 +201,20 @@ impl Tcp {
     pub const RST: u8 = 4;
     /// Acknowledges.
     pub const ACK: u8 = 16;
+}
+
+/// ICMP and ICMPv6 header (RFC 792, RFC 4443). Network byte order.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Icmp {
+    /// Type.
+    pub kind: u8,
+    /// Code.
+    pub code: u8,
+    /// Checksum; in IPv6 over a pseudo header, too.
+    pub checksum: u16,
+    /// Depends on the type.
+    pub rest: u32,
 }
 
 /// UDP header (RFC 768). Network byte order.

@@ -120,6 +120,8 @@ fn name(number: u8) -> &'static str {
     match number {
         proto::TCP => "tcp",
         proto::UDP => "udp",
+        proto::ICMP => "icmp",
+        proto::ICMPV6 => "icmpv6",
         _ => "other",
     }
 }

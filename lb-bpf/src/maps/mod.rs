@@ -22,7 +22,7 @@ use std::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Sizes {
-    /// Frontends.
+    /// Frontends, and one more for each address.
     pub vips: u32,
     /// Slots of all services together; 8 bytes each, allocated at once. Changing a table takes it twice.
     pub slots: u32,

@@ -14,7 +14,7 @@ use crate::{
     service::{Endpoint, Frontend, Protocol, Service, ServiceKey},
     status::{Counters, InstalledService},
 };
-use lb_bpf_common::{Addr, Backend, Config, DecapKey, Verdict, Vip, VipKey};
+use lb_bpf_common::{Addr, Backend, Config, DecapKey, Verdict, Vip, VipKey, proto};
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
@@ -293,6 +293,12 @@ pub fn vip_key(frontend: &Frontend) -> VipKey {
         proto: frontend.protocol.number(),
         zero: 0,
     }
+}
+
+/// The entry by which a frontend's address answers pings.
+pub fn ping_key(frontend: &Frontend) -> VipKey {
+    let proto = if frontend.address.is_ipv4() { proto::ICMP } else { proto::ICMPV6 };
+    VipKey { addr: frontend.address.into(), port: 0, proto, zero: 0 }
 }
 
 fn frontend_of(key: &VipKey) -> Option<Frontend> {

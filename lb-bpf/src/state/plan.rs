@@ -6,7 +6,7 @@
 use super::{
     Hop, Named, NextHop, NextHops, Now, Programmed, State, TargetKey,
     dirt::{self, Dirt},
-    vip_key,
+    ping_key, vip_key,
 };
 use crate::{
     maglev,
@@ -23,6 +23,9 @@ const NAT_PORTS: (u16, u16) = (16384, 32767);
 /// How long, in milliseconds, a range of slots rests before it is used again: much longer than any packet is in the
 /// program, so that none reads a table that is written over.
 pub(crate) const GRACE: u64 = 250;
+
+/// The value of an address's entry for ICMP.
+const PING: Vip = Vip { service: 0, base: 0, size: 0, flags: 0 };
 
 /// Why there is no plan. Nothing has changed then.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +93,11 @@ impl State {
             let before = known.remove(&id).map(|(_, programmed)| programmed);
             let programmed = self.program(maps, id, service, before, hops, now, &mut ops)?;
             self.services.insert(key.clone(), programmed);
+            for ping in service.frontends.iter().map(ping_key) {
+                if self.vips.get(&ping) != Some(&PING) {
+                    self.push(Op::SetVip(ping, PING), &mut ops);
+                }
+            }
         }
         for decap in &desired.decap {
             let key = DecapKey { local: decap.local.into(), vip: decap.vip.into() };
@@ -577,6 +585,7 @@ fn named(desired: &Desired) -> Result<Named, PlanError> {
     }
     let decap = desired.decap.iter().map(|end| DecapKey { local: end.local.into(), vip: end.vip.into() });
     let nat = desired.services.values().any(|service| service.mode == Mode::Nat);
-    let vips = owners.into_iter().map(|(vip, ..)| vip).collect();
+    let pings = owners.iter().map(|(_, frontend, _)| ping_key(frontend));
+    let vips = owners.iter().map(|(vip, ..)| *vip).chain(pings).collect();
     Ok(Named { vips, decap: decap.collect(), nat })
 }

@@ -199,15 +199,15 @@ pub(crate) fn ethernet(dst: [u8; 6], src: [u8; 6], ip: IpAddr) -> Vec<u8> {
     [&dst[..], &src, &ether_type].concat()
 }
 
-struct Header4 {
-    class: u8,
-    fragment: u16,
-    ttl: u8,
-    proto: u8,
+pub(crate) struct Header4 {
+    pub(crate) class: u8,
+    pub(crate) fragment: u16,
+    pub(crate) ttl: u8,
+    pub(crate) proto: u8,
 }
 
 impl Header4 {
-    fn bytes(&self, src: [u8; 4], dst: [u8; 4], payload: usize, options: &[u8]) -> Vec<u8> {
+    pub(crate) fn bytes(&self, src: [u8; 4], dst: [u8; 4], payload: usize, options: &[u8]) -> Vec<u8> {
         let words = 5 + options.len() as u8 / 4;
         let mut bytes = vec![0x40 | words, self.class];
         bytes.extend((usize::from(words) * 4 + payload).to_be_bytes()[6..].iter());
@@ -223,7 +223,7 @@ impl Header4 {
     }
 }
 
-fn header6(
+pub(crate) fn header6(
     class: u8,
     label: u32,
     hops: u8,
@@ -240,7 +240,7 @@ fn header6(
     bytes
 }
 
-fn pseudo_header(src: IpAddr, dst: IpAddr, proto: u8, length: usize) -> Vec<u8> {
+pub(crate) fn pseudo_header(src: IpAddr, dst: IpAddr, proto: u8, length: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     for ip in [src, dst] {
         match ip {
@@ -254,7 +254,7 @@ fn pseudo_header(src: IpAddr, dst: IpAddr, proto: u8, length: usize) -> Vec<u8> 
 }
 
 /// RFC 1071, pair by pair. All parts but the last have even lengths.
-fn checksum(parts: &[&[u8]]) -> u16 {
+pub(crate) fn checksum(parts: &[&[u8]]) -> u16 {
     let mut sum = 0_u32;
     for pair in parts.iter().flat_map(|part| part.chunks(2)) {
         sum += u32::from(pair[0]) * 256 + pair.get(1).map_or(0, |&low| u32::from(low));

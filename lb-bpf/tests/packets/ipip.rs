@@ -85,7 +85,7 @@ fn family_cases(family: Family) -> Vec<Case> {
     let full = ack.clone().payload(vec![7; 1500 - 2 * family.header() - 20]);
     cases.push(case(name("fills the MTU"), base.clone(), full.bytes(), sent(&full, 1, false)));
     let over = ack.clone().payload(vec![7; 1501 - 2 * family.header() - 20]);
-    cases.push(untouched("one byte over the MTU", base.clone(), &over, Verdict::TooBig));
+    cases.push(untouched("one byte over the MTU", edit(&|world| world.busy = true), &over, Verdict::TooBig));
     let no_mtu = edit(&|world| world.backends[0].mtu = 0);
     cases.push(case(name("MTU not known"), no_mtu, over.bytes(), sent(&over, 1, false)));
     let key = flow_key(&syn);

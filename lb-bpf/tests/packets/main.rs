@@ -5,6 +5,7 @@
 mod decap;
 mod dirty;
 mod frame;
+mod icmp;
 mod ipip;
 mod model;
 mod nat;
@@ -48,6 +49,11 @@ fn nat() {
 #[test]
 fn decapsulation() {
     run(decap::cases());
+}
+
+#[test]
+fn icmp() {
+    run(icmp::cases());
 }
 
 #[test]

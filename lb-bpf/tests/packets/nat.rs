@@ -109,7 +109,7 @@ fn errors(family: Family) -> Vec<Case> {
     });
     vec![
         case(name("fills the MTU"), base.clone(), full.bytes(), sent(family, &full, 1, true)),
-        untouched("one byte over the MTU", base.clone(), &over, Verdict::TooBig),
+        untouched("one byte over the MTU", edit(&|world| world.busy = true), &over, Verdict::TooBig),
         untouched("TTL 1", base.clone(), &ack.clone().ttl(1), Verdict::TtlExpired),
         untouched(
             "next hop not resolved",

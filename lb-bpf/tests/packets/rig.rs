@@ -5,8 +5,8 @@ use aya::{
     programs::{TestRunOptions, Xdp},
 };
 use lb_bpf::abi::{
-    Backend, Config, Counter, DecapKey, FlowEntry, FlowKey, ReverseEntry, Slot, Verdict, Vip, VipKey, map,
-    program,
+    Backend, Config, Counter, DecapKey, FlowEntry, FlowKey, Limit, ReverseEntry, Slot, Verdict, Vip, VipKey,
+    map, program,
 };
 
 /// XDP actions (linux/bpf.h).
@@ -40,6 +40,8 @@ pub(crate) struct World {
     pub(crate) reverse: Vec<(FlowKey, ReverseEntry)>,
     pub(crate) decap: Vec<DecapKey>,
     pub(crate) config: Config,
+    /// Whether the rate of what is sent at a limited rate is used up.
+    pub(crate) busy: bool,
     /// Size of `flows`; 0: room for all.
     pub(crate) max_flows: u32,
     /// Size of `reverse`; 0: room for all.
@@ -93,12 +95,16 @@ impl Rig {
             let backend = (index as usize).checked_sub(1).and_then(|index| world.backends.get(index));
             let backend = backend.copied().unwrap_or_default();
             self.set_backend(index, backend);
-            self.clear_counter(map::BACKEND_COUNTERS, index);
+            self.set_per_cpu(map::BACKEND_COUNTERS, index, Plain(Counter::default()));
         }
         for verdict in Verdict::ALL {
-            self.clear_counter(map::VERDICT_COUNTERS, *verdict as u32);
+            self.set_per_cpu(map::VERDICT_COUNTERS, *verdict as u32, Plain(Counter::default()));
         }
         self.array(map::CONFIG).set(0, Plain(world.config), 0).unwrap();
+        let used = if world.busy { u64::MAX } else { 0 };
+        for limit in [Limit::Echo, Limit::TooBig] {
+            self.set_per_cpu(map::ICMP_LIMITS, limit as u32, Plain(used));
+        }
     }
 
     fn replace<K: Copy + 'static, V: Copy + 'static>(&mut self, name: &str, entries: &[(K, V)]) {
@@ -111,11 +117,11 @@ impl Rig {
         }
     }
 
-    fn clear_counter(&mut self, name: &str, index: u32) {
-        let mut array: PerCpuArray<&mut MapData, Plain<Counter>> =
+    fn set_per_cpu<T: Copy + 'static>(&mut self, name: &str, index: u32, value: Plain<T>) {
+        let mut array: PerCpuArray<&mut MapData, Plain<T>> =
             self.ebpf.map_mut(name).unwrap().try_into().unwrap();
-        let zero = vec![Plain(Counter::default()); aya::util::nr_cpus().unwrap()];
-        array.set(index, PerCpuValues::try_from(zero).unwrap(), 0).unwrap();
+        let values = vec![value; aya::util::nr_cpus().unwrap()];
+        array.set(index, PerCpuValues::try_from(values).unwrap(), 0).unwrap();
     }
 
     /// Runs one packet.

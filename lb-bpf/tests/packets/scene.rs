@@ -92,8 +92,9 @@ pub(crate) fn world(family: Family, mode: Mode) -> World {
     let vip = Vip { service: SERVICE, base: BASE, size: SLOTS, flags: 0 };
     let key =
         |proto| VipKey { addr: family.vip().ip().into(), port: family.vip().port().to_be(), proto, zero: 0 };
+    let ping = VipKey { port: 0, ..key(if family == V4 { 1 } else { 58 }) };
     World {
-        vips: vec![(key(6), vip), (key(17), vip)],
+        vips: vec![(key(6), vip), (key(17), vip), (ping, Vip { service: 0, base: 0, size: 0, flags: 0 })],
         slots: vec![Slot { current: 1, previous: 0 }; (BASE + SLOTS) as usize],
         backends: (1..=4).map(|index| backend(family, mode, index)).collect(),
         config: Config { flags: Config::NAT, nat_port_first: PORTS.0, nat_port_last: PORTS.1 },
@@ -136,10 +137,15 @@ pub(crate) fn entry(frame: &Frame, backend: u32, nat_port: u16) -> FlowEntry {
 
 /// How `frame` leaves for the backend at `index` in a tunnel.
 pub(crate) fn tunnelled(family: Family, frame: &Frame, index: u32) -> Vec<u8> {
+    frame.tunnelled(&tunnel(family, frame, index))
+}
+
+/// The tunnel of the flow of `frame` to the backend at `index`.
+pub(crate) fn tunnel(family: Family, frame: &Frame, index: u32) -> Tunnel {
     let (eth_dst, eth_src) = backend_macs(index);
     let bits = flow_hash(&flow_key(frame)).to_ne_bytes();
     let flow_label = u32::from_be_bytes(bits) & 0x000f_ffff;
-    frame.tunnelled(&Tunnel {
+    Tunnel {
         eth_dst,
         eth_src,
         src: family.own(),
@@ -149,7 +155,7 @@ pub(crate) fn tunnelled(family: Family, frame: &Frame, index: u32) -> Vec<u8> {
         proto: if family == V4 { 4 } else { 41 },
         fragment: 0x4000,
         options: Vec::new(),
-    })
+    }
 }
 
 /// How `frame` leaves for the backend at `index`, translated with the source port `nat_port`.
@@ -183,6 +189,8 @@ pub(crate) enum Expect {
     Returned(Vec<u8>),
     /// Passed or dropped, not changed, with this verdict.
     Untouched(Verdict),
+    /// Sent back to where it came from, changed, with this verdict.
+    Answered(Verdict, Vec<u8>),
     /// Passed, changed.
     Passed(Verdict, Vec<u8>),
 }
@@ -221,7 +229,7 @@ impl Case {
             let result = rig.run(packet);
             let (action, bytes) = match expect {
                 Expect::Sent { backend, bytes, .. } => (out(*backend), bytes),
-                Expect::Returned(bytes) => (TX, bytes),
+                Expect::Returned(bytes) | Expect::Answered(_, bytes) => (TX, bytes),
                 Expect::Passed(_, bytes) => (PASS, bytes),
                 Expect::Untouched(verdict) => (untouched(*verdict), packet),
             };
@@ -231,7 +239,7 @@ impl Case {
             let (counter, new) = match expect {
                 Expect::Sent { backend, new, .. } => (Some(backends.entry(*backend).or_default()), *new),
                 Expect::Untouched(Verdict::NotOurs) => (None, false),
-                Expect::Untouched(verdict) | Expect::Passed(verdict, _) => {
+                Expect::Untouched(verdict) | Expect::Passed(verdict, _) | Expect::Answered(verdict, _) => {
                     (Some(verdicts.entry(*verdict).or_default()), false)
                 }
                 Expect::Returned(_) => (Some(verdicts.entry(Verdict::Returned).or_default()), false),
@@ -275,8 +283,15 @@ fn untouched(verdict: Verdict) -> u32 {
         | Verdict::TooBig
         | Verdict::NatPortsExhausted
         | Verdict::FlowTableFull
-        | Verdict::NoHeadroom => DROP,
-        Verdict::Encapsulated | Verdict::Translated | Verdict::Returned | Verdict::Decapsulated => {
+        | Verdict::NoHeadroom
+        | Verdict::EchoLimited
+        | Verdict::NoFlow => DROP,
+        Verdict::Encapsulated
+        | Verdict::Translated
+        | Verdict::Returned
+        | Verdict::Decapsulated
+        | Verdict::EchoReply
+        | Verdict::TooBigAnswered => {
             panic!("{verdict:?} changes the packet")
         }
     }

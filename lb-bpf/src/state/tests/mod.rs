@@ -4,7 +4,7 @@ mod flows;
 mod idle;
 mod packets;
 
-use super::{Hop, NextHop, NextHops, Now, State};
+use super::{Hop, NextHop, NextHops, Now, State, ping_key};
 use crate::{
     maps::{Maps, Op, Sizes, fake::FakeMaps},
     service::{Desired, Endpoint, Frontend, Protocol, Service, ServiceKey, Target},
@@ -153,6 +153,31 @@ fn a_frontend_has_one_service() {
 }
 
 #[test]
+fn an_address_answers_pings_as_long_as_it_has_a_frontend() {
+    let mut maps = FakeMaps::new(SIZES);
+    let mut state = State::restore(&maps).unwrap();
+    let mut shared = service(&[2], &[(2, 1, true)]);
+    shared.frontends.insert(Frontend { port: 443, ..frontend(1) });
+    let two = desired([("a", service(&[1], &[(1, 1, true)])), ("b", shared.clone())]);
+    let pings = |maps: &FakeMaps| maps.vips.keys().filter(|key| key.port == 0).copied().collect::<Vec<_>>();
+    let both = [1, 2].map(|n| ping_key(&frontend(n)));
+    install(&mut state, &mut maps, &two, START);
+    assert_eq!(pings(&maps), both);
+    assert!(both.iter().all(|key| maps.vips[key].service == 0), "of no service");
+    // The process before knew nothing of pings.
+    maps.vips.retain(|key, _| key.port != 0);
+    let mut state = State::restore(&maps).unwrap();
+    install(&mut state, &mut maps, &two, START);
+    assert_eq!(pings(&maps), both);
+    install(&mut state, &mut maps, &desired([("b", shared)]), START);
+    assert_eq!(pings(&maps), both);
+    install(&mut state, &mut maps, &desired([("a", service(&[1], &[(1, 1, true)]))]), START);
+    assert_eq!(pings(&maps), both[..1]);
+    install(&mut state, &mut maps, &Desired::default(), START);
+    assert_eq!(maps.vips, BTreeMap::new());
+}
+
+#[test]
 fn a_service_that_is_renamed_keeps_its_table() {
     let mut maps = FakeMaps::new(SIZES);
     let mut state = State::restore(&maps).unwrap();
@@ -176,8 +201,8 @@ fn next_hops_change_in_place_and_sources_do_not() {
     let NextHop::Known(hop) = hops()[&endpoint(1).address] else { panic!("known") };
     assert_eq!(
         plan(with(NextHop::Pending)).len(),
-        5,
-        "name, counters, backend without a way, table, frontend"
+        6,
+        "name, counters, backend without a way, table, frontend, ping"
     );
     assert!(matches!(plan(with(NextHop::Known(hop)))[..], [Op::SetBackend(1, b)] if b.ifindex == 7));
     assert_eq!(plan(with(NextHop::Pending)), [], "what is installed stays");

@@ -1,0 +1,372 @@
+//! ICMP and ICMPv6: a VIP answers pings, an error goes to the end of the flow that it is about, and the sender of
+//! a packet that does not fit is told the MTU.
+use crate::{
+    datapath::{Outcome, count, current_packet, fits, ingress, slot_at},
+    encap::encapsulate,
+    family::{Addresses, Family, Network, Part, change, difference},
+    flow::{backend_at, unknown, usable},
+    maps::{Scratch, backend_counters, flows, icmp_limits, scratch, vips},
+    nat,
+    packet::{ETH, Eth, Icmp, Macs, Packet, Tcp, Udp},
+};
+use aya_ebpf::{
+    helpers::{bpf_csum_diff, bpf_ktime_get_coarse_ns, bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
+    programs::XdpContext,
+};
+use core::{mem::offset_of, ptr};
+use lb_bpf_common::{
+    Addr, Backend, FlowKey, Limit, Mode, ReverseEntry, Verdict, Vip, VipKey,
+    decide::{self, Phase},
+    flow_hash, fold, proto, slot_of,
+};
+
+/// Handles an ICMP message.
+#[inline(always)]
+pub fn message<F: Family>(ctx: &XdpContext, packet: &Packet, network: &Network) -> Outcome {
+    let Some(icmp) = packet.at::<Icmp>(network.end) else {
+        return Outcome::verdict(Verdict::NotOurs);
+    };
+    // SAFETY: `at` has checked the bounds.
+    let kind = unsafe { (*icmp).kind };
+    let mut ifindex = 0;
+    let verdict = if kind == F::ECHO {
+        echo::<F>(ctx, &mut ifindex)
+    } else if F::is_error(kind) {
+        error::<F>(ctx, &mut ifindex)
+    } else {
+        Verdict::NotOurs
+    };
+    Outcome { verdict, ifindex }
+}
+
+/// Answers a ping to a VIP with the same packet (RFC 792; RFC 4443, section 4.2). A call of its own, as [`error`] and
+/// [`too_big`] are: out of the way of what is balanced, and off the stack when it returns.
+#[inline(never)]
+fn echo<F: Family>(ctx: &XdpContext, ifindex: &mut u32) -> Verdict {
+    // With a third value read of `ctx` here the compiler does not pass the two bounds in its place, as mere numbers.
+    *ifindex = ingress(ctx);
+    let packet = current_packet(ctx);
+    let Some(network) = F::network(&packet, ETH) else {
+        return Verdict::NotOurs;
+    };
+    answer_echo::<F>(&packet, &network).unwrap_or_else(|verdict| verdict)
+}
+
+#[inline(always)]
+fn answer_echo<F: Family>(packet: &Packet, network: &Network) -> Result<Verdict, Verdict> {
+    let key = VipKey { addr: network.dst, port: 0, proto: F::ICMP, zero: 0 };
+    // SAFETY: nothing here changes `vips`, and the value is not used.
+    unsafe { vips.get(&key) }.ok_or(Verdict::NotOurs)?;
+    if network.part != Part::Whole {
+        return Err(Verdict::Fragment);
+    }
+    if !network.holds(packet, size_of::<Icmp>()) {
+        return Err(Verdict::Malformed);
+    }
+    if !allowed(Limit::Echo) {
+        return Err(Verdict::EchoLimited);
+    }
+    let icmp = packet.at::<Icmp>(network.end).ok_or(Verdict::Malformed)?;
+    // SAFETY: `at` has checked the bounds.
+    let icmp = unsafe { &mut *icmp };
+    let checksum = !fold((!icmp.checksum) as u64 + difference(F::ECHO as u32, F::ECHO_REPLY as u32));
+    icmp.kind = F::ECHO_REPLY;
+    // Both zeros are right, but for a message of nothing but zeros.
+    icmp.checksum = if checksum == 0 { 0xffff } else { checksum };
+    F::turn_round(packet).ok_or(Verdict::Malformed)?;
+    let eth = packet.at::<Eth>(0).ok_or(Verdict::Malformed)?;
+    // SAFETY: `at` has checked the bounds.
+    unsafe { Macs::read(eth.cast()).swapped().write(eth.cast()) };
+    Ok(Verdict::EchoReply)
+}
+
+/// Sends an error on. It quotes a packet that left here: the VIP's to a client (its backend wants to know), or the
+/// translated one to a backend (its client does). `ifindex` is where it goes out.
+#[inline(never)]
+fn error<F: Family>(ctx: &XdpContext, ifindex: &mut u32) -> Verdict {
+    let packet = current_packet(ctx);
+    let (Some(outer), Some(keys)) = (F::network(&packet, ETH), scratch.get_ptr_mut(0)) else {
+        return Verdict::NotOurs;
+    };
+    // SAFETY: this CPU's own element, and nothing interrupts the program.
+    let Scratch { flow, vip } = unsafe { &mut *keys };
+    match Quote::read::<F>(ctx, &packet, &outer, flow) {
+        Some(quote) => quote.relay::<F>(vip, ifindex).unwrap_or_else(|verdict| verdict),
+        None => Verdict::NotOurs,
+    }
+}
+
+/// An error's message.
+struct Quote<'a> {
+    ctx: &'a XdpContext,
+    packet: &'a Packet,
+    /// The flow that the quoted packet is of, as its receiver sends.
+    flow: &'a FlowKey,
+    /// The message.
+    outer: &'a Network,
+    /// Offset of the quoted packet.
+    start: usize,
+    /// Offset of its transport header.
+    transport: usize,
+    /// Whether the message can be sent on.
+    fault: Result<(), Verdict>,
+}
+
+/// What becomes of a quoted packet.
+struct Ends<'a> {
+    src: &'a Addr,
+    dst: &'a Addr,
+    /// Source, then destination.
+    ports: u32,
+    /// Ethernet destination and source of the message.
+    macs: *const u8,
+}
+
+impl<'a> Quote<'a> {
+    /// `None`: not an error about a TCP or UDP packet of who gets it.
+    #[inline(always)]
+    fn read<F: Family>(
+        ctx: &'a XdpContext,
+        packet: &'a Packet,
+        outer: &'a Network,
+        flow: &'a mut FlowKey,
+    ) -> Option<Self> {
+        let start = outer.end + size_of::<Icmp>();
+        let inner = F::network(packet, start)?;
+        let has_ports = matches!(inner.proto, proto::TCP | proto::UDP) && inner.part != Part::Later;
+        if !has_ports || !nat::same(&inner.src, &outer.dst) {
+            return None;
+        }
+        let ports = packet.at::<[u16; 2]>(inner.end)?;
+        // SAFETY: `at` has checked the bounds.
+        let [dst_port, src_port] = unsafe { *ports };
+        *flow =
+            FlowKey { src: inner.dst, dst: inner.src, src_port, dst_port, proto: inner.proto, zero: [0; 3] };
+        let fault = if outer.part != Part::Whole {
+            Err(Verdict::Fragment)
+        } else if !outer.holds(packet, inner.end + 8 - outer.end) {
+            Err(Verdict::Malformed) // 8 bytes of transport are the least (RFC 792)
+        } else if outer.hops <= 1 {
+            Err(Verdict::TtlExpired)
+        } else {
+            Ok(())
+        };
+        Some(Quote { ctx, packet, flow, outer, start, transport: inner.end, fault })
+    }
+
+    #[inline(always)]
+    fn relay<F: Family>(&self, key: &mut VipKey, ifindex: &mut u32) -> Result<Verdict, Verdict> {
+        match nat::entry_of_reply(self.flow) {
+            Some(entry) => self.to_client::<F>(entry, ifindex),
+            None => self.to_backend::<F>(key, ifindex),
+        }
+    }
+
+    /// From a client's side, about a packet of the VIP: to the backend of the flow.
+    #[inline(always)]
+    fn to_backend<F: Family>(&self, key: &mut VipKey, ifindex: &mut u32) -> Result<Verdict, Verdict> {
+        let flow = self.flow;
+        *key = VipKey { addr: flow.dst, port: flow.dst_port, proto: flow.proto, zero: 0 };
+        // SAFETY: nothing here changes `vips`, and entries are only freed after the program ends (RCU).
+        let vip = unsafe { vips.get(&*key) }.ok_or(Verdict::NotOurs)?;
+        self.fault?;
+        let hash = flow_hash(flow);
+        let (index, backend, nat_port) = owner(flow, hash, vip)?;
+        if backend.ifindex == 0 {
+            return Err(Verdict::Unresolved);
+        }
+        if !fits::<F>(self.outer, backend) {
+            return Err(Verdict::TooBig); // no error about an error (RFC 1122, section 3.2.2)
+        }
+        *ifindex = backend.ifindex;
+        let bytes = self.packet.len() as u64;
+        let verdict = if backend.mode == Mode::Nat as u8 {
+            // As the backend answered.
+            let ends = Ends {
+                src: &backend.addr,
+                dst: &backend.source,
+                ports: backend.port as u32 | (nat_port as u32) << 16,
+                macs: backend.next_hop.as_ptr(),
+            };
+            self.translate::<F>(&ends).ok_or(Verdict::Malformed)?;
+            Verdict::Translated
+        } else {
+            encapsulate::<F>(self.ctx, self.packet, self.outer, hash, backend)?
+        };
+        count(backend_counters.get_ptr_mut(index), bytes, false);
+        Ok(verdict)
+    }
+
+    /// From a backend's side, about a translated packet: to the client, about what the client sent.
+    #[inline(always)]
+    fn to_client<F: Family>(&self, entry: &ReverseEntry, ifindex: &mut u32) -> Result<Verdict, Verdict> {
+        self.fault?;
+        *ifindex = entry.ifindex;
+        // As the client asked.
+        let ends = Ends {
+            src: &entry.client,
+            dst: &entry.vip,
+            ports: entry.client_port as u32 | (entry.vip_port as u32) << 16,
+            macs: entry.next_hop.as_ptr(),
+        };
+        self.translate::<F>(&ends).ok_or(Verdict::Malformed)?;
+        Ok(Verdict::Returned)
+    }
+
+    /// Makes the quoted packet that of `ends` and sends the message to its source, as if from its destination (who
+    /// translates hides the routers on the other side), with all checksums changed by what has changed (RFC 1624;
+    /// RFC 5508, section 4). `None` cannot happen without a fault.
+    ///
+    /// Nothing is kept that can be read again: the stack is short.
+    #[inline(always)]
+    fn translate<F: Family>(&self, ends: &Ends) -> Option<()> {
+        let Quote { ctx, packet, flow, outer, start, transport, .. } = self;
+        let mut sum = F::readdress(packet, *start, Addresses { src: *ends.src, dst: *ends.dst })?;
+        let ports = packet.at::<[u32; 1]>(*transport)?;
+        // SAFETY: `at` has checked the bounds.
+        let old_ports = unsafe { core::mem::replace(&mut *ports, [ends.ports]) };
+        let changed = difference(old_ports[0], ends.ports);
+        sum += changed;
+        let is_tcp = flow.proto == proto::TCP;
+        let at = if is_tcp { offset_of!(Tcp, checksum) } else { offset_of!(Udp, checksum) };
+        // Of TCP's header there may be 8 bytes only.
+        if transport + at + 2 <= outer.start + outer.length {
+            // Read anew: of the packet as it was the compiler knows that this is within, but the verifier does not.
+            let checksum = current_packet(ctx).at::<u16>(transport + at)?;
+            // SAFETY: `at` has checked the bounds.
+            let checksum = unsafe { &mut *checksum };
+            let old = *checksum;
+            // UDP without a checksum stays so.
+            if is_tcp || old != 0 {
+                let moved = change(&flow.dst, ends.src) + change(&flow.src, ends.dst);
+                let good = !fold((!old) as u64 + changed + moved);
+                *checksum = if !is_tcp && good == 0 { 0xffff } else { good };
+                sum += difference(old as u32, *checksum as u32);
+            }
+        }
+        F::forward(packet, None)?;
+        let outside = F::readdress(packet, ETH, Addresses { src: *ends.dst, dst: *ends.src })?;
+        if F::PSEUDO_HEADER {
+            sum += outside;
+        }
+        let icmp = packet.at::<Icmp>(outer.end)?;
+        let eth = packet.at::<Eth>(0)?;
+        // SAFETY: `at` has checked the bounds; `macs` points to 12 bytes of a map's value.
+        unsafe {
+            (*icmp).checksum = !fold((!(*icmp).checksum) as u64 + sum);
+            Macs::read(ends.macs).write(eth.cast());
+        }
+        Some(())
+    }
+}
+
+/// Where the flow's packets go, without making an entry: a router's word does not start a flow. Index, backend and
+/// NAT port.
+#[inline(always)]
+fn owner(flow: &FlowKey, hash: u32, vip: &Vip) -> Result<(u32, &'static Backend, u16), Verdict> {
+    if vip.size == 0 {
+        return Err(Verdict::NoBackend);
+    }
+    let slot = slot_at(vip.base + slot_of(hash, vip.size)).ok_or(Verdict::NoBackend)?;
+    if !decide::is_dirty(slot) {
+        let backend = backend_at(slot.current).ok_or(Verdict::NoBackend)?;
+        if backend.mode != Mode::Nat as u8 {
+            return Ok((slot.current, backend, 0));
+        }
+    }
+    // SAFETY: entries are only freed after the program ends (RCU).
+    if let Some(entry) = unsafe { flows.get(flow) }
+        && let Some(backend) = usable(entry.backend, vip.service)
+    {
+        return Ok((entry.backend, backend, entry.nat_port));
+    }
+    let phase = if flow.proto == proto::TCP { Phase::Running } else { Phase::Datagram };
+    let (index, backend) = unknown(slot, phase, vip.service)?;
+    if backend.mode == Mode::Nat as u8 { Err(Verdict::NoFlow) } else { Ok((index, backend, 0)) }
+}
+
+/// Tells the sender of a packet to a VIP that only `mtu` bytes fit (RFC 1191, RFC 8201); the packet turns into the
+/// answer. Not if the packet may be fragmented, nor if it is no longer than what every link carries or than what is
+/// quoted of it.
+#[inline(never)]
+pub fn too_big<F: Family>(ctx: &XdpContext, mtu: usize) -> Verdict {
+    let packet = current_packet(ctx);
+    let (Some(network), Some(true)) = (F::network(&packet, ETH), F::asks_for_mtu(&packet)) else {
+        return Verdict::TooBig;
+    };
+    let mtu = if mtu < F::LEAST_MTU { F::LEAST_MTU } else { mtu };
+    if network.length <= mtu || network.length < F::QUOTE || !allowed(Limit::TooBig) {
+        return Verdict::TooBig;
+    }
+    match answer::<F>(ctx, &packet, &network, mtu) {
+        Some(()) => Verdict::TooBigAnswered,
+        None => Verdict::NoHeadroom,
+    }
+}
+
+#[inline(always)]
+fn answer<F: Family>(ctx: &XdpContext, packet: &Packet, network: &Network, mtu: usize) -> Option<()> {
+    let addresses = Addresses { src: network.dst, dst: network.src };
+    // SAFETY: `at` has checked the bounds.
+    let macs = unsafe { Macs::read(packet.at::<Eth>(0)?.cast()).swapped() };
+    let shorter = (ETH + F::QUOTE) as i32 - packet.len() as i32;
+    let header = F::OUTER + size_of::<Icmp>();
+    // SAFETY: the context is the kernel's. All pointers into the packet end here.
+    let moved = unsafe {
+        bpf_xdp_adjust_tail(ctx.ctx, shorter) == 0 && bpf_xdp_adjust_head(ctx.ctx, -(header as i32)) == 0
+    };
+    if !moved {
+        return None;
+    }
+    let packet = current_packet(ctx);
+    let pseudo = F::write_icmp(&packet, addresses, size_of::<Icmp>() + F::QUOTE)?;
+    let [first, rest] = F::too_big(mtu);
+    let quoted = quote_sum::<F>(&packet, ETH + header)?;
+    let checksum = !fold(pseudo + quoted + first as u64 + rest as u64);
+    let icmp = packet.at::<[u32; 2]>(ETH + F::OUTER)?;
+    let eth = packet.at::<Eth>(0)?;
+    // SAFETY: `at` has checked the bounds.
+    unsafe {
+        *icmp = [first | (checksum as u32) << 16, rest];
+        macs.write(eth.cast());
+        (*eth).ether_type = F::ETHER_TYPE;
+    }
+    Some(())
+}
+
+/// The sum of the quoted bytes.
+#[inline(always)]
+fn quote_sum<F: Family>(packet: &Packet, offset: usize) -> Option<u64> {
+    /// Before Linux 6.13 the helper takes no more at a time.
+    const CHUNK: usize = 512;
+    let mut bytes = packet.bytes(offset, F::QUOTE)?;
+    let (mut left, mut sum) = (F::QUOTE, 0);
+    while left > 0 {
+        let size = if left > CHUNK { CHUNK } else { left };
+        // SAFETY: `size` bytes are readable; no other buffer is passed.
+        sum = unsafe { bpf_csum_diff(ptr::null_mut(), 0, bytes.cast(), size as u32, sum as u32) };
+        if sum < 0 {
+            return None;
+        }
+        // SAFETY: within the bytes that were checked.
+        bytes = unsafe { bytes.add(size) };
+        left -= size;
+    }
+    Some(sum as u64)
+}
+
+/// Whether one more packet may be sent, which then counts.
+#[inline(always)]
+fn allowed(limit: Limit) -> bool {
+    let Some(used) = icmp_limits.get_ptr_mut(limit as u32) else {
+        return false;
+    };
+    // SAFETY: this CPU's own element; the helper has no argument and no effect.
+    let (used, now) = unsafe { (&mut *used, bpf_ktime_get_coarse_ns()) };
+    let begin = if *used > now { *used } else { now };
+    if begin - now >= Limit::BURST {
+        return false;
+    }
+    *used = begin + Limit::INTERVAL;
+    true
+}

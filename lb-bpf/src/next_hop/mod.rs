@@ -117,7 +117,7 @@ impl Resolver {
         match self.watch.neighbour(&route.neighbour) {
             Neighbour::Unknown => NextHop::Pending,
             Neighbour::Failed => NextHop::Unreachable,
-            Neighbour::At(mac) => NextHop::Known(Hop {
+            Neighbour::At(mac) | Neighbour::Fixed(mac) => NextHop::Known(Hop {
                 source: route.source,
                 mac,
                 source_mac: link.mac,
@@ -151,7 +151,11 @@ impl Resolver {
         let mut news = Vec::new();
         for neighbour in wanted {
             let last = self.asked.get(neighbour);
-            let is_unknown = self.watch.neighbour(neighbour) == Neighbour::Unknown;
+            let known = self.watch.neighbour(neighbour);
+            let is_unknown = known == Neighbour::Unknown;
+            if matches!(known, Neighbour::Fixed(_)) {
+                continue;
+            }
             if !is_unknown && last.is_some_and(|last| now.duration_since(*last) < ASK_AGAIN) {
                 continue;
             }

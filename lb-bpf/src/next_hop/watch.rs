@@ -40,6 +40,9 @@ pub(super) enum Neighbour {
     Failed,
     /// It is here.
     At([u8; 6]),
+    /// It is here because somebody wrote so (NUD_PERMANENT, NUD_NOARP). Not to be asked for: that would take the
+    /// permanence away.
+    Fixed([u8; 6]),
 }
 
 /// What matters of an interface.
@@ -210,8 +213,10 @@ impl Known {
     fn forget_neighbour(&mut self, message: &NeighbourMessage) -> bool {
         let known = read_neighbour(message).filter(|(key, _)| self.wanted.contains(key));
         let Some((key, _)) = known else { return false };
-        if self.neighbours.get(&key) == Some(&Neighbour::Failed) {
-            self.neighbours.remove(&key);
+        match self.neighbours.get(&key) {
+            Some(Neighbour::Failed) => drop(self.neighbours.remove(&key)),
+            Some(Neighbour::Fixed(mac)) => drop(self.neighbours.insert(key, Neighbour::At(*mac))),
+            Some(Neighbour::Unknown | Neighbour::At(_)) | None => {}
         }
         true
     }
@@ -251,14 +256,10 @@ fn read_neighbour(message: &NeighbourMessage) -> Option<(NeighbourKey, Neighbour
     let state = match (message.header.state, mac) {
         (NeighbourState::Failed, _) => Neighbour::Failed,
         (
-            NeighbourState::Reachable
-            | NeighbourState::Stale
-            | NeighbourState::Delay
-            | NeighbourState::Probe
-            | NeighbourState::Permanent
-            | NeighbourState::Noarp,
+            NeighbourState::Reachable | NeighbourState::Stale | NeighbourState::Delay | NeighbourState::Probe,
             Some(mac),
         ) => Neighbour::At(mac),
+        (NeighbourState::Permanent | NeighbourState::Noarp, Some(mac)) => Neighbour::Fixed(mac),
         _ => Neighbour::Unknown,
     };
     Some(((message.header.ifindex, address?), state))

@@ -152,6 +152,29 @@ fn a_neighbour_that_somebody_deletes_stays_the_next_hop() {
 }
 
 #[test]
+fn a_neighbour_that_somebody_wrote_down_is_left_alone() {
+    network::test(async |network| {
+        let mac = network.peer_mac();
+        run("ip", &["neigh", "replace", "10.0.0.3", "lladdr", &mac, "nud", "permanent", "dev", "lb0"]);
+        let mut datapath = Datapath::open(options(network)).await.unwrap();
+        install_resolved(&mut datapath, &both()).await;
+        assert!(run("ip", &["neigh", "show", "10.0.0.3", "dev", "lb0"]).contains("PERMANENT"));
+        // Without its entry it is a neighbour like others, which has to be found.
+        run("ip", &["neigh", "del", "10.0.0.3", "dev", "lb0"]);
+        let changed = tokio::time::timeout(DEADLINE, datapath.changed());
+        changed.await.expect("it is noticed, to be asked for");
+        install_resolved(&mut datapath, &both()).await;
+        let found = async {
+            while !run("ip", &["neigh", "show", "10.0.0.3", "dev", "lb0"]).contains(&mac) {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(DEADLINE, found).await.expect("it is asked for");
+        datapath.detach().await.unwrap();
+    });
+}
+
+#[test]
 fn a_backend_without_a_route_is_resolved_when_there_is_one() {
     network::test(async |network| {
         let mut datapath = Datapath::open(options(network)).await.unwrap();

@@ -50,6 +50,7 @@ impl Canned {
         let refusal = Refusal { error: "LoadBalancer \"db\" not found".to_owned() };
         let router = Router::new()
             .route("/v1/services", answer("services.json"))
+            .route("/v1/status", answer("status.json"))
             .route("/v1/bgp/peers", answer("peers.json"))
             .route("/v1/bgp/routes", answer("routes.json"))
             .route("/v1/trace", get(|query: RawQuery| async move { traced(query.0.as_deref()) }))
@@ -141,6 +142,15 @@ fn tables() {
         assert_eq!(code(&output), 0, "{}", stderr(&output));
         assert_golden(file, stdout(&output));
     }
+}
+
+#[test]
+fn files_that_are_refused_are_said_beside_the_output() {
+    let instance = Canned::start();
+    let output = instance.run(&["services"]);
+    assert_eq!((code(&output), stdout(&output)), (0, golden("services.txt").as_str()));
+    assert_golden("refused.txt", stderr(&output));
+    assert_eq!(stderr(&instance.run(&["bgp", "peers"])), "", "sessions are what they are");
 }
 
 #[test]

@@ -34,6 +34,7 @@ impl Args {
             Some(name) => vec![self.instance.ask(&format!("/v1/objects/{plural}/{name}"))?],
             None => self.instance.ask(&format!("/v1/objects/{plural}"))?,
         };
+        self.instance.warn_of_faults();
         print(&match self.output {
             ObjectFormat::Table => objects_table(self.kind, &objects),
             ObjectFormat::Json => json(&document(self.name.is_some(), objects))?,

@@ -2,7 +2,7 @@
 //! instance go through [`crate::client`]; what they print goes through `output`.
 //!
 //! Exit codes: 0 done, 1 the answer is no, 2 usage, 3 could not reach the running instance.
-use crate::{client::ClientError, telemetry};
+use crate::{client::ClientError, serve::rows::InstanceStatus, telemetry};
 use clap::{Parser, Subcommand};
 use std::{fmt, io, path::PathBuf, process::ExitCode};
 
@@ -43,12 +43,17 @@ pub fn main() -> ExitCode {
         Err(failure) => {
             let text = failure.to_string();
             if !text.is_empty() {
-                // Nobody is left to tell when stderr is closed, too.
-                let _ = io::Write::write_all(&mut io::stderr(), format!("fairlead: {text}\n").as_bytes());
+                say(&text);
             }
             ExitCode::from(failure.code())
         }
     }
+}
+
+/// Tells people, beside the output.
+fn say(text: &str) {
+    // Nobody is left to tell when stderr is closed, too.
+    let _ = io::Write::write_all(&mut io::stderr(), format!("fairlead: {text}\n").as_bytes());
 }
 
 /// Why a command did not do what was asked, by exit code.
@@ -154,6 +159,16 @@ impl Instance {
             .build()
             .map_err(|e| Failure::No(format!("starting the runtime: {e}")))?;
         Ok(runtime.block_on(crate::client::get(&self.api_socket, path))?)
+    }
+
+    /// Says on stderr why the newest files are not in force, if they are not: what is shown is older than they are.
+    fn warn_of_faults(&self) {
+        // The answer itself has come: without this one it is as good.
+        let Ok(InstanceStatus { faults, .. }) = self.ask("/v1/status") else { return };
+        if !faults.is_empty() {
+            let faults: String = faults.iter().map(|fault| format!("\n  {fault}")).collect();
+            say(&format!("the newest files are refused; what was in force before them still is:{faults}"));
+        }
     }
 }
 

@@ -23,6 +23,7 @@ pub(super) struct Args {
 impl Args {
     pub(super) fn run(self) -> Result<(), Failure> {
         let services: Vec<ServiceRow> = self.instance.ask("/v1/services")?;
+        self.instance.warn_of_faults();
         print(&match self.output {
             Format::Json => json(&services)?,
             Format::Table => services_table(&services),

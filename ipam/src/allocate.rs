@@ -219,7 +219,8 @@ pub fn allocate(
     now: u64,
 ) -> Assignments {
     let mut allocator = Allocator::new(pools, claims, held, now);
-    let lacking = allocator.keep_held(held);
+    let lacking = allocator.keep_held();
+    allocator.release(held);
     let lacking = allocator.give_specific(lacking);
     let exhausted = allocator.give_any(lacking);
     allocator.finish(exhausted)
@@ -230,6 +231,8 @@ struct Allocator<'a> {
     index: Index<'a>,
     /// Oldest first.
     claims: Vec<(&'a str, &'a Claim)>,
+    /// As `claims`: what each holds.
+    given: Vec<Option<&'a BTreeMap<IpAddr, Option<String>>>>,
     /// As `claims`.
     assignments: Vec<Assignment>,
     /// Address → its holders, as indices of `claims`; the first one apart, since it is mostly the only one.
@@ -248,29 +251,39 @@ impl<'a> Allocator<'a> {
     fn new(
         pools: &'a BTreeMap<String, Pool>,
         claims: &'a BTreeMap<String, Claim>,
-        held: &Held,
+        held: &'a Held,
         now: u64,
     ) -> Self {
-        let mut claims: Vec<_> = claims.iter().map(|(name, claim)| (name.as_str(), claim)).collect();
+        // Side by side: to look up thousands of names that are alike costs more than all that is done with them.
+        let mut given = held.given.iter().peekable();
+        let mut claims: Vec<_> = claims
+            .iter()
+            .map(|(name, claim)| {
+                while given.next_if(|(other, _)| *other < name).is_some() {}
+                let given = given.next_if(|(other, _)| *other == name).map(|(_, given)| given);
+                ((name.as_str(), claim), given)
+            })
+            .collect();
         // Stable: claims of one age stay in the order of their names.
-        claims.sort_by_key(|(_, claim)| claim.created);
+        claims.sort_by_key(|((_, claim), _)| claim.created);
+        let (claims, given): (Vec<_>, Vec<_>) = claims.into_iter().unzip();
         Allocator {
             now,
             index: Index::new(pools),
             assignments: vec![Assignment::default(); claims.len()],
             taken: HashMap::with_capacity(claims.len()),
             claims,
+            given,
             released: held.released.clone(),
         }
     }
 
-    /// Leaves to every claim what it holds and still wants; what remains of `held` is released. Returns the
-    /// claims that lack something.
-    fn keep_held(&mut self, held: &Held) -> Vec<usize> {
+    /// Leaves to every claim what it holds and still wants. Returns the claims that lack something.
+    fn keep_held(&mut self) -> Vec<usize> {
         let mut lacking = Vec::new();
         for i in 0..self.claims.len() {
-            let (name, claim) = self.claims[i];
-            for (&address, origin) in held.given.get(name).into_iter().flatten() {
+            let (_, claim) = self.claims[i];
+            for (&address, origin) in self.given[i].into_iter().flatten() {
                 if self.wanted(i, address, origin.as_deref()) && self.conflict(i, address).is_none() {
                     let given = self.standing(claim, address, origin.as_deref());
                     self.take(i, address, given);
@@ -285,12 +298,16 @@ impl<'a> Allocator<'a> {
                 lacking.push(i);
             }
         }
+        lacking
+    }
+
+    /// Releases what was held and nobody kept.
+    fn release(&mut self, held: &Held) {
         for (name, addresses) in &held.given {
             for address in addresses.keys().filter(|a| !self.taken.contains_key(a)) {
                 self.released.insert(*address, Released { claim: name.clone(), at: self.now });
             }
         }
-        lacking
     }
 
     /// Whether the claim still asks for something that this held address fulfils.

@@ -135,7 +135,9 @@ fn request(spec: &LoadBalancerSpec, before: Option<&LoadBalancerStatus>) -> Requ
     // go, and clients know the address.
     let backends = spec.backends.iter().filter_map(|backend| backend.address);
     let given = before.into_iter().flat_map(|status| status.addresses.iter().map(|a| a.address));
-    let mut families: BTreeSet<_> = backends.chain(given).map(|address| Family::of(address.0)).collect();
+    let served = backends.chain(given).map(|address| Family::of(address.0));
+    let mut families = BTreeSet::new();
+    families.extend(Family::ALL.into_iter().filter(|family| served.clone().any(|served| served == *family)));
     if families.is_empty() {
         families.extend(Family::ALL);
     }
@@ -166,22 +168,25 @@ fn held(declared: &Declared) -> Held {
 struct Matching<'a> {
     pools: Vec<(&'a String, &'a Arc<AddressPool>)>,
     sets: HashMap<Vec<bool>, Arc<BTreeSet<String>>>,
+    /// By pool, whether it lets in the service in hand.
+    row: Vec<bool>,
 }
 
 impl<'a> Matching<'a> {
     fn new(declared: &'a Declared) -> Self {
-        Matching { pools: service_pools(declared).collect(), sets: HashMap::new() }
+        Matching { pools: service_pools(declared).collect(), sets: HashMap::new(), row: Vec::new() }
     }
 
     fn of(&mut self, object: &LoadBalancer) -> Arc<BTreeSet<String>> {
         let labels = labels(&object.metadata);
-        let row: Vec<_> = self.pools.iter().map(|(_, p)| p.spec.service_selector.matches(labels)).collect();
-        if let Some(set) = self.sets.get(&row) {
+        self.row.clear();
+        self.row.extend(self.pools.iter().map(|(_, p)| p.spec.service_selector.matches(labels)));
+        if let Some(set) = self.sets.get(&self.row) {
             return set.clone();
         }
-        let names = self.pools.iter().zip(&row).filter(|(_, matches)| **matches);
+        let names = self.pools.iter().zip(&self.row).filter(|(_, matches)| **matches);
         let set = Arc::new(names.map(|((name, _), _)| (*name).clone()).collect::<BTreeSet<_>>());
-        self.sets.insert(row, set.clone());
+        self.sets.insert(self.row.clone(), set.clone());
         set
     }
 }

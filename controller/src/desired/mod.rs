@@ -85,7 +85,7 @@ impl<'a> Draft<'a> {
 
     /// The second step, with what the datapath holds by now.
     pub fn finish(self, installed: &Installed) -> Desired {
-        let held = services::Held::new(&self.services.datapath, installed);
+        let held = services::Held::new(&self.services, installed);
         let announcements = routes::announce(&self, &held);
         let status = status::status(&self, &held, &announcements);
         Desired {

@@ -2,7 +2,7 @@
 //! backends are up or down as the checks say.
 use super::{Node, addresses, joined, labels};
 use crate::{
-    api::{LoadBalancer, LoadBalancerStatus, ServicePort, policy::ForwardingMode},
+    api::{Backend, LoadBalancer, LoadBalancerSpec, LoadBalancerStatus, ServicePort, policy::ForwardingMode},
     declared::Declared,
     observed::{Check, Failure, Health, Healths, Observed, Targets},
 };
@@ -13,8 +13,9 @@ use lb_bpf::{
     service::{Decap, Desired, Endpoint, Frontend, Service, ServiceKey, Target},
 };
 use std::{
+    borrow::Cow,
     cell::LazyCell,
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
 };
@@ -24,6 +25,8 @@ pub(super) struct Services<'a> {
     /// In the order of their names.
     pub(super) load_balancers: Vec<Balanced<'a>>,
     pub(super) datapath: Desired,
+    /// The [`Port::index`]es of the services of `datapath`, in their order.
+    order: Vec<usize>,
     pub(super) targets: Targets,
 }
 
@@ -45,7 +48,8 @@ pub(super) struct Balanced<'a> {
 
 /// A service of the datapath.
 pub(super) struct Port {
-    pub(super) key: ServiceKey,
+    /// Among the services of all LoadBalancers.
+    index: usize,
     pub(super) family: Family,
     /// Backends that are up and have a weight.
     pub(super) serving: u32,
@@ -71,9 +75,11 @@ impl<'a> Services<'a> {
         claims: BTreeMap<String, Assignment>,
     ) -> Self {
         let mut load_balancers = Vec::with_capacity(declared.load_balancers.len());
-        let mut services = Vec::new();
+        let mut services = Vec::with_capacity(declared.load_balancers.len());
         let mut decap = BTreeSet::new();
-        let mut targets: BTreeMap<Check, Vec<Endpoint>> = BTreeMap::new();
+        let checked =
+            if node.balances { Checked::new(declared, &observed.health) } else { Checked::default() };
+        let mut healths = checked.healths.as_slice();
         // The claims are those of the load balancers, in the same order: all names have the same prefix.
         let known = joined(&declared.load_balancers, &declared.statuses.load_balancers);
         for ((name, object, before), assignment) in known.zip(claims.into_values()) {
@@ -88,55 +94,88 @@ impl<'a> Services<'a> {
                 backends: Backends::default(),
             };
             decap.extend(balanced.decaps(&observed.node.addresses));
-            let checker = object.spec.policy.health_check.as_ref().map(|check| {
-                let (check, port) = Check::of(check);
-                Checker { results: observed.health.get(&check), check, port }
-            });
             if node.balances {
-                balanced.plan(checker.as_ref(), &observed.installed, &mut services);
-                if let Some(checker) = checker {
-                    let endpoints = balanced.endpoints(&checker);
-                    targets.entry(checker.check).or_default().extend(endpoints);
-                }
+                let own = healths.split_off(..checks_of(object)).unwrap_or_default();
+                balanced.plan(own, &observed.installed, &mut services);
             } else {
                 balanced.backends.declared = object.spec.backends.len() as u32;
             }
             load_balancers.push(balanced);
         }
-        let targets = targets.into_iter().map(|(check, endpoints)| (check, endpoints.into_iter().collect()));
+        // No key is there twice: validation has refused two ports of one name.
+        services.sort_by(|(one, ..), (other, ..)| one.cmp(other));
         Services {
             load_balancers,
-            targets: targets.collect(),
-            datapath: Desired { services: services.into_iter().collect(), decap },
+            targets: checked.targets,
+            order: services.iter().map(|(.., index)| *index).collect(),
+            datapath: Desired {
+                services: services.into_iter().map(|(key, service, _)| (key, service)).collect(),
+                decap,
+            },
         }
     }
 }
 
-/// How the backends of a LoadBalancer are checked, and what came of it.
-struct Checker<'a> {
-    check: Check,
-    port: Option<u16>,
-    results: Option<&'a BTreeMap<Endpoint, Health>>,
+/// What is to be checked, and what came of it so far.
+#[derive(Default)]
+struct Checked {
+    targets: Targets,
+    /// For each LoadBalancer that has a check, in their order, [`checks_of`] it: by port, then by backend.
+    healths: Vec<Option<Health>>,
 }
 
-impl Checker<'_> {
-    /// Where an endpoint is checked: at its own port unless the check names another.
-    fn endpoint(&self, endpoint: Endpoint) -> Endpoint {
-        Endpoint { port: self.port.unwrap_or(endpoint.port), ..endpoint }
+impl Checked {
+    /// Whether or not there is an address yet: so the first pass that has one can announce. There may be very many
+    /// endpoints: they are sorted once, for the targets, and walked beside the results then.
+    fn new(declared: &Declared, results: &Healths) -> Self {
+        let mut by_check: BTreeMap<Check, Vec<(Endpoint, usize)>> = BTreeMap::new();
+        let mut length = 0;
+        for object in declared.load_balancers.values() {
+            let spec = &object.spec;
+            let Some((check, port)) = spec.policy.health_check.as_ref().map(Check::of) else { continue };
+            let endpoints = by_check.entry(check).or_default();
+            for (index, (service_port, backend)) in ports_and_backends(spec).enumerate() {
+                if let Some(address) = backend.address {
+                    let port = port.unwrap_or(service_port.target().get());
+                    endpoints.push((Endpoint { address: address.0, port }, length + index));
+                }
+            }
+            length += checks_of(object);
+        }
+        let mut healths = vec![None; length];
+        let targets = by_check.into_iter().map(|(check, mut endpoints)| {
+            endpoints.sort_unstable_by_key(|(endpoint, _)| *endpoint);
+            let mut known = results.get(&check).into_iter().flatten().peekable();
+            for (endpoint, index) in &endpoints {
+                while known.next_if(|(other, _)| *other < endpoint).is_some() {}
+                healths[*index] =
+                    known.peek().filter(|(other, _)| *other == endpoint).map(|(_, health)| **health);
+            }
+            endpoints.dedup_by_key(|(endpoint, _)| *endpoint);
+            (check, endpoints.into_iter().map(|(endpoint, _)| endpoint).collect())
+        });
+        let targets = targets.collect();
+        Checked { targets, healths }
     }
+}
 
-    fn health(&self, endpoint: Endpoint) -> Option<Health> {
-        self.results?.get(&self.endpoint(endpoint)).copied()
-    }
+/// How many checks a LoadBalancer asks for: one for each backend on each port.
+fn checks_of(object: &LoadBalancer) -> usize {
+    let spec = &object.spec;
+    if spec.policy.health_check.is_some() { spec.ports.len() * spec.backends.len() } else { 0 }
+}
+
+fn ports_and_backends(spec: &LoadBalancerSpec) -> impl Iterator<Item = (&ServicePort, &Backend)> {
+    spec.ports.iter().flat_map(|port| spec.backends.iter().map(move |backend| (port, backend)))
 }
 
 impl Balanced<'_> {
-    /// The services and their backends.
+    /// The services and their backends; `healths` as in [`Checked`].
     fn plan(
         &mut self,
-        checker: Option<&Checker<'_>>,
+        healths: &[Option<Health>],
         installed: &Installed,
-        services: &mut Vec<(ServiceKey, Service)>,
+        services: &mut Vec<(ServiceKey, Service, usize)>,
     ) {
         let spec = &self.object.spec;
         let mode = match spec.policy.forwarding.mode {
@@ -147,7 +186,9 @@ impl Balanced<'_> {
         self.backends.declared = spec.backends.len() as u32;
         // By backend: whether it is up on all ports, and whether some port was not checked yet.
         let mut standing = vec![(true, false); spec.backends.len()];
-        for port in &spec.ports {
+        for (port_index, port) in spec.ports.iter().enumerate() {
+            // Empty without a check.
+            let healths = healths.get(port_index * spec.backends.len()..).unwrap_or_default();
             for family in Family::ALL {
                 let frontends: BTreeSet<_> = self
                     .addresses
@@ -164,14 +205,14 @@ impl Balanced<'_> {
                 let before = LazyCell::new(|| installed.services.get(key.as_ref()?));
                 let mut serving = 0;
                 let mut backends = Vec::with_capacity(spec.backends.len());
-                for (backend, standing) in spec.backends.iter().zip(&mut standing) {
+                for (index, (backend, standing)) in spec.backends.iter().zip(&mut standing).enumerate() {
                     let Some(address) = backend.address.map(|a| a.0) else { continue };
                     if Family::of(address) != family {
                         continue;
                     }
                     let endpoint = Endpoint { address, port: port.target().get() };
                     let weight = backend.weight.get();
-                    let health = checker.map(|checker| checker.health(endpoint));
+                    let health = healths.get(index).copied();
                     let up = match health {
                         // No check is declared.
                         None => true,
@@ -179,8 +220,9 @@ impl Balanced<'_> {
                         Some(None) => was_up(*before, endpoint, weight),
                     };
                     if let Some(Some(Health::Unhealthy(failure))) = health {
-                        let checked = checker.map_or(endpoint, |checker| checker.endpoint(endpoint));
-                        self.backends.failed.get_or_insert((checked, failure));
+                        let check = spec.policy.health_check.as_ref().map(Check::of);
+                        let port = check.and_then(|(_, port)| port).unwrap_or(endpoint.port);
+                        self.backends.failed.get_or_insert((Endpoint { port, ..endpoint }, failure));
                     }
                     // What drains is up as long as nobody knows better; that is not to be healthy.
                     let is_unknown = health == Some(None) && (!up || weight == 0);
@@ -196,23 +238,12 @@ impl Balanced<'_> {
                     backends: backends.into_iter().collect(),
                     drain_seconds: spec.policy.drain_seconds.get(),
                 };
-                services.push((key.clone(), service));
-                self.services.push(Port { key, family, serving });
+                self.services.push(Port { index: services.len(), family, serving });
+                services.push((key, service, services.len()));
             }
         }
         self.backends.healthy = standing.iter().filter(|(up, _)| *up).count() as u32;
         self.backends.unknown = standing.iter().filter(|(_, unknown)| *unknown).count() as u32;
-    }
-
-    /// What is to be checked, whether or not there is an address yet: so the first pass that has one can announce.
-    fn endpoints(&self, checker: &Checker<'_>) -> Vec<Endpoint> {
-        let spec = &self.object.spec;
-        let mut endpoints = Vec::with_capacity(spec.backends.len() * spec.ports.len());
-        for address in spec.backends.iter().filter_map(|backend| backend.address) {
-            let of_ports = spec.ports.iter().map(|port| port.target().get());
-            endpoints.extend(of_ports.map(|port| checker.endpoint(Endpoint { address: address.0, port })));
-        }
-        endpoints
     }
 
     /// The tunnel ends of a node that has these addresses: it is a backend, whether or not it balances.
@@ -227,17 +258,21 @@ impl Balanced<'_> {
     }
 }
 
-/// The desired services of which the datapath holds something, with what it holds.
-pub(super) struct Held<'a>(HashMap<&'a ServiceKey, (&'a Service, &'a InstalledService)>);
+/// By [`Port::index`], the services of which the datapath holds something, with what it holds.
+pub(super) struct Held<'a>(Vec<Option<(&'a Service, &'a InstalledService)>>);
 
 impl<'a> Held<'a> {
-    pub(super) fn new(desired: &'a Desired, installed: &'a Installed) -> Self {
-        let held = joined(&desired.services, &installed.services);
-        Held(held.filter_map(|(key, service, held)| Some((key, (service, held?)))).collect())
+    pub(super) fn new(services: &'a Services<'_>, installed: &'a Installed) -> Self {
+        let mut all = vec![None; services.order.len()];
+        let held = joined(&services.datapath.services, &installed.services);
+        for ((_, service, held), index) in held.zip(&services.order) {
+            all[*index] = held.map(|held| (service, held));
+        }
+        Held(all)
     }
 
     pub(super) fn get(&self, port: &Port) -> Option<(&'a Service, &'a InstalledService)> {
-        self.0.get(&port.key).copied()
+        self.0[port.index]
     }
 }
 
@@ -258,10 +293,9 @@ fn service_key(load_balancer: &str, port: &ServicePort, family: Family) -> Servi
         Family::Ipv4 => "ipv4",
         Family::Ipv6 => "ipv6",
     };
-    match &port.name {
-        Some(name) => ServiceKey(format!("LoadBalancer/{load_balancer}/{name}/{family}")),
-        None => ServiceKey(format!("LoadBalancer/{load_balancer}/{}/{family}", port.port)),
-    }
+    let port =
+        port.name.as_ref().map_or_else(|| Cow::Owned(port.port.to_string()), |name| Cow::Borrowed(&**name));
+    ServiceKey(["LoadBalancer/", load_balancer, "/", &port, "/", family].concat())
 }
 
 /// What is known of the health of a service's backend.
@@ -288,6 +322,62 @@ pub fn backend_health(
         return BackendHealth::Unchecked;
     };
     let (check, port) = Check::of(check);
-    let checker = Checker { results: healths.get(&check), check, port };
-    checker.health(endpoint).map_or(BackendHealth::Unknown, BackendHealth::Known)
+    let checked = Endpoint { port: port.unwrap_or(endpoint.port), ..endpoint };
+    let health = healths.get(&check).and_then(|results| results.get(&checked));
+    health.map_or(BackendHealth::Unknown, |health| BackendHealth::Known(*health))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{desired::desired, validate::parse_directory};
+    use std::path::PathBuf;
+
+    /// Services with checks, without, with several ports, with a port of the check's own; backends that services
+    /// share; results for some of them only: each backend is as its own look-up says.
+    #[test]
+    fn every_backend_has_the_health_of_its_own_check() {
+        let mut text =
+            String::from("kind: AddressPool\nmetadata: {name: p}\nspec: {blocks: [{cidr: 10.0.0.0/24}]}\n");
+        for service in 0..24 {
+            let check = match service % 4 {
+                0 => "",
+                1 => ", policy: {healthCheck: {http: {path: /}}}",
+                2 => ", policy: {healthCheck: {http: {path: /, port: 81}}}",
+                _ => ", policy: {healthCheck: {tcp: {}}}",
+            };
+            let backends = (0..5).map(|n| format!("{{address: 192.0.2.{}}}", 1 + (service * 7 + n * 3) % 20));
+            let backends = backends.collect::<Vec<_>>().join(", ");
+            text += &format!(
+                "---\nkind: LoadBalancer\nmetadata: {{name: s-{service}}}\nspec: {{ports: [{{name: a, port: 80}}, \
+                 {{port: 82}}], backends: [{backends}]{check}}}\n"
+            );
+        }
+        let mut declared = parse_directory(&BTreeMap::from([(PathBuf::from("a.yaml"), text)])).unwrap();
+        let mut observed = Observed::default();
+        let first = desired(&declared, &observed);
+        declared.statuses = first.status;
+        let healths = first.targets.iter().map(|(check, endpoints)| {
+            let known = endpoints.iter().enumerate().filter(|(index, _)| index % 3 != 0);
+            let health = |(index, endpoint): (usize, &Endpoint)| match index % 2 {
+                0 => (*endpoint, Health::Healthy),
+                _ => (*endpoint, Health::Unhealthy(Failure::TimedOut)),
+            };
+            (check.clone(), known.map(health).collect())
+        });
+        observed.health = Arc::new(healths.collect());
+        let desired = desired(&declared, &observed);
+        assert_eq!(desired.targets, first.targets);
+        assert_eq!(desired.targets.len(), 2, "two ways of checking");
+        let mut counts = BTreeMap::new();
+        for (key, service) in &desired.datapath.services {
+            for (endpoint, target) in &service.backends {
+                let health = backend_health(&declared, &observed.health, key, *endpoint);
+                let up = matches!(health, BackendHealth::Unchecked | BackendHealth::Known(Health::Healthy));
+                assert_eq!(target.up, up, "{key} {endpoint:?} {health:?}");
+                *counts.entry(format!("{health:?}")).or_insert(0) += 1;
+            }
+        }
+        assert_eq!(counts.len(), 4, "healthy, unhealthy, unknown and unchecked ones: {counts:?}");
+    }
 }

@@ -16,6 +16,7 @@ use ipam::{Assignment, Overlap, Remark, Unassigned};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use lb_bpf::{InstalledService, service::Service};
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
@@ -115,8 +116,8 @@ fn address_assigned(assignment: &Assignment, conditions: &mut Conditions<'_>) {
         return conditions.set(TYPE, false, first.reason(), message);
     }
     let mut message = match given {
-        1 => "1 address assigned".to_owned(),
-        _ => format!("{given} addresses assigned"),
+        1 => Cow::Borrowed("1 address assigned"),
+        _ => Cow::Owned(format!("{given} addresses assigned")),
     };
     let mut reason = "Assigned";
     for (address, given) in &assignment.addresses {
@@ -124,11 +125,11 @@ fn address_assigned(assignment: &Assignment, conditions: &mut Conditions<'_>) {
         match (given.remark, pool) {
             (Some(Remark::Outside), Some(pool)) => {
                 reason = "OutsidePool";
-                message += &format!("; {address} is kept although pool {pool} does not have it");
+                *message.to_mut() += &format!("; {address} is kept although pool {pool} does not have it");
             }
             (Some(Remark::Reserved), Some(pool)) => {
                 reason = "OutsidePool";
-                message += &format!("; {address} is kept although pool {pool} reserves it");
+                *message.to_mut() += &format!("; {address} is kept although pool {pool} reserves it");
             }
             // Asked for by address, and in no pool: as declared.
             (_, None) | (None, _) => {}

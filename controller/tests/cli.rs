@@ -40,17 +40,17 @@ struct Canned {
 
 impl Canned {
     fn start() -> Self {
+        Self::with(Router::new())
+    }
+
+    /// One with more routes.
+    fn with(router: Router) -> Self {
         let scratch = Scratch::new();
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let answer = |file: &'static str| {
-            let value: serde_json::Value = serde_json::from_str(&golden(file)).unwrap();
-            get(Json(value))
-        };
         let refusal = Refusal { error: "LoadBalancer \"db\" not found".to_owned() };
-        let router = Router::new()
+        let router = router
             .route("/v1/services", answer("services.json"))
-            .route("/v1/status", answer("status.json"))
             .route("/v1/bgp/peers", answer("peers.json"))
             .route("/v1/bgp/routes", answer("routes.json"))
             .route("/v1/trace", get(|query: RawQuery| async move { traced(query.0.as_deref()) }))
@@ -102,6 +102,12 @@ fn fairlead() -> Command {
     command
 }
 
+/// Answers with a file of `tests/cli/`.
+fn answer(file: &str) -> axum::routing::MethodRouter {
+    let value: serde_json::Value = serde_json::from_str(&golden(file)).unwrap();
+    get(Json(value))
+}
+
 fn golden_path(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cli").join(file)
 }
@@ -146,7 +152,7 @@ fn tables() {
 
 #[test]
 fn files_that_are_refused_are_said_beside_the_output() {
-    let instance = Canned::start();
+    let instance = Canned::with(Router::new().route("/v1/status", answer("status.json")));
     let output = instance.run(&["services"]);
     assert_eq!((code(&output), stdout(&output)), (0, golden("services.txt").as_str()));
     assert_golden("refused.txt", stderr(&output));

@@ -193,7 +193,8 @@ impl Bench {
             }
         }
         let mut bench = Bench { ebpf };
-        let all = Config { flags: Config::NAT, nat_port_first: 1024, nat_port_last: 65_535 };
+        let all =
+            Config { flags: Config::NAT, nat_port_first: 1024, nat_port_last: 65_535, ..Config::default() };
         bench.array::<Config>(map::CONFIG)?.set(0, Plain(all), 0)?;
         for number in 0..services {
             bench.fill_service(number)?;
@@ -314,6 +315,7 @@ fn backend(service: u32, index: u32) -> Backend {
         header_sum: if v4 { outer_header_sum(&source, &addr) } else { 0 },
         service,
         mtu: 1500,
+        vlan: 0,
     }
 }
 

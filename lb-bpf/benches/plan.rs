@@ -5,14 +5,15 @@ use lb_bpf::{
     Sizes,
     abi::Mode,
     maps::{Maps, Op, fake::FakeMaps},
-    service::{Desired, Endpoint, Frontend, Protocol, Service, ServiceKey, Target},
+    service::{Desired, Endpoint, Frontend, Protocol, Rules, Service, ServiceKey, Target},
     state::{Hop, NextHop, NextHops, Now, State},
 };
-use std::{collections::BTreeSet, hint::black_box, net::Ipv4Addr, time::Instant};
+use std::{hint::black_box, net::Ipv4Addr, time::Instant};
 
 const SERVICES: u32 = 10_000;
 const BACKENDS: u32 = 10;
-const SIZES: Sizes = Sizes { vips: 16_384, slots: 1 << 24, backends: 1 << 17, flows: 1024, decap: 16 };
+const SIZES: Sizes =
+    Sizes { vips: 16_384, slots: 1 << 24, backends: 1 << 17, flows: 1024, decap: 16, ..Sizes::DEFAULT };
 
 fn main() {
     let mut desired = desired();
@@ -65,10 +66,11 @@ fn desired() -> Desired {
             mode: Mode::Ipip,
             backends: (0..BACKENDS).map(|b| (endpoint(b), Target { weight: 1, up: true })).collect(),
             drain_seconds: 300,
+            rules: Rules::default(),
         };
         (ServiceKey(format!("LoadBalancer/service-{n}/http/ipv4")), service)
     };
-    Desired { services: (0..SERVICES).map(service).collect(), decap: BTreeSet::new() }
+    Desired { services: (0..SERVICES).map(service).collect(), ..Desired::default() }
 }
 
 fn hops() -> NextHops {

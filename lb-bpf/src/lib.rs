@@ -6,6 +6,7 @@ mod bpffs;
 pub mod datapath;
 #[cfg(feature = "loader")]
 mod error;
+pub mod filter;
 pub mod ids;
 #[cfg(feature = "loader")]
 mod loader;

@@ -68,6 +68,7 @@ impl KernelMaps {
             backends: entries("backends", &backends)?,
             flows: entries("flows", &flows)?,
             decap: entries("decap", &decap)?,
+            ..Sizes::DEFAULT
         };
         let map = |map: &'static str, data: &MapData, words: usize| {
             raw::Mapping::new(data.fd().as_fd(), words).map_err(|error| MapError::new(map, "mmap", error))
@@ -144,7 +145,7 @@ impl Maps for KernelMaps {
 
     fn vips(&self) -> Result<BTreeMap<VipKey, Vip>, MapError> {
         let no_key = VipKey { addr: Addr::NONE, port: 0, proto: 0, zero: 0 };
-        let no_vip = Vip { service: 0, base: 0, size: 0, flags: 0 };
+        let no_vip = Vip::default();
         read_all("vips", fd(&self.vips), (Plain(no_key), Plain(no_vip)))
             .map(|all| all.into_iter().map(|(key, vip)| (key.0, vip.0)).collect())
     }

@@ -33,11 +33,28 @@ pub struct Sizes {
     pub flows: u32,
     /// Pairs of tunnel end and VIP.
     pub decap: u32,
+    /// Source ranges of all services together.
+    pub ranges: u32,
+    /// Rules of all packet filters together; 92 bytes each, and 32 on each CPU, allocated at once.
+    pub filters: u32,
+}
+
+impl Sizes {
+    /// For most hosts.
+    pub const DEFAULT: Sizes = Sizes {
+        vips: 8192,
+        slots: 1 << 22,
+        backends: 1 << 16,
+        flows: 1 << 18,
+        decap: 8192,
+        ranges: 1 << 16,
+        filters: 256,
+    };
 }
 
 impl Default for Sizes {
     fn default() -> Self {
-        Sizes { vips: 8192, slots: 1 << 22, backends: 1 << 16, flows: 1 << 18, decap: 8192 }
+        Sizes::DEFAULT
     }
 }
 

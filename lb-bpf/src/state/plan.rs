@@ -25,7 +25,7 @@ const NAT_PORTS: (u16, u16) = (16384, 32767);
 pub(crate) const GRACE: u64 = 250;
 
 /// The value of an address's entry for ICMP.
-const PING: Vip = Vip { service: 0, base: 0, size: 0, flags: 0 };
+const PING: Vip = Vip { service: 0, flags: 0, base: 0, size: 0 };
 
 /// Why there is no plan. Nothing has changed then.
 #[derive(Debug, thiserror::Error)]
@@ -74,8 +74,12 @@ impl State {
         let same_hops = self.hops == *hops;
         let mut ops = Vec::new();
         if self.named.as_ref().is_some_and(|named| named.nat) {
-            let config =
-                Config { flags: Config::NAT, nat_port_first: NAT_PORTS.0, nat_port_last: NAT_PORTS.1 };
+            let config = Config {
+                flags: Config::NAT,
+                nat_port_first: NAT_PORTS.0,
+                nat_port_last: NAT_PORTS.1,
+                ..self.config
+            };
             if self.config != config {
                 self.push(Op::SetConfig(config), &mut ops);
             }
@@ -352,7 +356,7 @@ impl State {
                 next_hop: hop.mac,
                 source_mac: hop.source_mac,
                 ifindex: hop.ifindex,
-                mtu: hop.mtu,
+                mtu: u16::try_from(hop.mtu).unwrap_or(0),
                 ..*backend
             }),
             _ => None,
@@ -562,7 +566,7 @@ fn with_hop(bare: Backend, hop: &Hop, mode: Mode) -> Backend {
         next_hop: hop.mac,
         source_mac: hop.source_mac,
         ifindex: hop.ifindex,
-        mtu: hop.mtu,
+        mtu: u16::try_from(hop.mtu).unwrap_or(0),
         header_sum: if is_outer_v4 { outer_header_sum(&source, &bare.addr) } else { 0 },
         ..bare
     }

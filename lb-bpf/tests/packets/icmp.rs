@@ -383,7 +383,7 @@ fn too_big(family: Family, mode: Mode) -> Vec<Case> {
         let bytes = Message { macs, class, fragment, ttl: 64, ..message }.bytes();
         Expect::Answered(Verdict::TooBigAnswered, bytes)
     };
-    let with_mtu = |mtu: u32| {
+    let with_mtu = |mtu: u16| {
         let mut world = base.clone();
         world.backends[0].mtu = mtu;
         world
@@ -392,6 +392,7 @@ fn too_big(family: Family, mode: Mode) -> Vec<Case> {
         let bytes = match mode {
             Mode::Ipip => tunnelled(family, frame, 1),
             Mode::Nat => translated(family, frame, 1, PORTS.0),
+            _ => unreachable!("not a mode of these cases"),
         };
         Expect::Sent { backend: 1, new: mode == Mode::Nat, bytes }
     };

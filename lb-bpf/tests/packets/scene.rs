@@ -79,6 +79,7 @@ pub(crate) fn backend(family: Family, mode: Mode, index: u32) -> Backend {
         header_sum: if is_ipip_v4 { outer_header_sum(&source, &addr) } else { 0 },
         service: SERVICE,
         mtu: 1500,
+        vlan: 0,
     }
 }
 
@@ -97,7 +98,12 @@ pub(crate) fn world(family: Family, mode: Mode) -> World {
         vips: vec![(key(6), vip), (key(17), vip), (ping, Vip { service: 0, base: 0, size: 0, flags: 0 })],
         slots: vec![Slot { current: 1, previous: 0 }; (BASE + SLOTS) as usize],
         backends: (1..=4).map(|index| backend(family, mode, index)).collect(),
-        config: Config { flags: Config::NAT, nat_port_first: PORTS.0, nat_port_last: PORTS.1 },
+        config: Config {
+            flags: Config::NAT,
+            nat_port_first: PORTS.0,
+            nat_port_last: PORTS.1,
+            ..Config::default()
+        },
         ..World::default()
     }
 }
@@ -275,7 +281,7 @@ impl Case {
 /// The action of a verdict that changes nothing: written out again, so that a changed table is noticed.
 fn untouched(verdict: Verdict) -> u32 {
     match verdict {
-        Verdict::NotOurs | Verdict::Unresolved | Verdict::DecapRefused => PASS,
+        Verdict::NotOurs | Verdict::Unresolved | Verdict::DecapRefused | Verdict::NoBackendPassed => PASS,
         Verdict::NoBackend
         | Verdict::Malformed
         | Verdict::Fragment
@@ -285,13 +291,19 @@ fn untouched(verdict: Verdict) -> u32 {
         | Verdict::FlowTableFull
         | Verdict::NoHeadroom
         | Verdict::EchoLimited
-        | Verdict::NoFlow => DROP,
+        | Verdict::NoFlow
+        | Verdict::Filtered
+        | Verdict::SourceDenied
+        | Verdict::HeaderChain => DROP,
         Verdict::Encapsulated
         | Verdict::Translated
         | Verdict::Returned
         | Verdict::Decapsulated
         | Verdict::EchoReply
-        | Verdict::TooBigAnswered => {
+        | Verdict::TooBigAnswered
+        | Verdict::TtlAnswered
+        | Verdict::Forwarded
+        | Verdict::ReturnedHere => {
             panic!("{verdict:?} changes the packet")
         }
     }

@@ -135,10 +135,13 @@ fn some_world(dice: &mut Dice, max: u32, now: u32) -> World {
     let first = 20_000;
     world.config = match dice.below(8) {
         0 => Config::default(),
-        1 => Config { flags: 0, nat_port_first: first, nat_port_last: first + 3 },
-        _ => {
-            Config { flags: Config::NAT, nat_port_first: first, nat_port_last: first + dice.below(6) as u16 }
-        }
+        1 => Config { nat_port_first: first, nat_port_last: first + 3, ..Config::default() },
+        _ => Config {
+            flags: Config::NAT,
+            nat_port_first: first,
+            nat_port_last: first + dice.below(6) as u16,
+            ..Config::default()
+        },
     };
     let (mut flows, mut replies) = (BTreeMap::new(), BTreeMap::new());
     for _ in 0..dice.below(max + 1) {
@@ -179,7 +182,8 @@ fn some_world(dice: &mut Dice, max: u32, now: u32) -> World {
 
 /// The same maps for the trace.
 fn mirror(world: &World, max: u32) -> FakeMaps {
-    let mut maps = FakeMaps::new(Sizes { vips: 16, slots: 64, backends: 16, flows: max, decap: 16 });
+    let mut maps =
+        FakeMaps::new(Sizes { vips: 16, slots: 64, backends: 16, flows: max, decap: 16, ..Sizes::DEFAULT });
     maps.vips = world.vips.iter().copied().collect();
     maps.slots[..world.slots.len()].copy_from_slice(&world.slots);
     maps.backends[1..=world.backends.len()].copy_from_slice(&world.backends);

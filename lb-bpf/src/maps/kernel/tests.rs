@@ -9,7 +9,7 @@ use lb_bpf_common::{Mode, map, proto};
 use proptest::{prelude::*, sample::subsequence, strategy::ValueTree, test_runner::TestRunner};
 use std::{fs, path::PathBuf, process};
 
-const SIZES: Sizes = Sizes { vips: 32, slots: 256, backends: 16, flows: 512, decap: 16 };
+const SIZES: Sizes = Sizes { vips: 32, slots: 256, backends: 16, flows: 512, decap: 16, ..Sizes::DEFAULT };
 
 /// The object's maps, not pinned, but for `names`.
 fn kernel_maps() -> KernelMaps {
@@ -68,7 +68,7 @@ fn reply(n: u16) -> ReverseEntry {
 
 fn backend() -> impl Strategy<Value = Backend> {
     let macs = (any::<[u8; 6]>(), any::<[u8; 6]>());
-    (macs, 0..4_u8, 0..3_u32, any::<(u16, bool, u32)>()).prop_map(|(macs, n, ifindex, (port, down, mtu))| {
+    (macs, 0..4_u8, 0..3_u32, any::<(u16, bool, u16)>()).prop_map(|(macs, n, ifindex, (port, down, mtu))| {
         Backend {
             addr: addr(n),
             source: addr(n + 1),
@@ -78,9 +78,10 @@ fn backend() -> impl Strategy<Value = Backend> {
             port,
             mode: Mode::Ipip as u8,
             flags: u8::from(down),
-            header_sum: mtu / 3,
+            header_sum: u32::from(mtu) / 3,
             service: u32::from(n),
             mtu,
+            vlan: 0,
         }
     })
 }
@@ -92,7 +93,12 @@ fn op() -> impl Strategy<Value = Op> {
     let slot = (0..9_u32, 0..3_u32).prop_map(|(current, previous)| Slot { current, previous });
     let flows = subsequence((0..40_u16).map(flow).collect::<Vec<_>>(), 0..12);
     prop_oneof![
-        (0..2_u32).prop_map(|flags| Op::SetConfig(Config { flags, nat_port_first: 1, nat_port_last: 9 })),
+        (0..2_u32).prop_map(|flags| Op::SetConfig(Config {
+            flags,
+            nat_port_first: 1,
+            nat_port_last: 9,
+            ..Config::default()
+        })),
         (0..16_u32).prop_map(Op::ResetCounters),
         (1..16_u32, backend()).prop_map(|(index, backend)| Op::SetBackend(index, backend)),
         (1..16_u32).prop_map(Op::FreeBackend),

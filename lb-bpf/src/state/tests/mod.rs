@@ -7,7 +7,7 @@ mod packets;
 use super::{Hop, NextHop, NextHops, Now, State, ping_key};
 use crate::{
     maps::{Maps, Op, Sizes, fake::FakeMaps},
-    service::{Desired, Endpoint, Frontend, Protocol, Service, ServiceKey, Target},
+    service::{Desired, Endpoint, Frontend, Protocol, Rules, Service, ServiceKey, Target},
 };
 use lb_bpf_common::Mode;
 use proptest::prelude::*;
@@ -16,7 +16,8 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
-const SIZES: Sizes = Sizes { vips: 16, slots: 1 << 15, backends: 200, flows: 10_000, decap: 16 };
+const SIZES: Sizes =
+    Sizes { vips: 16, slots: 1 << 15, backends: 200, flows: 10_000, decap: 16, ..Sizes::DEFAULT };
 const START: Now = Now(1_000_000_000);
 
 fn endpoint(n: u8) -> Endpoint {
@@ -38,12 +39,13 @@ fn service(frontends: &[u8], backends: &[(u8, u16, bool)]) -> Service {
         mode: Mode::Ipip,
         backends: backends.iter().map(backend).collect(),
         drain_seconds: 10,
+        rules: Rules::default(),
     }
 }
 
 fn desired(services: impl IntoIterator<Item = (&'static str, Service)>) -> Desired {
     let services = services.into_iter().map(|(name, service)| (key(name), service));
-    Desired { services: services.collect(), decap: BTreeSet::new() }
+    Desired { services: services.collect(), ..Desired::default() }
 }
 
 /// Next hops of all backends that tests use.
@@ -68,6 +70,7 @@ fn any_desired() -> impl Strategy<Value = Desired> {
         mode: if is_nat { Mode::Nat } else { Mode::Ipip },
         backends,
         drain_seconds: 10,
+        rules: Rules::default(),
     });
     // Which of the two services has each of four frontends, if any.
     let owners = prop::collection::vec(prop::option::weighted(0.8, prop::bool::weighted(0.3)), 4);
@@ -84,7 +87,7 @@ fn any_desired() -> impl Strategy<Value = Desired> {
             }
         }
         services.retain(|_, service| !service.frontends.is_empty());
-        Desired { services, decap: BTreeSet::new() }
+        Desired { services, ..Desired::default() }
     })
 }
 

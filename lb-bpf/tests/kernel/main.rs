@@ -23,7 +23,12 @@ fn ip(text: &str) -> IpAddr {
 }
 
 fn options(network: &Network) -> Options {
-    Options { pin_dir: network.pin_dir.clone(), interfaces: vec!["lb0".into()], sizes: SIZES }
+    Options {
+        pin_dir: network.pin_dir.clone(),
+        interfaces: vec!["lb0".into()],
+        sizes: SIZES,
+        tc_interfaces: vec![],
+    }
 }
 
 fn service(vip: &str, port: u16, mode: Mode, backends: &[&str]) -> Service {

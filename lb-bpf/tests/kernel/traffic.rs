@@ -84,8 +84,12 @@ fn connections_outlive_a_drain_and_the_process_and_end_with_the_drain() {
         for server in ["10.0.0.2", "10.0.0.3"] {
             serve(network, ip(server));
         }
-        let options =
-            || Options { pin_dir: network.pin_dir.clone(), interfaces: vec!["lb0".into()], sizes: SIZES };
+        let options = || Options {
+            pin_dir: network.pin_dir.clone(),
+            interfaces: vec!["lb0".into()],
+            sizes: SIZES,
+            tc_interfaces: vec![],
+        };
         let mut datapath = Datapath::open(options()).await.unwrap();
         install_resolved(&mut datapath, &weights([1, 1])).await;
         let mut before = connect(network, 40);

@@ -7,6 +7,7 @@ pub mod faulty;
 pub mod kernel;
 #[cfg(feature = "loader")]
 pub(crate) mod raw;
+pub mod sizes;
 
 use crate::service::ServiceKey;
 use lb_bpf_common::{

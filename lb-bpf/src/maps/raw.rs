@@ -104,6 +104,19 @@ pub(super) fn delete_batch<K: Pod>(map: BorrowedFd<'_>, mut keys: &[K]) -> io::R
     Ok(())
 }
 
+/// BPF_MAP_CREATE of a ring buffer with this many bytes, a power of two and whole pages.
+#[cfg(test)]
+pub(super) fn create_ring_buffer(bytes: u32) -> io::Result<OwnedFd> {
+    const BPF_MAP_CREATE: libc::c_int = 0;
+    const BPF_MAP_TYPE_RINGBUF: u32 = 27;
+    // Type, size of keys and of values, entries.
+    let mut attr = [BPF_MAP_TYPE_RINGBUF, 0, 0, bytes];
+    // SAFETY: the command has no address in it.
+    let fd = unsafe { bpf(BPF_MAP_CREATE, &mut attr)? };
+    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// Index of the interface that the XDP link with this id is attached to; 0 when the interface is gone.
 pub(crate) fn link_ifindex(id: u32) -> io::Result<u32> {
     let mut attr = [id, 0, 0];

@@ -5,10 +5,10 @@
 //! |---|---|
 //! | `vN` | all of a datapath of version N, complete |
 //! | `new-vN` | one that is being made ready, beside the one that it will replace |
-//! | `old` | one that was replaced, to be removed |
+//! | `old-vN` | one that was replaced, to be removed |
 //!
-//! A replacement is two renames, `vM` to `old` and `new-vN` to `vN`. Whoever comes after a crash finds `old` and finishes,
-//! or does not find it, forgets what is new and begins again from `vM`, which is as it was.
+//! A replacement is two renames, `vM` to `old-vM` and `new-vN` to `vN`. Whoever comes after a crash finds what is old and
+//! finishes, or does not find it, forgets what is new and begins again from `vM`, which is as it was.
 use crate::error::DatapathError;
 use lb_bpf_common::ABI_VERSION;
 use nix::{
@@ -24,8 +24,8 @@ use std::{
 
 /// Where Linux distributions mount it.
 const MOUNT_POINT: &str = "/sys/fs/bpf";
-/// What was replaced.
-const OLD: &str = "old";
+/// Begin of the name of what was replaced.
+const OLD: &str = "old-";
 /// Begin of the name of what is being made ready.
 const NEW: &str = "new-";
 
@@ -37,17 +37,18 @@ pub(crate) struct PinDir {
     /// Those of this version: until [`PinDir::commit`] made ready under another name, if they were not there.
     own: Pins,
     before: Option<Before>,
+    replaced: Option<Before>,
     /// Released by the kernel when the process ends, however it does.
     _lock: Lock,
 }
 
-/// The pins of another version, which is complete and forwards until it is replaced.
+/// The pins of another version, which is complete and forwards until it is replaced, or has been replaced.
 #[derive(Debug)]
 pub(crate) struct Before {
     /// Its version.
     pub(crate) version: u32,
     pub(crate) pins: Pins,
-    /// A program of that version knows only this one.
+    /// A process of that version knows only this one.
     _lock: Lock,
 }
 
@@ -67,26 +68,33 @@ impl PinDir {
         fs::create_dir_all(&top).map_err(|error| failed(&top, error))?;
         let lock = lock(&top)?;
         finish(&top)?;
-        let path = top.join(directory(ABI_VERSION));
-        let is_there = path.exists();
-        let others = versions(&top)?.into_iter().filter(|version| *version != ABI_VERSION);
-        let mut before = None;
+        let mut others = versions(&top, "")?;
+        let is_there = others.contains(&ABI_VERSION);
+        others.retain(|version| *version != ABI_VERSION);
+        let (mut before, mut replaced) = (None, None);
         for version in others {
-            let path = top.join(directory(version));
-            let _lock = self::lock(&path)?;
-            before = Some(Before { version, pins: Pins { path }, _lock });
-        }
-        if is_there {
-            // Only a program that does not know the order above leaves two.
-            if let Some(Before { version, pins, .. }) = before.take() {
+            let other = Before::open(&top, "", version)?;
+            if is_there {
+                // Only a process that does not know the order above leaves two.
                 tracing::warn!(version, "removing what another version has left");
-                pins.remove()?;
+                other.pins.remove()?;
+            } else {
+                before = Some(other);
             }
-            return Ok(PinDir { top, own: Pins { path }, before, _lock: lock });
         }
-        let path = top.join(format!("{NEW}{}", directory(ABI_VERSION)));
-        fs::create_dir(&path).map_err(|error| failed(&path, error))?;
-        Ok(PinDir { top, own: Pins { path }, before, _lock: lock })
+        for version in versions(&top, OLD)? {
+            let old = Before::open(&top, OLD, version)?;
+            if is_there {
+                replaced = Some(old);
+            } else {
+                old.pins.remove()?;
+            }
+        }
+        let path = top.join(format!("{}{}", if is_there { "" } else { NEW }, directory(ABI_VERSION)));
+        if !is_there {
+            fs::create_dir(&path).map_err(|error| failed(&path, error))?;
+        }
+        Ok(PinDir { top, own: Pins { path }, before, replaced, _lock: lock })
     }
 
     /// What is pinned for this version.
@@ -102,6 +110,11 @@ impl PinDir {
     /// What is to be replaced.
     pub(crate) fn before(&self) -> Option<&Before> {
         self.before.as_ref()
+    }
+
+    /// What was replaced and is not removed yet.
+    pub(crate) fn replaced(&self) -> Option<&Before> {
+        self.replaced.as_ref()
     }
 
     /// Gives an object of the version before, if there is one, the same name in this one, too.
@@ -122,25 +135,43 @@ impl PinDir {
         if self.own.path == path {
             return Ok(());
         }
-        if let Some(before) = &self.before {
-            rename(&before.pins.path, &self.top.join(OLD))?;
+        if let Some(mut before) = self.before.take() {
+            let old = self.top.join(format!("{OLD}{}", directory(before.version)));
+            rename(&before.pins.path, &old)?;
+            before.pins.path = old;
+            self.replaced = Some(before);
         }
         rename(&self.own.path, &path)?;
-        self.own = Pins { path };
-        self.before = None;
-        finish(&self.top)
+        self.own.path = path;
+        Ok(())
+    }
+
+    /// Removes what was replaced.
+    pub(crate) fn forget_replaced(&mut self) -> Result<(), DatapathError> {
+        self.replaced.take().map_or(Ok(()), |replaced| replaced.pins.remove())
     }
 
     /// Removes everything.
-    pub(crate) fn remove(self) -> Result<(), DatapathError> {
+    pub(crate) fn remove(mut self) -> Result<(), DatapathError> {
+        self.forget_replaced()?;
         if let Some(before) = &self.before {
             before.pins.remove()?;
         }
-        rename(&self.own.path, &self.top.join(OLD))?;
-        finish(&self.top)?;
+        // Half of it would be taken for the whole.
+        let old = self.top.join(format!("{OLD}{}", directory(ABI_VERSION)));
+        rename(&self.own.path, &old)?;
+        Pins { path: old }.remove()?;
         // Something else may be in there.
         let _ = fs::remove_dir(&self.top);
         Ok(())
+    }
+}
+
+impl Before {
+    fn open(top: &Path, prefix: &str, version: u32) -> Result<Self, DatapathError> {
+        let path = top.join(format!("{prefix}{}", directory(version)));
+        let lock = lock(&path)?;
+        Ok(Before { version, pins: Pins { path }, _lock: lock })
     }
 }
 
@@ -169,20 +200,20 @@ impl Pins {
     }
 }
 
-/// Finishes a replacement, or forgets what was being made ready for one.
+/// Finishes a replacement, but for what is old, or forgets what was being made ready for one.
 fn finish(top: &Path) -> Result<(), DatapathError> {
-    let old = top.join(OLD);
-    for name in names(top)? {
-        let Some(version) = name.strip_prefix(NEW) else { continue };
-        let (new, path) = (top.join(&name), top.join(version));
-        if old.exists() && !path.exists() {
+    let old = versions(top, OLD)?;
+    for version in versions(top, NEW)? {
+        let path = top.join(directory(version));
+        let new = top.join(format!("{NEW}{}", directory(version)));
+        if !old.is_empty() && !path.exists() {
             rename(&new, &path)?;
         } else {
-            tracing::info!(name, "removing what was not made ready");
+            tracing::info!(version, "removing what was not made ready");
             Pins { path: new }.remove()?;
         }
     }
-    if old.exists() { Pins { path: old }.remove() } else { Ok(()) }
+    Ok(())
 }
 
 /// Name of the directory of a version.
@@ -190,9 +221,9 @@ fn directory(version: u32) -> String {
     format!("v{version}")
 }
 
-/// The versions that are there, in order.
-fn versions(top: &Path) -> Result<Vec<u32>, DatapathError> {
-    let version = |name: &String| name.strip_prefix('v')?.parse().ok();
+/// The versions whose directories have this prefix, in order.
+fn versions(top: &Path, prefix: &str) -> Result<Vec<u32>, DatapathError> {
+    let version = |name: &String| name.strip_prefix(prefix)?.strip_prefix('v')?.parse().ok();
     let mut versions: Vec<u32> = names(top)?.iter().filter_map(version).collect();
     versions.sort_unstable();
     Ok(versions)

@@ -6,10 +6,11 @@ use crate::{
     bpffs::{PinDir, Pins},
     error::{DatapathError, permitted},
     maps::{
-        MapError, NAME_LENGTH, Sizes,
-        kernel::{KernelMaps, make_names},
+        MapError, Sizes,
+        kernel::{KernelMaps, Name, make_names},
+        vip_index,
     },
-    migrate,
+    migrate::{self, Replies},
 };
 use aya::{
     EbpfLoader,
@@ -30,6 +31,9 @@ const FRAGMENTS: u32 = 8192;
 /// Bytes of `events`.
 const EVENTS: u32 = 256 << 10;
 
+/// How often what the program of the version before has added is looked for after its end; twice is enough.
+const PASSES: u32 = 4;
+
 /// What a map must look like, lest the kernel programs and this one misread each other.
 struct Shape {
     name: &'static str,
@@ -47,18 +51,18 @@ const NO_PREALLOC: u32 = 1;
 const MMAPABLE: u32 = 1 << 10;
 
 const SHAPES: [Shape; 18] = [
-    array::<Frontend>(map::VIPS, MMAPABLE, |sizes| sizes.vips + 1),
-    array::<VipWord>(map::VIP_INDEX, MMAPABLE, |sizes| (4 * sizes.vips).next_power_of_two()),
+    array::<Frontend>(map::VIPS, MMAPABLE, |sizes| sizes.vips),
+    array::<VipWord>(map::VIP_INDEX, MMAPABLE, |sizes| vip_index::words(sizes.vips)),
     array::<Slot>(map::SLOTS, MMAPABLE, |sizes| sizes.slots),
     array::<Backend>(map::BACKENDS, MMAPABLE, |sizes| sizes.backends),
     hash::<FlowKey, FlowEntry>(map::FLOWS, NO_PREALLOC, |sizes| sizes.flows),
     hash::<FlowKey, ReverseEntry>(map::REVERSE, NO_PREALLOC, |sizes| sizes.flows),
     hash::<DecapKey, u32>(map::DECAP, 0, |sizes| sizes.decap),
-    hash::<u32, [u8; NAME_LENGTH]>(NAMES, NO_PREALLOC, |sizes| sizes.vips),
+    hash::<u32, Name>(NAMES, NO_PREALLOC, |sizes| sizes.vips),
     array::<Config>(map::CONFIG, 0, |_| 1),
     Shape { kind: MapType::LpmTrie, ..hash::<RangeKey, u32>(map::RANGES, NO_PREALLOC, |sizes| sizes.ranges) },
     array::<Filter>(map::FILTERS, 0, |sizes| sizes.filters),
-    hash::<u32, [u8; NAME_LENGTH]>(FILTER_NAMES, NO_PREALLOC, |sizes| sizes.filters),
+    hash::<u32, Name>(FILTER_NAMES, NO_PREALLOC, |sizes| sizes.filters),
     counters(map::BACKEND_COUNTERS, |sizes| sizes.backends),
     counters(map::VERDICT_COUNTERS, |_| Verdict::ALL.len() as u32),
     counters(map::FILTER_COUNTERS, |sizes| sizes.filters),
@@ -103,6 +107,7 @@ pub(crate) struct Loaded {
     pub(crate) maps: KernelMaps,
     programs: Programs,
     pins: PinDir,
+    replies: Replies,
 }
 
 impl Loaded {
@@ -131,14 +136,15 @@ impl Loaded {
         for (name, entries) in [(NAMES, sizes.vips), (FILTER_NAMES, sizes.filters)] {
             let path = pins.pin(name);
             if !path.exists() {
-                make_names(entries, &path)?;
+                make_names(name, entries, &path)?;
             }
         }
-        let mut maps = open_maps(pins.own())?;
+        let (mut maps, mut replies) = (open_maps(pins.own())?, Replies::default());
         if let Some(before) = known {
             migrate::convert(before, pins.own(), &mut maps)?;
+            replies.copy(before, pins.own())?;
         }
-        Ok(Loaded { maps, programs, pins })
+        Ok(Loaded { maps, programs, pins, replies })
     }
 
     /// The same maps once more, for who reads them beside this.
@@ -153,11 +159,26 @@ impl Loaded {
 
     /// Attaches to exactly these interfaces, and takes the place of the version before.
     pub(crate) fn attach(&mut self, interfaces: &Interfaces) -> Result<(), DatapathError> {
-        self.programs.attach(&self.pins, interfaces)?;
-        if let Some(version) = self.pins.before().map(|before| before.version) {
-            tracing::info!(version, "the programs of another version are replaced");
+        if let Some(before) = self.pins.before().filter(|before| migrate::is_known(before)) {
+            self.replies.copy(before, self.pins.own())?;
         }
-        self.pins.commit()
+        self.programs.attach(&self.pins, interfaces)?;
+        self.pins.commit()?;
+        let Some(replaced) = self.pins.replaced() else { return Ok(()) };
+        // On another CPU the old program may be at its last packet still.
+        for _ in 0..if migrate::is_known(replaced) { PASSES } else { 0 } {
+            match self.replies.copy(replaced, self.pins.own()) {
+                Ok(0) => break,
+                Ok(count) => tracing::debug!(count, "copied what the program before has added"),
+                Err(error) => {
+                    tracing::warn!(%error, "the newest connections of NAT services may break");
+                    break;
+                }
+            }
+        }
+        tracing::info!(version = replaced.version, "the programs of another version are replaced");
+        self.replies = Replies::default();
+        self.pins.forget_replaced()
     }
 
     /// Attaches to interfaces that went and came back under their name since; whether there was one.
@@ -172,7 +193,7 @@ impl Loaded {
 
     /// Detaches from all interfaces and removes all pins.
     pub(crate) fn remove(self) -> Result<(), DatapathError> {
-        let Loaded { maps, programs, pins } = self;
+        let Loaded { maps, programs, pins, .. } = self;
         for pins in pins.before().map(|before| &before.pins).into_iter().chain([pins.own()]) {
             attach::detach_all(pins)?;
         }
@@ -195,7 +216,7 @@ fn adopt(pins: &Pins, mut sizes: Sizes) -> Result<Sizes, DatapathError> {
         .filter_map(|shape| Some((shape.name, MapInfo::from_pin(pins.pin(shape.name)).ok()?)))
         .collect();
     let entries = |name: &str| pinned.get(name).map(MapInfo::max_entries);
-    keep_size(map::VIPS, entries(map::VIPS).map(|entries| entries.saturating_sub(1)), &mut sizes.vips);
+    keep_size(map::VIPS, entries(map::VIPS), &mut sizes.vips);
     keep_size(map::SLOTS, entries(map::SLOTS), &mut sizes.slots);
     keep_size(map::BACKENDS, entries(map::BACKENDS), &mut sizes.backends);
     keep_size(map::FLOWS, entries(map::FLOWS), &mut sizes.flows);

@@ -1,21 +1,30 @@
 //! Takes the maps of the version before over. What is the same in both layouts gets a second name and is shared, so that
 //! the programs of both versions see each other's flows while one replaces the other; the rest is converted. Nothing
 //! changes for the version before: until it is replaced it can go on as if there had been nothing.
+//!
+//! What the program of the version before itself writes, and is not shared, are the ways back of NAT. They are copied
+//! ([`Replies`]), and what was added meanwhile is copied again when that program runs no more.
 use crate::{
     bpffs::{Before, PinDir, Pins},
-    error::DatapathError,
+    error::{DatapathError, os_error},
     loader::{NAMES, keep_size},
-    maps::{MapError, Maps, Op, kernel::KernelMaps},
+    maps::{
+        MapError, Maps, Op, Sizes,
+        kernel::{KernelMaps, Name, Plain},
+        raw, vip_index,
+    },
 };
 use aya::maps::{Array, HashMap, Map, MapData, MapInfo, PerCpuArray};
-use lb_bpf_common::{Addr, Backend, Config, Mode, Vip, VipKey, map, outer_header_sum};
-use std::io;
+use lb_bpf_common::{
+    Addr, Backend, Config, FlowKey, Mode, ReverseEntry, Tags, Vip, VipKey, map, outer_header_sum,
+};
+use std::{collections::HashSet, io, os::fd::AsFd};
 
 /// The version that is known.
 const VERSION: u32 = 1;
 
 /// The maps that are the same in both.
-const SHARED: [&str; 6] = [map::SLOTS, map::FLOWS, map::REVERSE, map::DECAP, map::BACKEND_COUNTERS, NAMES];
+const SHARED: [&str; 4] = [map::SLOTS, map::FLOWS, map::DECAP, map::BACKEND_COUNTERS];
 
 /// Key of `vips` (hash): address, port, protocol, and a byte 0; as a [`VipKey`].
 type OldVipKey = [u8; 20];
@@ -24,6 +33,8 @@ type OldVip = [u32; 4];
 /// Value of `backends` (array): as a [`Backend`], but that `header_sum` has the protocol in it and is there for IPv4 only,
 /// and that `mtu` is a `u32` in the place of `mtu` and `vlan`.
 type OldBackend = [u8; 64];
+/// Value of `reverse` (hash; its key is a [`FlowKey`]): as a [`ReverseEntry`], without `tags`.
+type OldReply = [u8; 56];
 /// Value of `config` (array of one): flags (bit 0: there is a NAT service), first and last port.
 type OldConfig = [u8; 8];
 /// Value of `verdict_counters` (per-CPU array), the same: only there are fewer verdicts.
@@ -35,17 +46,17 @@ pub(crate) const fn is_known(before: &Before) -> bool {
 }
 
 /// Shares the maps that are the same, and takes over the sizes of the others.
-pub(crate) fn share(pins: &PinDir, before: &Before, sizes: &mut crate::Sizes) -> Result<(), DatapathError> {
+pub(crate) fn share(pins: &PinDir, before: &Before, sizes: &mut Sizes) -> Result<(), DatapathError> {
     for name in SHARED {
         pins.share(name)?;
     }
     let entries = |name| MapInfo::from_pin(before.pins.pin(name)).ok().map(|info| info.max_entries());
-    keep_size(map::VIPS, entries(map::VIPS), &mut sizes.vips);
+    sizes.vips = entries(map::VIPS).map_or(sizes.vips, |old| sizes.vips.max(old + vip_index::RESERVED));
     keep_size(map::BACKENDS, entries(map::BACKENDS), &mut sizes.backends);
     Ok(())
 }
 
-/// Fills the maps that are not shared, which are new.
+/// Fills the maps that are not shared, which are new; but for the ways back.
 pub(crate) fn convert(before: &Before, pins: &Pins, maps: &mut KernelMaps) -> Result<(), MapError> {
     if let Some(old) = open(&before.pins, map::BACKENDS)? {
         let old: Array<_, OldBackend> = Array::try_from(Map::Array(old)).map_err(of(map::BACKENDS))?;
@@ -53,6 +64,14 @@ pub(crate) fn convert(before: &Before, pins: &Pins, maps: &mut KernelMaps) -> Re
             if let Some(backend) = backend(&value.map_err(of(map::BACKENDS))?) {
                 maps.apply(&Op::SetBackend(index, backend))?;
             }
+        }
+    }
+    if let (Some(old), Some(new)) = (open(&before.pins, NAMES)?, open(pins, NAMES)?) {
+        let names = |map| HashMap::<_, u32, Name>::try_from(Map::HashMap(map)).map_err(of(NAMES));
+        let (old, mut new) = (names(old)?, names(new)?);
+        for entry in old.iter() {
+            let (id, name) = entry.map_err(of(NAMES))?;
+            new.insert(id, name, 0).map_err(of(NAMES))?;
         }
     }
     if let Some(old) = open(&before.pins, map::CONFIG)? {
@@ -82,47 +101,106 @@ pub(crate) fn convert(before: &Before, pins: &Pins, maps: &mut KernelMaps) -> Re
     Ok(())
 }
 
+/// The ways back that were copied.
+#[derive(Default)]
+pub(crate) struct Replies(HashSet<FlowKey>);
+
+impl Replies {
+    /// Copies what was not copied before and is not there, either; returns how many that were.
+    pub(crate) fn copy(&mut self, before: &Before, pins: &Pins) -> Result<usize, MapError> {
+        /// Entries that one system call reads.
+        const BATCH: usize = 4096;
+        /// Of linux/bpf.h: only if there is none.
+        const BPF_NOEXIST: u64 = 1;
+        let (Some(old), Some(new)) = (open(&before.pins, map::REVERSE)?, open(pins, map::REVERSE)?) else {
+            return Ok(0);
+        };
+        if old.info().map_err(of(map::REVERSE))?.value_size() as usize != size_of::<OldReply>() {
+            return Err(MapError::new(map::REVERSE, "convert", io::ErrorKind::InvalidData));
+        }
+        let mut new = HashMap::try_from(Map::HashMap(new)).map_err(of(map::REVERSE))?;
+        let no_key =
+            FlowKey { src: Addr::NONE, dst: Addr::NONE, src_port: 0, dst_port: 0, proto: 0, zero: [0; 3] };
+        let (mut count, mut from) = (0, Some(0));
+        while let Some(cursor) = from {
+            let zero = (Plain(no_key), [0_u8; size_of::<OldReply>()]);
+            let batch = raw::lookup_batch(old.fd().as_fd(), cursor, BATCH, 1, zero)
+                .map_err(|error| MapError::new(map::REVERSE, "lookup", error))?;
+            for (key, value) in batch.keys.into_iter().zip(batch.values) {
+                if !self.0.insert(key.0) {
+                    continue;
+                }
+                match new.insert(key, Plain(reply(&value)), BPF_NOEXIST) {
+                    Ok(()) => count += 1,
+                    Err(error) if os_error(&error) == Some(libc::EEXIST) => {}
+                    Err(error) => return Err(of(map::REVERSE)(error)),
+                }
+            }
+            from = batch.next;
+        }
+        Ok(count)
+    }
+}
+
 fn vip(key: &OldVipKey, [service, base, size, _]: OldVip) -> (VipKey, Vip) {
-    let key =
-        VipKey { addr: addr(key), port: u16::from_ne_bytes([key[16], key[17]]), proto: key[18], zero: 0 };
+    let key = VipKey { addr: addr(key), port: half(key, 16), proto: key[18], zero: 0 };
     (key, Vip { service, flags: 0, base, size })
 }
 
 /// Nothing if the entry is free.
 fn backend(old: &OldBackend) -> Option<Backend> {
-    let word = |at: usize| u32::from_ne_bytes([old[at], old[at + 1], old[at + 2], old[at + 3]]);
-    let mac = |at: usize| [old[at], old[at + 1], old[at + 2], old[at + 3], old[at + 4], old[at + 5]];
     let (addr, source) = (addr(old), addr(&old[16..]));
     let mode = Mode::of(old[50])?;
     Some(Backend {
         addr,
         source,
-        next_hop: mac(32),
-        source_mac: mac(38),
-        ifindex: word(44),
-        port: u16::from_ne_bytes([old[48], old[49]]),
+        next_hop: mac(old, 32),
+        source_mac: mac(old, 38),
+        ifindex: word(old, 44),
+        port: half(old, 48),
         mode: old[50],
         flags: old[51],
         header_sum: if mode.is_tunnel() && addr.is_v4() { outer_header_sum(&source, &addr) } else { 0 },
-        service: word(56),
-        mtu: u16::try_from(word(60)).unwrap_or_default(),
+        service: word(old, 56),
+        mtu: u16::try_from(word(old, 60)).unwrap_or_default(),
         vlan: 0,
     })
 }
 
+fn reply(old: &OldReply) -> ReverseEntry {
+    ReverseEntry {
+        client: addr(old),
+        vip: addr(&old[16..]),
+        client_port: half(old, 32),
+        vip_port: half(old, 34),
+        ifindex: word(old, 36),
+        seen: word(old, 40),
+        next_hop: mac(old, 44),
+        source_mac: mac(old, 50),
+        tags: Tags::NONE,
+    }
+}
+
 fn config(old: &OldConfig) -> Config {
-    let half = |at: usize| u16::from_ne_bytes([old[at], old[at + 1]]);
     let flags = if old[0] & 1 == 1 { Config::NAT } else { 0 };
-    Config { flags, nat_port_first: half(4), nat_port_last: half(6), ..Config::default() }
+    Config { flags, nat_port_first: half(old, 4), nat_port_last: half(old, 6), ..Config::default() }
+}
+
+fn half(bytes: &[u8], at: usize) -> u16 {
+    u16::from_ne_bytes([bytes[at], bytes[at + 1]])
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+fn mac(bytes: &[u8], at: usize) -> [u8; 6] {
+    std::array::from_fn(|i| bytes[at + i])
 }
 
 /// The address that the first 16 bytes are.
 fn addr(bytes: &[u8]) -> Addr {
-    let mut addr = Addr::NONE;
-    for (word, bytes) in addr.0.iter_mut().zip(bytes.chunks_exact(4)) {
-        *word = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-    }
-    addr
+    Addr(std::array::from_fn(|i| word(bytes, 4 * i)))
 }
 
 /// Nothing if it is not there: then its process ended before it had made all its maps.

@@ -34,15 +34,15 @@ struct InfoAttr {
 }
 
 /// What one batch gave: the entries, `values_per_key` values for each, and where to go on.
-pub(super) struct Batch<K, V> {
-    pub(super) keys: Vec<K>,
-    pub(super) values: Vec<V>,
-    pub(super) next: Option<u32>,
+pub(crate) struct Batch<K, V> {
+    pub(crate) keys: Vec<K>,
+    pub(crate) values: Vec<V>,
+    pub(crate) next: Option<u32>,
 }
 
 /// BPF_MAP_LOOKUP_BATCH: up to `limit` entries. In a hash map `from` is a bucket and 0 the begin; an array is read
 /// from its begin. A per-CPU map has one value for each possible CPU.
-pub(super) fn lookup_batch<K: Pod, V: Pod>(
+pub(crate) fn lookup_batch<K: Pod, V: Pod>(
     map: BorrowedFd<'_>,
     from: u32,
     limit: usize,
@@ -102,6 +102,19 @@ pub(super) fn delete_batch<K: Pod>(map: BorrowedFd<'_>, mut keys: &[K]) -> io::R
         }
     }
     Ok(())
+}
+
+/// BPF_MAP_CREATE of a ring buffer with this many bytes, a power of two and whole pages.
+#[cfg(test)]
+pub(super) fn create_ring_buffer(bytes: u32) -> io::Result<OwnedFd> {
+    const BPF_MAP_CREATE: libc::c_int = 0;
+    const BPF_MAP_TYPE_RINGBUF: u32 = 27;
+    // Type, size of keys and of values, entries.
+    let mut attr = [BPF_MAP_TYPE_RINGBUF, 0, 0, bytes];
+    // SAFETY: the command has no address in it.
+    let fd = unsafe { bpf(BPF_MAP_CREATE, &mut attr)? };
+    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Index of the interface that the XDP link with this id is attached to; 0 when the interface is gone.

@@ -34,7 +34,7 @@ type Field = fn(&mut Sizes) -> &mut u32;
 /// Name, least and greatest size of each map. The kernel allocates arrays at once and a hash map's buckets, too, so the
 /// limits are what a large machine has memory for; a slot's index of a backend has 31 bits.
 const FIELDS: [(&str, RangeInclusive<u32>, Field); 7] = [
-    ("vips", 1..=1 << 22, |sizes| &mut sizes.vips),
+    ("vips", 4..=1 << 22, |sizes| &mut sizes.vips),
     ("slots", 1 << 10..=1 << 30, |sizes| &mut sizes.slots),
     ("backends", 2..=1 << 24, |sizes| &mut sizes.backends),
     ("flows", 1..=1 << 28, |sizes| &mut sizes.flows),
@@ -105,7 +105,7 @@ mod tests {
         for number in ["0", "-1", "4194305", "many", "99999999999", ""] {
             assert_eq!(
                 error(&format!("vips={number}")),
-                format!("vips={number}: expected a number from 1 to 4194304")
+                format!("vips={number}: expected a number from 4 to 4194304")
             );
         }
     }

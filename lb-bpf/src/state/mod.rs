@@ -14,7 +14,7 @@ use crate::{
     service::{Endpoint, Frontend, Protocol, Service, ServiceKey},
     status::{Counters, InstalledService},
 };
-use lb_bpf_common::{Addr, Backend, Config, DecapKey, Verdict, Vip, VipKey, proto};
+use lb_bpf_common::{Addr, Backend, Config, DecapKey, Filter, RangeKey, Verdict, Vip, VipKey, proto};
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
@@ -81,6 +81,10 @@ pub struct State {
     hops: NextHops,
     decap: BTreeSet<DecapKey>,
     config: Config,
+    /// Source ranges by service id.
+    sources: BTreeMap<u32, BTreeMap<RangeKey, bool>>,
+    filters: BTreeMap<u32, Filter>,
+    filter_names: BTreeMap<u32, String>,
     services: BTreeMap<ServiceKey, Programmed>,
     /// By id, services that are not desired any more but not pruned yet.
     leaving: BTreeMap<u32, (ServiceKey, Programmed)>,
@@ -147,6 +151,10 @@ impl State {
         for (&key, vip) in &vips {
             by_service.entry(vip.service).or_default().insert(key);
         }
+        let mut sources = BTreeMap::<_, BTreeMap<_, _>>::new();
+        for (key, is_let_in) in maps.ranges()? {
+            sources.entry(key.service).or_default().insert(key, is_let_in);
+        }
         Ok(State {
             ranges,
             indexes: Indexes::new(sizes.backends, backends.keys().copied()),
@@ -160,6 +168,9 @@ impl State {
             hops: NextHops::new(),
             decap: maps.decap()?,
             config: maps.config()?,
+            sources,
+            filters: maps.filters()?,
+            filter_names: maps.filter_names()?,
             services: BTreeMap::new(),
             leaving: BTreeMap::new(),
             named: None,
@@ -267,7 +278,32 @@ impl State {
             Op::RemoveDecap(key) => {
                 self.decap.remove(key);
             }
+            Op::SetRange(key, is_let_in) => {
+                self.sources.entry(key.service).or_default().insert(*key, *is_let_in);
+            }
+            Op::RemoveRange(key) => {
+                if let Some(ranges) = self.sources.get_mut(&key.service) {
+                    ranges.remove(key);
+                    if ranges.is_empty() {
+                        self.sources.remove(&key.service);
+                    }
+                }
+            }
+            Op::SetFilter(index, filter) => {
+                self.filters.insert(*index, *filter);
+            }
+            Op::FreeFilter(index) => {
+                self.filters.remove(index);
+            }
+            Op::SetFilterName(index, name) => {
+                self.filter_names.insert(*index, name.clone());
+            }
+            Op::RemoveFilterName(index) => {
+                self.filter_names.remove(index);
+            }
             Op::ResetCounters(_)
+            | Op::ResetFilterCounters(_)
+            | Op::RemoveDrops(_)
             | Op::WriteTable(..)
             | Op::SetPrevious(..)
             | Op::RemoveFlows(_)

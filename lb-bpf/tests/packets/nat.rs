@@ -7,7 +7,7 @@ use crate::{
         translated, with_slots, world,
     },
 };
-use lb_bpf::abi::{Backend, FlowEntry, FlowKey, Mode, ReverseEntry, Slot, Verdict};
+use lb_bpf::abi::{Backend, FlowEntry, FlowKey, Mode, ReverseEntry, Slot, Tags, Verdict};
 
 pub(crate) fn cases() -> Vec<Case> {
     [V4, V6].into_iter().flat_map(family_cases).collect()
@@ -387,5 +387,6 @@ fn reverse_entry(family: Family, ifindex: u32) -> ReverseEntry {
         seen: 1,
         next_hop: ROUTER,
         source_mac: OWN,
+        tags: Tags::NONE,
     }
 }

@@ -127,7 +127,7 @@ impl Programs {
             }
         }
         for name in pins.own().names()? {
-            if Hook::of_pin(&name).is_some() && !wanted.contains(&name) {
+            if is_attachment(&name) && !wanted.contains(&name) {
                 tracing::info!(pin = name, "detaching from an interface that is no longer configured");
                 detach(pins.own(), &name)?;
             }
@@ -324,10 +324,15 @@ impl Interfaces {
     }
 }
 
+/// Whether this is the name of what says where a program is attached, not of a map.
+pub(crate) fn is_attachment(pin: &str) -> bool {
+    Hook::of_pin(pin).is_some()
+}
+
 /// Detaches everywhere.
 pub(crate) fn detach_all(pins: &Pins) -> Result<(), DatapathError> {
     for name in pins.names()? {
-        if Hook::of_pin(&name).is_some() {
+        if is_attachment(&name) {
             detach(pins, &name)?;
         }
     }
@@ -360,5 +365,47 @@ fn attach_error(interface: &str, error: ProgramError) -> DatapathError {
         Some(libc::EBUSY | libc::EEXIST) => DatapathError::InterfaceBusy(interface.to_owned()),
         Some(libc::EPERM) => DatapathError::NotPermitted(io::Error::from_raw_os_error(libc::EPERM)),
         _ => DatapathError::Attach { interface: interface.to_owned(), reason: error_chain(&error) },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::OBJECT;
+    use aya::EbpfLoader;
+    use std::{fs, path::PathBuf, process, thread};
+
+    /// Ids of the programs at the hook of `lo`.
+    fn filters() -> Vec<String> {
+        let output = process::Command::new("tc").args(["filter", "show", "dev", "lo", "egress"]).output();
+        let output = String::from_utf8(output.unwrap().stdout).unwrap();
+        let mut words = output.split_whitespace();
+        std::iter::from_fn(|| words.find(|word| *word == "id").and_then(|_| words.next()).map(str::to_owned))
+            .collect()
+    }
+
+    /// What kernels before 6.6 have. Needs root.
+    #[test]
+    fn without_tcx_a_program_is_attached_to_the_qdisc_and_replaced_there() {
+        let test = || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("unshare needs root");
+            let dir = PathBuf::from(format!("/sys/fs/bpf/fairlead-test-clsact-{}", process::id()));
+            let pins = PinDir::open(&dir).unwrap();
+            let attach = || {
+                let mut programs = Programs::load(EbpfLoader::new().load(OBJECT).unwrap()).unwrap();
+                programs.attach_clsact(pins.own(), Hook::Egress, "lo").unwrap();
+                drop(programs);
+                filters()
+            };
+            let (first, second) = (attach(), attach());
+            assert_eq!((first.len(), second.len()), (1, 1), "it stays, and then there is one in its place");
+            assert_ne!(first, second);
+            detach_all(pins.own()).unwrap();
+            assert!(filters().is_empty());
+            assert!(pins.own().names().unwrap().is_empty());
+            drop(pins);
+            fs::remove_dir_all(dir).unwrap();
+        };
+        thread::spawn(test).join().unwrap();
     }
 }

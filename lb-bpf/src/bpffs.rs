@@ -8,7 +8,7 @@
 //! | `old-vN` | one that was replaced, to be removed |
 //!
 //! A replacement is two renames, `vM` to `old-vM` and `new-vN` to `vN`. Whoever comes after a crash finds what is old and
-//! finishes, or does not find it, forgets what is new and begins again from `vM`, which is as it was.
+//! finishes, or does not find it and begins again from `vM`, which is as it was.
 use crate::error::DatapathError;
 use lb_bpf_common::ABI_VERSION;
 use nix::{
@@ -91,9 +91,7 @@ impl PinDir {
             }
         }
         let path = top.join(format!("{}{}", if is_there { "" } else { NEW }, directory(ABI_VERSION)));
-        if !is_there {
-            fs::create_dir(&path).map_err(|error| failed(&path, error))?;
-        }
+        fs::create_dir_all(&path).map_err(|error| failed(&path, error))?;
         Ok(PinDir { top, own: Pins { path }, before, replaced, _lock: lock })
     }
 
@@ -105,6 +103,11 @@ impl PinDir {
     /// Where the object `name` of this version is pinned.
     pub(crate) fn pin(&self, name: &str) -> PathBuf {
         self.own.pin(name)
+    }
+
+    /// Whether what is pinned for this version is complete; else a process before may have left a part of it.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.own.path == self.complete()
     }
 
     /// What is to be replaced.
@@ -131,8 +134,7 @@ impl PinDir {
 
     /// Puts this version, which is complete now, in the place of the one before.
     pub(crate) fn commit(&mut self) -> Result<(), DatapathError> {
-        let path = self.top.join(directory(ABI_VERSION));
-        if self.own.path == path {
+        if self.is_complete() {
             return Ok(());
         }
         if let Some(mut before) = self.before.take() {
@@ -141,6 +143,7 @@ impl PinDir {
             before.pins.path = old;
             self.replaced = Some(before);
         }
+        let path = self.complete();
         rename(&self.own.path, &path)?;
         self.own.path = path;
         Ok(())
@@ -164,6 +167,10 @@ impl PinDir {
         // Something else may be in there.
         let _ = fs::remove_dir(&self.top);
         Ok(())
+    }
+
+    fn complete(&self) -> PathBuf {
+        self.top.join(directory(ABI_VERSION))
     }
 }
 
@@ -200,16 +207,15 @@ impl Pins {
     }
 }
 
-/// Finishes a replacement, but for what is old, or forgets what was being made ready for one.
+/// Finishes a replacement, but for what is old, and forgets what another version was making ready.
 fn finish(top: &Path) -> Result<(), DatapathError> {
-    let old = versions(top, OLD)?;
+    let is_replaced = !versions(top, OLD)?.is_empty();
     for version in versions(top, NEW)? {
         let path = top.join(directory(version));
         let new = top.join(format!("{NEW}{}", directory(version)));
-        if !old.is_empty() && !path.exists() {
+        if is_replaced && !path.exists() {
             rename(&new, &path)?;
-        } else {
-            tracing::info!(version, "removing what was not made ready");
+        } else if version != ABI_VERSION {
             Pins { path: new }.remove()?;
         }
     }

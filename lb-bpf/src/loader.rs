@@ -3,7 +3,7 @@
 use crate::{
     OBJECT,
     attach::{self, Attachment, Interfaces, Programs},
-    bpffs::{PinDir, Pins},
+    bpffs::{Before, PinDir, Pins},
     error::{DatapathError, permitted},
     maps::{
         MapError, Sizes,
@@ -20,7 +20,13 @@ use lb_bpf_common::{
     ABI_VERSION, Backend, Config, Counter, DecapKey, DropKey, Filter, FlowEntry, FlowKey, FragmentEntry,
     FragmentKey, Frontend, RangeKey, ReverseEntry, Slot, Verdict, VipWord, map,
 };
-use std::{collections::BTreeMap, io};
+use std::{
+    collections::BTreeMap,
+    io,
+    panic::resume_unwind,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
 
 /// The maps that the kernel programs do not have.
 pub(crate) const NAMES: &str = "names";
@@ -114,7 +120,10 @@ impl Loaded {
     /// Loads the programs. Maps that are pinned are adopted with the sizes they have.
     pub(crate) fn load(pins: PinDir, mut sizes: Sizes) -> Result<Self, DatapathError> {
         lift_memlock_limit();
-        let known = pins.before().filter(|before| migrate::is_known(before));
+        if !pins.is_complete() {
+            begin_again(&pins)?;
+        }
+        let known = known(&pins);
         match (known, pins.before()) {
             (Some(before), _) => migrate::share(&pins, before, &mut sizes)?,
             (None, Some(before)) => tracing::warn!(
@@ -159,11 +168,26 @@ impl Loaded {
 
     /// Attaches to exactly these interfaces, and takes the place of the version before.
     pub(crate) fn attach(&mut self, interfaces: &Interfaces) -> Result<(), DatapathError> {
-        if let Some(before) = self.pins.before().filter(|before| migrate::is_known(before)) {
-            self.replies.copy(before, self.pins.own())?;
-        }
-        self.programs.attach(&self.pins, interfaces)?;
-        self.pins.commit()?;
+        let Loaded { programs, pins, replies, .. } = self;
+        let is_attached = AtomicBool::new(false);
+        // What the program before adds at the last moment is missed by packets that the new one gets until it is copied.
+        let copy = || match known(pins) {
+            Some(before) => {
+                while !is_attached.load(Ordering::Relaxed) {
+                    replies.copy(before, pins.own())?;
+                }
+                Ok(())
+            }
+            None => Ok(()),
+        };
+        thread::scope(|scope| {
+            let copying = scope.spawn(copy);
+            let attached = programs.attach(pins, interfaces);
+            is_attached.store(true, Ordering::Relaxed);
+            let copied: Result<(), MapError> = copying.join().unwrap_or_else(|panic| resume_unwind(panic));
+            attached.and(copied.map_err(DatapathError::from))
+        })?;
+        pins.commit()?;
         let Some(replaced) = self.pins.replaced() else { return Ok(()) };
         // On another CPU the old program may be at its last packet still.
         for _ in 0..if migrate::is_known(replaced) { PASSES } else { 0 } {
@@ -241,6 +265,23 @@ fn adopt(pins: &Pins, mut sizes: Sizes) -> Result<Sizes, DatapathError> {
         }
     }
     Ok(sizes)
+}
+
+/// Forgets the maps that a process has made which did not come to an end with it; but where it is attached already, and
+/// the ways back that packets have found there meanwhile, stay.
+fn begin_again(pins: &PinDir) -> Result<(), DatapathError> {
+    for name in pins.own().names()? {
+        let is_kept = name == map::REVERSE && known(pins).is_some();
+        if !is_kept && !attach::is_attachment(&name) {
+            pins.own().unpin(&name)?;
+        }
+    }
+    Ok(())
+}
+
+/// The version before, if its maps can be taken over.
+fn known(pins: &PinDir) -> Option<&Before> {
+    pins.before().filter(|before| migrate::is_known(before))
 }
 
 /// A map that is there keeps its size.

@@ -215,3 +215,99 @@ fn open(pins: &Pins, name: &'static str) -> Result<Option<MapData>, MapError> {
 fn of(map: &'static str) -> impl Fn(aya::maps::MapError) -> MapError {
     move |error| MapError::new(map, "convert", io::Error::other(error))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::IpAddr;
+
+    fn address(text: &str) -> Addr {
+        text.parse::<IpAddr>().unwrap().into()
+    }
+
+    fn bytes(addr: Addr) -> [u8; 16] {
+        std::array::from_fn(|i| addr.0[i / 4].to_ne_bytes()[i % 4])
+    }
+
+    /// An entry of version 1.
+    fn old(addr: &str, source: &str, mode: u8, mtu: u32) -> OldBackend {
+        let parts: [&[u8]; 10] = [
+            &bytes(address(addr)),
+            &bytes(address(source)),
+            &[1, 2, 3, 4, 5, 6],
+            &[7, 8, 9, 10, 11, 12],
+            &13_u32.to_ne_bytes(),
+            &80_u16.to_be_bytes(),
+            &[mode, Backend::DOWN],
+            &0xabcd_u32.to_ne_bytes(),
+            &14_u32.to_ne_bytes(),
+            &mtu.to_ne_bytes(),
+        ];
+        parts.concat().try_into().unwrap()
+    }
+
+    #[test]
+    fn a_backend_keeps_all_but_the_sum_of_its_header() {
+        let (addr, source) = (address("10.0.0.2"), address("10.0.0.1"));
+        let wanted = Backend {
+            addr,
+            source,
+            next_hop: [1, 2, 3, 4, 5, 6],
+            source_mac: [7, 8, 9, 10, 11, 12],
+            ifindex: 13,
+            port: 80_u16.to_be(),
+            mode: Mode::Ipip as u8,
+            flags: Backend::DOWN,
+            header_sum: outer_header_sum(&source, &addr),
+            service: 14,
+            mtu: 1500,
+            vlan: 0,
+        };
+        assert_eq!(backend(&old("10.0.0.2", "10.0.0.1", 2, 1500)), Some(wanted));
+        let no_sum = |old| backend(&old).map(|backend| backend.header_sum);
+        assert_eq!(no_sum(old("10.0.0.2", "10.0.0.1", 1, 1500)), Some(0), "NAT");
+        assert_eq!(no_sum(old("2001:db8::2", "2001:db8::1", 2, 1500)), Some(0), "IPv6");
+        assert_eq!(backend(&old("10.0.0.2", "10.0.0.1", 0, 1500)), None, "free");
+    }
+
+    #[test]
+    fn an_mtu_that_does_not_fit_is_not_known_and_is_no_vlan() {
+        let backend = backend(&old("10.0.0.2", "10.0.0.1", 2, 65_536)).unwrap();
+        assert_eq!((backend.mtu, backend.vlan), (0, 0));
+    }
+
+    #[test]
+    fn frontends_ways_back_and_config_are_read_where_they_lie() {
+        let (client, addr) = (address("192.0.2.7"), address("2001:db8::10"));
+        let key: OldVipKey = [&bytes(addr)[..], &443_u16.to_be_bytes(), &[6, 0]].concat().try_into().unwrap();
+        let wanted = VipKey { addr, port: 443_u16.to_be(), proto: 6, zero: 0 };
+        assert_eq!(vip(&key, [1, 2, 3, 0]), (wanted, Vip { service: 1, flags: 0, base: 2, size: 3 }));
+
+        let parts: [&[u8]; 7] = [
+            &bytes(client),
+            &bytes(addr),
+            &[0, 1, 0, 2],
+            &3_u32.to_ne_bytes(),
+            &4_u32.to_ne_bytes(),
+            &[5; 6],
+            &[6; 6],
+        ];
+        let wanted = ReverseEntry {
+            client,
+            vip: addr,
+            client_port: 1_u16.to_be(),
+            vip_port: 2_u16.to_be(),
+            ifindex: 3,
+            seen: 4,
+            next_hop: [5; 6],
+            source_mac: [6; 6],
+            tags: Tags::NONE,
+        };
+        assert_eq!(reply(&parts.concat().try_into().unwrap()), wanted);
+
+        let parts: [&[u8]; 3] = [&1_u32.to_ne_bytes(), &1024_u16.to_ne_bytes(), &32767_u16.to_ne_bytes()];
+        let wanted =
+            Config { flags: Config::NAT, nat_port_first: 1024, nat_port_last: 32767, ..Config::default() };
+        assert_eq!(config(&parts.concat().try_into().unwrap()), wanted);
+    }
+}

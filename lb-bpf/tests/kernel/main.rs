@@ -2,7 +2,11 @@
 //! Needs root, and `ip`, `ethtool`, `nsenter` and `unshare`.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 mod network;
+mod stream;
+mod tc;
 mod traffic;
+mod upgrade;
+mod v1;
 
 use lb_bpf::{
     Datapath, DatapathError, Installed, Options, Sizes, XdpMode,

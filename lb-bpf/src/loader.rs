@@ -37,9 +37,6 @@ const FRAGMENTS: u32 = 8192;
 /// Bytes of `events`.
 const EVENTS: u32 = 256 << 10;
 
-/// How often what the program of the version before has added is looked for after its end; twice is enough.
-const PASSES: u32 = 4;
-
 /// What a map must look like, lest the kernel programs and this one misread each other.
 struct Shape {
     name: &'static str,
@@ -171,38 +168,24 @@ impl Loaded {
         let Loaded { programs, pins, replies, .. } = self;
         let is_attached = AtomicBool::new(false);
         // What the program before adds at the last moment is missed by packets that the new one gets until it is copied.
-        let copy = || match known(pins) {
-            Some(before) => {
-                while !is_attached.load(Ordering::Relaxed) {
-                    replies.copy(before, pins.own())?;
-                }
-                Ok(())
-            }
-            None => Ok(()),
-        };
+        let copy = || known(pins).map_or(Ok(()), |old| replies.copy_until(&is_attached, old, pins.own()));
         thread::scope(|scope| {
             let copying = scope.spawn(copy);
             let attached = programs.attach(pins, interfaces);
             is_attached.store(true, Ordering::Relaxed);
-            let copied: Result<(), MapError> = copying.join().unwrap_or_else(|panic| resume_unwind(panic));
+            let copied = copying.join().unwrap_or_else(|panic| resume_unwind(panic));
             attached.and(copied.map_err(DatapathError::from))
         })?;
         pins.commit()?;
-        let Some(replaced) = self.pins.replaced() else { return Ok(()) };
-        // On another CPU the old program may be at its last packet still.
-        for _ in 0..if migrate::is_known(replaced) { PASSES } else { 0 } {
-            match self.replies.copy(replaced, self.pins.own()) {
-                Ok(0) => break,
-                Ok(count) => tracing::debug!(count, "copied what the program before has added"),
-                Err(error) => {
-                    tracing::warn!(%error, "the newest connections of NAT services may break");
-                    break;
-                }
-            }
+        let Some(replaced) = pins.replaced() else { return Ok(()) };
+        if migrate::is_known(replaced)
+            && let Err(error) = replies.copy_rest(replaced, pins.own())
+        {
+            tracing::warn!(%error, "the newest connections of NAT services may break");
         }
         tracing::info!(version = replaced.version, "the programs of another version are replaced");
-        self.replies = Replies::default();
-        self.pins.forget_replaced()
+        *replies = Replies::default();
+        pins.forget_replaced()
     }
 
     /// Attaches to interfaces that went and came back under their name since; whether there was one.

@@ -18,7 +18,12 @@ use aya::maps::{Array, HashMap, Map, MapData, MapInfo, PerCpuArray};
 use lb_bpf_common::{
     Addr, Backend, Config, FlowKey, Mode, ReverseEntry, Tags, Vip, VipKey, map, outer_header_sum,
 };
-use std::{collections::HashSet, io, os::fd::AsFd};
+use std::{
+    collections::HashSet,
+    io,
+    os::fd::AsFd,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 /// The version that is known.
 const VERSION: u32 = 1;
@@ -106,6 +111,32 @@ pub(crate) fn convert(before: &Before, pins: &Pins, maps: &mut KernelMaps) -> Re
 pub(crate) struct Replies(HashSet<FlowKey>);
 
 impl Replies {
+    /// Copies again and again until `is_done`.
+    pub(crate) fn copy_until(
+        &mut self,
+        is_done: &AtomicBool,
+        before: &Before,
+        pins: &Pins,
+    ) -> Result<(), MapError> {
+        while !is_done.load(Ordering::Relaxed) {
+            self.copy(before, pins)?;
+        }
+        Ok(())
+    }
+
+    /// Copies what is missing still when the program before is attached no more; on another CPU it may be at its last
+    /// packet.
+    pub(crate) fn copy_rest(&mut self, before: &Before, pins: &Pins) -> Result<(), MapError> {
+        /// Two are enough, unless it is attached to an interface that is configured no more.
+        const PASSES: u32 = 4;
+        for _ in 0..PASSES {
+            if self.copy(before, pins)? == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// Copies what was not copied before and is not there, either; returns how many that were.
     pub(crate) fn copy(&mut self, before: &Before, pins: &Pins) -> Result<usize, MapError> {
         /// Entries that one system call reads.

@@ -62,7 +62,6 @@ impl Datapath {
     pub async fn open(options: Options) -> Result<Self, DatapathError> {
         let pins = PinDir::open(&options.pin_dir)?;
         let mut loaded = Loaded::load(pins, options.sizes)?;
-        let state = State::restore(&loaded.maps)?;
         let resolver = Resolver::open().map_err(DatapathError::Socket)?;
         let wanted = Interfaces { balanced: options.interfaces, tc: options.tc_interfaces };
         let mut interfaces = Vec::new();
@@ -70,6 +69,7 @@ impl Datapath {
             loaded.attach(&wanted)?;
             interfaces = modes(&resolver, &loaded).await?;
         }
+        let state = State::restore(&loaded.maps)?;
         let installed = Installed { services: state.found(&loaded.maps)?, interfaces: interfaces.clone() };
         let (state, failed_at, decap, operations) = (Some(state), None, None, 0);
         Ok(Datapath { loaded, resolver, wanted, interfaces, state, installed, failed_at, decap, operations })

@@ -3,7 +3,8 @@ use super::{Chunk, Cursor, MapError, Maps, NAME_LENGTH, Op, Sizes, raw};
 use crate::service::ServiceKey;
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues};
 use lb_bpf_common::{
-    Addr, Backend, Config, Counter, DecapKey, FlowEntry, FlowKey, ReverseEntry, Slot, Verdict, Vip, VipKey,
+    Addr, Backend, Config, Counter, DecapKey, FlowEntry, FlowKey, ReverseEntry, Slot, Tags, Verdict, Vip,
+    VipKey,
 };
 use std::{
     borrow::Borrow,
@@ -191,6 +192,7 @@ impl Maps for KernelMaps {
             seen: 0,
             next_hop: [0; 6],
             source_mac: [0; 6],
+            tags: Tags::NONE,
         };
         chunk("reverse", fd(&self.replies), from, limit, Plain(zero))
     }

@@ -5,7 +5,7 @@ use crate::{
     maps::{dump::dump, fake::FakeMaps},
 };
 use aya::EbpfLoader;
-use lb_bpf_common::{Mode, map, proto};
+use lb_bpf_common::{Mode, Tags, map, proto};
 use proptest::{prelude::*, sample::subsequence, strategy::ValueTree, test_runner::TestRunner};
 use std::{fs, path::PathBuf, process};
 
@@ -63,6 +63,7 @@ fn reply(n: u16) -> ReverseEntry {
         seen: 4,
         next_hop: [5; 6],
         source_mac: [6; 6],
+        tags: Tags::NONE,
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
     maps::{Maps, fake::FakeMaps},
     service::{Frontend, Protocol},
 };
-use lb_bpf_common::{FlowEntry, FlowKey, Mode, ReverseEntry};
+use lb_bpf_common::{FlowEntry, FlowKey, Mode, ReverseEntry, Tags};
 use std::net::{IpAddr, Ipv4Addr};
 
 /// The UDP frontend.
@@ -61,6 +61,7 @@ impl Nat {
             seen: seen(reply_age),
             next_hop: [0; 6],
             source_mac: [0; 6],
+            tags: Tags::NONE,
         };
         self.maps.flows.insert(key, entry);
         self.maps.replies.insert(reply_key, reply);

@@ -80,6 +80,8 @@ fn hops() -> NextHops {
         source_mac: [2, 0, 0, 0, 0, 2],
         ifindex: 2,
         mtu: 1500,
+        vlan: None,
+        gateway: false,
     };
     (0..5000).map(|n| (Ipv4Addr::from(0x0a00_0000 + n).into(), NextHop::Known(hop))).collect()
 }

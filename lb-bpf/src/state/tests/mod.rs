@@ -56,6 +56,8 @@ fn hops() -> NextHops {
         source_mac: [2, 0, 0, 0, 1, 0],
         ifindex: 7,
         mtu: 1500,
+        vlan: None,
+        gateway: false,
     };
     (0..50).map(|n| (endpoint(n).address, NextHop::Known(hop(n)))).collect()
 }

@@ -90,6 +90,8 @@ pub struct State {
     config: Config,
     /// Source ranges by service id.
     sources: BTreeMap<u32, BTreeMap<RangeKey, bool>>,
+    /// How many there are.
+    ranges_used: usize,
     filters: BTreeMap<u32, Filter>,
     filter_names: BTreeMap<u32, String>,
     services: BTreeMap<ServiceKey, Programmed>,
@@ -179,6 +181,7 @@ impl State {
             hops: NextHops::new(),
             decap: maps.decap()?,
             config: maps.config()?,
+            ranges_used: sources.values().map(BTreeMap::len).sum(),
             sources,
             filters: maps.filters()?,
             filter_names: maps.filter_names()?,
@@ -328,11 +331,12 @@ impl State {
                 self.decap.remove(key);
             }
             Op::SetRange(key, is_let_in) => {
-                self.sources.entry(key.service).or_default().insert(*key, *is_let_in);
+                let ranges = self.sources.entry(key.service).or_default();
+                self.ranges_used += usize::from(ranges.insert(*key, *is_let_in).is_none());
             }
             Op::RemoveRange(key) => {
                 if let Some(ranges) = self.sources.get_mut(&key.service) {
-                    ranges.remove(key);
+                    self.ranges_used -= usize::from(ranges.remove(key).is_some());
                     if ranges.is_empty() {
                         self.sources.remove(&key.service);
                     }

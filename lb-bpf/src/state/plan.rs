@@ -293,8 +293,8 @@ impl State {
         let mut keys = self.by_service.get(&id).cloned().unwrap_or_default();
         keys.retain(|key| !self.named.as_ref().is_some_and(|named| named.vips.contains(key)));
         keys.extend(service.frontends.iter().map(vip_key));
-        programmed.vip.flags = flags(&service.rules);
         let sources = sources::compile(id, &service.rules);
+        programmed.vip.flags = flags(&service.rules, !sources.is_empty());
         self.add_sources(id, &sources, ops)?;
         for key in keys {
             if self.vips.get(&key) != Some(&programmed.vip) {
@@ -606,10 +606,10 @@ const fn translation(mode: u8) -> u32 {
 }
 
 /// The bits of [`Vip::flags`].
-fn flags(rules: &Rules) -> u32 {
+fn flags(rules: &Rules, has_ranges: bool) -> u32 {
     let bit = |is_set: bool, bit: u32| if is_set { bit } else { 0 };
     bit(rules.client_affinity, Vip::AFFINITY)
-        | bit(!rules.allow.is_empty() || !rules.deny.is_empty(), Vip::RANGES)
+        | bit(has_ranges, Vip::RANGES)
         | bit(rules.pass_without_backend, Vip::PASS)
 }
 

@@ -1,7 +1,7 @@
 //! Which clients a service lets in, as entries of the map `ranges`, where the longest prefix decides.
 use super::{State, plan::PlanError};
 use crate::{maps::Op, service::Rules};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use lb_bpf_common::{Addr, RangeKey};
 use std::{
     collections::BTreeMap,
@@ -17,10 +17,9 @@ const V4_BITS: u32 = 96;
 /// each family. A family of which nobody is allowed by name lets all in that are not denied.
 pub(super) fn compile(id: u32, rules: &Rules) -> BTreeMap<RangeKey, bool> {
     let mut ranges = BTreeMap::new();
-    let named = |net: &&IpNet| !is_mapped(net);
-    let allowed = rules.allow.iter().filter(named).map(|net| (net.trunc(), false));
-    let denied = rules.deny.iter().filter(named).map(|net| (net.trunc(), true));
-    let nets: BTreeMap<IpNet, bool> = allowed.chain(denied).collect();
+    let allowed = rules.allow.iter().map(|net| (canonical(net), false));
+    let denied = rules.deny.iter().map(|net| (canonical(net), true));
+    let nets: BTreeMap<IpNet, bool> = allowed.clone().chain(denied).collect();
     if nets.is_empty() {
         return ranges;
     }
@@ -32,8 +31,7 @@ pub(super) fn compile(id: u32, rules: &Rules) -> BTreeMap<RangeKey, bool> {
         }
         ranges.insert(key(id, &net), outer.is_none());
     }
-    let is_v4 = |net: &IpNet| matches!(net, IpNet::V4(_));
-    let allows = |v4: bool| rules.allow.iter().filter(named).any(|net| is_v4(net) == v4);
+    let allows = |v4: bool| allowed.clone().any(|(net, _)| matches!(net, IpNet::V4(_)) == v4);
     let all_v4 = IpAddr::from(Ipv4Addr::UNSPECIFIED).into();
     for (bits, addr, v4) in [(0, Addr::NONE, false), (V4_BITS, all_v4, true)] {
         let key = RangeKey { bits: SERVICE_BITS + bits, service: id, addr };
@@ -42,9 +40,15 @@ pub(super) fn compile(id: u32, rules: &Rules) -> BTreeMap<RangeKey, bool> {
     ranges
 }
 
-/// Whether this IPv6 prefix names IPv4 addresses, which no IPv6 packet has.
-fn is_mapped(net: &IpNet) -> bool {
-    matches!(net, IpNet::V6(net) if u32::from(net.prefix_len()) >= V4_BITS && Addr::from(IpAddr::V6(net.addr())).is_v4())
+/// The prefix without bits that do not count, and as an IPv4 prefix if it names IPv4 addresses: no IPv6 packet has those.
+fn canonical(net: &IpNet) -> IpNet {
+    let net = net.trunc();
+    match (net, net.addr().to_canonical()) {
+        (IpNet::V6(mapped), IpAddr::V4(v4)) if u32::from(mapped.prefix_len()) >= V4_BITS => {
+            Ipv4Net::new(v4, mapped.prefix_len() - V4_BITS as u8).map_or(net, IpNet::V4)
+        }
+        _ => net,
+    }
 }
 
 fn key(id: u32, net: &IpNet) -> RangeKey {
@@ -62,16 +66,17 @@ impl State {
         wanted: &BTreeMap<RangeKey, bool>,
         ops: &mut Vec<Op>,
     ) -> Result<(), PlanError> {
-        let held = self.sources.get(&id).cloned().unwrap_or_default();
-        let new = wanted.keys().filter(|key| !held.contains_key(key)).count();
-        let used: usize = self.sources.values().map(BTreeMap::len).sum();
-        let available = self.room_for_ranges.saturating_sub(used);
+        let held = self.sources.get(&id);
+        let value = |key: &RangeKey| held.and_then(|held| held.get(key));
+        let new = wanted.keys().filter(|key| value(key).is_none()).count();
+        let available = self.room_for_ranges.saturating_sub(self.ranges_used);
         if new > available {
             let (needed, available) = (new as u32, available as u32);
             return Err(PlanError::Full { map: "ranges", needed, available });
         }
-        for (key, is_let_in) in wanted.iter().rev().filter(|(key, value)| held.get(key) != Some(value)) {
-            self.push(Op::SetRange(*key, *is_let_in), ops);
+        let changed = wanted.iter().rev().filter(|(key, is_let_in)| value(key) != Some(*is_let_in));
+        for op in changed.map(|(key, is_let_in)| Op::SetRange(*key, *is_let_in)).collect::<Vec<_>>() {
+            self.push(op, ops);
         }
         Ok(())
     }

@@ -466,6 +466,11 @@ impl State {
             let from = if old_vip.size == size { slot } else { same_place(slot, size, old_vip.size) };
             let held = old_slots.get(from as usize).copied().unwrap_or_default();
             let held_since = programmed.since.get(from as usize).copied().unwrap_or(0);
+            if held == (Slot { current: owner, previous: 0 }) {
+                since.push(held_since);
+                slots.push(held);
+                continue;
+            }
             let new = dirt::moved(held, owner, is_live);
             let goes_on = new.previous == held.previous;
             let known = programmed.dirty.get(&from).filter(|_| goes_on).copied();

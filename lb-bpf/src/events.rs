@@ -112,11 +112,16 @@ fn describe(
 mod tests {
     use super::*;
     use crate::{
-        maps::{Op, Sizes, fake::FakeMaps},
+        maps::{
+            Op, Sizes,
+            fake::FakeMaps,
+            kernel::tests::{kernel_maps_with, new_ring, put_into_ring},
+        },
         service::ServiceKey,
     };
+    use futures::FutureExt;
     use lb_bpf_common::{Backend, FlowKey, Mode, proto};
-    use std::net::IpAddr;
+    use std::{iter, net::IpAddr};
 
     fn addr(text: &str) -> Addr {
         text.parse::<IpAddr>().unwrap().into()
@@ -164,6 +169,38 @@ mod tests {
         let gone = describe(&maps, name, &gone).unwrap();
         assert_eq!((gone.service, gone.backend, gone.interface, gone.new), (None, None, None, false));
         assert_eq!(gone.verdict, "unknown");
+    }
+
+    /// Needs root.
+    #[tokio::test]
+    async fn every_event_is_told_once_and_in_order() {
+        let (ring, mut reader) = (new_ring(), Reader::default());
+        let put = |millis: u32, times| {
+            let mut event = [0; size_of::<Event>() / 4];
+            event[0] = millis * 1_000_000;
+            put_into_ring(&ring, &event, times);
+        };
+        let millis = |events: Result<Vec<FlowEvent>, DatapathError>| -> Vec<u64> {
+            events.unwrap().iter().map(|event| event.at_millis).collect()
+        };
+        put(1, 3);
+        let mut events = reader.open(kernel_maps_with(&ring)).unwrap();
+        assert!(matches!(reader.open(kernel_maps_with(&ring)), Err(DatapathError::EventsTaken)));
+        assert!(events.next().now_or_never().is_none(), "what was there before is not told");
+        put(2, 200);
+        put(3, 100);
+        let wanted: Vec<u64> = iter::repeat_n(2, 200).chain(iter::repeat_n(3, 100)).collect();
+        let first = millis(events.next().await);
+        assert_eq!((first.len(), &first[..]), (LIMIT, &wanted[..LIMIT]));
+        assert_eq!(millis(events.next().await), wanted[LIMIT..]);
+        assert!(events.next().now_or_never().is_none());
+        put(4, 1);
+        assert_eq!(millis(events.next().await), [4]);
+        put(5, 1);
+        drop(events);
+        let mut events = reader.open(kernel_maps_with(&ring)).unwrap();
+        put(6, 1);
+        assert_eq!(millis(events.next().await), [6]);
     }
 
     #[test]

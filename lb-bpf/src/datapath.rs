@@ -163,7 +163,7 @@ impl Datapath {
     }
 
     /// What is reported from now on. Fails while there are [`Events`] already. Needs a tokio runtime.
-    pub fn events(&mut self) -> Result<Events, DatapathError> {
+    pub fn events(&self) -> Result<Events, DatapathError> {
         self.reader.open(self.loaded.open_again()?)
     }
 

@@ -9,7 +9,10 @@ use aya::maps::{MapData, RingBuf};
 use lb_bpf_common::{Addr, Event, Verdict};
 use std::{
     net::SocketAddr,
-    sync::{Arc, Weak},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -20,28 +23,36 @@ const LIMIT: usize = 256;
 pub struct Events {
     ring: AsyncFd<RingBuf<MapData>>,
     maps: KernelMaps,
-    _only: Arc<()>,
+    _turn: Turn,
 }
 
-/// Says whether there are [`Events`].
+/// Says whether there are [`Events`]: a ring buffer has one reader.
 #[derive(Debug, Default)]
-pub(crate) struct Reader(Weak<()>);
+pub(crate) struct Reader(Arc<AtomicBool>);
+
+/// Gives the place of the reader back.
+struct Turn(Arc<AtomicBool>);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
 
 impl Reader {
     /// Begins to read events; `maps` are the reader's own.
-    pub(crate) fn open(&mut self, maps: KernelMaps) -> Result<Events, DatapathError> {
-        if self.0.strong_count() > 0 {
+    pub(crate) fn open(&self, maps: KernelMaps) -> Result<Events, DatapathError> {
+        if self.0.swap(true, Ordering::AcqRel) {
             return Err(DatapathError::EventsTaken);
         }
+        let turn = Turn(self.0.clone());
         let mut ring = maps.events()?;
         // What is there is old.
         while ring.next().is_some() {}
         // SAFETY: the ring owns its descriptor, and keeps it until it is dropped.
         let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) };
         let ring = ring.map_err(|error| DatapathError::Events(error.into()))?;
-        let only = Arc::new(());
-        self.0 = Arc::downgrade(&only);
-        Ok(Events { ring, maps, _only: only })
+        Ok(Events { ring, maps, _turn: turn })
     }
 }
 
@@ -174,7 +185,7 @@ mod tests {
     /// Needs root.
     #[tokio::test]
     async fn every_event_is_told_once_and_in_order() {
-        let (ring, mut reader) = (new_ring(), Reader::default());
+        let (ring, reader) = (new_ring(), Reader::default());
         let put = |millis: u32, times| {
             let mut event = [0; size_of::<Event>() / 4];
             event[0] = millis * 1_000_000;

@@ -17,7 +17,7 @@ const KEY_WORDS: usize = std::mem::offset_of!(Frontend, vip) / 8;
 const VIP_WORDS: usize = size_of::<Vip>() / 8;
 
 /// Entries of a map `vips` that no frontend can have: index 0, and the one that replaces another.
-pub(super) const RESERVED: u32 = 2;
+pub(crate) const RESERVED: u32 = 2;
 
 /// How many words `vip_index` has for a map `vips` of this many entries: a power of two, and never more than half of
 /// what is possible.

@@ -12,7 +12,7 @@ mod tests;
 
 use crate::{
     ids::{Indexes, Ranges},
-    maps::{MapError, Maps, Op},
+    maps::{MapError, Maps, Op, vip_index},
     service::{Endpoint, Frontend, Protocol, Service, ServiceKey},
     status::{Counter, Counters, InstalledService},
 };
@@ -103,6 +103,7 @@ pub struct State {
     /// How many flows the last pass left, and how many the map can hold.
     load: sweep::Load,
     room_for_flows: usize,
+    room_for_vips: usize,
     room_for_ranges: usize,
     room_for_filters: u32,
 }
@@ -191,6 +192,7 @@ impl State {
             pass: None,
             load: sweep::Load::default(),
             room_for_flows: sizes.flows as usize,
+            room_for_vips: sizes.vips.saturating_sub(vip_index::RESERVED) as usize,
             room_for_ranges: sizes.ranges as usize,
             room_for_filters: sizes.filters,
         })

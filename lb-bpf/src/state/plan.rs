@@ -45,13 +45,13 @@ pub enum PlanError {
     #[error("service {0:?}: the name must have 1 to {NAME_LENGTH} bytes, none of them zero")]
     BadName(ServiceKey),
     /// A map has no room left.
-    #[error("map {map} is full: {needed} more entries are needed in a row, {available} are free")]
+    #[error("map {map} is full: {needed} more entries are needed, {available} are free")]
     Full {
         /// Name of the map.
         map: &'static str,
         /// How many entries are needed.
         needed: u32,
-        /// How many are free.
+        /// How many are free; of `slots`, in a row.
         available: u32,
     },
     /// A map could not be read.
@@ -71,6 +71,12 @@ impl State {
         now: Now,
     ) -> Result<Vec<Op>, PlanError> {
         let named = named(desired, self.room_for_filters)?;
+        let new = named.vips.iter().filter(|key| !self.vips.contains_key(key)).count();
+        let available = self.room_for_vips.saturating_sub(self.vips.len());
+        if new > available {
+            let (needed, available) = (new as u32, available as u32);
+            return Err(PlanError::Full { map: "vips", needed, available });
+        }
         let flags = named.flags;
         self.named = Some(named);
         self.release(now);
@@ -481,7 +487,7 @@ impl State {
             since.push(if held.current == owner { held_since } else { now.seconds() });
             slots.push(new);
         }
-        let full = PlanError::Full { map: "slots", needed: size, available: self.ranges.available() };
+        let full = PlanError::Full { map: "slots", needed: size, available: self.ranges.longest() };
         let base = self.ranges.take(size).ok_or(full)?;
         self.tables.insert(base, size);
         programmed.vip.base = base;

@@ -158,8 +158,13 @@ fn a_full_map_is_an_error_that_says_so() {
     let backends = [(1, 1, true)];
     let two = desired([("a", service(&[1], &backends)), ("b", service(&[2], &backends))]);
     let error = state.plan(&maps, &two, &hops(), START).unwrap_err();
-    assert_eq!(error.to_string(), "map slots is full: 1021 more entries are needed in a row, 979 are free");
-    // The error has changed nothing.
+    assert_eq!(error.to_string(), "map slots is full: 1021 more entries are needed, 979 are free");
+    let mut state = State::restore(&maps).unwrap();
+    let frontends: Vec<u8> = (1..=8).collect();
+    let error =
+        state.plan(&maps, &desired([("a", service(&frontends, &backends))]), &hops(), START).unwrap_err();
+    assert_eq!(error.to_string(), "map vips is full: 16 more entries are needed, 14 are free");
+    // The errors have changed nothing.
     let mut state = State::restore(&maps).unwrap();
     install(&mut state, &mut maps, &desired([("a", service(&[1], &backends))]), START);
 }

@@ -599,3 +599,29 @@ const _: () = {
     assert!(size_of::<Config>() == 24);
     assert!(size_of::<Counter>() == 32);
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLIENT: Addr = Addr::v4(1);
+    const HOST: Addr = Addr::v4(2);
+    const REAL: Addr = Addr::v4(3);
+
+    /// To whom and which port the backend answers a flow.
+    fn answered(mode: Mode) -> (Addr, u16) {
+        let flow =
+            FlowKey { src: CLIENT, dst: Addr::v4(9), src_port: 1000, dst_port: 80, proto: 6, zero: [0; 3] };
+        let backend =
+            Backend { addr: REAL, source: HOST, port: 8080, mode: mode as u8, ..Backend::default() };
+        let key = flow.answer(&backend, 20_000);
+        assert_eq!((key.src, key.src_port, key.proto), (REAL, 8080, 6));
+        (key.dst, key.dst_port)
+    }
+
+    #[test]
+    fn a_backend_answers_whom_it_sees() {
+        assert_eq!(answered(Mode::Nat), (HOST, 20_000));
+        assert_eq!(answered(Mode::Dnat), (CLIENT, 1000));
+    }
+}

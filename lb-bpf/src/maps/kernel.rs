@@ -597,4 +597,4 @@ fn of(map: &'static str, action: &'static str) -> impl FnOnce(aya::maps::MapErro
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -12,6 +12,16 @@ const BPF_F_MMAPABLE: u32 = 1 << 10;
 
 /// The maps as the loader makes them, but not pinned.
 fn kernel_maps() -> KernelMaps {
+    kernel_maps_with(&new_ring())
+}
+
+/// A ring buffer.
+pub(crate) fn new_ring() -> OwnedFd {
+    raw::create_ring_buffer(1 << 16).unwrap()
+}
+
+/// Other maps with this ring buffer.
+pub(crate) fn kernel_maps_with(ring: &OwnedFd) -> KernelMaps {
     let sizes = SIZES;
     KernelMaps::new(|name| {
         Ok(match name {
@@ -40,11 +50,16 @@ fn kernel_maps() -> KernelMaps {
                     .unwrap()
                     .data(),
             ),
-            "events" => MapData::from_fd(raw::create_ring_buffer(4096).unwrap()).unwrap(),
+            "events" => MapData::from_fd(ring.try_clone().unwrap()).unwrap(),
             other => panic!("{other}"),
         })
     })
     .unwrap()
+}
+
+/// Puts a record into a ring buffer so many times.
+pub(crate) fn put_into_ring(ring: &OwnedFd, record: &[u32], times: u32) {
+    raw::put_into_ring(ring.as_fd(), record, times).unwrap();
 }
 
 fn array_of<V: aya::Pod>(entries: u32, flags: u32) -> MapData {

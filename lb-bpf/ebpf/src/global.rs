@@ -58,6 +58,13 @@ fn ether_type<C: Context>(ctx: &C) -> u16 {
     }
 }
 
+/// Takes a way back over from the version before; 0: it has none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fairlead_take_over() -> u32 {
+    nat::take_over().is_some() as u32
+}
+
 /// Applies the packet filters to a frame; not 0: one drops it.
 #[unsafe(no_mangle)]
 #[inline(never)]

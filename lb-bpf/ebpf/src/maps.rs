@@ -52,6 +52,10 @@ pub static flows: HashMap<FlowKey, FlowEntry, 65536, NO_PREALLOC> = HashMap::new
 #[btf_map]
 pub static reverse: HashMap<FlowKey, ReverseEntry, 65536, NO_PREALLOC> = HashMap::new();
 
+/// `reverse` of the version before: an entry without its last field. Only in use while that version is replaced.
+#[btf_map]
+pub static reverse_before: HashMap<FlowKey, [u64; 7], 1, NO_PREALLOC> = HashMap::new();
+
 /// Tunnel ends of this host.
 #[btf_map]
 pub static decap: HashMap<DecapKey, u32, 1024> = HashMap::new();
@@ -107,6 +111,8 @@ pub struct Scratch {
     pub entry: FlowEntry,
     /// The way back of a tracked flow that is translated.
     pub way_back: WayBack,
+    /// Whose way back is taken over from the version before.
+    pub taken_over: FlowKey,
     /// Interface where a reply or an ICMP message goes out.
     pub ifindex: u32,
     /// The VLAN of an ICMP message that goes to a backend.

@@ -121,8 +121,7 @@ impl Programs {
     pub(crate) fn attach(&mut self, pins: &PinDir, interfaces: &Interfaces) -> Result<(), DatapathError> {
         let wanted = interfaces.pins(pins.own());
         if let Some(before) = pins.before() {
-            let names = before.pins.names()?;
-            for name in names.iter().filter(|name| wanted.contains(name)) {
+            for name in before.pins.names()?.iter().filter(|name| is_attachment(name)) {
                 pins.share(name, name)?;
             }
         }

@@ -24,7 +24,8 @@ pub use entry::{
 pub use hash::{flow_hash, slot_hash, slot_of, vip_hash};
 pub use verdict::{Action, Verdict};
 
-/// Version of the layout of all maps. Part of the pin path: maps of another version are never adopted.
+/// Version of the layout of all maps. Part of the pin path: maps of another version are not adopted but taken over, where
+/// the loader can read them (`lb-bpf/src/migrate.rs`), or made anew.
 pub const ABI_VERSION: u32 = 2;
 
 /// UDP destination port of GUE, host byte order (IANA: `gue`).

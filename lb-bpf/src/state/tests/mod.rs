@@ -369,7 +369,7 @@ fn connections_of_affine_clients_stay() {
     let three = [(1, 1, true), (2, 1, true), (3, 1, true)];
     install(&mut state, &mut maps, &with(&three), START);
     // Two connections of each of 200 clients.
-    let flows: Vec<_> = (0..400).map(|n| packets::flow(frontend(1), (n / 2) << 8 | (n % 2) * 77)).collect();
+    let flows: Vec<_> = (0..400).map(|n| packets::flow(frontend(1), (n / 2) * 256 + (n % 2) * 77)).collect();
     let before: Vec<_> = flows.iter().map(|flow| packets::send(&mut maps, flow, true, START)).collect();
     assert!(before.chunks(2).all(|pair| pair[0] == pair[1]), "one backend for each client");
     let mut now = Now(START.0 + 100_000);

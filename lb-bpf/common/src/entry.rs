@@ -274,17 +274,15 @@ impl FlowKey {
     /// byte order) in [`Mode::Nat`] and as it is in [`Mode::Dnat`].
     #[inline(always)]
     pub const fn answer(&self, backend: &Backend, nat_port: u16) -> FlowKey {
-        if backend.mode == Mode::Dnat as u8 {
-            FlowKey {
-                src: backend.addr,
-                dst: self.src,
-                src_port: backend.port,
-                dst_port: self.src_port,
-                proto: self.proto,
-                zero: [0; 3],
-            }
-        } else {
-            FlowKey::reply(backend, nat_port, self.proto)
+        let own = backend.mode == Mode::Dnat as u8;
+        let dst = if own { &self.src } else { &backend.source };
+        FlowKey {
+            src: backend.addr,
+            dst: *dst,
+            src_port: backend.port,
+            dst_port: if own { self.src_port } else { nat_port },
+            proto: self.proto,
+            zero: [0; 3],
         }
     }
 }

@@ -54,7 +54,7 @@ impl Dice {
 }
 
 /// Seconds of the clock that the program stamps flows with.
-fn now() -> u32 {
+pub(crate) fn now() -> u32 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the struct is valid for the call, which cannot fail for this clock.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &mut time) };

@@ -7,6 +7,7 @@ pub mod faulty;
 pub mod kernel;
 #[cfg(feature = "loader")]
 pub(crate) mod raw;
+pub mod sizes;
 #[cfg_attr(not(any(feature = "loader", test)), expect(dead_code, reason = "only the kernel has such arrays"))]
 pub(crate) mod vip_index;
 

@@ -11,7 +11,7 @@ use crate::{
         Now, State,
         plan::{GRACE, PlanError},
     },
-    status::{Counters, Installed, InterfaceStatus, SweepReport, XdpMode},
+    status::{Counters, FlowEvent, Installed, InterfaceStatus, SweepReport, XdpMode},
     trace::{Packet, Trace, trace},
 };
 use futures::TryStreamExt;
@@ -19,6 +19,7 @@ use rtnetlink::packet_route::link::{LinkAttribute, LinkXdp, XdpAttached};
 use std::{
     collections::BTreeSet,
     net::IpAddr,
+    num::NonZeroU32,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -45,7 +46,8 @@ pub struct Datapath {
     state: Option<State>,
     installed: Installed,
     failed_at: Option<Instant>,
-    decap: Option<BTreeSet<IpAddr>>,
+    /// What the last [`Datapath::install`] put on the loopback interface.
+    vips: Option<BTreeSet<IpAddr>>,
     operations: u64,
 }
 
@@ -61,8 +63,8 @@ impl Datapath {
         let resolver = Resolver::open().map_err(DatapathError::Socket)?;
         let interfaces = modes(&resolver, &options.interfaces).await?;
         let installed = Installed { services: state.found(&loaded.maps)?, interfaces: interfaces.clone() };
-        let (state, failed_at, decap, operations) = (Some(state), None, None, 0);
-        Ok(Datapath { loaded, resolver, interfaces, state, installed, failed_at, decap, operations })
+        let (state, failed_at, vips, operations) = (Some(state), None, None, 0);
+        Ok(Datapath { loaded, resolver, interfaces, state, installed, failed_at, vips, operations })
     }
 
     /// What the maps hold: right after [`Datapath::open`], what the process before left; then what the last
@@ -87,9 +89,10 @@ impl Datapath {
         let endpoints = desired.services.values().flat_map(|service| service.backends.keys());
         addresses.extend(endpoints.map(|endpoint| endpoint.address));
         let hops = self.resolver.resolve(&addresses).await?;
-        let vips: BTreeSet<IpAddr> = desired.decap.iter().map(|end| end.vip).collect();
+        let ends = desired.decap.iter().map(|end| end.vip);
+        let vips: BTreeSet<IpAddr> = ends.chain(desired.local_vips.iter().copied()).collect();
         loopback::add(self.resolver.handle(), &vips).await?;
-        self.decap = Some(vips);
+        self.vips = Some(vips);
         let mut state = self.take_state()?;
         let ops = match state.plan(&self.loaded.maps, desired, &hops, now()) {
             Err(error @ (PlanError::FrontendTwice { .. } | PlanError::BadName(_))) => {
@@ -110,7 +113,7 @@ impl Datapath {
 
     /// Removes what the last [`Datapath::install`] did not name; does nothing before the first one.
     pub async fn prune(&mut self) -> Result<(), DatapathError> {
-        let Some(vips) = self.decap.clone() else { return Ok(()) };
+        let Some(vips) = self.vips.clone() else { return Ok(()) };
         let mut state = self.take_state()?;
         let ops = state.plan_prune(now());
         self.apply(&ops)?;
@@ -150,6 +153,17 @@ impl Datapath {
     /// What says how a packet would be handled, whatever this value is busy with.
     pub fn tracer(&self) -> Result<Tracer, DatapathError> {
         Ok(Tracer(Arc::new(self.loaded.open_again()?)))
+    }
+
+    /// What reads the events of packets, whatever this value is busy with. There are none while sampling is off.
+    pub fn events(&self) -> Result<Events, DatapathError> {
+        Ok(Events(()))
+    }
+
+    /// Reports one packet in so many, and all that are dropped or begin a flow; none: reports nothing, as at the
+    /// start.
+    pub fn set_sampling(&mut self, _: Option<NonZeroU32>) -> Result<(), DatapathError> {
+        Ok(())
     }
 
     /// How many operations on the maps [`Datapath::install`] and [`Datapath::prune`] have done since the start.
@@ -200,6 +214,16 @@ impl Tracer {
     pub fn trace(&self, packet: &Packet) -> Result<Trace, DatapathError> {
         let name = |index| nix::net::if_::if_indextoname(index).ok()?.into_string().ok();
         Ok(trace(&*self.0, name, packet, now().seconds())?)
+    }
+}
+
+/// Reads the events of packets beside their [`Datapath`].
+pub struct Events(());
+
+impl Events {
+    /// The next events, at least one. May be cancelled and called again.
+    pub async fn next(&mut self) -> Result<Vec<FlowEvent>, DatapathError> {
+        std::future::pending().await
     }
 }
 

@@ -24,11 +24,13 @@ pub mod status;
 pub mod trace;
 
 #[cfg(feature = "loader")]
-pub use datapath::{Datapath, Options, Tracer};
+pub use datapath::{Datapath, Events, Options, Tracer};
 #[cfg(feature = "loader")]
 pub use error::DatapathError;
 pub use lb_bpf_common as abi;
 pub use maps::Sizes;
 #[cfg(feature = "loader")]
 pub use object::OBJECT;
-pub use status::{Counter, Counters, Installed, InstalledService, InterfaceStatus, SweepReport, XdpMode};
+pub use status::{
+    Counter, Counters, FlowEvent, Installed, InstalledService, InterfaceStatus, SweepReport, XdpMode,
+};

@@ -1,8 +1,9 @@
 //! What the datapath reports: what is installed, how it is attached, what it counted.
 use crate::service::{Endpoint, Frontend, ServiceKey};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
     ops::AddAssign,
 };
 
@@ -57,6 +58,36 @@ pub struct Counters {
     pub services: BTreeMap<ServiceKey, BTreeMap<Endpoint, Counter>>,
     /// Packets by verdict; the key is [`Verdict::label`](lb_bpf_common::Verdict::label).
     pub verdicts: BTreeMap<&'static str, Counter>,
+    /// Packets of each service that were not sent on, by verdict. They are in `verdicts`, too.
+    pub drops: BTreeMap<ServiceKey, BTreeMap<&'static str, Counter>>,
+    /// Packets that each rule of [`Desired::filters`](crate::service::Desired::filters) matched.
+    pub filters: BTreeMap<String, Counter>,
+}
+
+/// What became of one packet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowEvent {
+    /// When, in milliseconds of CLOCK_MONOTONIC.
+    pub at_millis: u64,
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// Where the packet came from; the port is 0 where it has none.
+    pub source: SocketAddr,
+    /// Where it went to, likewise.
+    pub destination: SocketAddr,
+    /// [`Verdict::label`](lb_bpf_common::Verdict::label) of what was decided.
+    pub verdict: String,
+    /// The service; none: the packet is of none.
+    pub service: Option<ServiceKey>,
+    /// The backend; none: none was chosen.
+    pub backend: Option<Endpoint>,
+    /// Name of the interface where it came in; none: the interface is gone.
+    pub interface: Option<String>,
+    /// Length of the frame.
+    pub bytes: u32,
+    /// Whether it begins a flow.
+    pub new: bool,
 }
 
 /// The sum of one counter over all CPUs.

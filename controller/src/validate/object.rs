@@ -7,7 +7,7 @@ use crate::{
         bgp_advertisement::Source,
         bgp_peer::{AddPath, HOLD_TIME, KEEPALIVE, ONE_NEIGHBOUR, TTL_EXCLUSIVE},
         load_balancer::{ADDRESSES_OR_POOL, DIRECT_RETURN_PORT, ONE_BACKEND},
-        policy::{Affinity, ForwardingMode, HealthCheck, ONE_CHECK, Policy, SourceRanges},
+        policy::{ForwardingMode, HealthCheck, ONE_CHECK, Policy, SOURCE_NAT},
         scalar::quoted,
         selector::is_dns_label,
     },
@@ -129,8 +129,11 @@ impl Faults {
                 );
             }
         }
-        let reachable =
-            |address: &IpAddr| spec.addresses.iter().any(|vip| vip.0.is_ipv4() == address.is_ipv4());
+        // In a tunnel the other family will do.
+        let tunnel = spec.policy.forwarding.datapath_mode().is_tunnel();
+        let reachable = |address: &IpAddr| {
+            tunnel || spec.addresses.iter().any(|vip| vip.0.is_ipv4() == address.is_ipv4())
+        };
         if !spec.addresses.is_empty()
             && !backends.is_empty()
             && !backends.keys().any(|address| reachable(&address.0))
@@ -163,10 +166,18 @@ impl Faults {
     }
 
     fn policy(&mut self, policy: &Policy) {
-        let supported = matches!(policy.forwarding.mode, ForwardingMode::NAT | ForwardingMode::IPIP);
-        self.not_yet(!supported, "policy.forwarding.mode");
-        self.not_yet(policy.affinity != Affinity::None, "policy.affinity");
-        self.not_yet(policy.source_ranges != SourceRanges::default(), "policy.sourceRanges");
+        let forwarding = &policy.forwarding;
+        let without_nat = forwarding.mode != ForwardingMode::NAT && forwarding.source_nat.is_some();
+        self.add_if(without_nat, "policy.forwarding.sourceNAT", SOURCE_NAT);
+        for (list, ranges) in [("allow", &policy.source_ranges.allow), ("deny", &policy.source_ranges.deny)] {
+            let mut known = BTreeMap::new();
+            for (index, range) in ranges.iter().enumerate() {
+                if let Some(first) = known.insert(range, index) {
+                    let field = format!("policy.sourceRanges.{list}[{index}]");
+                    self.add(field, format!("{range} stands in {list}[{first}] already"));
+                }
+            }
+        }
         self.not_yet(policy.clusters.is_some(), "policy.clusters");
         if let Some(check) = &policy.health_check {
             self.health_check(check);

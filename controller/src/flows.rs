@@ -50,16 +50,18 @@ impl Flows {
     pub async fn relay(self, mut events: impl Events) {
         loop {
             match events.next().await {
-                Ok(events) => events.into_iter().for_each(|event| {
-                    // Without followers there is nobody to miss it.
-                    let _ = self.events.send(Arc::new(event));
-                }),
+                Ok(events) => events.into_iter().for_each(|event| self.send(event)),
                 Err(error) => {
                     tracing::warn!(%error, "reading events of packets");
                     tokio::time::sleep(PAUSE).await;
                 }
             }
         }
+    }
+
+    pub(crate) fn send(&self, event: FlowEvent) {
+        // Without followers there is nobody to miss it.
+        let _ = self.events.send(Arc::new(event));
     }
 }
 
@@ -159,7 +161,7 @@ mod tests {
         let flows = Flows::default();
         let mut follower = flows.follow().unwrap();
         for at in 0..(KEPT as u64 + 3) {
-            flows.events.send(Arc::new(event(at))).unwrap();
+            flows.send(event(at));
         }
         let seen = follower.next().await;
         assert_eq!(seen[..2], [Seen::Lost(3), Seen::Flow(Arc::new(event(3)))]);

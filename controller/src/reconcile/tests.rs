@@ -5,7 +5,7 @@ use crate::{
     appliers::Events,
     observed::{Failure, Health, NodeInfo},
     status::StatusSet,
-    store::StoreError,
+    store::{FileStore, StoreError, files::tests::Scratch},
     validate::parse_directory,
 };
 use bgp_speaker::config::{Global, PeerConfig, Route};
@@ -573,6 +573,38 @@ fn a_filter_that_could_not_be_installed_is_not_said_to_be() {
         fake.pass().await;
         assert_eq!(programmed(&fake), said("True", "Installed"));
     });
+}
+
+/// From the rename of the file to the call of the datapath: that of the kernel's maps is not in it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_filter_in_a_file_reaches_the_datapath_within_50_ms() {
+    let (config, state, world) = (Scratch::new(), Scratch::new(), Shared::default());
+    let store = Arc::new(FileStore::open(&config.path(""), &state.path("")).unwrap());
+    let (datapath, speaker) = (FakeDatapath(world.clone()), FakeSpeaker(world.clone()));
+    let (host, followers) = (FakeHost(Instant::now()), watch::channel(0).1);
+    let (reconciler, _view) = Reconciler::new(store, datapath, speaker, NoChecks, host, followers);
+    let running = tokio::spawn(reconciler.run(prometheus_histogram()));
+    let mut took = Vec::new();
+    for number in 0..8 {
+        let name = format!("f{number}");
+        let text =
+            format!("kind: PacketFilter\nmetadata: {{name: {name}}}\nspec: {{rules: [{{action: Count}}]}}\n");
+        let start = Instant::now();
+        config.put(&format!("{name}.yaml"), &text);
+        let key = format!("PacketFilter/{name}/0");
+        let mut ticks = tokio::time::interval(Duration::from_millis(1));
+        let wait = async {
+            while !world.lock().unwrap().filters.contains(&key) {
+                ticks.tick().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), wait).await.expect("in time");
+        took.push(start.elapsed());
+    }
+    running.abort();
+    took.sort();
+    // The machine may be busy with something else for most of the time, but not for all of it.
+    assert!(took[0] < Duration::from_millis(50), "{took:?}");
 }
 
 fn prometheus_histogram() -> Histogram {

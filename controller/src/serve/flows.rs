@@ -114,11 +114,24 @@ impl Clock {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{appliers::Events, flows::Flows};
     use lb_bpf::service::ServiceKey;
+    use std::io;
 
-    #[test]
-    fn a_row_has_the_time_of_people_and_the_names_of_objects() {
-        let event = FlowEvent {
+    /// As many as are asked for, without an end.
+    struct Flood;
+
+    impl Events for Flood {
+        type Error = io::Error;
+
+        async fn next(&mut self) -> Result<Vec<FlowEvent>, io::Error> {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            Ok(vec![event()])
+        }
+    }
+
+    fn event() -> FlowEvent {
+        FlowEvent {
             at_millis: 1_500,
             protocol: 17,
             source: "192.0.2.7:40000".parse().unwrap(),
@@ -129,8 +142,48 @@ mod tests {
             interface: Some("eth0".to_owned()),
             bytes: 90,
             new: true,
-        };
-        let line = Clock { origin: 1_700_000_000_000 }.line(Seen::Flow(event.into()));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_nothing_is_given_up_and_who_goes_is_forgotten() {
+        let flows = Flows::default();
+        let relay = tokio::spawn(flows.clone().relay(Flood));
+        let mut count = flows.followers();
+        let (stuck, start) = (lines(flows.follow().unwrap(), Endless::default()), Instant::now());
+        count.wait_for(|count| *count == 0).await.unwrap();
+        assert!((PATIENCE..PATIENCE + Duration::from_secs(1)).contains(&start.elapsed()));
+        drop(stuck);
+
+        let mut reading = lines(flows.follow().unwrap(), Endless::default());
+        for _ in 0..10_000 {
+            let line = reading.next().await.unwrap().unwrap();
+            assert!(matches!(serde_json::from_slice(&line).unwrap(), FlowLine::Flow(_)));
+        }
+        relay.abort();
+        drop(reading);
+        count.wait_for(|count| *count == 0).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_moment_is_a_second_and_bounded() {
+        let flows = Flows::default();
+        let relay = tokio::spawn(flows.clone().relay(Flood));
+        let rows = moment(flows.follow().unwrap()).await;
+        assert!((99..=100).contains(&rows.flows.len()), "{}", rows.flows.len());
+        assert_eq!(rows.lost, 0);
+        relay.abort();
+        let flood = flows.follow().unwrap();
+        for _ in 0..1500 {
+            flows.clone().send(event());
+        }
+        let rows = moment(flood).await;
+        assert_eq!((rows.flows.len(), rows.lost), (1000, 500));
+    }
+
+    #[test]
+    fn a_row_has_the_time_of_people_and_the_names_of_objects() {
+        let line = Clock { origin: 1_700_000_000_000 }.line(Seen::Flow(event().into()));
         assert_eq!(
             serde_json::to_value(&line).unwrap(),
             serde_json::json!({

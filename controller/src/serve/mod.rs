@@ -81,3 +81,40 @@ where
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::{Extension, routing::get};
+    use std::future::pending;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        time::Instant,
+    };
+
+    /// How long the connection lasts whose handler takes `seconds`, and keeps [`Endless`] or not.
+    async fn lasts(keeps: bool, seconds: u64) -> Duration {
+        let handler = move |Extension(endless): Extension<Endless>| async move {
+            let kept = keeps.then_some(endless);
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+            drop(kept);
+            pending::<()>().await
+        };
+        let (mut client, server) = tokio::io::duplex(4096);
+        let start = Instant::now();
+        let server = tokio::spawn(connection(server, Router::new().route("/", get(handler))));
+        client.write_all(b"GET / HTTP/1.1\r\nhost: fairlead\r\n\r\n").await.unwrap();
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.unwrap();
+        server.await.unwrap();
+        start.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_an_answer_without_an_end_may_take_long() {
+        assert_eq!(lasts(false, 0).await, CONNECTION_TIMEOUT);
+        assert_eq!(lasts(true, 0).await, CONNECTION_TIMEOUT);
+        let (long, end) = (10 * CONNECTION_TIMEOUT.as_secs() + 1, 11 * CONNECTION_TIMEOUT);
+        assert_eq!(lasts(true, long).await, end);
+    }
+}

@@ -394,7 +394,7 @@ impl FromStr for HexBytes {
         let digits = text.strip_prefix("0x").unwrap_or_default().as_bytes();
         let digit = |byte: u8| char::from(byte).to_digit(16);
         let mut parsed = HexBytes { bytes: [0; 4], length: digits.len() / 2 };
-        let well_formed = (1..=4).contains(&parsed.length) && digits.len() % 2 == 0;
+        let well_formed = (1..=4).contains(&parsed.length) && digits.len().is_multiple_of(2);
         for (byte, pair) in parsed.bytes.iter_mut().zip(digits.chunks_exact(2)) {
             match (digit(pair[0]), digit(pair[1])) {
                 (Some(high), Some(low)) if well_formed => *byte = (high << 4 | low) as u8,

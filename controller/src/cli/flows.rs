@@ -1,14 +1,14 @@
 //! `fairlead flows`: what becomes of packets, as it happens.
 use super::{
     Failure, Instance,
-    output::{Format, json, or_dash, print, table},
+    output::{Format, json, or_dash, print, row, table},
     say,
 };
 use crate::{
     api::packet_filter::IpProtocol,
     serve::rows::{FlowLine, FlowRow, FlowRows},
 };
-use std::{net::SocketAddr, ops::ControlFlow};
+use std::{mem, net::SocketAddr, ops::ControlFlow};
 
 /// Shows what becomes of packets: all that are dropped or begin a flow, and a sample of the others
 ///
@@ -40,7 +40,7 @@ impl Args {
         match self.output {
             Format::Json => print(&json(&rows)?),
             Format::Table => {
-                print(&table(&HEADER, rows.flows.iter().map(|row| cells(row).into())))?;
+                print(&table(&HEADER, rows.flows.iter().map(|flow| cells(flow).into())))?;
                 say_lost(rows.lost);
                 Ok(())
             }
@@ -48,19 +48,20 @@ impl Args {
     }
 
     fn follow(&self) -> Result<(), Failure> {
-        if self.output == Format::Table {
-            print(&padded(&HEADER.map(str::to_owned)))?;
-        }
+        let mut header = row(&HEADER.map(str::to_owned), &WIDTHS);
         let ended = self.instance.follow("/v1/flows?follow=true", |line: FlowLine| {
-            let printed = match (self.output, &line) {
-                (Format::Json, line) => json_line(line).and_then(|text| print(&text)),
-                (Format::Table, FlowLine::Flow(row)) => print(&padded(&cells(row))),
+            let text = match (self.output, &line) {
+                (Format::Json, line) => json_line(line),
+                // The header once, when it is clear that there is an instance.
+                (Format::Table, FlowLine::Flow(flow)) => {
+                    Ok(mem::take(&mut header) + &row(&cells(flow), &WIDTHS))
+                }
                 (Format::Table, FlowLine::Lost { lost }) => {
                     say_lost(*lost);
-                    Ok(())
+                    Ok(String::new())
                 }
             };
-            printed.map_or_else(ControlFlow::Break, ControlFlow::Continue)
+            text.and_then(|text| print(&text)).map_or_else(ControlFlow::Break, ControlFlow::Continue)
         })?;
         Err(ended.unwrap_or_else(|| Failure::Unreachable("the instance has ended".to_owned())))
     }
@@ -72,8 +73,8 @@ const HEADER: [&str; 10] =
 /// Of each column but the last: room for what is usual there.
 const WIDTHS: [usize; 9] = [12, 6, 21, 21, 14, 32, 21, 9, 5];
 
-fn cells(row: &FlowRow) -> [String; 10] {
-    let FlowRow { time, event, .. } = row;
+fn cells(flow: &FlowRow) -> [String; 10] {
+    let FlowRow { time, event, .. } = flow;
     [
         // The day is known to whom looks at it.
         time.get(11..23).unwrap_or(time).to_owned(),
@@ -87,13 +88,6 @@ fn cells(row: &FlowRow) -> [String; 10] {
         event.bytes.to_string(),
         if event.new { "yes" } else { "no" }.to_owned(),
     ]
-}
-
-/// A line of a table whose other lines are not known.
-fn padded(cells: &[String; 10]) -> String {
-    let widths = WIDTHS.into_iter().chain([0]);
-    let line: String = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}   ")).collect();
-    format!("{}\n", line.trim_end())
 }
 
 fn json_line(line: &FlowLine) -> Result<String, Failure> {

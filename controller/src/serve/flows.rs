@@ -36,7 +36,7 @@ pub(super) async fn moment(mut follower: Follower) -> FlowRows {
         }
         for seen in seen {
             match clock.line(seen) {
-                FlowLine::Flow(row) if rows.flows.len() < MOST => rows.flows.push(row),
+                FlowLine::Flow(row) if rows.flows.len() < MOST => rows.flows.push(*row),
                 FlowLine::Flow(_) => rows.lost += 1,
                 FlowLine::Lost { lost } => rows.lost += lost,
             }
@@ -95,7 +95,7 @@ impl Clock {
 
     fn line(&self, seen: Seen) -> FlowLine {
         match seen {
-            Seen::Flow(event) => FlowLine::Flow(self.row(&event)),
+            Seen::Flow(event) => FlowLine::Flow(self.row(&event).into()),
             Seen::Lost(lost) => FlowLine::Lost { lost },
         }
     }

@@ -148,7 +148,7 @@ pub struct FlowRows {
 #[serde(untagged)]
 pub enum FlowLine {
     /// What became of a packet.
-    Flow(FlowRow),
+    Flow(Box<FlowRow>),
     /// Packets that are missing here: the reader is too slow.
     Lost {
         /// How many.

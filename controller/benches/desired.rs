@@ -37,7 +37,7 @@ fn main() {
         floor.report("floor: copy the input", &floor);
         time(|| (), |()| black_box(desired(&declared, &observed))).report("desired()", &floor);
         // The first step can be kept while only what is installed changes: the second one alone.
-        let finish = |draft: Draft<'_>| black_box(draft.finish(&observed.installed, &observed.filters));
+        let finish = |draft: Draft<'_>| black_box(draft.finish(&observed.installed));
         time(|| Draft::new(&declared, &observed), finish).report("  of it routes and statuses", &floor);
         // What a change of one file costs beyond reading it.
         time(|| (), |()| black_box(declared.clone())).report("clone of Declared", &floor);

@@ -21,7 +21,7 @@ pub struct Observed {
     /// What the datapath holds of what it was last asked for; at the start, of what it was asked for by the process
     /// before.
     pub installed: Arc<Installed>,
-    /// What the datapath holds of the rules of packet filters that it was last asked for, with what they counted.
+    /// What rules of packet filters counted, a few seconds ago.
     pub filters: Arc<FilterCounters>,
     /// Peers, by address, whose BGP session is established.
     pub established: BTreeSet<IpAddr>,

@@ -14,7 +14,7 @@ use crate::{
     appliers::{CheckResult, Checker, Datapath, Host, Speaker},
     declared::Declared,
     desired::{Desired, Draft},
-    observed::{FilterCounters, Observed, Targets},
+    observed::{Observed, Targets},
     store::Store,
 };
 use futures::{FutureExt, StreamExt, stream::BoxStream};
@@ -194,10 +194,8 @@ impl<S: Store, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler<S, D, B,
         let is_made = made.is_some();
         if let Some(installed) = made {
             self.observed.installed = Arc::new(named_only(installed, draft.datapath()));
-            let counters = &self.view.borrow().counters.filters;
-            self.observed.filters = Arc::new(counted(draft.datapath().filters.keys(), counters));
         }
-        let desired = draft.finish(&self.observed.installed, &self.observed.filters);
+        let desired = draft.finish(&self.observed.installed);
 
         let told = self.announce(&desired, &mut errors).await;
         if told {
@@ -271,9 +269,7 @@ impl<S: Store, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler<S, D, B,
     fn count(&mut self) {
         let mut errors = Errors::default();
         if let Some(counters) = errors.note("datapath.counters", self.datapath.counters()) {
-            if !self.observed.filters.is_empty() {
-                self.observed.filters = Arc::new(counted(self.observed.filters.keys(), &counters.filters));
-            }
+            self.observed.filters = Arc::new(counters.filters.clone());
             self.view.send_modify(|view| view.counters = Arc::new(counters));
         }
     }
@@ -281,6 +277,7 @@ impl<S: Store, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler<S, D, B,
 
 /// What the datapath holds and will keep: pruning takes the rest.
 fn named_only(mut installed: Installed, desired: &service::Desired) -> Installed {
+    installed.filters.retain(|rule| desired.filters.contains_key(rule));
     installed.services.retain(|key, held| match desired.services.get(key) {
         Some(service) => {
             held.frontends.retain(|frontend| service.frontends.contains(frontend));
@@ -289,11 +286,6 @@ fn named_only(mut installed: Installed, desired: &service::Desired) -> Installed
         None => false,
     });
     installed
-}
-
-/// These rules, with what they counted. Those that are new have not been read yet.
-fn counted<'a>(rules: impl Iterator<Item = &'a String>, counters: &FilterCounters) -> FilterCounters {
-    rules.map(|rule| (rule.clone(), counters.get(rule).copied().unwrap_or_default())).collect()
 }
 
 /// The errors of a pass.

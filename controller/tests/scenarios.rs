@@ -176,7 +176,7 @@ impl World {
             let draft = Draft::new(&declared, &observed);
             self.check(draft.targets());
             self.install(draft.datapath());
-            let desired = draft.finish(&self.observed.installed, &self.observed.filters);
+            let desired = draft.finish(&self.observed.installed);
             self.statuses = desired.status.clone();
             if before.as_ref() == Some(&desired) {
                 return dump(&desired);
@@ -224,13 +224,15 @@ impl World {
             };
             installed.services.insert(key.clone(), held);
         }
-        self.observed.installed = Arc::new(installed);
+        let held = desired.filters.keys().filter(|rule| !self.refused.contains(*rule));
+        installed.filters = held.cloned().collect();
         let counter = |rule: &String| {
             let packets = self.matched.get(rule).copied().unwrap_or(0);
             Counter { packets, bytes: packets * 100, flows: 0 }
         };
-        let held = desired.filters.keys().filter(|rule| !self.refused.contains(*rule));
-        self.observed.filters = Arc::new(held.map(|rule| (rule.clone(), counter(rule))).collect());
+        let counters = installed.filters.iter().map(|rule| (rule.clone(), counter(rule)));
+        self.observed.filters = Arc::new(counters.collect());
+        self.observed.installed = Arc::new(installed);
     }
 }
 

@@ -62,7 +62,8 @@ impl Datapath {
         loaded.attach(&options.interfaces)?;
         let resolver = Resolver::open().map_err(DatapathError::Socket)?;
         let interfaces = modes(&resolver, &options.interfaces).await?;
-        let installed = Installed { services: state.found(&loaded.maps)?, interfaces: interfaces.clone() };
+        let (services, filters) = (state.found(&loaded.maps)?, BTreeSet::new());
+        let installed = Installed { services, interfaces: interfaces.clone(), filters };
         let (state, failed_at, vips, operations) = (Some(state), None, None, 0);
         Ok(Datapath { loaded, resolver, interfaces, state, installed, failed_at, vips, operations })
     }
@@ -105,7 +106,8 @@ impl Datapath {
         if !ops.is_empty() {
             tracing::info!(operations = ops.len(), services = desired.services.len(), "installed");
         }
-        let installed = Installed { services: state.installed(), interfaces: self.interfaces.clone() };
+        let (services, filters) = (state.installed(), BTreeSet::new());
+        let installed = Installed { services, interfaces: self.interfaces.clone(), filters };
         self.installed = installed.clone();
         self.keep_state(state);
         Ok(installed)
@@ -156,7 +158,7 @@ impl Datapath {
     }
 
     /// What reads the events of packets, whatever this value is busy with. There are none while sampling is off.
-    pub fn events(&self) -> Result<Events, DatapathError> {
+    pub fn events(&mut self) -> Result<Events, DatapathError> {
         Ok(Events(()))
     }
 

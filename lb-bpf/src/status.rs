@@ -15,6 +15,8 @@ pub struct Installed {
     pub services: BTreeMap<ServiceKey, InstalledService>,
     /// The interfaces that the program is attached to.
     pub interfaces: Vec<InterfaceStatus>,
+    /// Names of the filters that are in force.
+    pub filters: BTreeSet<String>,
 }
 
 /// One service as it is programmed.

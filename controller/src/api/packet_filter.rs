@@ -538,7 +538,7 @@ pub struct RuleStatus {
 }
 
 impl RuleStatus {
-    /// Of a rule with this label; without a counter the datapath does not hold it.
+    /// Of a rule that is called `name`; without a counter it has counted nothing.
     pub fn new(name: String, counter: Option<Counter>) -> Self {
         let count = |number| i64::try_from(number).unwrap_or(i64::MAX);
         let Counter { packets, bytes, .. } = counter.unwrap_or_default();

@@ -1,9 +1,9 @@
 //! Packet filters: which rules the datapath of this node applies now.
 use super::{Node, joined};
 use crate::{
-    api::{PacketFilter, PacketFilterStatus},
+    api::{PacketFilter, PacketFilterStatus, packet_filter::FilterRule},
     declared::Declared,
-    observed::{FilterCounters, Observed},
+    observed::Observed,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use lb_bpf::{Sizes, filter::Filter};
@@ -75,10 +75,8 @@ impl<'a> Filters<'a> {
                 filter.standing = Standing::TooManyRules(used);
                 continue;
             }
-            let rules = filter.object.spec.rules.iter().enumerate();
-            let rules = rules
-                .map(|(number, rule)| (rule_key(filter.name, &rule.label(number)), rule.datapath_filter()));
-            self.rules.extend(rules);
+            let rules = filter.object.spec.rules.iter().map(FilterRule::datapath_filter);
+            self.rules.extend(filter.rules().map(|(_, key)| key).zip(rules));
         }
     }
 }
@@ -89,15 +87,12 @@ impl Filtering<'_> {
         conditions.into_iter().any(|condition| condition.type_ == "Programmed" && condition.status == "True")
     }
 
-    /// Its rules by label, with what the datapath counted of those that it holds.
-    pub(super) fn rules<'b>(
-        &'b self,
-        held: &'b FilterCounters,
-    ) -> impl Iterator<Item = (String, Option<lb_bpf::Counter>)> + 'b {
-        self.object.spec.rules.iter().enumerate().map(move |(number, rule)| {
+    /// Its rules: how each is called, and its name in the datapath.
+    pub(super) fn rules(&self) -> impl Iterator<Item = (String, String)> + '_ {
+        self.object.spec.rules.iter().enumerate().map(|(number, rule)| {
             let label = rule.label(number);
-            let counter = held.get(&rule_key(self.name, &label)).copied();
-            (label, counter)
+            let key = rule_key(self.name, &label);
+            (label, key)
         })
     }
 }

@@ -17,7 +17,7 @@ pub use speaker::Speaker;
 use crate::{
     api::{BGPPeer, BGPRouter},
     declared::Declared,
-    observed::{FilterCounters, Observed, Targets},
+    observed::{Observed, Targets},
     status::StatusSet,
 };
 use bgp_speaker::config::Route;
@@ -47,7 +47,7 @@ pub struct Desired {
 
 /// What this node should have, given what users declared and what the node observes.
 pub fn desired(declared: &Declared, observed: &Observed) -> Desired {
-    Draft::new(declared, observed).finish(&observed.installed, &observed.filters)
+    Draft::new(declared, observed).finish(&observed.installed)
 }
 
 /// What the datapath, the checks and the speaker's sessions should be; routes and statuses wait for what becomes
@@ -91,11 +91,11 @@ impl<'a> Draft<'a> {
         self.speaker.as_ref().ok().and_then(Option::as_ref)
     }
 
-    /// The second step, with what the datapath holds by now: services, and rules of packet filters.
-    pub fn finish(self, installed: &Installed, filters: &FilterCounters) -> Desired {
+    /// The second step, with what the datapath holds by now.
+    pub fn finish(self, installed: &Installed) -> Desired {
         let held = services::Held::new(&self.services, installed);
         let announcements = routes::announce(&self, &held);
-        let status = status::status(&self, &held, filters, &announcements);
+        let status = status::status(&self, &held, &installed.filters, &announcements);
         Desired {
             datapath: self.services.datapath,
             targets: self.services.targets,

@@ -10,6 +10,7 @@ use crate::{
     observed::{Check, Failure, Health, Healths, Observed, Targets},
 };
 use ipam::{Assignment, Family};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lb_bpf::{
     Installed, InstalledService,
     service::{Decap, Desired, Endpoint, Frontend, Rules, Service, ServiceKey, Target},
@@ -277,16 +278,24 @@ fn rules(policy: &Policy, family: Family) -> Rules {
     let own = |ranges: &[Cidr]| -> BTreeSet<_> {
         ranges.iter().map(|range| range.0).filter(|range| Family::of(range.addr()) == family).collect()
     };
-    let mut allowed = own(allow);
-    if allowed.is_empty() {
-        // None would let all in. Those of the other family let none of this one in.
-        allowed = allow.iter().map(|range| range.0).collect();
+    let (allowed, mut denied) = (own(allow), own(deny));
+    if allowed.is_empty() && !allow.is_empty() {
+        // To allow none would let all in.
+        denied = BTreeSet::from([everybody(family)]);
     }
     Rules {
         client_affinity: policy.affinity == Affinity::ClientIP,
         allow: allowed,
-        deny: own(deny),
+        deny: denied,
         pass_without_backend: policy.without_backends == WithoutBackends::Pass,
+    }
+}
+
+/// All addresses of a family.
+fn everybody(family: Family) -> IpNet {
+    match family {
+        Family::Ipv4 => Ipv4Net::default().into(),
+        Family::Ipv6 => Ipv6Net::default().into(),
     }
 }
 

@@ -12,7 +12,6 @@ use crate::{
         AddressPoolStatus, BGPAdvertisementStatus, BGPPeerStatus, BGPRouterStatus, Kind, LoadBalancerStatus,
         PacketFilterStatus, PoolUse, address_pool::AddressPool, packet_filter::RuleStatus,
     },
-    observed::FilterCounters,
     status::{Conditions, StatusSet, Statuses, Verdict},
 };
 use ipam::{Assignment, Overlap, Remark, Unassigned};
@@ -27,7 +26,7 @@ use std::{
 pub(super) fn status(
     draft: &Draft<'_>,
     held: &Held<'_>,
-    filters: &FilterCounters,
+    filters: &BTreeSet<String>,
     announcements: &Announcements,
 ) -> StatusSet {
     let faults = Faults::new(draft);
@@ -390,8 +389,10 @@ fn advertisements(
 fn packet_filters(
     draft: &Draft<'_>,
     faults: &Faults<'_>,
-    held: &FilterCounters,
+    held: &BTreeSet<String>,
 ) -> Statuses<PacketFilterStatus> {
+    let counters = &draft.observed.filters;
+    let rule = |(label, key): (String, String)| RuleStatus::new(label, counters.get(&key).copied());
     let filter = |filter: &Filtering<'_>| {
         let generation = filter.object.metadata.generation;
         let mut conditions = conditions(draft, filter.before.map(|b| &b.conditions), generation);
@@ -401,7 +402,7 @@ fn packet_filters(
         let status = PacketFilterStatus {
             observed_generation: generation,
             conditions: conditions.finish(),
-            rules: filter.rules(held).map(|(label, counter)| RuleStatus::new(label, counter)).collect(),
+            rules: filter.rules().map(rule).collect(),
         };
         (filter.name.to_owned(), Arc::new(status))
     };
@@ -419,7 +420,7 @@ fn active(filter: &Filtering<'_>, conditions: &mut Conditions<'_>) {
     }
 }
 
-fn filter_programmed(filter: &Filtering<'_>, held: &FilterCounters, conditions: &mut Conditions<'_>) {
+fn filter_programmed(filter: &Filtering<'_>, held: &BTreeSet<String>, conditions: &mut Conditions<'_>) {
     const TYPE: &str = "Programmed";
     let of = filter.object.spec.rules.len();
     match filter.standing {
@@ -432,7 +433,7 @@ fn filter_programmed(filter: &Filtering<'_>, held: &FilterCounters, conditions: 
             conditions.set(TYPE, false, "TooManyRules", message);
         }
         Standing::Applied => {
-            let held = filter.rules(held).filter(|(_, counter)| counter.is_some()).count();
+            let held = filter.rules().filter(|(_, key)| held.contains(key)).count();
             let reason = if held == of { "Installed" } else { "NotInstalled" };
             conditions.set(TYPE, held == of, reason, format!("{held} of {of} rules installed"));
         }

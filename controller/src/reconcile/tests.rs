@@ -90,7 +90,9 @@ impl Datapath for FakeDatapath {
     type Events = NoEvents;
 
     fn installed(&self) -> Installed {
-        Installed { services: self.0.lock().unwrap().held.clone(), ..Installed::default() }
+        let world = self.0.lock().unwrap();
+        let (services, filters) = (world.held.clone(), world.filters.clone());
+        Installed { services, filters, ..Installed::default() }
     }
 
     async fn install(&mut self, desired: &service::Desired) -> Result<Installed, Failed> {
@@ -116,6 +118,7 @@ impl Datapath for FakeDatapath {
             installed.services.insert(key.clone(), held.clone());
         }
         world.filters = desired.filters.keys().cloned().collect();
+        installed.filters = world.filters.clone();
         world.check("install");
         if half {
             return Err(Failed);
@@ -153,7 +156,7 @@ impl Datapath for FakeDatapath {
         })
     }
 
-    fn events(&self) -> Result<NoEvents, Failed> {
+    fn events(&mut self) -> Result<NoEvents, Failed> {
         Ok(NoEvents)
     }
 

@@ -15,6 +15,7 @@ pub mod community;
 pub mod crds;
 pub mod kind;
 pub mod load_balancer;
+pub mod packet;
 pub mod packet_filter;
 pub mod policy;
 pub mod scalar;

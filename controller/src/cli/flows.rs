@@ -5,7 +5,7 @@ use super::{
     say,
 };
 use crate::{
-    api::packet_filter::IpProtocol,
+    api::packet::IpProtocol,
     serve::rows::{FlowLine, FlowRow, FlowRows},
 };
 use std::{mem, net::SocketAddr, ops::ControlFlow};

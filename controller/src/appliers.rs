@@ -37,7 +37,7 @@ pub trait Datapath: Send {
     /// What it counted.
     fn counters(&self) -> Result<Counters, Self::Error>;
     /// A reader of the events of packets, beside it; one at a time.
-    fn events(&mut self) -> Result<Self::Events, Self::Error>;
+    fn events(&self) -> Result<Self::Events, Self::Error>;
     /// Reports one packet in so many, and all that are dropped or begin a flow; none: reports nothing.
     fn set_sampling(&mut self, one_in: Option<NonZeroU32>) -> Result<(), Self::Error>;
 }
@@ -155,7 +155,7 @@ impl Datapath for lb_bpf::Datapath {
         lb_bpf::Datapath::counters(self)
     }
 
-    fn events(&mut self) -> Result<lb_bpf::Events, Self::Error> {
+    fn events(&self) -> Result<lb_bpf::Events, Self::Error> {
         lb_bpf::Datapath::events(self)
     }
 

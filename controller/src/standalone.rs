@@ -134,7 +134,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         .map_err(|source| StartError::Metrics { address: options.metrics, source })?;
     let store = Arc::new(FileStore::open(&options.config_dir, &options.state_dir)?);
     let pin_dir = Path::new(PIN_DIR).join(&node);
-    let mut datapath = Datapath::open(lb_bpf::datapath::Options {
+    let datapath = Datapath::open(lb_bpf::datapath::Options {
         pin_dir,
         interfaces: interfaces.clone(),
         sizes: Default::default(),

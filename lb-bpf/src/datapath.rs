@@ -2,6 +2,7 @@
 use crate::{
     bpffs::PinDir,
     error::DatapathError,
+    events::{Events, Reader},
     loader::Loaded,
     loopback,
     maps::{Maps, Op, Sizes, dump, kernel::KernelMaps},
@@ -11,7 +12,7 @@ use crate::{
         Now, State,
         plan::{GRACE, PlanError},
     },
-    status::{Counters, FlowEvent, Installed, InterfaceStatus, SweepReport, XdpMode},
+    status::{Counters, Installed, InterfaceStatus, SweepReport, XdpMode},
     trace::{Packet, Trace, trace},
 };
 use futures::TryStreamExt;
@@ -49,6 +50,7 @@ pub struct Datapath {
     /// What the last [`Datapath::install`] put on the loopback interface.
     vips: Option<BTreeSet<IpAddr>>,
     operations: u64,
+    reader: Reader,
 }
 
 impl Datapath {
@@ -58,14 +60,27 @@ impl Datapath {
     pub async fn open(options: Options) -> Result<Self, DatapathError> {
         let pins = PinDir::open(&options.pin_dir)?;
         let mut loaded = Loaded::load(pins, options.sizes)?;
-        let state = State::restore(&loaded.maps)?;
+        let mut state = State::restore(&loaded.maps)?;
+        // Nobody reads events yet.
+        for op in state.plan_sampling(None) {
+            loaded.maps.apply(&op)?;
+        }
         loaded.attach(&options.interfaces)?;
         let resolver = Resolver::open().map_err(DatapathError::Socket)?;
         let interfaces = modes(&resolver, &options.interfaces).await?;
-        let (services, filters) = (state.found(&loaded.maps)?, BTreeSet::new());
+        let (services, filters) = (state.found(&loaded.maps)?, state.filters());
         let installed = Installed { services, interfaces: interfaces.clone(), filters };
-        let (state, failed_at, vips, operations) = (Some(state), None, None, 0);
-        Ok(Datapath { loaded, resolver, interfaces, state, installed, failed_at, vips, operations })
+        Ok(Datapath {
+            loaded,
+            resolver,
+            interfaces,
+            state: Some(state),
+            installed,
+            failed_at: None,
+            vips: None,
+            operations: 0,
+            reader: Reader::default(),
+        })
     }
 
     /// What the maps hold: right after [`Datapath::open`], what the process before left; then what the last
@@ -106,7 +121,7 @@ impl Datapath {
         if !ops.is_empty() {
             tracing::info!(operations = ops.len(), services = desired.services.len(), "installed");
         }
-        let (services, filters) = (state.installed(), BTreeSet::new());
+        let (services, filters) = (state.installed(), state.filters());
         let installed = Installed { services, interfaces: self.interfaces.clone(), filters };
         self.installed = installed.clone();
         self.keep_state(state);
@@ -139,7 +154,22 @@ impl Datapath {
         Ok(report)
     }
 
-    /// Packets by service and backend, and by verdict.
+    /// Has one packet in `one_in` reported, rounded up to a power of two, and every packet that is dropped or begins a
+    /// flow; or none at all, as after [`Datapath::open`].
+    pub fn set_sampling(&mut self, one_in: Option<NonZeroU32>) -> Result<(), DatapathError> {
+        let mut state = self.take_state()?;
+        let ops = state.plan_sampling(one_in);
+        self.apply(&ops)?;
+        self.keep_state(state);
+        Ok(())
+    }
+
+    /// What is reported from now on. Fails while there are [`Events`] already. Needs a tokio runtime.
+    pub fn events(&self) -> Result<Events, DatapathError> {
+        self.reader.open(self.loaded.open_again()?)
+    }
+
+    /// Packets by service and backend, by verdict, and by filter.
     pub fn counters(&self) -> Result<Counters, DatapathError> {
         match &self.state {
             Some(state) => Ok(state.counters(&self.loaded.maps)?),
@@ -155,17 +185,6 @@ impl Datapath {
     /// What says how a packet would be handled, whatever this value is busy with.
     pub fn tracer(&self) -> Result<Tracer, DatapathError> {
         Ok(Tracer(Arc::new(self.loaded.open_again()?)))
-    }
-
-    /// What reads the events of packets, whatever this value is busy with. There are none while sampling is off.
-    pub fn events(&mut self) -> Result<Events, DatapathError> {
-        Ok(Events(()))
-    }
-
-    /// Reports one packet in so many, and all that are dropped or begin a flow; none: reports nothing, as at the
-    /// start.
-    pub fn set_sampling(&mut self, _: Option<NonZeroU32>) -> Result<(), DatapathError> {
-        Ok(())
     }
 
     /// How many operations on the maps [`Datapath::install`] and [`Datapath::prune`] have done since the start.
@@ -216,16 +235,6 @@ impl Tracer {
     pub fn trace(&self, packet: &Packet) -> Result<Trace, DatapathError> {
         let name = |index| nix::net::if_::if_indextoname(index).ok()?.into_string().ok();
         Ok(trace(&*self.0, name, packet, now().seconds())?)
-    }
-}
-
-/// Reads the events of packets beside their [`Datapath`].
-pub struct Events(());
-
-impl Events {
-    /// The next events, at least one. May be cancelled and called again.
-    pub async fn next(&mut self) -> Result<Vec<FlowEvent>, DatapathError> {
-        std::future::pending().await
     }
 }
 

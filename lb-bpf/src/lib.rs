@@ -6,6 +6,8 @@ mod bpffs;
 pub mod datapath;
 #[cfg(feature = "loader")]
 mod error;
+#[cfg(feature = "loader")]
+pub mod events;
 pub mod filter;
 pub mod ids;
 #[cfg(feature = "loader")]
@@ -24,9 +26,11 @@ pub mod status;
 pub mod trace;
 
 #[cfg(feature = "loader")]
-pub use datapath::{Datapath, Events, Options, Tracer};
+pub use datapath::{Datapath, Options, Tracer};
 #[cfg(feature = "loader")]
 pub use error::DatapathError;
+#[cfg(feature = "loader")]
+pub use events::Events;
 pub use lb_bpf_common as abi;
 pub use maps::Sizes;
 #[cfg(feature = "loader")]

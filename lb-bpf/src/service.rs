@@ -59,7 +59,7 @@ pub struct Service {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Rules {
-    /// Whether all connections of a client go to one backend.
+    /// Whether all connections of a client go to one backend. When that changes, connections of all clients may move.
     pub client_affinity: bool,
     /// Clients that are let in; none named: all.
     pub allow: BTreeSet<IpNet>,

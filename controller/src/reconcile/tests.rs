@@ -156,7 +156,7 @@ impl Datapath for FakeDatapath {
         })
     }
 
-    fn events(&mut self) -> Result<NoEvents, Failed> {
+    fn events(&self) -> Result<NoEvents, Failed> {
         Ok(NoEvents)
     }
 

@@ -269,6 +269,22 @@ impl FlowKey {
             zero: [0; 3],
         }
     }
+
+    /// The key in `reverse` of this flow when it is translated to `backend`, with the source port `nat_port` (network
+    /// byte order) in [`Mode::Nat`] and as it is in [`Mode::Dnat`].
+    #[inline(always)]
+    pub const fn answer(&self, backend: &Backend, nat_port: u16) -> FlowKey {
+        let own = backend.mode == Mode::Dnat as u8;
+        let dst = if own { &self.src } else { &backend.source };
+        FlowKey {
+            src: backend.addr,
+            dst: *dst,
+            src_port: backend.port,
+            dst_port: if own { self.src_port } else { nat_port },
+            proto: self.proto,
+            zero: [0; 3],
+        }
+    }
 }
 
 impl FlowEntry {
@@ -301,7 +317,7 @@ pub struct ReverseEntry {
     pub client_port: u16,
     /// Network byte order.
     pub vip_port: u16,
-    /// Interface where the client's packets arrive.
+    /// Interface where the client's packets arrive; 0: they are of this host itself.
     pub ifindex: u32,
     /// When a packet of either side was last seen: seconds of CLOCK_MONOTONIC.
     pub seen: u32,
@@ -309,6 +325,37 @@ pub struct ReverseEntry {
     pub next_hop: [u8; 6],
     /// Ethernet destination of the client's packets.
     pub source_mac: [u8; 6],
+    /// The VLAN tags of the client's packets, the outer one first; see [`Tags`].
+    pub tags: Tags,
+}
+
+/// Up to two VLAN tags (IEEE 802.1Q) of a frame, the outer one first: the two words behind the Ethernet addresses, as
+/// they lie in the packet; 0: no tag.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Tags(pub [u32; 2]);
+
+impl Tags {
+    /// No tag.
+    pub const NONE: Tags = Tags([0; 2]);
+
+    /// One tag with this tag control information, host byte order; 0: none.
+    #[inline(always)]
+    pub const fn one(tci: u16) -> Tags {
+        if tci == 0 { Tags::NONE } else { Tags([(0x8100_0000 | tci as u32).to_be(), 0]) }
+    }
+
+    /// Bytes that they take in a frame.
+    #[inline(always)]
+    pub const fn len(self) -> usize {
+        (self.0[0] != 0) as usize * 4 + (self.0[1] != 0) as usize * 4
+    }
+
+    /// Whether there is none.
+    #[inline(always)]
+    pub const fn is_empty(self) -> bool {
+        self.0[0] == 0
+    }
 }
 
 /// Key of `decap` (hash; the value is a `u32`, 1): a tunnel end of this host and the VIP accepted through it.
@@ -336,6 +383,10 @@ pub struct Config {
     /// With [`Config::EVENTS`]: one packet in how many is reported, less one; that number is a power of two. Packets
     /// that are dropped or begin a flow are reported all.
     pub sample_mask: u32,
+    /// Words of `vip_index`, less one.
+    pub vip_mask: u32,
+    /// Reserved, 0.
+    pub zero: u32,
 }
 
 impl Config {
@@ -543,8 +594,34 @@ const _: () = {
     assert!(size_of::<Event>() == 72);
     assert!(size_of::<FlowKey>() == 40);
     assert!(size_of::<FlowEntry>() == 16);
-    assert!(size_of::<ReverseEntry>() == 56);
+    assert!(size_of::<ReverseEntry>() == 64);
     assert!(size_of::<DecapKey>() == 32);
-    assert!(size_of::<Config>() == 16);
+    assert!(size_of::<Config>() == 24);
     assert!(size_of::<Counter>() == 32);
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLIENT: Addr = Addr::v4(1);
+    const HOST: Addr = Addr::v4(2);
+    const REAL: Addr = Addr::v4(3);
+
+    /// To whom and which port the backend answers a flow.
+    fn answered(mode: Mode) -> (Addr, u16) {
+        let flow =
+            FlowKey { src: CLIENT, dst: Addr::v4(9), src_port: 1000, dst_port: 80, proto: 6, zero: [0; 3] };
+        let backend =
+            Backend { addr: REAL, source: HOST, port: 8080, mode: mode as u8, ..Backend::default() };
+        let key = flow.answer(&backend, 20_000);
+        assert_eq!((key.src, key.src_port, key.proto), (REAL, 8080, 6));
+        (key.dst, key.dst_port)
+    }
+
+    #[test]
+    fn a_backend_answers_whom_it_sees() {
+        assert_eq!(answered(Mode::Nat), (HOST, 20_000));
+        assert_eq!(answered(Mode::Dnat), (CLIENT, 1000));
+    }
+}

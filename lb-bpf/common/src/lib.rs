@@ -19,7 +19,7 @@ pub use addr::Addr;
 pub use checksum::{fold, outer_header_sum, protocol_sum};
 pub use entry::{
     Backend, Config, Counter, DecapKey, DropKey, Event, Filter, FlowEntry, FlowKey, FragmentEntry,
-    FragmentKey, Frontend, Limit, Mode, RangeKey, ReverseEntry, Slot, Vip, VipKey, VipWord,
+    FragmentKey, Frontend, Limit, Mode, RangeKey, ReverseEntry, Slot, Tags, Vip, VipKey, VipWord,
 };
 pub use hash::{flow_hash, slot_hash, slot_of, vip_hash};
 pub use verdict::{Action, Verdict};

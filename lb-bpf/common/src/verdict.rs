@@ -25,6 +25,12 @@ macro_rules! verdicts {
             /// Every verdict, in the order of the numbers.
             pub const ALL: &[Verdict] = &[$(Verdict::$name,)*];
 
+            /// The verdict with this number.
+            #[inline(always)]
+            pub const fn of(number: u32) -> Option<Verdict> {
+                match number { $($number => Some(Verdict::$name),)* _ => None }
+            }
+
             /// Name in metrics, events and dumps.
             pub const fn label(self) -> &'static str {
                 match self { $(Verdict::$name => $label,)* }

@@ -306,7 +306,7 @@ fn endpoint_of(backend: &Backend) -> Endpoint {
 }
 
 fn mode_of(backend: &Backend) -> Option<Mode> {
-    [Mode::Nat, Mode::Ipip].into_iter().find(|mode| *mode as u8 == backend.mode)
+    Mode::of(backend.mode)
 }
 
 fn mac(bytes: [u8; 6]) -> String {

@@ -66,17 +66,17 @@ pub(crate) const BACKEND_PORT: u16 = 8080;
 pub(crate) fn backend(family: Family, mode: Mode, index: u32) -> Backend {
     let (addr, source) = (Addr::from(family.backend(index)), Addr::from(family.own()));
     let (next_hop, source_mac) = backend_macs(index);
-    let is_ipip_v4 = mode == Mode::Ipip && family == V4;
+    let has_outer_v4 = mode.is_tunnel() && family == V4;
     Backend {
         addr,
         source,
         next_hop,
         source_mac,
         ifindex: if index % 2 == 1 { INGRESS } else { 777 },
-        port: if mode == Mode::Nat { BACKEND_PORT } else { family.vip().port() }.to_be(),
+        port: if mode.is_translated() { BACKEND_PORT } else { family.vip().port() }.to_be(),
         mode: mode as u8,
         flags: 0,
-        header_sum: if is_ipip_v4 { outer_header_sum(&source, &addr) } else { 0 },
+        header_sum: if has_outer_v4 { outer_header_sum(&source, &addr) } else { 0 },
         service: SERVICE,
         mtu: 1500,
         vlan: 0,
@@ -158,7 +158,7 @@ pub(crate) fn tunnel(family: Family, frame: &Frame, index: u32) -> Tunnel {
         dst: family.backend(index),
         class: frame.class & 0xfc,
         flow_label,
-        proto: if family == V4 { 4 } else { 41 },
+        proto: if frame.src.is_ipv4() { 4 } else { 41 },
         fragment: 0x4000,
         options: Vec::new(),
     }

@@ -9,7 +9,7 @@ use crate::{
 use lb_bpf::{
     Sizes,
     abi::{
-        Action, Backend, Config, FlowEntry, FlowKey, Mode, ReverseEntry, Slot, Verdict, Vip, VipKey,
+        Action, Backend, Config, FlowEntry, FlowKey, Mode, ReverseEntry, Slot, Tags, Verdict, Vip, VipKey,
         flow_hash, slot_of,
     },
     maps::fake::FakeMaps,
@@ -54,7 +54,7 @@ impl Dice {
 }
 
 /// Seconds of the clock that the program stamps flows with.
-fn now() -> u32 {
+pub(crate) fn now() -> u32 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the struct is valid for the call, which cannot fail for this clock.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &mut time) };
@@ -167,6 +167,7 @@ fn some_world(dice: &mut Dice, max: u32, now: u32) -> World {
                 seen: now - 3,
                 next_hop: [2, 0, 0, 0, 3, 1],
                 source_mac: [2, 0, 0, 0, 3, 2],
+                tags: Tags::NONE,
             };
             let target = &world.backends[index as usize - 1];
             replies.insert(FlowKey::reply(target, port, key.proto), way_back);

@@ -71,8 +71,10 @@ fn faults(frames: &[Vec<u8>]) -> BTreeMap<usize, String> {
         .map(|line| {
             let (number, why) = line.split_once('\t').unwrap_or((line, ""));
             // What a checksum should be depends on what was translated.
-            let why = why.split(" [should be").next().unwrap_or(why);
-            (number.parse::<usize>().unwrap() - 1, why.to_owned())
+            let mut parts = why.split(" [should be");
+            let first = parts.next().unwrap_or_default();
+            let rest = parts.filter_map(|part| part.split_once(']')).map(|(_, rest)| rest);
+            (number.parse::<usize>().unwrap() - 1, std::iter::once(first).chain(rest).collect())
         })
         .collect()
 }

@@ -3,6 +3,7 @@
 mod addresses;
 mod backends;
 mod chaos;
+mod connections;
 mod directory;
 mod flood;
 mod icmp;

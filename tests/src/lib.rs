@@ -238,11 +238,14 @@ pub fn fairlead() -> &'static Path {
     })
 }
 
-/// An executable of this workspace, built when it is not up to date.
+/// An executable of this workspace, built when it is not up to date: for a bench as the bench is.
 fn build(what: &[&str]) -> PathBuf {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = Command::new(cargo);
     build.args(["build", "--locked", "--message-format", "json"]).args(what);
+    if !cfg!(debug_assertions) {
+        build.arg("--release");
+    }
     let output = build.output().unwrap_or_else(|e| panic!("{build:?}: {e}"));
     let text = String::from_utf8_lossy(&output.stdout);
     let mut messages = text.lines().filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok());

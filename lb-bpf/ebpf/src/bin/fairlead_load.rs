@@ -1,6 +1,6 @@
 //! A generator of packets: run with `BPF_F_TEST_XDP_LIVE_FRAMES` it sends flows of made-up clients out of an interface.
 //! The kernel uses a frame again as its receiver has left it, so the head is written anew each time. See
-//! `lb-bpf/examples/load.rs`.
+//! `lb-bpf/examples/load.rs`. And a sink for what comes back.
 #![no_std]
 #![no_main]
 #![expect(non_upper_case_globals, reason = "the name of the static is the name of the map")]
@@ -113,6 +113,23 @@ programs! {
     udp_v4: ETH + 14, ETH + IPV4, 6;
     /// UDP over IPv6.
     udp_v6: ETH + 22, ETH + IPV6, 6;
+}
+
+/// Drops what is left of UDP packets, translated or in a tunnel over IPv4, at the least cost; passes TCP, ICMP and all
+/// that is not IPv4.
+#[xdp]
+pub fn sink(ctx: XdpContext) -> u32 {
+    const ETHER_TYPE: u16 = 0x0800_u16.to_be();
+    const PASSED: [u8; 2] = [1, 6];
+    let (Some(ether_type), Some(proto)) = (at::<u16>(&ctx, 12), at::<u8>(&ctx, ETH + 9)) else {
+        return xdp_action::XDP_PASS;
+    };
+    // SAFETY: `at` has checked the bounds.
+    let (ether_type, proto) = unsafe { (*ether_type, *proto) };
+    if ether_type == ETHER_TYPE && !PASSED.contains(&proto) {
+        return xdp_action::XDP_DROP;
+    }
+    xdp_action::XDP_PASS
 }
 
 #[panic_handler]

@@ -27,6 +27,9 @@ use std::{fmt::Write, fs, net::IpAddr, path::PathBuf, process::Command, time::Du
 
 /// Modes of Fairlead that work with a router between balancer and backends.
 const MODES: [&str; 2] = ["IPIP", "NAT"];
+/// Source of what nftables translates: not lb2's own, from which HAProxy connects, for the backends would take a port
+/// that both use soon one after the other for the connection before.
+const NFT_SOURCE: &str = "10.0.0.103";
 /// Ports of the frontends.
 const HTTP: u16 = 80;
 const DATAGRAMS: u16 = 9000;
@@ -131,7 +134,10 @@ impl Bench {
         // lb2 on a link of its own, so that the router can tell what comes from there.
         let (lb2, router) = (lab.balancer(1), &lab.topology.router.namespace);
         let port = &lb2.name;
-        router.ip(&format!("link set {port} nomaster up\nroute add {} dev {port}\n", lb2.ipv4))?;
+        router.ip(&format!(
+            "link set {port} nomaster up\nroute add {} dev {port}\nroute add {NFT_SOURCE} dev {port}\n",
+            lb2.ipv4
+        ))?;
         for Contender { vip, host, .. } in &contenders {
             router.ip(&format!("route add {vip} via {}", lab.balancer(*host).ipv4))?;
         }
@@ -291,7 +297,7 @@ fn others(lab: &Lab, nft: &mut Contender, haproxy: &Contender, kernel: &Contende
         "table ip bench {{\n\
          chain in {{ type nat hook prerouting priority dstnat;\n\
          ip daddr {vip} dnat to numgen random mod {count} map {{ {numbered} }}\n}}\n\
-         chain out {{ type nat hook postrouting priority srcnat; ct status dnat masquerade\n}}\n}}\n"
+         chain out {{ type nat hook postrouting priority srcnat; ct status dnat snat to {NFT_SOURCE}\n}}\n}}\n"
     );
     fs::write(&file, rules)?;
     nft.rules = Some(Rules { namespace: host.clone(), file });
@@ -304,7 +310,7 @@ fn others(lab: &Lab, nft: &mut Contender, haproxy: &Contender, kernel: &Contende
         backend.namespace.ip(&format!("addr add {vip}/32 dev lo"))?;
     }
 
-    host.ip(&format!("addr add {}/32 dev lo", haproxy.vip))?;
+    host.ip(&format!("addr add {NFT_SOURCE}/32 dev eth0\naddr add {}/32 dev lo\n", haproxy.vip))?;
     let servers = backends.iter().map(|host| format!(" server {} {}:{HTTP}\n", host.name, host.ipv4));
     let config = dir.join("haproxy.cfg");
     fs::write(

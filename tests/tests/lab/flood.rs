@@ -6,14 +6,13 @@
 //! those that stay half-open. Nobody's entry is pushed out by that: connections that are known stay known.
 use crate::{
     chaos::Maps,
-    restart::{add_echo, ipip, nat},
+    connections::{go_on, set_echo},
+    restart::{add_echo, ipip, nat, without_b2},
 };
-use controller::serve::rows::ServiceRow;
 use lab::{
     Error, Lab, Routing, address,
     echo::Connections,
     load::{self, Load},
-    wait_until,
 };
 use lb_bpf::{Sizes, abi::map};
 use std::{
@@ -104,27 +103,6 @@ fn flood(lab: &Lab, vip: SocketAddr) -> Result<[Memory; 2], Error> {
     Ok([before, after])
 }
 
-/// The services of the echo as they are without b2.
-fn remove_b2(lab: &mut Lab) -> Result<(), Error> {
-    let whole = lab.instances[0].read("echo.yaml")?;
-    let without = whole.replace(", {address: 10.1.0.12}", "").replace(", {address: \"fd00:20::12\"}", "");
-    assert_ne!(whole, without);
-    lab.instances[0].write("echo.yaml", &without)?;
-    let b2 = [address("10.1.0.12"), address("fd00:20::12")];
-    lab.wait_services(0, |rows| {
-        let echo = rows.iter().filter(|row| row.name.contains("/echo-"));
-        let is_in = |row: &ServiceRow| row.backends.iter().any(|b| b2.contains(&b.address) && b.slots > 0);
-        !echo.into_iter().any(is_in)
-    })?;
-    Ok(())
-}
-
-/// Every connection makes some more rounds.
-fn go_on(connections: &Connections) -> Result<(), Error> {
-    let rounds = connections.echoed();
-    wait_until("every connection goes on", || Ok(connections.echoed() > rounds + 2 * CONNECTIONS as u64 * 10))
-}
-
 #[test]
 fn a_flood_on_clean_slots_costs_nothing() -> Result<(), Error> {
     let mut lab = Lab::prepare(Routing::Static)?;
@@ -136,7 +114,7 @@ fn a_flood_on_clean_slots_costs_nothing() -> Result<(), Error> {
         let [before, after] = flood(&lab, vip)?;
         assert_eq!(before.flows, after.flows, "entries were made");
         assert!(after.process < before.process + SLACK, "{before:?}, then {after:?}");
-        go_on(&connections)?;
+        go_on(&[&connections])?;
     }
     connections.close()?;
     lab.instances[0].kill();
@@ -163,13 +141,14 @@ fn outlives_flood(vips: &[SocketAddr]) -> Result<(), Error> {
     let client = lab.topology.client.namespace.clone();
     let empty = Memory::of(&lab)?.flows;
     let connections = Connections::open(&client, vips, CONNECTIONS)?;
-    remove_b2(&mut lab)?;
-    go_on(&connections)?;
+    let echo = without_b2(&lab.instances[0].read("echo.yaml")?);
+    set_echo(&mut lab, 0, &echo, 0.0)?;
+    go_on(&[&connections])?;
     assert!(Memory::of(&lab)?.flows > empty, "no connection is tracked");
     for vip in vips {
         let [before, after] = flood(&lab, *vip)?;
         assert!(after.process < before.process + SLACK, "{before:?}, then {after:?}");
-        go_on(&connections)?;
+        go_on(&[&connections])?;
     }
     let full = Memory::of(&lab)?.flows;
     connections.close()?;

@@ -17,7 +17,6 @@ use controller::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use lb_bpf::{
     Installed, InstalledService,
-    abi::Mode,
     service::{self, Endpoint, ServiceKey},
 };
 use serde::Deserialize;
@@ -232,10 +231,7 @@ fn dump(desired: &Desired) -> String {
             .iter()
             .map(|f| format!("{}/{:?}", SocketAddr::new(f.address, f.port), f.protocol).to_uppercase())
             .collect();
-        let mode = match service.mode {
-            Mode::Nat => "NAT",
-            Mode::Ipip => "IPIP",
-        };
+        let mode = lb_bpf::service::mode_label(service.mode);
         let drain = service.drain_seconds;
         writeln!(out, "  {key}: {} {mode}, drain {drain} s", frontends.join(" ")).unwrap();
         for (endpoint, target) in &service.backends {

@@ -6,10 +6,13 @@
 //! that is, over a program that only moves the head, as the datapath must, too. Without a tunnel both are T - floor.
 use aya::{
     Ebpf, EbpfLoader, TestRun,
-    maps::{Array, HashMap, MapData, PerCpuArray},
+    maps::{Array, MapData, PerCpuArray},
     programs::{TestRunOptions, Xdp},
 };
-use lb_bpf::abi::{Addr, Backend, Config, Counter, Mode, Slot, Vip, VipKey, map, outer_header_sum, proto};
+use lb_bpf::abi::{
+    Addr, Backend, Config, Counter, Frontend, Mode, Slot, Vip, VipKey, VipWord, map, outer_header_sum, proto,
+    vip_hash,
+};
 use std::{error::Error, net::IpAddr, path::PathBuf};
 
 const XDP_PASS: u32 = 2;
@@ -18,6 +21,8 @@ const XDP_TX: u32 = 3;
 const SLOTS: u32 = 65_537;
 const BACKENDS: u32 = 100;
 const VIPS: u32 = 1000;
+/// Words of their index.
+const VIP_WORDS: u32 = (4 * VIPS * 2).next_power_of_two();
 /// Runs of a path at a time, and how often its turn comes.
 const REPEAT: u32 = 100_000;
 const ROUNDS: usize = 25;
@@ -76,8 +81,9 @@ const NAT: u32 = 4;
 
 const FLOOR_V4: &str = "floor_v4";
 const FLOOR_V6: &str = "floor_v6";
-const TABLE: &str = "hash: vips; array: config, slots, backends, counters";
-const TRACKED: &str = "hash: vips, flows; array: config, slots, backends, counters; clock";
+const TABLE: &str = "array: config, vip_index, vips, slots, backends, counters";
+const TRACKED: &str =
+    "hash: flows; array: config, vip_index, vips, slots, backends, scratch, counters; clock";
 
 #[rustfmt::skip]
 const PATHS: &[Path] = &[
@@ -87,7 +93,7 @@ const PATHS: &[Path] = &[
     floor("floor v6", FLOOR_V6, CLEAN + 1),
     floor("floor v6, head adjusted", "floor_head_v6", CLEAN + 1),
     floor("floor v6, headers written", "floor_headers_v6", CLEAN + 1),
-    Path { name: "not ours", program: "pass_v4", flows: 1 << 20, packet: Packet::Miss, service: CLEAN, action: XDP_PASS, lookups: "hash: vips; array: config" },
+    Path { name: "not ours", program: "pass_v4", flows: 1 << 20, packet: Packet::Miss, service: CLEAN, action: XDP_PASS, lookups: "array: config, vip_index" },
     tunnel("IPIP v4 TCP established, 1 flow", "ipip_v4", 1, ACK, CLEAN),
     tunnel("IPIP v4 TCP established, 16k flows", "ipip_v4", 1 << 14, ACK, CLEAN),
     tunnel("IPIP v4 TCP established, 1M flows", "ipip_v4", 1 << 20, ACK, CLEAN),
@@ -160,6 +166,9 @@ fn print(times: &[Vec<f64>]) {
 
 struct Bench {
     ebpf: Ebpf,
+    /// The map `vip_index`, and how many entries of `vips` are in use.
+    words: Vec<VipWord>,
+    vips: u32,
 }
 
 /// A value of a map: the types of the ABI have no padding, and any bytes are a valid value of each.
@@ -179,7 +188,8 @@ impl Bench {
         let services = NAT + 2;
         let backends = 1 + services * BACKENDS;
         let mut ebpf = EbpfLoader::new()
-            .map_max_entries(map::VIPS, VIPS * 2)
+            .map_max_entries(map::VIPS, 1 + VIPS * 2)
+            .map_max_entries(map::VIP_INDEX, VIP_WORDS)
             .map_max_entries(map::SLOTS, services * SLOTS)
             .map_max_entries(map::BACKENDS, backends)
             .map_max_entries(map::BACKEND_COUNTERS, backends)
@@ -192,8 +202,14 @@ impl Bench {
                 program.load()?;
             }
         }
-        let mut bench = Bench { ebpf };
-        let all = Config { flags: Config::NAT, nat_port_first: 1024, nat_port_last: 65_535 };
+        let mut bench = Bench { ebpf, words: vec![VipWord::FREE; VIP_WORDS as usize], vips: 0 };
+        let all = Config {
+            flags: Config::NAT,
+            nat_port_first: 1024,
+            nat_port_last: 65_535,
+            vip_mask: VIP_WORDS - 1,
+            ..Config::default()
+        };
         bench.array::<Config>(map::CONFIG)?.set(0, Plain(all), 0)?;
         for number in 0..services {
             bench.fill_service(number)?;
@@ -201,9 +217,23 @@ impl Bench {
         for number in services..VIPS {
             let key = VipKey { addr: vip(number).into(), port: 80_u16.to_be(), proto: proto::TCP, zero: 0 };
             let value = Vip { service: number, base: 0, size: SLOTS, flags: 0 };
-            bench.hash::<VipKey, Vip>(map::VIPS)?.insert(Plain(key), Plain(value), 0)?;
+            bench.add_vip(key, value)?;
         }
         Ok(bench)
+    }
+
+    fn add_vip(&mut self, key: VipKey, vip: Vip) -> Outcome<()> {
+        self.vips += 1;
+        let (hash, index) = (vip_hash(&key), self.vips);
+        let mut place = VipWord::place(hash, VIP_WORDS - 1);
+        while self.words[place as usize] != VipWord::FREE {
+            place = (place + 1) % VIP_WORDS;
+        }
+        self.words[place as usize] = VipWord::new(hash, index);
+        let frontend = Frontend { key, zero: 0, vip, rest: [0; 6] };
+        self.array::<Frontend>(map::VIPS)?.set(index, Plain(frontend), 0)?;
+        self.array::<VipWord>(map::VIP_INDEX)?.set(place, Plain(VipWord::new(hash, index)), 0)?;
+        Ok(())
     }
 
     fn fill_service(&mut self, number: u32) -> Outcome<()> {
@@ -211,7 +241,7 @@ impl Bench {
         for proto in [proto::TCP, proto::UDP] {
             let key = VipKey { addr: vip(number).into(), port: 80_u16.to_be(), proto, zero: 0 };
             let value = Vip { service: number, base, size: SLOTS, flags: 0 };
-            self.hash::<VipKey, Vip>(map::VIPS)?.insert(Plain(key), Plain(value), 0)?;
+            self.add_vip(key, value)?;
         }
         for index in first..first + BACKENDS {
             self.array::<Backend>(map::BACKENDS)?.set(index, Plain(backend(number, index)), 0)?;
@@ -270,13 +300,6 @@ impl Bench {
         Ok(packets)
     }
 
-    fn hash<K: Copy + 'static, V: Copy + 'static>(
-        &mut self,
-        name: &'static str,
-    ) -> Outcome<HashMap<&mut MapData, Plain<K>, Plain<V>>> {
-        Ok(self.ebpf.map_mut(name).ok_or(name)?.try_into()?)
-    }
-
     fn array<V: Copy + 'static>(&mut self, name: &'static str) -> Outcome<Array<&mut MapData, Plain<V>>> {
         Ok(self.ebpf.map_mut(name).ok_or(name)?.try_into()?)
     }
@@ -314,6 +337,7 @@ fn backend(service: u32, index: u32) -> Backend {
         header_sum: if v4 { outer_header_sum(&source, &addr) } else { 0 },
         service,
         mtu: 1500,
+        vlan: 0,
     }
 }
 

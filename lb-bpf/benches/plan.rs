@@ -1,18 +1,21 @@
-//! Time to plan 10,000 services of 10 backends: from nothing, after a restart, without a change, with one. The floor
-//! is a clone of the desired set, which touches every service and backend once.
+//! Time to plan 10,000 services of 10 backends: from nothing, after a restart, without a change, with one; and to change
+//! one backend of a service of 600, whose table has 65,537 slots, and of one of 1000, whose table has 131,071. The floor is a
+//! clone of the desired set, which touches every service and backend once.
 //! `cargo bench -p lb-bpf --no-default-features --bench plan`
 use lb_bpf::{
     Sizes,
     abi::Mode,
+    maglev,
     maps::{Maps, Op, fake::FakeMaps},
-    service::{Desired, Endpoint, Frontend, Protocol, Service, ServiceKey, Target},
+    service::{Desired, Endpoint, Frontend, Protocol, Rules, Service, ServiceKey, Target},
     state::{Hop, NextHop, NextHops, Now, State},
 };
-use std::{collections::BTreeSet, hint::black_box, net::Ipv4Addr, time::Instant};
+use std::{hint::black_box, net::Ipv4Addr, time::Instant};
 
 const SERVICES: u32 = 10_000;
 const BACKENDS: u32 = 10;
-const SIZES: Sizes = Sizes { vips: 16_384, slots: 1 << 24, backends: 1 << 17, flows: 1024, decap: 16 };
+const SIZES: Sizes =
+    Sizes { vips: 32_768, slots: 1 << 24, backends: 1 << 17, flows: 1024, decap: 16, ..Sizes::DEFAULT };
 
 fn main() {
     let mut desired = desired();
@@ -45,6 +48,33 @@ fn main() {
     print("plan: one backend is down", ms, ops.len());
     let (ms, report) = time(|| state.sweep(&mut maps, Now(2_000_000)));
     print("sweep", ms, report.map_or(0, |report| report.slots_settled));
+    for backends in [600, 1000] {
+        let (plan, apply, slots) = change_one_of(backends, &hops);
+        print(&format!("plan: one backend of {backends} changes"), plan, slots);
+        print(&format!("apply (in memory): one backend of {backends}"), apply, slots);
+    }
+}
+
+/// Plans and applies that one backend of a service goes down or comes back; the least milliseconds of
+/// both in some runs, and the number of slots.
+fn change_one_of(backends: u32, hops: &NextHops) -> (f64, f64, usize) {
+    const RUNS: usize = 21;
+    let mut maps = FakeMaps::new(SIZES);
+    let mut state = restore(&maps);
+    let (key, service) = service(0, backends);
+    let mut desired = Desired { services: [(key, service)].into(), ..Desired::default() };
+    let (mut plans, mut applies) = (Vec::new(), Vec::new());
+    for run in 0..=RUNS {
+        let (ms, ops) = time(|| plan(&mut state, &maps, &desired, hops));
+        plans.push(ms);
+        let apply = || ops.iter().for_each(|op| maps.apply(op).unwrap_or_else(|error| panic!("{error}")));
+        applies.push(time(apply).0);
+        let targets = desired.services.values_mut().flat_map(|service| service.backends.values_mut());
+        targets.take(1).for_each(|target| target.up = run % 2 == 1);
+    }
+    // The first one made all of it.
+    let least = |times: &[f64]| times[1..].iter().copied().fold(f64::INFINITY, f64::min);
+    (least(&plans), least(&applies), maglev::table_size(backends as usize) as usize)
 }
 
 fn restore(maps: &FakeMaps) -> State {
@@ -56,19 +86,21 @@ fn plan(state: &mut State, maps: &FakeMaps, desired: &Desired, hops: &NextHops) 
 }
 
 fn desired() -> Desired {
-    let service = |n: u32| {
-        let address = Ipv4Addr::from(0xcb00_0000 + n).into();
-        let endpoint =
-            |b| Endpoint { address: Ipv4Addr::from(0x0a00_0000 + (n * 7 + b) % 5000).into(), port: 80 };
-        let service = Service {
-            frontends: [Frontend { address, protocol: Protocol::Tcp, port: 80 }].into(),
-            mode: Mode::Ipip,
-            backends: (0..BACKENDS).map(|b| (endpoint(b), Target { weight: 1, up: true })).collect(),
-            drain_seconds: 300,
-        };
-        (ServiceKey(format!("LoadBalancer/service-{n}/http/ipv4")), service)
+    Desired { services: (0..SERVICES).map(|n| service(n, BACKENDS)).collect(), ..Desired::default() }
+}
+
+fn service(n: u32, backends: u32) -> (ServiceKey, Service) {
+    let address = Ipv4Addr::from(0xcb00_0000 + n).into();
+    let endpoint =
+        |b| Endpoint { address: Ipv4Addr::from(0x0a00_0000 + (n * 7 + b) % 5000).into(), port: 80 };
+    let service = Service {
+        frontends: [Frontend { address, protocol: Protocol::Tcp, port: 80 }].into(),
+        mode: Mode::Ipip,
+        backends: (0..backends).map(|b| (endpoint(b), Target { weight: 1, up: true })).collect(),
+        drain_seconds: 300,
+        rules: Rules::default(),
     };
-    Desired { services: (0..SERVICES).map(service).collect(), decap: BTreeSet::new() }
+    (ServiceKey(format!("LoadBalancer/service-{n}/http/ipv4")), service)
 }
 
 fn hops() -> NextHops {
@@ -78,6 +110,8 @@ fn hops() -> NextHops {
         source_mac: [2, 0, 0, 0, 0, 2],
         ifindex: 2,
         mtu: 1500,
+        vlan: None,
+        gateway: false,
     };
     (0..5000).map(|n| (Ipv4Addr::from(0x0a00_0000 + n).into(), NextHop::Known(hop))).collect()
 }

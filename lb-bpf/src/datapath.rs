@@ -2,6 +2,7 @@
 use crate::{
     bpffs::PinDir,
     error::DatapathError,
+    events::{Events, Reader},
     loader::Loaded,
     loopback,
     maps::{Maps, Op, Sizes, dump, kernel::KernelMaps},
@@ -19,6 +20,7 @@ use rtnetlink::packet_route::link::{LinkAttribute, LinkXdp, XdpAttached};
 use std::{
     collections::BTreeSet,
     net::IpAddr,
+    num::NonZeroU32,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -47,6 +49,7 @@ pub struct Datapath {
     failed_at: Option<Instant>,
     decap: Option<BTreeSet<IpAddr>>,
     operations: u64,
+    reader: Reader,
 }
 
 impl Datapath {
@@ -56,13 +59,27 @@ impl Datapath {
     pub async fn open(options: Options) -> Result<Self, DatapathError> {
         let pins = PinDir::open(&options.pin_dir)?;
         let mut loaded = Loaded::load(pins, options.sizes)?;
-        let state = State::restore(&loaded.maps)?;
+        let mut state = State::restore(&loaded.maps)?;
+        // Nobody reads events yet.
+        for op in state.plan_sampling(None) {
+            loaded.maps.apply(&op)?;
+        }
         loaded.attach(&options.interfaces)?;
         let resolver = Resolver::open().map_err(DatapathError::Socket)?;
         let interfaces = modes(&resolver, &options.interfaces).await?;
-        let installed = Installed { services: state.found(&loaded.maps)?, interfaces: interfaces.clone() };
-        let (state, failed_at, decap, operations) = (Some(state), None, None, 0);
-        Ok(Datapath { loaded, resolver, interfaces, state, installed, failed_at, decap, operations })
+        let (services, filters) = (state.found(&loaded.maps)?, state.filters());
+        let installed = Installed { services, interfaces: interfaces.clone(), filters };
+        Ok(Datapath {
+            loaded,
+            resolver,
+            interfaces,
+            state: Some(state),
+            installed,
+            failed_at: None,
+            decap: None,
+            operations: 0,
+            reader: Reader::default(),
+        })
     }
 
     /// What the maps hold: right after [`Datapath::open`], what the process before left; then what the last
@@ -102,7 +119,8 @@ impl Datapath {
         if !ops.is_empty() {
             tracing::info!(operations = ops.len(), services = desired.services.len(), "installed");
         }
-        let installed = Installed { services: state.installed(), interfaces: self.interfaces.clone() };
+        let (services, filters) = (state.installed(), state.filters());
+        let installed = Installed { services, interfaces: self.interfaces.clone(), filters };
         self.installed = installed.clone();
         self.keep_state(state);
         Ok(installed)
@@ -134,7 +152,22 @@ impl Datapath {
         Ok(report)
     }
 
-    /// Packets by service and backend, and by verdict.
+    /// Has one packet in `one_in` reported, rounded up to a power of two, and every packet that is dropped or begins a
+    /// flow; or none at all, as after [`Datapath::open`].
+    pub fn set_sampling(&mut self, one_in: Option<NonZeroU32>) -> Result<(), DatapathError> {
+        let mut state = self.take_state()?;
+        let ops = state.plan_sampling(one_in);
+        self.apply(&ops)?;
+        self.keep_state(state);
+        Ok(())
+    }
+
+    /// What is reported from now on. Fails while there are [`Events`] already. Needs a tokio runtime.
+    pub fn events(&self) -> Result<Events, DatapathError> {
+        self.reader.open(self.loaded.open_again()?)
+    }
+
+    /// Packets by service and backend, by verdict, and by filter.
     pub fn counters(&self) -> Result<Counters, DatapathError> {
         match &self.state {
             Some(state) => Ok(state.counters(&self.loaded.maps)?),

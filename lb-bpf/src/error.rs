@@ -60,6 +60,12 @@ pub enum DatapathError {
     /// The kernel refused an operation on a map.
     #[error(transparent)]
     Map(#[from] MapError),
+    /// The events have a reader.
+    #[error("the events of this datapath are being read already")]
+    EventsTaken,
+    /// One cannot wait for events.
+    #[error("cannot wait for events: {0}")]
+    Events(io::Error),
     /// No netlink socket.
     #[error("cannot open a netlink socket: {0}")]
     Socket(io::Error),

@@ -61,6 +61,11 @@ impl Ranges {
         self.free.insert(range.0, range.1);
     }
 
+    /// Length of the longest range that is free.
+    pub fn longest(&self) -> u32 {
+        self.free.values().max().copied().unwrap_or(0)
+    }
+
     /// How many entries are free in all.
     pub fn available(&self) -> u32 {
         self.free.values().sum()
@@ -138,6 +143,8 @@ mod tests {
                 }
                 prop_assert_eq!(&again, &ranges);
                 prop_assert_eq!(ranges.available() as usize, bitmap.iter().filter(|b| !**b).count());
+                let longest = bitmap.split(|taken| *taken).map(<[bool]>::len).max().unwrap_or(0);
+                prop_assert_eq!(ranges.longest() as usize, longest);
             }
         }
 

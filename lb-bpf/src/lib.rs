@@ -6,6 +6,9 @@ mod bpffs;
 pub mod datapath;
 #[cfg(feature = "loader")]
 mod error;
+#[cfg(feature = "loader")]
+pub mod events;
+pub mod filter;
 pub mod ids;
 #[cfg(feature = "loader")]
 mod loader;
@@ -26,8 +29,12 @@ pub mod trace;
 pub use datapath::{Datapath, Options, Tracer};
 #[cfg(feature = "loader")]
 pub use error::DatapathError;
+#[cfg(feature = "loader")]
+pub use events::Events;
 pub use lb_bpf_common as abi;
 pub use maps::Sizes;
 #[cfg(feature = "loader")]
 pub use object::OBJECT;
-pub use status::{Counter, Counters, Installed, InstalledService, InterfaceStatus, SweepReport, XdpMode};
+pub use status::{
+    Counter, Counters, FlowEvent, Installed, InstalledService, InterfaceStatus, SweepReport, XdpMode,
+};

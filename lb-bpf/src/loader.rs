@@ -92,7 +92,7 @@ impl Loaded {
         program.load().map_err(|error| permitted(error, DatapathError::Program))?;
         let names = pins.pin(NAMES);
         if !names.exists() {
-            make_names(sizes.vips, &names)?;
+            make_names(NAMES, sizes.vips, &names)?;
         }
         let maps = open_maps(&pins)?;
         Ok(Loaded { maps, object, pins, attached: BTreeMap::new() })

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use xxhash_rust::xxh3::xxh3_128;
 
 /// The primes that table sizes are taken from. Far apart, because a change of the size remaps flows.
-const SIZES: [u32; 5] = [1021, 8191, 65537, 524_287, 4_194_301];
+const SIZES: [u32; 6] = [1021, 8191, 65537, 131_071, 524_287, 4_194_301];
 /// A table has at least this many slots for each backend, as far as [`SIZES`] goes.
 const SLOTS_PER_BACKEND: usize = 100;
 
@@ -177,6 +177,7 @@ mod tests {
         assert_eq!(table_size(1), 1021);
         assert_eq!(table_size(11), 8191);
         assert_eq!(table_size(655), 65537);
+        assert_eq!(table_size(1000), 131_071);
         assert_eq!(table_size(1_000_000), 4_194_301);
     }
 

@@ -1,4 +1,6 @@
 //! What the datapath is asked for: the whole set of services, as one value.
+use crate::filter::Filter;
+use ipnet::IpNet;
 use lb_bpf_common::{Mode, proto};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -15,6 +17,9 @@ pub struct Desired {
     pub services: BTreeMap<ServiceKey, Service>,
     /// Tunnel ends of this host. The VIPs are added to the loopback interface.
     pub decap: BTreeSet<Decap>,
+    /// Rules that are applied to every IP packet before anything else, by names of the caller's choice that stay the
+    /// same as long as the rule counts as the same.
+    pub filters: BTreeMap<String, Filter>,
 }
 
 /// Name of a service in the datapath, unique and stable: it identifies the service across restarts of the
@@ -29,7 +34,8 @@ impl fmt::Display for ServiceKey {
     }
 }
 
-/// One service: frontends that share one Maglev table. Frontends and backends are of one address family.
+/// One service: frontends that share one Maglev table. Frontends are of one address family, and so are the backends:
+/// the same, or in a tunnel the other.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Service {
@@ -42,6 +48,22 @@ pub struct Service {
     pub backends: BTreeMap<Endpoint, Target>,
     /// How long, in seconds, flows of a backend that left the table are kept.
     pub drain_seconds: u32,
+    /// What else holds for its packets.
+    pub rules: Rules,
+}
+
+/// What holds for the packets of a service beyond where they go.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rules {
+    /// Whether all connections of a client go to one backend. When that changes, connections of all clients may move.
+    pub client_affinity: bool,
+    /// Clients that are let in; none named: all.
+    pub allow: BTreeSet<IpNet>,
+    /// Clients that are not let in, even if allowed.
+    pub deny: BTreeSet<IpNet>,
+    /// Whether packets go up the stack while the service has no backend; else they are dropped.
+    pub pass_without_backend: bool,
 }
 
 /// A VIP with protocol and port.
@@ -76,7 +98,7 @@ impl Protocol {
     }
 }
 
-/// Address and port of a backend. In the mode IPIP the port is that of the frontend: nothing translates it.
+/// Address and port of a backend. In the modes IPIP, GUE and L2 the port is that of the frontend: nothing translates it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Endpoint {
@@ -111,6 +133,9 @@ pub const fn mode_label(mode: Mode) -> &'static str {
     match mode {
         Mode::Nat => "NAT",
         Mode::Ipip => "IPIP",
+        Mode::Gue => "GUE",
+        Mode::L2 => "L2",
+        Mode::Dnat => "DNAT",
     }
 }
 

@@ -1,8 +1,9 @@
 //! What the datapath reports: what is installed, how it is attached, what it counted.
 use crate::service::{Endpoint, Frontend, ServiceKey};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
     ops::AddAssign,
 };
 
@@ -14,6 +15,8 @@ pub struct Installed {
     pub services: BTreeMap<ServiceKey, InstalledService>,
     /// The interfaces that the program is attached to.
     pub interfaces: Vec<InterfaceStatus>,
+    /// Names of the filters that are in force. If there are more than the map holds, the first by name are.
+    pub filters: BTreeSet<String>,
 }
 
 /// One service as it is programmed.
@@ -57,6 +60,10 @@ pub struct Counters {
     pub services: BTreeMap<ServiceKey, BTreeMap<Endpoint, Counter>>,
     /// Packets by verdict; the key is [`Verdict::label`](lb_bpf_common::Verdict::label).
     pub verdicts: BTreeMap<&'static str, Counter>,
+    /// Packets of each service that were not sent on, by verdict; they are in `verdicts`, too.
+    pub drops: BTreeMap<ServiceKey, BTreeMap<&'static str, Counter>>,
+    /// Packets that matched each filter, by name; `flows` is 0.
+    pub filters: BTreeMap<String, Counter>,
 }
 
 /// The sum of one counter over all CPUs.
@@ -77,6 +84,32 @@ impl AddAssign<lb_bpf_common::Counter> for Counter {
         self.bytes += cpu.bytes;
         self.flows += cpu.flows;
     }
+}
+
+/// What the datapath reports about one packet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowEvent {
+    /// When: milliseconds of CLOCK_MONOTONIC.
+    pub at_millis: u64,
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// Source; the port is 0 where the packet has none.
+    pub source: SocketAddr,
+    /// Destination, likewise.
+    pub destination: SocketAddr,
+    /// What was decided: [`Verdict::label`](lb_bpf_common::Verdict::label).
+    pub verdict: String,
+    /// The service; none: it is for none, or that is gone.
+    pub service: Option<ServiceKey>,
+    /// The backend that it was sent to; none: to nobody.
+    pub backend: Option<Endpoint>,
+    /// Name of the interface where it came in; none: that is gone.
+    pub interface: Option<String>,
+    /// Length of the frame, bytes.
+    pub bytes: u32,
+    /// Whether it begins a flow.
+    pub new: bool,
 }
 
 /// What one call of the sweep did.

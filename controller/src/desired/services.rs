@@ -10,7 +10,7 @@ use ipam::{Assignment, Family};
 use lb_bpf::{
     Installed, InstalledService,
     abi::Mode,
-    service::{Decap, Desired, Endpoint, Frontend, Service, ServiceKey, Target},
+    service::{Decap, Desired, Endpoint, Frontend, Rules, Service, ServiceKey, Target},
 };
 use std::{
     borrow::Cow,
@@ -111,6 +111,7 @@ impl<'a> Services<'a> {
             datapath: Desired {
                 services: services.into_iter().map(|(key, service, _)| (key, service)).collect(),
                 decap,
+                filters: BTreeMap::new(),
             },
         }
     }
@@ -237,6 +238,7 @@ impl Balanced<'_> {
                     mode,
                     backends: backends.into_iter().collect(),
                     drain_seconds: spec.policy.drain_seconds.get(),
+                    rules: Rules::default(),
                 };
                 self.services.push(Port { index: services.len(), family, serving });
                 services.push((key, service, services.len()));

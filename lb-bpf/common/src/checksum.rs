@@ -1,5 +1,5 @@
 //! The Internet checksum (RFC 1071), as far as both sides need it.
-use crate::{Addr, proto};
+use crate::Addr;
 
 /// Folds a ones' complement sum of 16- or 32-bit words to 16 bits (RFC 1071, section 2). Words and result are as
 /// loaded from the packet: the sum does not depend on the byte order.
@@ -15,14 +15,20 @@ pub const fn fold(sum: u64) -> u16 {
 const FIRST_WORD: u64 = 0x4500_0000_u32.to_be() as u64;
 /// Identification 0 and "don't fragment": an atomic datagram (RFC 6864), its size is checked before.
 const SECOND_WORD: u64 = 0x0000_4000_u32.to_be() as u64;
-/// TTL 64, IPv4 inside, no checksum.
-const THIRD_WORD: u64 = (0x4000_0000_u32 | (proto::IPIP as u32) << 16).to_be() as u64;
+/// TTL 64, no protocol, no checksum.
+const THIRD_WORD: u64 = 0x4000_0000_u32.to_be() as u64;
 
-/// Value of [`crate::Backend::header_sum`]: the folded sum of the outer IPv4 header (RFC 2003) with DSCP, total
-/// length and checksum 0, so that the kernel program only adds what differs from packet to packet.
+/// Value of [`crate::Backend::header_sum`]: the folded sum of the outer IPv4 header of a tunnel with DSCP, total
+/// length, protocol and checksum 0, so that the kernel program only adds what differs from packet to packet. Never 0.
 pub const fn outer_header_sum(source: &Addr, destination: &Addr) -> u32 {
     let sum = FIRST_WORD + SECOND_WORD + THIRD_WORD + source.0[3] as u64 + destination.0[3] as u64;
     fold(sum) as u32
+}
+
+/// What the protocol of an outer IPv4 header adds to its sum.
+#[inline(always)]
+pub const fn protocol_sum(proto: u8) -> u32 {
+    ((proto as u16).to_be()) as u32
 }
 
 #[cfg(test)]
@@ -45,7 +51,7 @@ mod tests {
 
     #[test]
     fn the_outer_header_sum_is_that_of_a_header_byte_by_byte() {
-        let header: [u8; 20] = [0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 4, 0, 0, 192, 0, 2, 1, 198, 51, 100, 255];
+        let header: [u8; 20] = [0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 0, 0, 0, 192, 0, 2, 1, 198, 51, 100, 255];
         let sum: u64 =
             header.chunks_exact(2).map(|pair| u64::from(u16::from_ne_bytes([pair[0], pair[1]]))).sum();
         let addr = |text: &str| Addr::from(text.parse::<IpAddr>().unwrap());

@@ -1,6 +1,6 @@
 //! Where a flow goes: the rule of dirty slots and the choice of a NAT port, without a map in sight. The kernel program
 //! decides with this, and user space says with it what the kernel program would decide.
-use crate::{Backend, Slot, slot_of};
+use crate::{Backend, Mode, Slot, slot_of};
 
 /// What a packet says about its flow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -11,6 +11,18 @@ pub enum Phase {
     Running,
     /// UDP: it cannot be told.
     Datagram,
+}
+
+/// Whether flows to a backend of the mode with this number have entries whatever their slots are.
+#[inline(always)]
+pub const fn is_tracked(mode: u8) -> bool {
+    mode == Mode::Nat as u8 || mode == Mode::Dnat as u8
+}
+
+/// Whether packets to a backend of the mode with this number get an outer header.
+#[inline(always)]
+pub const fn is_tunnel(mode: u8) -> bool {
+    mode == Mode::Ipip as u8 || mode == Mode::Gue as u8
 }
 
 /// Whether flows of this slot are tracked.

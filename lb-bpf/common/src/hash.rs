@@ -1,5 +1,5 @@
-//! The two functions that user space and the kernel program must compute alike.
-use crate::{Addr, FlowKey};
+//! The functions of a packet's numbers that user space and the kernel program must compute alike.
+use crate::{Addr, FlowKey, VipKey};
 
 /// 32-bit hash of a flow, the same on every host: the basis of "any host gives the same answer".
 ///
@@ -8,14 +8,42 @@ use crate::{Addr, FlowKey};
 #[inline(always)]
 pub const fn flow_hash(key: &FlowKey) -> u32 {
     let ports = (key.src_port as u64) << 32 | (key.dst_port as u64) << 8 | key.proto as u64;
+    of_parts(key, mix::<27>(ports))
+}
+
+/// The hash that gives a flow its slot: [`flow_hash`], or with `affinity` (see [`crate::Vip::AFFINITY`]) the same for all
+/// flows between the two addresses.
+#[inline(always)]
+pub const fn slot_hash(key: &FlowKey, affinity: bool) -> u32 {
+    if affinity { of_parts(key, 0) } else { flow_hash(key) }
+}
+
+/// 64-bit hash of a frontend, for `vip_index`. It has a part in common with [`flow_hash`], and is mixed once less: nobody
+/// but the operator chooses VIPs.
+#[inline(always)]
+pub const fn vip_hash(key: &VipKey) -> u64 {
+    let port = (key.port as u64) << 8 | key.proto as u64;
+    let h = destination(&key.addr).wrapping_add(port.wrapping_mul(L));
+    let h = (h ^ h >> 31).wrapping_mul(K);
+    h ^ h >> 32
+}
+
+#[inline(always)]
+const fn of_parts(key: &FlowKey, ports: u64) -> u32 {
     let source = mix::<32>(mix::<32>(high(&key.src)) ^ low(&key.src));
-    let destination = mix::<29>(mix::<29>(high(&key.dst)) ^ low(&key.dst));
-    let h = mix::<32>(source.wrapping_add(destination).wrapping_add(mix::<27>(ports)));
+    let h = mix::<32>(source.wrapping_add(destination(&key.dst)).wrapping_add(ports));
     (h.wrapping_mul(K) >> 32) as u32
+}
+
+#[inline(always)]
+const fn destination(addr: &Addr) -> u64 {
+    mix::<29>(mix::<29>(high(addr)) ^ low(addr))
 }
 
 /// Odd, and its bits have no pattern: 2^64 divided by the golden ratio.
 const K: u64 = 0x9e37_79b9_7f4a_7c15;
+/// Likewise: the first multiplier of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators").
+const L: u64 = 0xbf58_476d_1ce4_e5b9;
 
 /// The shift is another one for each part, lest differences in two parts cancel out.
 #[inline(always)]
@@ -106,6 +134,40 @@ mod tests {
         hashes.sort_unstable();
         hashes.dedup();
         assert_eq!(hashes.len(), count);
+    }
+
+    #[test]
+    fn affinity_has_no_ports() {
+        let base = key("10.0.0.1", "203.0.113.1", 1);
+        let other = FlowKey { src_port: 9, dst_port: 10, proto: 17, ..base };
+        assert_eq!(slot_hash(&base, true), slot_hash(&other, true));
+        assert_ne!(slot_hash(&base, true), slot_hash(&FlowKey { src: base.dst, ..base }, true));
+        assert_eq!(slot_hash(&base, false), flow_hash(&base));
+    }
+
+    #[test]
+    fn frontends_are_spread_over_their_index() {
+        let frontend = |addr: &str, port: u16, proto| {
+            let addr = addr.parse::<IpAddr>().unwrap().into();
+            vip_hash(&VipKey { addr, port: port.to_be(), proto, zero: 0 })
+        };
+        let mut places = vec![0_u32; 4096];
+        let mut tags = vec![];
+        let mut all = |hash: u64| {
+            places[hash as usize % 4096] += 1;
+            tags.push(hash);
+        };
+        for low in 0..512 {
+            all(frontend(&std::format!("203.0.{}.{}", low >> 8, low & 255), 80, 6));
+            all(frontend(&std::format!("2001:db8::{low:x}"), 443, 17));
+            all(frontend("203.0.113.1", low, 6));
+            all(frontend("203.0.113.1", low, 17));
+        }
+        // 2048 in 4096 places: eight in one have a chance of about one in a thousand.
+        assert!(*places.iter().max().unwrap() < 8, "{:?}", places.iter().max());
+        tags.sort_unstable();
+        tags.dedup();
+        assert_eq!(tags.len(), 2048);
     }
 
     #[test]

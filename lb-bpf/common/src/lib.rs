@@ -16,20 +16,26 @@ mod hash;
 mod verdict;
 
 pub use addr::Addr;
-pub use checksum::{fold, outer_header_sum};
+pub use checksum::{fold, outer_header_sum, protocol_sum};
 pub use entry::{
-    Backend, Config, Counter, DecapKey, FlowEntry, FlowKey, Limit, Mode, ReverseEntry, Slot, Vip, VipKey,
+    Backend, Config, Counter, DecapKey, DropKey, Event, Filter, FlowEntry, FlowKey, FragmentEntry,
+    FragmentKey, Frontend, Limit, Mode, RangeKey, ReverseEntry, Slot, Tags, Vip, VipKey, VipWord,
 };
-pub use hash::{flow_hash, slot_of};
+pub use hash::{flow_hash, slot_hash, slot_of, vip_hash};
 pub use verdict::{Action, Verdict};
 
 /// Version of the layout of all maps. Part of the pin path: maps of another version are never adopted.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
+
+/// UDP destination port of GUE, host byte order (IANA: `gue`).
+pub const GUE_PORT: u16 = 6080;
 
 /// Names of the maps in the object, each the name of its static in `lb-bpf/ebpf/src/maps.rs`.
 pub mod map {
-    /// Hash: [`crate::VipKey`] to [`crate::Vip`].
+    /// Array, mmapable: [`crate::Frontend`].
     pub const VIPS: &str = "vips";
+    /// Array, mmapable: [`crate::VipWord`].
+    pub const VIP_INDEX: &str = "vip_index";
     /// Array, mmapable: [`crate::Slot`].
     pub const SLOTS: &str = "slots";
     /// Array, mmapable: [`crate::Backend`].
@@ -46,6 +52,18 @@ pub mod map {
     pub const DECAP: &str = "decap";
     /// Array of one: [`crate::Config`].
     pub const CONFIG: &str = "config";
+    /// LPM trie: [`crate::RangeKey`] to `u32`.
+    pub const RANGES: &str = "ranges";
+    /// Array: [`crate::Filter`].
+    pub const FILTERS: &str = "filters";
+    /// Per-CPU array, as long as `filters`: [`crate::Counter`].
+    pub const FILTER_COUNTERS: &str = "filter_counters";
+    /// Per-CPU hash: [`crate::DropKey`] to [`crate::Counter`].
+    pub const SERVICE_DROPS: &str = "service_drops";
+    /// LRU hash: [`crate::FragmentKey`] to [`crate::FragmentEntry`].
+    pub const FRAGMENTS: &str = "fragments";
+    /// Ring buffer: [`crate::Event`].
+    pub const EVENTS: &str = "events";
     /// Per-CPU array, one entry per [`crate::Limit`]: `u64`.
     pub const ICMP_LIMITS: &str = "icmp_limits";
 }
@@ -54,6 +72,10 @@ pub mod map {
 pub mod program {
     /// The datapath (XDP).
     pub const DATAPATH: &str = "fairlead_xdp";
+    /// The datapath (TC), for packets that come in.
+    pub const TC_INGRESS: &str = "fairlead_tc_in";
+    /// The datapath (TC), for packets of this host that go out.
+    pub const TC_EGRESS: &str = "fairlead_tc_out";
     /// Passes every packet (XDP): for the peer of a veth that receives redirected frames.
     pub const PASS: &str = "fairlead_pass";
 }
@@ -70,6 +92,16 @@ pub mod proto {
     pub const UDP: u8 = 17;
     /// IPv6 in IP (RFC 2473).
     pub const IPV6: u8 = 41;
+    /// IPv6 hop-by-hop options (RFC 8200, section 4.3).
+    pub const HOP_BY_HOP: u8 = 0;
+    /// IPv6 routing header (RFC 8200, section 4.4).
+    pub const ROUTING: u8 = 43;
+    /// IPv6 fragment header (RFC 8200, section 4.5).
+    pub const FRAGMENT: u8 = 44;
+    /// IPv6 destination options (RFC 8200, section 4.6).
+    pub const DESTINATION: u8 = 60;
+    /// SCTP (RFC 9260).
+    pub const SCTP: u8 = 132;
     /// ICMPv6 (RFC 4443).
     pub const ICMPV6: u8 = 58;
 }

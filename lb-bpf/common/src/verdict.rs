@@ -25,6 +25,12 @@ macro_rules! verdicts {
             /// Every verdict, in the order of the numbers.
             pub const ALL: &[Verdict] = &[$(Verdict::$name,)*];
 
+            /// The verdict with this number.
+            #[inline(always)]
+            pub const fn of(number: u32) -> Option<Verdict> {
+                match number { $($number => Some(Verdict::$name),)* _ => None }
+            }
+
             /// Name in metrics, events and dumps.
             pub const fn label(self) -> &'static str {
                 match self { $(Verdict::$name => $label,)* }
@@ -56,9 +62,9 @@ verdicts! {
     NoBackend = 6, "no_backend", Drop;
     /// A header is cut short or contradicts itself.
     Malformed = 7, "malformed", Drop;
-    /// The first fragment of a packet for a VIP, or of a reply: the others carry no ports.
+    /// A fragment of a packet for a VIP whose first fragment was not seen in time, or a fragmented ping.
     Fragment = 8, "fragment", Drop;
-    /// TTL or hop limit ran out.
+    /// TTL or hop limit ran out, and the sender is not told.
     TtlExpired = 9, "ttl_expired", Drop;
     /// The packet as it would leave does not fit into the MTU, and the sender is not told: it lets routers fragment,
     /// or there were too many answers ([`crate::Limit::TooBig`]).
@@ -79,6 +85,28 @@ verdicts! {
     TooBigAnswered = 17, "too_big_answered", Transmit;
     /// An ICMP error about a flow of a NAT service that has no entry.
     NoFlow = 18, "no_flow", Drop;
+    /// Sent to the backend's Ethernet address as it is.
+    Forwarded = 19, "forwarded", Transmit;
+    /// A rule of `filters` drops it.
+    Filtered = 20, "filtered", Drop;
+    /// The service does not let this client in.
+    SourceDenied = 21, "source_denied", Drop;
+    /// The service has no backend, and lets the stack have its packets.
+    NoBackendPassed = 22, "no_backend_passed", Pass;
+    /// To a VIP, with more extension headers than are looked through, or with a routing header that is not used up.
+    HeaderChain = 23, "header_chain", Drop;
+    /// As [`Verdict::TtlExpired`], and the sender was told.
+    TtlAnswered = 24, "ttl_answered", Transmit;
+    /// A reply to this host itself, translated back; it goes up the stack.
+    ReturnedHere = 25, "returned_here", Pass;
+}
+
+impl Verdict {
+    /// Whether packets with this verdict are counted with their backend, and nowhere else.
+    #[inline(always)]
+    pub const fn is_to_backend(self) -> bool {
+        matches!(self, Verdict::Encapsulated | Verdict::Translated | Verdict::Forwarded)
+    }
 }
 
 #[cfg(test)]

@@ -1,21 +1,20 @@
 //! The way of a packet: what it is, whose it is, where it goes.
 use crate::{
-    decap::decapsulate,
-    encap::encapsulate,
-    family::{Family, Network, Part, V4, V6},
+    context::Context,
+    encap::{encapsulate, forward_on_link},
+    family::{Family, Network, Part, V4, V6, extensions},
     flow::{Choice, Tracked, backend_at},
-    icmp,
-    maps::{backend_counters, slots, verdict_counters, vips},
+    fragment, global,
+    maps::{self, Scratch, backend_counters, slots, verdict_counters},
     nat,
     packet::{ETH, Eth, Packet},
-    parse::Segment,
+    parse::{Segment, Transport},
+    vip,
 };
-use aya_ebpf::{bindings::xdp_action, helpers::bpf_redirect, programs::XdpContext};
-use core::mem::MaybeUninit;
 use lb_bpf_common::{
-    Action, Backend, Counter, Mode, ReverseEntry, Slot, Verdict, VipKey,
+    Action, Addr, Backend, Config, Counter, GUE_PORT, Mode, Slot, Tags, Verdict, Vip,
     decide::{self, Phase},
-    flow_hash, proto, slot_of,
+    proto, slot_hash, slot_of,
 };
 
 /// What was decided about a packet.
@@ -25,165 +24,349 @@ pub struct Outcome {
     pub verdict: Verdict,
     /// Where a packet that is sent goes out.
     pub ifindex: u32,
+    /// The VLAN of a packet that goes to a backend. See [`lb_bpf_common::Backend::vlan`].
+    pub vlan: u16,
 }
 
 impl Outcome {
     /// A verdict that sends nothing.
     #[inline(always)]
     pub const fn verdict(verdict: Verdict) -> Self {
-        Outcome { verdict, ifindex: 0 }
+        Outcome::answer(verdict, 0)
+    }
+
+    /// A verdict that sends an answer out through an interface.
+    #[inline(always)]
+    pub const fn answer(verdict: Verdict, ifindex: u32) -> Self {
+        Outcome { verdict, ifindex, vlan: 0 }
     }
 }
 
-/// Handles one packet; gives the XDP action.
+/// Handles one packet; gives what the program returns.
 #[inline(always)]
-pub fn run(ctx: &XdpContext) -> u32 {
-    let packet = current_packet(ctx);
-    let bytes = packet.len() as u64;
-    let Outcome { verdict, ifindex } = handle(ctx, &packet);
-    match verdict {
-        // Counted with the backend, or not at all: it is the path of all other traffic of the host.
-        Verdict::Encapsulated | Verdict::Translated | Verdict::NotOurs => {}
-        _ => count(verdict_counters.get_ptr_mut(verdict as u32), bytes, false),
+pub fn run<C: Context>(ctx: &C) -> i32 {
+    let bytes = ctx.packet().len() as u64;
+    let mut own = Tags::NONE;
+    let outcome = match ctx.strip(&mut own) {
+        true => handle(ctx, &own, bytes),
+        false => Outcome::verdict(Verdict::NotOurs),
+    };
+    let Outcome { mut verdict, ifindex, vlan } = outcome;
+    let tags = match verdict {
+        verdict if verdict.is_to_backend() => Tags::one(vlan),
+        Verdict::Returned => Scratch::get().map_or(Tags::NONE, |all| all.tags),
+        _ => own,
+    };
+    let is_kept = !matches!(verdict.action(), Action::Drop);
+    if !tags.is_empty() && is_kept && !ctx.push(&tags) {
+        verdict = Verdict::NoHeadroom;
     }
-    match verdict.action() {
-        Action::Pass => xdp_action::XDP_PASS,
-        Action::Drop => xdp_action::XDP_DROP,
-        Action::Transmit if ifindex == ingress(ctx) => xdp_action::XDP_TX,
-        // SAFETY: no pointer is passed.
-        Action::Transmit => (unsafe { bpf_redirect(ifindex, 0) }) as u32,
+    // Counted with the backend, or not at all: it is the path of all other traffic of the host.
+    if !verdict.is_to_backend() && !matches!(verdict, Verdict::NotOurs) {
+        count(verdict_counters.get_ptr_mut(verdict as u32), bytes, false);
     }
-}
-
-/// The packet as it is now: pointers from before a change of its head are void.
-#[inline(always)]
-pub fn current_packet(ctx: &XdpContext) -> Packet {
-    // SAFETY: the kernel gives the bounds, and only this program sees the packet.
-    unsafe { Packet::new(ctx.data(), ctx.data_end()) }
-}
-
-/// Index of the interface where the packet came in.
-#[inline(always)]
-pub fn ingress(ctx: &XdpContext) -> u32 {
-    ctx.ingress_ifindex() as u32
+    ctx.action(verdict, ifindex)
 }
 
 #[inline(always)]
-fn handle(ctx: &XdpContext, packet: &Packet) -> Outcome {
+fn handle<C: Context>(ctx: &C, tags: &Tags, bytes: u64) -> Outcome {
+    let packet = ctx.packet();
     let Some(eth) = packet.at::<Eth>(0) else {
         return Outcome::verdict(Verdict::NotOurs);
     };
     // SAFETY: `at` has checked the bounds.
     match unsafe { (*eth).ether_type } {
-        V4::ETHER_TYPE => balance::<V4>(ctx, packet),
-        V6::ETHER_TYPE => balance::<V6>(ctx, packet),
+        V4::ETHER_TYPE => balance::<C, V4>(ctx, &packet, tags, bytes),
+        V6::ETHER_TYPE => balance::<C, V6>(ctx, &packet, tags, bytes),
         _ => Outcome::verdict(Verdict::NotOurs),
     }
 }
 
-#[inline(always)]
-fn balance<F: Family>(ctx: &XdpContext, packet: &Packet) -> Outcome {
-    let Some(network) = F::network(packet, ETH) else {
-        return Outcome::verdict(Verdict::NotOurs);
-    };
-    if network.part == Part::Later {
-        return Outcome::verdict(Verdict::NotOurs); // no ports
-    }
-    match network.proto {
-        proto::TCP | proto::UDP => {}
-        proto::IPIP | proto::IPV6 => return Outcome::verdict(decapsulate::<F>(ctx)),
-        proto if proto == F::ICMP => return icmp::message::<F>(ctx, packet, &network),
-        _ => return Outcome::verdict(Verdict::NotOurs),
-    }
-    let Some(segment) = Segment::parse(packet, network) else {
-        return Outcome::verdict(Verdict::NotOurs);
-    };
-    let outcome = match nat::entry_of_reply(&segment.flow) {
-        Some(entry) => reply::<F>(ctx, packet, &segment, entry),
-        None => request::<F>(ctx, packet, &segment),
-    };
-    outcome.unwrap_or_else(Outcome::verdict)
+/// One packet on its way.
+struct Way<'a, C> {
+    ctx: &'a C,
+    packet: &'a Packet,
+    config: &'a Config,
+    /// The tags that it came with.
+    tags: &'a Tags,
+    /// Length of the frame.
+    bytes: u64,
 }
 
-/// A packet of a backend to this host's translated port.
 #[inline(always)]
-fn reply<F: Family>(
-    ctx: &XdpContext,
-    packet: &Packet,
-    segment: &Segment,
-    entry: &mut ReverseEntry,
-) -> Result<Outcome, Verdict> {
-    let transport = segment.judge(packet)?;
-    let ifindex = entry.ifindex;
-    let verdict = nat::translate_reply::<F>(ctx, &segment.flow, segment.network.end, entry, transport.flags);
-    Ok(Outcome { verdict, ifindex })
-}
-
-/// A packet of a client: VIP, slot, backend.
-#[inline(always)]
-fn request<F: Family>(ctx: &XdpContext, packet: &Packet, segment: &Segment) -> Result<Outcome, Verdict> {
-    let Segment { network, flow } = segment;
-    let key = VipKey { addr: flow.dst, port: flow.dst_port, proto: flow.proto, zero: 0 };
-    // SAFETY: nothing here changes `vips`, and entries are only freed after the program ends (RCU).
-    let vip = unsafe { vips.get(&key) }.ok_or(Verdict::NotOurs)?;
-    let transport = segment.judge(packet)?;
-    let hash = flow_hash(flow);
-    let slot_index = vip.base + slot_of(hash, vip.size);
-    if vip.size == 0 {
-        return Err(Verdict::NoBackend);
+fn balance<C: Context, F: Family>(ctx: &C, packet: &Packet, tags: &Tags, bytes: u64) -> Outcome {
+    let Some(mut network) = F::network(packet, ETH) else {
+        return Outcome::verdict(Verdict::NotOurs);
+    };
+    let Some(config) = maps::config.get(0) else {
+        return Outcome::verdict(Verdict::NotOurs);
+    };
+    if F::is_extension(network.proto) {
+        let found = Found(global::unknown(ctx.behind_extensions()));
+        if let Some(verdict) = found.put_into(&mut network) {
+            return Outcome::verdict(of_vip(&network.dst, config.vip_mask, verdict));
+        }
     }
-    let slot = slot_at(slot_index).ok_or(Verdict::NoBackend)?;
-    let clean = if decide::is_dirty(slot) {
-        None
+    if C::FIRST && config.filters != 0 && ctx.is_filtered(config.filters) {
+        return Outcome::verdict(Verdict::Filtered);
+    }
+    let later = matches!(network.part, Part::Later);
+    if !matches!(network.proto, proto::TCP | proto::UDP) {
+        if later {
+            return Outcome::verdict(of_vip(&network.dst, config.vip_mask, Verdict::Fragment));
+        }
+        return ctx.control::<F>(&network);
+    }
+    let ports = if later {
+        match fragment::ports(&network) {
+            Some(ports) => ports,
+            None => return Outcome::verdict(of_vip(&network.dst, config.vip_mask, Verdict::Fragment)),
+        }
     } else {
-        let backend = backend_at(slot.current).ok_or(Verdict::NoBackend)?;
-        let opening = transport.phase == Phase::Opening;
-        (backend.mode != Mode::Nat as u8).then_some(Choice {
-            index: slot.current,
-            backend,
-            nat_port: 0,
-            new: opening,
-        })
-    };
-    let choice = match clean {
-        Some(choice) => choice,
-        None => {
-            let tracked = Tracked { key: flow, hash, service: vip.service, slot_index, slot, transport, ctx };
-            let mut choice = MaybeUninit::uninit();
-            tracked.choose(&mut choice)?;
-            // SAFETY: written where `choose` succeeds.
-            unsafe { choice.assume_init() }
+        match packet.at::<[u16; 2]>(network.end) {
+            // SAFETY: `at` has checked the bounds.
+            Some(ports) => unsafe { *ports },
+            None => return Outcome::verdict(of_vip(&network.dst, config.vip_mask, Verdict::Malformed)),
         }
     };
-    let backend = choice.backend;
-    let ifindex = backend.ifindex;
-    if ifindex == 0 {
-        return Err(Verdict::Unresolved);
+    let segment = Segment::new(network, ports);
+    let mut packet = *packet;
+    if segment.flow.dst_port == GUE_PORT.to_be() && network.proto == proto::UDP && !later {
+        let verdict = ctx.gue();
+        if !matches!(verdict, Verdict::NotOurs) {
+            return Outcome::verdict(verdict);
+        }
+        packet = ctx.packet();
     }
-    if !fits::<F>(network, backend) {
-        let mtu = backend.mtu as usize - overhead::<F>(backend);
-        return Ok(Outcome { verdict: icmp::too_big::<F>(ctx, mtu), ifindex: ingress(ctx) });
+    if config.flags & Config::NAT != 0 && nat::is_port(config, segment.flow.dst_port) {
+        let way = Way { ctx, packet: &packet, config, tags, bytes };
+        let outcome = way.reply(&segment);
+        if !matches!(outcome.verdict, Verdict::NotOurs) {
+            return outcome;
+        }
+        packet = ctx.packet();
     }
-    let bytes = packet.len() as u64;
-    let verdict = if backend.mode == Mode::Nat as u8 {
-        nat::translate_request::<F>(ctx, flow, network.end, backend, choice.nat_port)
-    } else {
-        encapsulate::<F>(ctx, packet, network, hash, backend)?
+    let way = Way { ctx, packet: &packet, config, tags, bytes };
+    let Some(vip) = vip::find(&segment.flow.dst, segment.flow.dst_port, segment.flow.proto, config.vip_mask)
+    else {
+        return if config.flags & Config::DNAT != 0 {
+            way.reply(&segment)
+        } else {
+            Outcome::verdict(Verdict::NotOurs)
+        };
     };
-    count(backend_counters.get_ptr_mut(choice.index), bytes, choice.new);
-    Ok(Outcome { verdict, ifindex })
+    let outcome = match way.request::<F>(&segment, &vip) {
+        Ok(outcome) => outcome,
+        Err(verdict) => Outcome::verdict(verdict),
+    };
+    if !outcome.verdict.is_to_backend() {
+        global::fairlead_count_drop(vip.service, outcome.verdict as u32, bytes);
+        way.report(&segment, vip.service, outcome.verdict, Choice::NONE);
+    }
+    outcome
 }
 
-/// Whether the packet as `backend` gets it is not longer than its MTU.
+impl<C: Context> Way<'_, C> {
+    /// Puts the flow where global functions find it.
+    #[inline(always)]
+    fn stash(&self, segment: &Segment) -> Option<&'static mut Scratch> {
+        let all = Scratch::get()?;
+        all.flow = segment.flow;
+        all.tags = *self.tags;
+        Some(all)
+    }
+
+    /// Reports the packet if somebody wants to know.
+    #[inline(always)]
+    fn report(&self, segment: &Segment, service: u32, verdict: Verdict, choice: Choice) {
+        if self.config.flags & Config::EVENTS != 0
+            && let Some(all) = self.stash(segment)
+        {
+            all.choice = choice;
+            global::fairlead_report(service, verdict as u32, self.ctx.interface(), self.bytes as u32);
+        }
+    }
+
+    /// A packet of a backend that has been translated for it; else not ours.
+    #[inline(always)]
+    fn reply(&self, segment: &Segment) -> Outcome {
+        let Some(all) = self.stash(segment) else {
+            return Outcome::verdict(Verdict::NotOurs);
+        };
+        let judged = global::reply(segment.judge(self.packet));
+        let verdict = self.ctx.translate_reply(segment.transport() as u32, judged);
+        let (ifindex, tags) = (all.ifindex, all.tags);
+        if !matches!(verdict, Verdict::NotOurs) {
+            self.report(segment, 0, verdict, Choice::NONE);
+            all.tags = tags;
+        }
+        Outcome::answer(verdict, ifindex)
+    }
+
+    /// A packet of a client: slot, backend.
+    #[inline(always)]
+    fn request<F: Family>(&self, segment: &Segment, vip: &Vip) -> Result<Outcome, Verdict> {
+        let Segment { network, flow } = segment;
+        let transport = match segment.judge(self.packet) {
+            Err(Verdict::TtlExpired) => {
+                return Ok(Outcome::answer(self.ctx.time_exceeded(), self.ctx.interface()));
+            }
+            judged => judged?,
+        };
+        if vip.flags & Vip::RANGES != 0 && !lets_in(vip.service, &flow.src) {
+            return Err(Verdict::SourceDenied);
+        }
+        let hash = slot_hash(flow, vip.flags & Vip::AFFINITY != 0);
+        let nobody = if vip.flags & Vip::PASS == 0 { Verdict::NoBackend } else { Verdict::NoBackendPassed };
+        let slot_index = vip.base + slot_of(hash, vip.size);
+        if vip.size == 0 {
+            return Err(nobody);
+        }
+        let slot = slot_at(slot_index).ok_or(nobody)?;
+        let opening = transport.phase == Phase::Opening;
+        let mut choice = Choice { index: slot.current, nat_port: 0, new: opening as u16 };
+        let mut backend = backend_at(slot.current);
+        let is_clean = !decide::is_dirty(slot) && !matches!(backend, Some(it) if decide::is_tracked(it.mode));
+        if !is_clean {
+            choice = self.choose(segment, transport, vip.service, slot_index, slot).map_err(|verdict| {
+                if matches!(verdict, Verdict::NoBackend) { nobody } else { verdict }
+            })?;
+            backend = backend_at(choice.index);
+        }
+        let backend = backend.ok_or(nobody)?;
+        let ifindex = backend.ifindex;
+        if ifindex == 0 {
+            return Err(Verdict::Unresolved);
+        }
+        let overhead = overhead(backend);
+        if !fits(self.ctx.wire_length(network.length), overhead, backend) {
+            let mtu = backend.mtu as usize - overhead;
+            return Ok(Outcome::answer(self.ctx.too_big(mtu as u32), self.ctx.interface()));
+        }
+        let verdict = if decide::is_tunnel(backend.mode) {
+            encapsulate::<C, F>(self.ctx, self.packet, network, hash, backend)?
+        } else if backend.mode == Mode::L2 as u8 {
+            forward_on_link::<F>(self.packet, backend)?
+        } else {
+            self.ctx.translate_request(segment.transport() as u32)
+        };
+        count(backend_counters.get_ptr_mut(choice.index), self.bytes, choice.new != 0);
+        self.report(segment, vip.service, verdict, choice);
+        Ok(Outcome { verdict, ifindex, vlan: backend.vlan })
+    }
+
+    /// Where a tracked flow goes.
+    #[inline(always)]
+    fn choose(
+        &self,
+        segment: &Segment,
+        transport: Transport,
+        service: u32,
+        slot_index: u32,
+        slot: Slot,
+    ) -> Result<Choice, Verdict> {
+        let all = self.stash(segment).ok_or(Verdict::NoBackend)?;
+        all.tracked = Tracked {
+            slot: slot.to_bits(),
+            slot_index,
+            service,
+            phase: transport.phase as u8,
+            flags: transport.flags,
+            zero: [0; 6],
+        };
+        let mut verdict = global::verdict(global::fairlead_choose(0));
+        if matches!(verdict, Verdict::Unresolved) {
+            verdict = self.ctx.claim();
+            if matches!(verdict, Verdict::Translated) {
+                verdict = global::verdict(global::fairlead_choose(1));
+            }
+        }
+        match verdict {
+            Verdict::Translated => Ok(all.choice),
+            verdict => Err(verdict),
+        }
+    }
+}
+
+/// Whether a packet of `length` bytes that gains `overhead` is not longer than the backend's MTU.
 #[inline(always)]
-pub fn fits<F: Family>(network: &Network, backend: &Backend) -> bool {
-    backend.mtu == 0 || network.length + overhead::<F>(backend) <= backend.mtu as usize
+pub const fn fits(length: usize, overhead: usize, backend: &Backend) -> bool {
+    backend.mtu == 0 || length + overhead <= backend.mtu as usize
 }
 
 /// Bytes that a packet gains on the way to `backend`.
 #[inline(always)]
-const fn overhead<F: Family>(backend: &Backend) -> usize {
-    if backend.mode == Mode::Nat as u8 { 0 } else { F::OUTER }
+pub const fn overhead(backend: &Backend) -> usize {
+    if !decide::is_tunnel(backend.mode) {
+        return 0;
+    }
+    let outer = if backend.header_sum != 0 { V4::OUTER } else { V6::OUTER };
+    let udp = if backend.mode == Mode::Gue as u8 { size_of::<crate::packet::Udp>() } else { 0 };
+    outer + udp
+}
+
+/// `verdict` if the address is a VIP, for whatever port; else the packet is not ours.
+#[inline(always)]
+fn of_vip(addr: &Addr, mask: u32, verdict: Verdict) -> Verdict {
+    let [a, b, c, d] = addr.0;
+    if global::fairlead_is_vip(a, b, c, d, mask) != 0 { verdict } else { Verdict::NotOurs }
+}
+
+/// Whether a service lets a client in.
+#[inline(always)]
+fn lets_in(service: u32, client: &Addr) -> bool {
+    let [a, b, c, d] = client.0;
+    global::fairlead_lets_in(service, a, b, c, d) != 0
+}
+
+/// What is behind the extension headers, in one word: so the network layer of other packets need not be in memory.
+#[derive(Clone, Copy)]
+pub struct Found(u64);
+
+impl Found {
+    /// Goes through the extension headers of an IPv6 packet. The result as one word.
+    #[inline(always)]
+    pub fn behind_extensions<C: Context>(ctx: &C) -> u64 {
+        let packet = ctx.packet();
+        let Some(mut network) = V6::network(&packet, ETH) else {
+            return Found::fault(Verdict::Malformed);
+        };
+        match extensions(&packet, &mut network) {
+            Ok(()) => Found::pack(&network),
+            Err(verdict) => Found::fault(verdict),
+        }
+    }
+
+    #[inline(always)]
+    const fn pack(network: &Network) -> u64 {
+        let part = match network.part {
+            Part::Whole => 0_u64,
+            Part::First => 1,
+            Part::Later => 2,
+        };
+        network.id as u64 | (network.proto as u64) << 32 | part << 40 | (network.end as u64) << 48
+    }
+
+    #[inline(always)]
+    const fn fault(verdict: Verdict) -> u64 {
+        verdict as u64 | 3 << 40
+    }
+
+    /// Says what follows the extension headers, or what is wrong with them.
+    #[inline(always)]
+    const fn put_into(self, network: &mut Network) -> Option<Verdict> {
+        network.id = self.0 as u32;
+        network.proto = (self.0 >> 32) as u8;
+        network.end = (self.0 >> 48) as usize & 0x3ff;
+        network.part = match (self.0 >> 40) as u8 {
+            0 => Part::Whole,
+            1 => Part::First,
+            2 => Part::Later,
+            _ if self.0 as u32 == Verdict::Malformed as u32 => return Some(Verdict::Malformed),
+            _ => return Some(Verdict::HeaderChain),
+        };
+        None
+    }
 }
 
 /// The slot at `index` of `slots`.

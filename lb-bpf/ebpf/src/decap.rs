@@ -1,37 +1,78 @@
 //! The other end of the tunnel: the outer header goes off and the stack gets what the client sent.
 use crate::{
-    datapath::current_packet,
+    context::Context,
     family::{Family, Network, Part, V4, V6},
     maps::decap,
-    packet::{ETH, Eth, Macs, Packet},
+    packet::{ETH, Eth, Macs, Packet, Udp},
 };
 use aya_ebpf::{helpers::bpf_xdp_adjust_head, programs::XdpContext};
 use lb_bpf_common::{DecapKey, Verdict, proto};
 
-/// Strips the outer header, of the family `Outer`, if this host accepts the inner destination through this tunnel end.
-/// A call of its own, out of the way of what is balanced.
-#[inline(never)]
+/// Strips the outer header of IPIP, of the family `Outer`, if this host accepts the inner destination through this tunnel
+/// end.
+#[inline(always)]
 pub fn decapsulate<Outer: Family>(ctx: &XdpContext) -> Verdict {
-    let packet = current_packet(ctx);
+    let packet = ctx.packet();
     let result = match Outer::network(&packet, ETH) {
-        Some(outer) if outer.proto == proto::IPIP => strip::<V4>(ctx, &packet, &outer),
-        Some(outer) => strip::<V6>(ctx, &packet, &outer),
-        None => Err(Verdict::NotOurs),
+        Some(outer) if outer.proto == proto::IPIP => strip::<V4>(ctx, &packet, &outer, 0),
+        Some(outer) if outer.proto == proto::IPV6 => strip::<V6>(ctx, &packet, &outer, 0),
+        // Behind extension headers.
+        _ => Err(Verdict::NotOurs),
     };
     result.unwrap_or_else(|verdict| verdict)
 }
 
+/// Likewise the outer headers of GUE: the short form (version 1, the IP packet at once), and the long one without fields
+/// (version 0, four bytes; draft-ietf-intarea-gue-09, section 3). The UDP checksum is not looked at: it covers nothing that
+/// the inner checksums do not (RFC 6936, section 3). Not ours: it is not for a tunnel end of this host.
 #[inline(always)]
-fn strip<Inner: Family>(ctx: &XdpContext, packet: &Packet, outer: &Network) -> Result<Verdict, Verdict> {
-    let inner = Inner::network(packet, outer.end).ok_or(Verdict::DecapRefused)?;
+pub fn decapsulate_gue<Outer: Family>(ctx: &XdpContext) -> Verdict {
+    let packet = ctx.packet();
+    let Some(outer) = Outer::network(&packet, ETH) else {
+        return Verdict::NotOurs;
+    };
+    if outer.proto != proto::UDP {
+        return Verdict::NotOurs; // behind extension headers
+    }
+    let start = outer.end + size_of::<Udp>();
+    let Some(first) = packet.at::<[u8; 4]>(start) else {
+        return Verdict::NotOurs;
+    };
+    // SAFETY: `at` has checked the bounds.
+    let first = unsafe { *first };
+    /// Length of the long form's header.
+    const LONG: usize = 4;
+    let result = match (first[0] >> 4, first) {
+        (4, _) => strip::<V4>(ctx, &packet, &outer, size_of::<Udp>()),
+        (6, _) => strip::<V6>(ctx, &packet, &outer, size_of::<Udp>()),
+        // No control message, no optional words, no flags.
+        (0, [0, proto::IPIP, 0, 0]) => strip::<V4>(ctx, &packet, &outer, size_of::<Udp>() + LONG),
+        (0, [0, proto::IPV6, 0, 0]) => strip::<V6>(ctx, &packet, &outer, size_of::<Udp>() + LONG),
+        _ => Err(Verdict::NotOurs),
+    };
+    match result {
+        Err(Verdict::DecapRefused) => Verdict::NotOurs,
+        Ok(verdict) | Err(verdict) => verdict,
+    }
+}
+
+/// `between`: bytes between the outer IP header and the inner one.
+#[inline(always)]
+fn strip<Inner: Family>(
+    ctx: &XdpContext,
+    packet: &Packet,
+    outer: &Network,
+    between: usize,
+) -> Result<Verdict, Verdict> {
+    let inner = Inner::network(packet, outer.end + between).ok_or(Verdict::DecapRefused)?;
     let key = DecapKey { local: outer.dst, vip: inner.dst };
     // SAFETY: nothing here changes `decap`, and the value is not used.
     unsafe { decap.get(&key) }.ok_or(Verdict::DecapRefused)?;
     if outer.part != Part::Whole {
         return Err(Verdict::Fragment);
     }
-    let header = outer.end - outer.start;
-    if !outer.holds(packet, inner.end - inner.start) || inner.length > outer.length - header {
+    let header = outer.end - outer.start + between;
+    if !outer.holds(packet, between + inner.end - inner.start) || inner.length > outer.length - header {
         return Err(Verdict::Malformed);
     }
     // SAFETY: `at` has checked the bounds.
@@ -40,7 +81,7 @@ fn strip<Inner: Family>(ctx: &XdpContext, packet: &Packet, outer: &Network) -> R
     if unsafe { bpf_xdp_adjust_head(ctx.ctx, header as i32) } != 0 {
         return Err(Verdict::NoHeadroom);
     }
-    let eth = current_packet(ctx).at::<Eth>(0).ok_or(Verdict::NoHeadroom)?;
+    let eth = ctx.packet().at::<Eth>(0).ok_or(Verdict::NoHeadroom)?;
     // SAFETY: `at` has checked the bounds.
     unsafe {
         macs.write(eth.cast());

@@ -1,50 +1,51 @@
 //! Flows that are tracked: those of dirty slots, and all of NAT services.
 use crate::{
-    maps::{backends, flows},
+    maps::{Scratch, backends, flows},
     nat,
     packet::Tcp,
-    parse::Transport,
 };
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
     helpers::bpf_ktime_get_coarse_ns,
-    programs::XdpContext,
 };
-use core::mem::MaybeUninit;
 use lb_bpf_common::{
-    Backend, FlowEntry, FlowKey, Mode, Slot, Verdict,
+    Backend, FlowEntry, Slot, Verdict,
     decide::{self, Phase},
 };
 
-/// A flow with its place in the table.
-pub struct Tracked<'a> {
-    /// The flow, as the client sends it.
-    pub key: &'a FlowKey,
-    /// Of the flow.
-    pub hash: u32,
-    /// Id of the service.
-    pub service: u32,
+/// The place of a flow in the table, and what the packet says about it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Tracked {
+    /// The slot, as [`Slot::to_bits`].
+    pub slot: u64,
     /// Index of the slot.
     pub slot_index: u32,
-    /// The slot.
-    pub slot: Slot,
-    /// What the packet says about the flow.
-    pub transport: Transport,
-    /// The packet, for how it came in.
-    pub ctx: &'a XdpContext,
+    /// Id of the service.
+    pub service: u32,
+    /// [`Phase`] as a number.
+    pub phase: u8,
+    /// TCP flags; UDP: 0.
+    pub flags: u8,
+    /// Reserved.
+    pub zero: [u8; 6],
 }
 
 /// Where a packet goes.
+#[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Choice {
     /// Index of the backend.
     pub index: u32,
-    /// The backend.
-    pub backend: &'static Backend,
     /// NAT: source port towards the backend, network byte order.
     pub nat_port: u16,
-    /// Whether the packet starts a flow.
-    pub new: bool,
+    /// Not 0: the packet starts a flow.
+    pub new: u16,
+}
+
+impl Choice {
+    /// Nowhere.
+    pub const NONE: Choice = Choice { index: 0, nat_port: 0, new: 0 };
 }
 
 /// Seconds of CLOCK_MONOTONIC.
@@ -61,76 +62,105 @@ pub fn backend_at(index: u32) -> Option<&'static Backend> {
     backends.get(index).filter(|backend| backend.mode != 0)
 }
 
-impl Tracked<'_> {
-    /// The flow's backend: that of its entry, else the one that the slot's state says, and then there is an entry.
-    /// A SYN always goes where the table says now, for it is a new connection whatever the entry says.
-    ///
-    /// One copy for both families, and out of the way of the clean path: a call of its own.
-    #[inline(never)]
-    pub fn choose(&self, choice: &mut MaybeUninit<Choice>) -> Result<(), Verdict> {
-        let now = now();
-        let known = flows.get_ptr_mut(self.key);
-        // SAFETY: entries are only freed after the program ends (RCU). Other CPUs write whole words.
-        let mut known = known.map(|entry| unsafe { &mut *entry });
-        let opening = self.transport.phase == Phase::Opening;
-        let pinned = match &known {
-            Some(entry) if !opening => {
-                usable(entry.backend, self.service).map(|backend| (entry.backend, backend))
-            }
-            _ => None,
-        };
-        let new = pinned.is_none();
-        let (index, backend) = match pinned {
-            Some(pinned) => pinned,
-            None => unknown(self.slot, self.transport.phase, self.service)?,
-        };
-        // An entry that names another backend is replaced as a whole.
-        let flags = if known.is_some() { BPF_ANY } else { BPF_NOEXIST };
-        let entry = known.take_if(|entry| entry.backend == index);
-        let (old_port, fresh) = match &entry {
-            Some(entry) => (entry.nat_port, entry.seen == now && !new),
-            None => (0, false),
-        };
-        let is_nat = backend.mode == Mode::Nat as u8;
-        let nat_port = if is_nat && !fresh { nat::claim(self, backend, old_port, now)? } else { old_port };
-        choice.write(Choice { index, backend, nat_port, new });
-        if let Some(entry) = entry {
-            let state = self.next_state(entry.state);
-            if !fresh || entry.state != state {
-                entry.seen = now;
-                entry.state = state;
-                entry.nat_port = nat_port;
-            }
-            return Ok(());
+/// What [`choose`] comes to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Chosen {
+    /// It is known where the flow goes.
+    There,
+    /// The flow first needs a source port towards the chosen backend: [`nat::claim`].
+    NeedsPort,
+}
+
+/// The backend of the flow in [`Scratch`]: that of its entry, else the one that the slot's state says, and then there is an
+/// entry. A SYN always goes where the table says now, for it is a new connection whatever the entry says. `claimed`: the
+/// flow's port towards the chosen backend has been claimed.
+#[inline(always)]
+pub fn choose(claimed: bool) -> Result<Chosen, Verdict> {
+    let Scratch { flow, tracked, choice, entry: new_entry, .. } = Scratch::get().ok_or(Verdict::NoBackend)?;
+    let Tracked { slot_index, service, .. } = *tracked;
+    let (slot, phase) = (Slot::from_bits(tracked.slot), tracked.phase());
+    let now = now();
+    let known = flows.get_ptr_mut(&*flow);
+    // SAFETY: entries are only freed after the program ends (RCU). Other CPUs write whole words.
+    let mut known = known.map(|entry| unsafe { &mut *entry });
+    let opening = phase == Phase::Opening;
+    let pinned = match &known {
+        Some(entry) if !opening => usable(entry.backend, service).map(|backend| (entry.backend, backend)),
+        _ => None,
+    };
+    let new = pinned.is_none();
+    let (index, backend) = match pinned {
+        Some(pinned) => pinned,
+        None => unknown(slot, phase, service)?,
+    };
+    // An entry that names another backend is replaced as a whole.
+    let flags = if known.is_some() { BPF_ANY } else { BPF_NOEXIST };
+    let entry = known.take_if(|entry| entry.backend == index);
+    let (old_port, fresh) = match &entry {
+        Some(entry) => (entry.nat_port, entry.seen == now && !new),
+        None => (0, false),
+    };
+    let is_nat = decide::is_tracked(backend.mode);
+    let mut nat_port = old_port;
+    if is_nat && !fresh {
+        if !claimed {
+            *choice = Choice { index, nat_port: old_port, new: new as u16 };
+            return Ok(Chosen::NeedsPort);
         }
-        let state = self.first_state();
-        let entry = FlowEntry { backend: index, slot: self.slot_index, seen: now, nat_port, state };
-        if flows.insert(self.key, entry, flags as u64).is_ok() {
-            return Ok(());
+        if choice.index != index {
+            // Another CPU has changed the entry meanwhile. The sweep gives the port back.
+            return Err(Verdict::FlowTableFull);
         }
-        if is_nat {
-            nat::release(self, backend, nat_port);
+        nat_port = choice.nat_port;
+    }
+    *choice = Choice { index, nat_port, new: new as u16 };
+    if let Some(entry) = entry {
+        let state = tracked.next_state(entry.state);
+        if !fresh || entry.state != state {
+            entry.seen = now;
+            entry.state = state;
+            entry.nat_port = nat_port;
         }
-        // Another CPU may have been quicker with a packet of the same flow.
-        if let Some(entry) = flows.get_ptr_mut(self.key) {
-            // SAFETY: as above.
-            let entry = unsafe { *entry };
-            let backend = usable(entry.backend, self.service).ok_or(Verdict::FlowTableFull)?;
-            choice.write(Choice { index: entry.backend, backend, nat_port: entry.nat_port, new: false });
-            return Ok(());
+        return Ok(Chosen::There);
+    }
+    let state = tracked.first_state();
+    *new_entry = FlowEntry { backend: index, slot: slot_index, seen: now, nat_port, state };
+    if flows.insert(&*flow, &*new_entry, flags as u64).is_ok() {
+        return Ok(Chosen::There);
+    }
+    if is_nat {
+        nat::release(flow, backend, nat_port);
+    }
+    // Another CPU may have been quicker with a packet of the same flow.
+    if let Some(entry) = flows.get_ptr_mut(&*flow) {
+        // SAFETY: as above.
+        let entry = unsafe { *entry };
+        usable(entry.backend, service).ok_or(Verdict::FlowTableFull)?;
+        *choice = Choice { index: entry.backend, nat_port: entry.nat_port, new: 0 };
+        return Ok(Chosen::There);
+    }
+    // The table is full: go on without an entry where that makes no difference.
+    if !is_nat && decide::stays_without_entry(slot, phase, index) {
+        return Ok(Chosen::There);
+    }
+    Err(Verdict::FlowTableFull)
+}
+
+impl Tracked {
+    #[inline(always)]
+    const fn phase(&self) -> Phase {
+        match self.phase {
+            0 => Phase::Opening,
+            1 => Phase::Running,
+            _ => Phase::Datagram,
         }
-        // The table is full: go on without an entry where that makes no difference.
-        if !is_nat && decide::stays_without_entry(self.slot, self.transport.phase, index) {
-            return Ok(());
-        }
-        Err(Verdict::FlowTableFull)
     }
 
     /// [`FlowEntry::state`] of an entry that this packet makes.
     #[inline(always)]
     fn first_state(&self) -> u16 {
-        let half_open = if self.transport.phase == Phase::Running { 0 } else { FlowEntry::HALF_OPEN };
-        state_bits(self.transport.flags, FlowEntry::FIN_CLIENT) | half_open
+        let half_open = if self.phase() == Phase::Running { 0 } else { FlowEntry::HALF_OPEN };
+        state_bits(self.flags, FlowEntry::FIN_CLIENT) | half_open
     }
 
     /// What this packet makes of [`FlowEntry::state`]. A SYN starts a finished connection anew; to one that lives it is
@@ -138,8 +168,8 @@ impl Tracked<'_> {
     /// on; if it was real, the client's packet will be answered with another.
     #[inline(always)]
     fn next_state(&self, state: u16) -> u16 {
-        if self.transport.phase != Phase::Opening {
-            let bits = state_bits(self.transport.flags, FlowEntry::FIN_CLIENT);
+        if self.phase() != Phase::Opening {
+            let bits = state_bits(self.flags, FlowEntry::FIN_CLIENT);
             return state & !(FlowEntry::HALF_OPEN | FlowEntry::RST) | bits;
         }
         if state & FlowEntry::ENDING == 0 { state } else { FlowEntry::HALF_OPEN }

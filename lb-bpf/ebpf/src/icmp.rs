@@ -1,13 +1,15 @@
 //! ICMP and ICMPv6: a VIP answers pings, an error goes to the end of the flow that it is about, and the sender of
 //! a packet that does not fit is told the MTU.
 use crate::{
-    datapath::{Outcome, count, current_packet, fits, ingress, slot_at},
-    encap::encapsulate,
+    context::Context,
+    datapath::{count, fits, overhead, slot_at},
+    encap::{encapsulate, forward_on_link},
     family::{Addresses, Family, Network, Part, change, difference},
     flow::{backend_at, unknown, usable},
-    maps::{Scratch, backend_counters, flows, icmp_limits, scratch, vips},
+    maps::{Scratch, backend_counters, config, flows, icmp_limits},
     nat,
     packet::{ETH, Eth, Icmp, Macs, Packet, Tcp, Udp},
+    vip,
 };
 use aya_ebpf::{
     helpers::{bpf_csum_diff, bpf_ktime_get_coarse_ns, bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
@@ -15,48 +17,48 @@ use aya_ebpf::{
 };
 use core::{mem::offset_of, ptr};
 use lb_bpf_common::{
-    Addr, Backend, FlowKey, Limit, Mode, ReverseEntry, Verdict, Vip, VipKey,
+    Addr, Backend, FlowKey, Limit, Mode, ReverseEntry, Tags, Verdict, Vip,
     decide::{self, Phase},
-    flow_hash, fold, proto, slot_of,
+    fold, proto, slot_hash, slot_of,
 };
 
-/// Handles an ICMP message.
+/// Handles an ICMP message, and says in [`Scratch`] where it goes.
 #[inline(always)]
-pub fn message<F: Family>(ctx: &XdpContext, packet: &Packet, network: &Network) -> Outcome {
-    let Some(icmp) = packet.at::<Icmp>(network.end) else {
-        return Outcome::verdict(Verdict::NotOurs);
-    };
-    // SAFETY: `at` has checked the bounds.
-    let kind = unsafe { (*icmp).kind };
-    let mut ifindex = 0;
-    let verdict = if kind == F::ECHO {
-        echo::<F>(ctx, &mut ifindex)
-    } else if F::is_error(kind) {
-        error::<F>(ctx, &mut ifindex)
-    } else {
-        Verdict::NotOurs
-    };
-    Outcome { verdict, ifindex }
-}
-
-/// Answers a ping to a VIP with the same packet (RFC 792; RFC 4443, section 4.2). A call of its own, as [`error`] and
-/// [`too_big`] are: out of the way of what is balanced, and off the stack when it returns.
-#[inline(never)]
-fn echo<F: Family>(ctx: &XdpContext, ifindex: &mut u32) -> Verdict {
-    // With a third value read of `ctx` here the compiler does not pass the two bounds in its place, as mere numbers.
-    *ifindex = ingress(ctx);
-    let packet = current_packet(ctx);
+pub fn message<F: Family>(ctx: &XdpContext) -> Verdict {
+    let packet = ctx.packet();
     let Some(network) = F::network(&packet, ETH) else {
         return Verdict::NotOurs;
     };
-    answer_echo::<F>(&packet, &network).unwrap_or_else(|verdict| verdict)
+    if network.proto != F::ICMP {
+        return Verdict::NotOurs; // behind extension headers
+    }
+    let Some(icmp) = packet.at::<Icmp>(network.end) else {
+        return Verdict::NotOurs;
+    };
+    let Some(out) = Scratch::get() else {
+        return Verdict::NotOurs;
+    };
+    (out.ifindex, out.vlan, out.tags) = (ctx.interface(), 0, Tags::NONE);
+    // SAFETY: `at` has checked the bounds.
+    let kind = unsafe { (*icmp).kind };
+    let decided = if kind == F::ECHO {
+        echo::<F>(&packet, &network)
+    } else if F::is_error(kind) {
+        match Quote::read::<F>(ctx, &packet, &network, &mut out.flow) {
+            Some(quote) => quote.relay::<F>(&mut out.ifindex, &mut out.vlan, &mut out.tags),
+            None => Err(Verdict::NotOurs),
+        }
+    } else {
+        Err(Verdict::NotOurs)
+    };
+    decided.unwrap_or_else(|verdict| verdict)
 }
 
+/// Answers a ping to a VIP with the same packet (RFC 792; RFC 4443, section 4.2).
 #[inline(always)]
-fn answer_echo<F: Family>(packet: &Packet, network: &Network) -> Result<Verdict, Verdict> {
-    let key = VipKey { addr: network.dst, port: 0, proto: F::ICMP, zero: 0 };
-    // SAFETY: nothing here changes `vips`, and the value is not used.
-    unsafe { vips.get(&key) }.ok_or(Verdict::NotOurs)?;
+fn echo<F: Family>(packet: &Packet, network: &Network) -> Result<Verdict, Verdict> {
+    let all = config.get(0).ok_or(Verdict::NotOurs)?;
+    vip::find(&network.dst, 0, F::ICMP, all.vip_mask).ok_or(Verdict::NotOurs)?;
     if network.part != Part::Whole {
         return Err(Verdict::Fragment);
     }
@@ -80,23 +82,8 @@ fn answer_echo<F: Family>(packet: &Packet, network: &Network) -> Result<Verdict,
     Ok(Verdict::EchoReply)
 }
 
-/// Sends an error on. It quotes a packet that left here: the VIP's to a client (its backend wants to know), or the
-/// translated one to a backend (its client does). `ifindex` is where it goes out.
-#[inline(never)]
-fn error<F: Family>(ctx: &XdpContext, ifindex: &mut u32) -> Verdict {
-    let packet = current_packet(ctx);
-    let (Some(outer), Some(keys)) = (F::network(&packet, ETH), scratch.get_ptr_mut(0)) else {
-        return Verdict::NotOurs;
-    };
-    // SAFETY: this CPU's own element, and nothing interrupts the program.
-    let Scratch { flow, vip } = unsafe { &mut *keys };
-    match Quote::read::<F>(ctx, &packet, &outer, flow) {
-        Some(quote) => quote.relay::<F>(vip, ifindex).unwrap_or_else(|verdict| verdict),
-        None => Verdict::NotOurs,
-    }
-}
-
-/// An error's message.
+/// An error's message. It quotes a packet that left here: the VIP's to a client (its backend wants to know), or the
+/// translated one to a backend (its client does).
 struct Quote<'a> {
     ctx: &'a XdpContext,
     packet: &'a Packet,
@@ -155,43 +142,50 @@ impl<'a> Quote<'a> {
     }
 
     #[inline(always)]
-    fn relay<F: Family>(&self, key: &mut VipKey, ifindex: &mut u32) -> Result<Verdict, Verdict> {
+    fn relay<F: Family>(
+        &self,
+        ifindex: &mut u32,
+        vlan: &mut u16,
+        tags: &mut Tags,
+    ) -> Result<Verdict, Verdict> {
         match nat::entry_of_reply(self.flow) {
-            Some(entry) => self.to_client::<F>(entry, ifindex),
-            None => self.to_backend::<F>(key, ifindex),
+            Some(entry) => self.to_client::<F>(entry, ifindex, tags),
+            None => self.to_backend::<F>(ifindex, vlan),
         }
     }
 
     /// From a client's side, about a packet of the VIP: to the backend of the flow.
     #[inline(always)]
-    fn to_backend<F: Family>(&self, key: &mut VipKey, ifindex: &mut u32) -> Result<Verdict, Verdict> {
+    fn to_backend<F: Family>(&self, ifindex: &mut u32, vlan: &mut u16) -> Result<Verdict, Verdict> {
         let flow = self.flow;
-        *key = VipKey { addr: flow.dst, port: flow.dst_port, proto: flow.proto, zero: 0 };
-        // SAFETY: nothing here changes `vips`, and entries are only freed after the program ends (RCU).
-        let vip = unsafe { vips.get(&*key) }.ok_or(Verdict::NotOurs)?;
+        let all = config.get(0).ok_or(Verdict::NotOurs)?;
+        let vip = vip::find(&flow.dst, flow.dst_port, flow.proto, all.vip_mask).ok_or(Verdict::NotOurs)?;
         self.fault?;
-        let hash = flow_hash(flow);
-        let (index, backend, nat_port) = owner(flow, hash, vip)?;
+        let hash = slot_hash(flow, vip.flags & Vip::AFFINITY != 0);
+        let (index, backend, nat_port) = owner(flow, hash, &vip)?;
         if backend.ifindex == 0 {
             return Err(Verdict::Unresolved);
         }
-        if !fits::<F>(self.outer, backend) {
+        if !fits(self.outer.length, overhead(backend), backend) {
             return Err(Verdict::TooBig); // no error about an error (RFC 1122, section 3.2.2)
         }
-        *ifindex = backend.ifindex;
+        (*ifindex, *vlan) = (backend.ifindex, backend.vlan);
         let bytes = self.packet.len() as u64;
-        let verdict = if backend.mode == Mode::Nat as u8 {
+        let verdict = if decide::is_tunnel(backend.mode) {
+            encapsulate::<XdpContext, F>(self.ctx, self.packet, self.outer, hash, backend)?
+        } else if backend.mode == Mode::L2 as u8 {
+            forward_on_link::<F>(self.packet, backend)?
+        } else {
             // As the backend answered.
+            let own = backend.mode == Mode::Dnat as u8;
             let ends = Ends {
                 src: &backend.addr,
-                dst: &backend.source,
+                dst: if own { &flow.src } else { &backend.source },
                 ports: backend.port as u32 | (nat_port as u32) << 16,
                 macs: backend.next_hop.as_ptr(),
             };
             self.translate::<F>(&ends).ok_or(Verdict::Malformed)?;
             Verdict::Translated
-        } else {
-            encapsulate::<F>(self.ctx, self.packet, self.outer, hash, backend)?
         };
         count(backend_counters.get_ptr_mut(index), bytes, false);
         Ok(verdict)
@@ -199,9 +193,12 @@ impl<'a> Quote<'a> {
 
     /// From a backend's side, about a translated packet: to the client, about what the client sent.
     #[inline(always)]
-    fn to_client<F: Family>(&self, entry: &ReverseEntry, ifindex: &mut u32) -> Result<Verdict, Verdict> {
+    fn to_client<F: Family>(&self, entry: &ReverseEntry, ifindex: &mut u32, tags: &mut Tags) -> Result<Verdict, Verdict> {
+        if entry.ifindex == 0 {
+            return Err(Verdict::NotOurs); // of this host itself, which knows its own errors
+        }
         self.fault?;
-        *ifindex = entry.ifindex;
+        (*ifindex, *tags) = (entry.ifindex, entry.tags);
         // As the client asked.
         let ends = Ends {
             src: &entry.client,
@@ -232,7 +229,7 @@ impl<'a> Quote<'a> {
         // Of TCP's header there may be 8 bytes only.
         if transport + at + 2 <= outer.start + outer.length {
             // Read anew: of the packet as it was the compiler knows that this is within, but the verifier does not.
-            let checksum = current_packet(ctx).at::<u16>(transport + at)?;
+            let checksum = ctx.packet().at::<u16>(transport + at)?;
             // SAFETY: `at` has checked the bounds.
             let checksum = unsafe { &mut *checksum };
             let old = *checksum;
@@ -249,8 +246,8 @@ impl<'a> Quote<'a> {
         if F::PSEUDO_HEADER {
             sum += outside;
         }
-        let icmp = packet.at::<Icmp>(outer.end)?;
         let eth = packet.at::<Eth>(0)?;
+        let icmp = ctx.packet().at::<Icmp>(outer.end)?; // as above
         // SAFETY: `at` has checked the bounds; `macs` points to 12 bytes of a map's value.
         unsafe {
             (*icmp).checksum = !fold((!(*icmp).checksum) as u64 + sum);
@@ -270,7 +267,7 @@ fn owner(flow: &FlowKey, hash: u32, vip: &Vip) -> Result<(u32, &'static Backend,
     let slot = slot_at(vip.base + slot_of(hash, vip.size)).ok_or(Verdict::NoBackend)?;
     if !decide::is_dirty(slot) {
         let backend = backend_at(slot.current).ok_or(Verdict::NoBackend)?;
-        if backend.mode != Mode::Nat as u8 {
+        if !decide::is_tracked(backend.mode) {
             return Ok((slot.current, backend, 0));
         }
     }
@@ -282,15 +279,15 @@ fn owner(flow: &FlowKey, hash: u32, vip: &Vip) -> Result<(u32, &'static Backend,
     }
     let phase = if flow.proto == proto::TCP { Phase::Running } else { Phase::Datagram };
     let (index, backend) = unknown(slot, phase, vip.service)?;
-    if backend.mode == Mode::Nat as u8 { Err(Verdict::NoFlow) } else { Ok((index, backend, 0)) }
+    if decide::is_tracked(backend.mode) { Err(Verdict::NoFlow) } else { Ok((index, backend, 0)) }
 }
 
 /// Tells the sender of a packet to a VIP that only `mtu` bytes fit (RFC 1191, RFC 8201); the packet turns into the
 /// answer. Not if the packet may be fragmented, nor if it is no longer than what every link carries or than what is
 /// quoted of it.
-#[inline(never)]
+#[inline(always)]
 pub fn too_big<F: Family>(ctx: &XdpContext, mtu: usize) -> Verdict {
-    let packet = current_packet(ctx);
+    let packet = ctx.packet();
     let (Some(network), Some(true)) = (F::network(&packet, ETH), F::asks_for_mtu(&packet)) else {
         return Verdict::TooBig;
     };
@@ -298,18 +295,44 @@ pub fn too_big<F: Family>(ctx: &XdpContext, mtu: usize) -> Verdict {
     if network.length <= mtu || network.length < F::QUOTE || !allowed(Limit::TooBig) {
         return Verdict::TooBig;
     }
-    match answer::<F>(ctx, &packet, &network, mtu) {
+    match answer::<F>(ctx, &packet, &network, F::QUOTE, F::too_big(mtu)) {
         Some(()) => Verdict::TooBigAnswered,
         None => Verdict::NoHeadroom,
     }
 }
 
+/// Tells the sender of a packet to a VIP that it had no hops left (RFC 1812, section 5.3.1; RFC 4443, section 3.3); the
+/// packet turns into the answer, so routes to a VIP can be traced. Header and 8 bytes are quoted; not those of a packet
+/// with IPv4 options, which would be quoted in part.
 #[inline(always)]
-fn answer<F: Family>(ctx: &XdpContext, packet: &Packet, network: &Network, mtu: usize) -> Option<()> {
+pub fn time_exceeded<F: Family>(ctx: &XdpContext) -> Verdict {
+    let packet = ctx.packet();
+    let Some(network) = F::network(&packet, ETH) else {
+        return Verdict::TtlExpired;
+    };
+    let plain = network.end - network.start == F::OUTER && network.part == Part::Whole;
+    if !plain || network.length < F::SHORT_QUOTE || !allowed(Limit::TimeExceeded) {
+        return Verdict::TtlExpired;
+    }
+    match answer::<F>(ctx, &packet, &network, F::SHORT_QUOTE, [F::TIME_EXCEEDED, 0]) {
+        Some(()) => Verdict::TtlAnswered,
+        None => Verdict::NoHeadroom,
+    }
+}
+
+/// Makes an ICMP error of the packet, with `message` as header and `quote` bytes of the packet: a multiple of 4.
+#[inline(always)]
+fn answer<F: Family>(
+    ctx: &XdpContext,
+    packet: &Packet,
+    network: &Network,
+    quote: usize,
+    message: [u32; 2],
+) -> Option<()> {
     let addresses = Addresses { src: network.dst, dst: network.src };
     // SAFETY: `at` has checked the bounds.
     let macs = unsafe { Macs::read(packet.at::<Eth>(0)?.cast()).swapped() };
-    let shorter = (ETH + F::QUOTE) as i32 - packet.len() as i32;
+    let shorter = (ETH + quote) as i32 - packet.len() as i32;
     let header = F::OUTER + size_of::<Icmp>();
     // SAFETY: the context is the kernel's. All pointers into the packet end here.
     let moved = unsafe {
@@ -318,10 +341,10 @@ fn answer<F: Family>(ctx: &XdpContext, packet: &Packet, network: &Network, mtu: 
     if !moved {
         return None;
     }
-    let packet = current_packet(ctx);
-    let pseudo = F::write_icmp(&packet, addresses, size_of::<Icmp>() + F::QUOTE)?;
-    let [first, rest] = F::too_big(mtu);
-    let quoted = quote_sum::<F>(&packet, ETH + header)?;
+    let packet = ctx.packet();
+    let pseudo = F::write_icmp(&packet, addresses, size_of::<Icmp>() + quote)?;
+    let [first, rest] = message;
+    let quoted = quote_sum(&packet, ETH + header, quote)?;
     let checksum = !fold(pseudo + quoted + first as u64 + rest as u64);
     let icmp = packet.at::<[u32; 2]>(ETH + F::OUTER)?;
     let eth = packet.at::<Eth>(0)?;
@@ -336,11 +359,11 @@ fn answer<F: Family>(ctx: &XdpContext, packet: &Packet, network: &Network, mtu: 
 
 /// The sum of the quoted bytes.
 #[inline(always)]
-fn quote_sum<F: Family>(packet: &Packet, offset: usize) -> Option<u64> {
+fn quote_sum(packet: &Packet, offset: usize, quote: usize) -> Option<u64> {
     /// Before Linux 6.13 the helper takes no more at a time.
     const CHUNK: usize = 512;
-    let mut bytes = packet.bytes(offset, F::QUOTE)?;
-    let (mut left, mut sum) = (F::QUOTE, 0);
+    let mut bytes = packet.bytes(offset, quote)?;
+    let (mut left, mut sum) = (quote, 0);
     while left > 0 {
         let size = if left > CHUNK { CHUNK } else { left };
         // SAFETY: `size` bytes are readable; no other buffer is passed.

@@ -11,13 +11,20 @@
     reason = "a key passed by value lies on the stack twice"
 )]
 
+pub mod context;
 pub mod datapath;
 pub mod decap;
 pub mod encap;
+pub mod event;
 pub mod family;
+pub mod filter;
 pub mod flow;
+pub mod fragment;
+pub mod global;
 pub mod icmp;
 pub mod maps;
 pub mod nat;
 pub mod packet;
 pub mod parse;
+pub mod vip;
+pub mod vlan;

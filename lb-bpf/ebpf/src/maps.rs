@@ -3,20 +3,30 @@
 #![expect(non_upper_case_globals, reason = "the name of the static is the name of the map")]
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    btf_maps::{Array, HashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
     macros::btf_map,
 };
+use crate::{
+    filter::Facts,
+    flow::{Choice, Tracked},
+    nat::WayBack,
+};
 use lb_bpf_common::{
-    Backend, Config, Counter, DecapKey, FlowEntry, FlowKey, Limit, ReverseEntry, Slot, Verdict, Vip, VipKey,
+    Backend, Config, Counter, DecapKey, DropKey, Event, Filter, FlowEntry, FlowKey, FragmentEntry, FragmentKey,
+    Frontend, Limit, ReverseEntry, Slot, Tags, Verdict, VipWord,
 };
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 /// Entries are allocated when they are made: a table that is nearly always empty costs nearly nothing.
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 
-/// Frontends.
+/// Frontends; index 0 is never used.
 #[btf_map]
-pub static vips: HashMap<VipKey, Vip, 4096> = HashMap::new();
+pub static vips: Array<Frontend, 4096, MMAPABLE> = Array::new();
+
+/// Where the frontends are in `vips`, by a hash.
+#[btf_map]
+pub static vip_index: Array<VipWord, 16384, MMAPABLE> = Array::new();
 
 /// The Maglev tables of all services, one after the other.
 #[btf_map]
@@ -46,6 +56,30 @@ pub static reverse: HashMap<FlowKey, ReverseEntry, 65536, NO_PREALLOC> = HashMap
 #[btf_map]
 pub static decap: HashMap<DecapKey, u32, 1024> = HashMap::new();
 
+/// Which clients a service lets in.
+#[btf_map]
+pub static ranges: LpmTrie<[u32; 5], u32, 65536> = LpmTrie::new();
+
+/// Rules that are applied before anything else.
+#[btf_map]
+pub static filters: Array<Filter, 256> = Array::new();
+
+/// Packets that each rule matched.
+#[btf_map]
+pub static filter_counters: PerCpuArray<Counter, 256> = PerCpuArray::new();
+
+/// Packets of each service that were not sent on.
+#[btf_map]
+pub static service_drops: PerCpuHashMap<DropKey, Counter, 16384, NO_PREALLOC> = PerCpuHashMap::new();
+
+/// Ports of packets that come in fragments.
+#[btf_map]
+pub static fragments: LruHashMap<FragmentKey, FragmentEntry, 8192> = LruHashMap::new();
+
+/// What is reported about single packets.
+#[btf_map]
+pub static events: RingBuf<Event, 262144> = RingBuf::new();
+
 /// What holds for all services.
 #[btf_map]
 pub static config: Array<Config, 1> = Array::new();
@@ -54,15 +88,43 @@ pub static config: Array<Config, 1> = Array::new();
 #[btf_map]
 pub static icmp_limits: PerCpuArray<u64, { Limit::COUNT }> = PerCpuArray::new();
 
-/// What [`crate::icmp`] has no room for on the stack, which it shares with the program that calls it. Not pinned.
+/// What there is no room for on the stack, and what global functions say beyond a number. Not pinned.
 #[btf_map]
 pub static scratch: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
-/// Keys of one packet.
+/// What belongs to one packet.
 #[repr(C)]
 pub struct Scratch {
-    /// A flow.
+    /// The flow that is tracked, translated or reported, or that an ICMP error is about.
     pub flow: FlowKey,
-    /// Its VIP.
-    pub vip: VipKey,
+    /// The packet that a fragment is part of.
+    pub fragment: FragmentKey,
+    /// The place of a tracked flow.
+    pub tracked: Tracked,
+    /// Where a tracked flow goes.
+    pub choice: Choice,
+    /// The new entry of a tracked flow.
+    pub entry: FlowEntry,
+    /// The way back of a tracked flow that is translated.
+    pub way_back: WayBack,
+    /// Interface where a reply or an ICMP message goes out.
+    pub ifindex: u32,
+    /// The VLAN of an ICMP message that goes to a backend.
+    pub vlan: u16,
+    /// Reserved.
+    pub zero: u16,
+    /// The VLAN tags that a reply to a client leaves with; of a tracked flow those that it came with.
+    pub tags: Tags,
+    /// What the packet filters go by.
+    pub facts: Facts,
+}
+
+impl Scratch {
+    /// This CPU's. Nothing interrupts the program.
+    #[inline(always)]
+    pub fn get() -> Option<&'static mut Scratch> {
+        // SAFETY: this CPU's own element; it lives as long as the program, and each part of the program uses its own part
+        // of it at a time.
+        scratch.get_ptr_mut(0).map(|all| unsafe { &mut *all })
+    }
 }

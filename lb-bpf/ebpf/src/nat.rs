@@ -1,56 +1,60 @@
 //! NAT in both directions: destination and source are translated (RFC 2663, section 4.3, "twice NAT"), so replies
-//! come back through this host whatever the backend's routes are.
+//! come back through this host whatever the backend's routes are; or the destination only, where they do anyway.
 use crate::{
-    datapath::{current_packet, ingress},
+    context::Context,
     family::{Addresses, Family, change, difference},
-    flow::{Tracked, now, state_bits},
-    maps::{config, flows, reverse},
-    packet::{Eth, Macs, Packet, Tcp, Udp},
+    flow::{backend_at, now, state_bits},
+    maps::{Scratch, config, flows, reverse},
+    packet::{Eth, Macs, Tcp, Udp},
 };
-use aya_ebpf::{bindings::BPF_NOEXIST, programs::XdpContext};
+use aya_ebpf::bindings::BPF_NOEXIST;
 use core::mem::offset_of;
 use lb_bpf_common::{
-    Addr, Backend, Config, FlowEntry, FlowKey, ReverseEntry, Verdict,
+    Addr, Backend, Config, FlowEntry, FlowKey, Mode, ReverseEntry, Tags, Verdict,
     decide::{NAT_ATTEMPTS, NatPorts},
-    fold, proto,
+    flow_hash, proto,
 };
 
-/// The source port of a flow towards `backend`, network byte order: `port` if that is the flow's, else (0, or the
-/// entry was lost) a free one. Called with the first packet, and from then on once a second and with every SYN, so that
-/// replies follow the client's packets to another router.
+/// An entry of `reverse` while it is made: in [`Scratch`], for it is large.
+#[repr(C)]
+pub struct WayBack {
+    key: FlowKey,
+    value: ReverseEntry,
+}
+
+/// Makes sure that the flow in [`Scratch`] has a source port towards the chosen backend: the one in the choice if that is
+/// the flow's, else (0, or the entry was lost) a free one, which is then in the choice. Called with the first packet, and from
+/// then on once a second and with every SYN, so that replies follow the client's packets to another router.
 #[inline(always)]
-pub fn claim(flow: &Tracked, backend: &Backend, port: u16, now: u32) -> Result<u16, Verdict> {
-    let mut key = FlowKey::reply(backend, port, flow.key.proto);
-    if port != 0
-        && let Some(entry) = reverse.get_ptr_mut(&key)
+pub fn claim<C: Context>(ctx: &C) -> Result<(), Verdict> {
+    let Scratch { flow, choice, tags, way_back: WayBack { key, value }, .. } =
+        Scratch::get().ok_or(Verdict::NatPortsExhausted)?;
+    let backend = backend_at(choice.index).ok_or(Verdict::NoBackend)?;
+    let now = now();
+    *key = flow.answer(backend, choice.nat_port);
+    if choice.nat_port != 0
+        && let Some(entry) = entry_of(key)
+        && is_of(entry, flow)
     {
-        // SAFETY: entries are only freed after the program ends (RCU).
-        let entry = unsafe { &mut *entry };
-        if is_of(entry, flow.key) {
-            entry.seen = now;
-            set_way_back(entry, flow.ctx);
-            return Ok(port);
-        }
+        entry.seen = now;
+        set_way_back(entry, ctx, tags);
+        return Ok(());
     }
-    let Some(&Config { nat_port_first: first, nat_port_last: last, .. }) = config.get(0) else {
-        return Err(Verdict::NatPortsExhausted);
-    };
-    let mut ports = NatPorts::new(first, last, flow.hash).ok_or(Verdict::NatPortsExhausted)?;
-    let mut value = ReverseEntry {
-        client: flow.key.src,
-        vip: flow.key.dst,
-        client_port: flow.key.src_port,
-        vip_port: flow.key.dst_port,
-        ifindex: 0,
-        seen: now,
-        next_hop: [0; 6],
-        source_mac: [0; 6],
-    };
-    set_way_back(&mut value, flow.ctx);
+    let (first, last) = port_range(backend, flow)?;
+    // Not by the hash of the slot: all flows of a client may have that in common.
+    let mut ports = NatPorts::new(first, last, flow_hash(flow)).ok_or(Verdict::NatPortsExhausted)?;
+    (value.client, value.client_port) = (flow.src, flow.src_port);
+    (value.vip, value.vip_port) = (flow.dst, flow.dst_port);
+    value.seen = now;
+    set_way_back(value, ctx, tags);
     for _ in 0..NAT_ATTEMPTS {
         key.dst_port = ports.port();
-        match reverse.insert(&key, &value, BPF_NOEXIST as u64) {
-            Ok(()) => return Ok(key.dst_port),
+        match reverse.insert(&*key, &*value, BPF_NOEXIST as u64) {
+            Ok(()) => {
+                choice.nat_port = key.dst_port;
+                return Ok(());
+            }
+            Err(EEXIST) if first == last => break,
             Err(EEXIST) => ports.advance(),
             Err(_) => return Err(Verdict::FlowTableFull),
         }
@@ -58,14 +62,26 @@ pub fn claim(flow: &Tracked, backend: &Backend, port: u16, now: u32) -> Result<u
     Err(Verdict::NatPortsExhausted)
 }
 
+/// First and last source port of a flow towards `backend`, host byte order: those for NAT, or if the source is not
+/// translated the client's own.
+#[inline(always)]
+fn port_range(backend: &Backend, flow: &FlowKey) -> Result<(u16, u16), Verdict> {
+    if backend.mode == Mode::Dnat as u8 {
+        let own = u16::from_be(flow.src_port);
+        return Ok((own, own));
+    }
+    let all = config.get(0).ok_or(Verdict::NatPortsExhausted)?;
+    Ok((all.nat_port_first, all.nat_port_last))
+}
+
 /// Linux error: the entry exists.
 const EEXIST: i32 = -17;
 
 /// Gives the port back.
 #[inline(always)]
-pub fn release(flow: &Tracked, backend: &Backend, port: u16) {
+pub fn release(flow: &FlowKey, backend: &Backend, port: u16) {
     // An error would mean that it is gone already.
-    let _ = reverse.remove(FlowKey::reply(backend, port, flow.key.proto));
+    let _ = reverse.remove(flow.answer(backend, port));
 }
 
 /// Whether this is the way back of `flow`.
@@ -85,10 +101,11 @@ pub const fn same(a: &Addr, b: &Addr) -> bool {
 
 /// Replies leave where this packet came in.
 #[inline(always)]
-fn set_way_back(entry: &mut ReverseEntry, ctx: &XdpContext) {
+fn set_way_back<C: Context>(entry: &mut ReverseEntry, ctx: &C, tags: &Tags) {
     const { assert!(offset_of!(ReverseEntry, source_mac) == offset_of!(ReverseEntry, next_hop) + 6) };
-    entry.ifindex = ingress(ctx);
-    if let Some(eth) = current_packet(ctx).at::<Eth>(0) {
+    entry.ifindex = ctx.way_back();
+    entry.tags = *tags;
+    if let Some(eth) = ctx.packet().at::<Eth>(0) {
         // SAFETY: `at` has checked the bounds; `next_hop` and `source_mac` are 12 bytes in a row.
         unsafe {
             let way_back = (entry as *mut ReverseEntry).cast::<u8>().add(offset_of!(ReverseEntry, next_hop));
@@ -97,115 +114,141 @@ fn set_way_back(entry: &mut ReverseEntry, ctx: &XdpContext) {
     }
 }
 
-/// The entry of a packet that is a reply. One whose port is not of the range costs no lookup.
+/// Whether packets to this port, network byte order, may be replies to a translated source.
 #[inline(always)]
-pub fn entry_of_reply(flow: &FlowKey) -> Option<&'static mut ReverseEntry> {
-    let all = config.get(0)?;
-    let port = u16::from_be(flow.dst_port);
-    if all.flags & Config::NAT == 0 || port < all.nat_port_first || port > all.nat_port_last {
-        return None;
-    }
+pub const fn is_port(all: &Config, port: u16) -> bool {
+    let port = u16::from_be(port);
+    port >= all.nat_port_first && port <= all.nat_port_last
+}
+
+/// The entry of a packet that is a reply.
+#[inline(always)]
+pub fn entry_of(flow: &FlowKey) -> Option<&'static mut ReverseEntry> {
     // SAFETY: entries are only freed after the program ends (RCU). Other CPUs write whole words.
     reverse.get_ptr_mut(flow).map(|entry| unsafe { &mut *entry })
 }
 
-/// Translates a request: to the backend, from this host. `transport` is the offset of the TCP or UDP header.
-///
-/// This and [`translate_reply`] are calls of their own: what they keep on the stack is gone when they return.
-#[inline(never)]
-pub fn translate_request<F: Family>(
-    ctx: &XdpContext,
-    flow: &FlowKey,
-    transport: usize,
-    backend: &Backend,
-    nat_port: u16,
-) -> Verdict {
+/// The entry of a packet that is a reply, if there may be any. One whose port is not of the range costs no lookup.
+#[inline(always)]
+pub fn entry_of_reply(flow: &FlowKey) -> Option<&'static mut ReverseEntry> {
+    let all = config.get(0)?;
+    let source_is_translated = all.flags & Config::NAT != 0 && is_port(all, flow.dst_port);
+    if source_is_translated || all.flags & Config::DNAT != 0 { entry_of(flow) } else { None }
+}
+
+/// Translates the request of the flow in [`Scratch`]: to the chosen backend, from this host or from the client still.
+/// `transport` is the offset of the TCP or UDP header; 0: it is in another fragment.
+#[inline(always)]
+pub fn translate_request<C: Context, F: Family>(ctx: &C, transport: usize) -> Verdict {
+    let Some(Scratch { flow, choice, .. }) = Scratch::get() else {
+        return Verdict::NoBackend;
+    };
+    let Some(backend) = backend_at(choice.index) else {
+        return Verdict::NoBackend;
+    };
+    let own = backend.mode == Mode::Dnat as u8;
     let target = FlowKey {
-        src_port: nat_port,
+        src_port: if own { flow.src_port } else { choice.nat_port },
         dst_port: backend.port,
-        src: backend.source,
+        src: if own { flow.src } else { backend.source },
         dst: backend.addr,
         ..*flow
     };
     // SAFETY: `next_hop` and `source_mac` are 12 bytes in a row (asserted in `encap`).
     let macs =
         unsafe { Macs::read((backend as *const Backend).cast::<u8>().add(offset_of!(Backend, next_hop))) };
-    match rewrite::<F>(&current_packet(ctx), flow, transport, &target, macs) {
+    match rewrite::<C, F>(ctx, flow, transport, &target, Some(macs)) {
         Some(()) => Verdict::Translated,
         None => Verdict::Malformed,
     }
 }
 
-/// Translates a reply: to the client, from the VIP. `flags` are those of TCP.
-#[inline(never)]
-pub fn translate_reply<F: Family>(
-    ctx: &XdpContext,
-    flow: &FlowKey,
+/// Translates the packet of the flow in [`Scratch`] if it is a reply: to the client, from the VIP; where it goes is in
+/// [`Scratch`] then. `judged` is what there is against it, `flags` are those of TCP. Not ours: it is no reply.
+#[inline(always)]
+pub fn translate_reply<C: Context, F: Family>(
+    ctx: &C,
     transport: usize,
-    entry: &mut ReverseEntry,
     flags: u8,
+    judged: Option<Verdict>,
 ) -> Verdict {
+    let Some(Scratch { flow, ifindex, tags, .. }) = Scratch::get() else {
+        return Verdict::NotOurs;
+    };
+    let Some(entry) = entry_of(flow) else {
+        return Verdict::NotOurs;
+    };
+    if let Some(verdict) = judged {
+        return verdict;
+    }
     let now = now();
     if entry.seen != now {
         entry.seen = now;
     }
-    let (client, vip) = (entry.client, entry.vip);
-    let (client_port, vip_port) = (entry.client_port, entry.vip_port);
+    (*ifindex, *tags) = (entry.ifindex, entry.tags);
     let state = state_bits(flags, FlowEntry::FIN_BACKEND);
     if state != 0 {
-        let request = FlowKey { src: client, dst: vip, src_port: client_port, dst_port: vip_port, ..*flow };
+        let request = FlowKey {
+            src: entry.client,
+            dst: entry.vip,
+            src_port: entry.client_port,
+            dst_port: entry.vip_port,
+            ..*flow
+        };
         if let Some(flow) = flows.get_ptr_mut(&request) {
             // SAFETY: entries are only freed after the program ends (RCU). Of bits that two CPUs set at once some
             // may be lost: then the sweep waits for the idle time.
             unsafe { (*flow).state |= state };
         }
     }
-    let target = FlowKey { src: vip, dst: client, src_port: vip_port, dst_port: client_port, ..*flow };
+    let target = FlowKey {
+        src: entry.vip,
+        dst: entry.client,
+        src_port: entry.vip_port,
+        dst_port: entry.client_port,
+        ..*flow
+    };
     // SAFETY: `next_hop` and `source_mac` are 12 bytes in a row (asserted above).
     let macs = unsafe {
         Macs::read((entry as *const ReverseEntry).cast::<u8>().add(offset_of!(ReverseEntry, next_hop)))
     };
-    match rewrite::<F>(&current_packet(ctx), flow, transport, &target, macs) {
+    let is_away = entry.ifindex != 0;
+    match rewrite::<C, F>(ctx, flow, transport, &target, is_away.then_some(macs)) {
+        Some(()) if !is_away => Verdict::ReturnedHere,
         Some(()) => Verdict::Returned,
         None => Verdict::Malformed,
     }
 }
 
-/// Makes the flow `old` in the packet to `new`, takes one hop off and makes the checksums good. `None` cannot happen
-/// after the packet was parsed.
+/// Makes the flow `old` in the packet to `new`, takes one hop off and makes the checksums good. Without `macs` the frame
+/// stays here. `None` cannot happen after the packet was parsed.
 #[inline(always)]
-fn rewrite<F: Family>(
-    packet: &Packet,
+fn rewrite<C: Context, F: Family>(
+    ctx: &C,
     old: &FlowKey,
     transport: usize,
     new: &FlowKey,
-    macs: Macs,
+    macs: Option<Macs>,
 ) -> Option<()> {
-    let mut sum = difference(
-        old.src_port as u32 | (old.dst_port as u32) << 16,
-        new.src_port as u32 | (new.dst_port as u32) << 16,
-    );
-    sum += change(&old.src, &new.src) + change(&old.dst, &new.dst);
-    if old.proto == proto::TCP {
-        let tcp = packet.at::<Tcp>(transport)?;
+    if transport != 0 {
+        let addresses = change(&old.src, &new.src) + change(&old.dst, &new.dst);
+        let ports = difference(
+            old.src_port as u32 | (old.dst_port as u32) << 16,
+            new.src_port as u32 | (new.dst_port as u32) << 16,
+        );
+        let is_udp = old.proto == proto::UDP;
+        let at = if is_udp { offset_of!(Udp, checksum) } else { offset_of!(Tcp, checksum) };
+        ctx.fix_checksum(transport + at, is_udp, addresses, ports)?;
+        let header = ctx.packet().at::<[u16; 2]>(transport)?;
         // SAFETY: `at` has checked the bounds.
-        let tcp = unsafe { &mut *tcp };
-        tcp.ports = [new.src_port, new.dst_port];
-        tcp.checksum = !fold((!tcp.checksum) as u64 + sum);
-    } else {
-        let udp = packet.at::<Udp>(transport)?;
-        // SAFETY: `at` has checked the bounds.
-        let udp = unsafe { &mut *udp };
-        udp.ports = [new.src_port, new.dst_port];
-        // 0 says that there is no checksum (RFC 768; RFC 6936 for tunnels over IPv6): it stays so.
-        if udp.checksum != 0 {
-            let checksum = !fold((!udp.checksum) as u64 + sum);
-            udp.checksum = if checksum == 0 { 0xffff } else { checksum };
-        }
+        unsafe { *header = [new.src_port, new.dst_port] };
     }
-    F::forward(packet, Some(Addresses { src: new.src, dst: new.dst }))?;
-    let eth = packet.at::<Eth>(0)?;
-    // SAFETY: `at` has checked the bounds.
-    unsafe { macs.write(eth.cast()) };
+    let packet = ctx.packet();
+    F::forward(&packet, Some(Addresses { src: new.src, dst: new.dst }))?;
+    if let Some(macs) = macs {
+        let eth = packet.at::<Eth>(0)?;
+        // SAFETY: `at` has checked the bounds.
+        unsafe { macs.write(eth.cast()) };
+    }
     Some(())
 }

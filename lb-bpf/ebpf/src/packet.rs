@@ -13,24 +13,25 @@ pub const ETH: usize = 14;
 pub struct Packet {
     start: usize,
     end: usize,
+    length: usize,
 }
 
 impl Packet {
-    /// A packet from the address `start` up to `end`.
+    /// A packet of `length` bytes, of which those from the address `start` up to `end` are at hand.
     ///
     /// # Safety
     /// All bytes between are readable and writable while this value and pointers made from it are used, and
     /// nothing else refers to them.
     #[inline(always)]
-    pub const unsafe fn new(start: usize, end: usize) -> Self {
-        Packet { start, end }
+    pub const unsafe fn new(start: usize, end: usize, length: usize) -> Self {
+        Packet { start, end, length }
     }
 
     /// Bytes from the Ethernet header to the end.
     #[inline(always)]
     #[expect(clippy::len_without_is_empty, reason = "there is no empty packet")]
     pub const fn len(&self) -> usize {
-        self.end - self.start
+        self.length
     }
 
     /// Where a `T` lies at `offset`, if it lies wholly within the packet. `T` is one of the headers below or an
@@ -42,6 +43,18 @@ impl Packet {
             return None;
         }
         Some(first as *mut T)
+    }
+
+    /// The byte at `offset`, which may be anything up to 4095.
+    #[inline(always)]
+    pub fn byte(&self, offset: usize) -> Option<u8> {
+        // Opaque, so that the comparison stays "one byte behind it is not beyond the end", which the verifier follows.
+        let at = core::hint::black_box(self.start + (offset & 0xfff));
+        if at + 1 > self.end {
+            return None;
+        }
+        // SAFETY: within the packet.
+        Some(unsafe { *(at as *const u8) })
     }
 
     /// Where `size` bytes lie at `offset`, if they lie wholly within the packet.
@@ -215,6 +228,20 @@ pub struct Icmp {
     pub checksum: u16,
     /// Depends on the type.
     pub rest: u32,
+}
+
+/// What IPv6 extension headers have in common (RFC 8200, section 4).
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Extension {
+    /// Protocol of what follows.
+    pub next_header: u8,
+    /// Length in units of 8 bytes, less one; of a fragment header reserved.
+    pub length: u8,
+    /// Of a routing header: type and segments left. Of a fragment header: offset and flags.
+    pub middle: [u8; 2],
+    /// Of a fragment header: identification.
+    pub id: u32,
 }
 
 /// UDP header (RFC 768). Network byte order.

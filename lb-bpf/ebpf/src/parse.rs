@@ -1,11 +1,12 @@
 //! From bytes to what the datapath has to know about a packet.
 use crate::{
     family::{Network, Part},
+    fragment,
     packet::{Packet, Tcp, Udp},
 };
 use lb_bpf_common::{FlowKey, Verdict, decide::Phase, proto};
 
-/// A TCP or UDP packet.
+/// A TCP or UDP packet, or a part of one.
 #[derive(Clone, Copy)]
 pub struct Segment {
     /// The network layer.
@@ -15,6 +16,7 @@ pub struct Segment {
 }
 
 /// What a transport header says.
+#[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Transport {
     /// Of the flow.
@@ -24,41 +26,49 @@ pub struct Transport {
 }
 
 impl Segment {
-    /// Addresses and ports. `None`: too short for ports.
+    /// A packet with these ports, in network byte order: its own, or those of its first fragment.
     #[inline(always)]
-    pub fn parse(packet: &Packet, network: Network) -> Option<Self> {
-        let ports = packet.at::<[u16; 2]>(network.end)?;
-        // SAFETY: `at` has checked the bounds.
-        let [src_port, dst_port] = unsafe { *ports };
+    pub const fn new(network: Network, ports: [u16; 2]) -> Self {
         let flow = FlowKey {
             src: network.src,
             dst: network.dst,
-            src_port,
-            dst_port,
+            src_port: ports[0],
+            dst_port: ports[1],
             proto: network.proto,
             zero: [0; 3],
         };
-        Some(Segment { network, flow })
+        Segment { network, flow }
     }
 
-    /// The transport header of a packet that is ours; else why the packet cannot be sent on.
+    /// Offset of the transport header; 0: it is in another fragment.
+    #[inline(always)]
+    pub const fn transport(&self) -> usize {
+        if matches!(self.network.part, Part::Later) { 0 } else { self.network.end }
+    }
+
+    /// The transport header of a packet that is ours; else why the packet cannot be sent on. Of a first fragment the
+    /// ports are noted.
     #[inline(always)]
     pub fn judge(&self, packet: &Packet) -> Result<Transport, Verdict> {
-        if self.network.part != Part::Whole {
-            return Err(Verdict::Fragment);
-        }
-        let transport = self.transport(packet).ok_or(Verdict::Malformed)?;
+        let transport = self.header(packet).ok_or(Verdict::Malformed)?;
         if self.network.hops <= 1 {
             return Err(Verdict::TtlExpired);
+        }
+        if matches!(self.network.part, Part::First) {
+            fragment::note(&self.network, self.flow.src_port, self.flow.dst_port);
         }
         Ok(transport)
     }
 
     /// The transport header. `None`: it is cut short, or the lengths contradict each other.
     #[inline(always)]
-    fn transport(&self, packet: &Packet) -> Option<Transport> {
+    pub fn header(&self, packet: &Packet) -> Option<Transport> {
         let start = self.network.end;
-        let (transport, size) = if self.network.proto == proto::TCP {
+        let (transport, size) = if matches!(self.network.part, Part::Later) {
+            let is_tcp = self.network.proto == proto::TCP;
+            let phase = if is_tcp { Phase::Running } else { Phase::Datagram };
+            (Transport { phase, flags: 0 }, 0)
+        } else if self.network.proto == proto::TCP {
             let tcp = packet.at::<Tcp>(start)?;
             // SAFETY: `at` has checked the bounds.
             let flags = unsafe { (*tcp).flags };

@@ -1,6 +1,7 @@
 //! The maps as text: one entry a line, sorted, for people and for tests that compare.
 use super::{MapError, Maps};
-use lb_bpf_common::{Addr, FlowEntry, FlowKey, Mode, Slot, Verdict, Vip, proto};
+use crate::service::mode_label;
+use lb_bpf_common::{Addr, FlowEntry, FlowKey, Mode, RangeKey, Slot, Verdict, Vip, proto};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
@@ -21,11 +22,9 @@ pub fn dump(maps: &impl Maps) -> Result<String, MapError> {
     }
     for (key, vip) in &vips {
         let frontend = endpoint(key.addr, key.port);
-        let Vip { service, base, size, .. } = vip;
-        line(
-            &mut text,
-            format_args!("vip {} {frontend} service={service} base={base} size={size}", name(key.proto)),
-        );
+        let (Vip { service, flags, base, size }, proto) = (vip, name(key.proto));
+        let what = format_args!("service={service} flags={flags} base={base} size={size}");
+        line(&mut text, format_args!("vip {proto} {frontend} {what}"));
     }
     let tables: BTreeSet<(u32, u32)> = vips.values().map(|vip| (vip.base, vip.size)).collect();
     for (base, size) in tables.into_iter().filter(|(_, size)| *size > 0) {
@@ -45,15 +44,14 @@ pub fn dump(maps: &impl Maps) -> Result<String, MapError> {
         }
     }
     for (index, backend) in maps.backends()? {
-        let mode = match backend.mode {
-            mode if mode == Mode::Nat as u8 => "NAT",
-            mode if mode == Mode::Ipip as u8 => "IPIP",
-            _ => "unknown",
-        };
+        let mode = Mode::of(backend.mode).map_or("unknown", mode_label);
         let (to, from) = (endpoint(backend.addr, backend.port), IpAddr::from(backend.source));
         let way = match backend.ifindex {
             0 => "unresolved".to_owned(),
-            ifindex => format!("if={ifindex} via={} mtu={}", mac(backend.next_hop), backend.mtu),
+            ifindex => {
+                let (via, mtu, vlan) = (mac(backend.next_hop), backend.mtu, backend.vlan);
+                format!("if={ifindex} via={via} mtu={mtu} vlan={vlan}")
+            }
         };
         let (service, flags) = (backend.service, backend.flags);
         line(
@@ -65,15 +63,39 @@ pub fn dump(maps: &impl Maps) -> Result<String, MapError> {
         let (local, vip) = (IpAddr::from(key.local), IpAddr::from(key.vip));
         line(&mut text, format_args!("decap {local} vip={vip}"));
     }
+    for (key, is_let_in) in maps.ranges()? {
+        let (service, net) = (key.service, net(&key));
+        line(&mut text, format_args!("range service={service} {net} allow={is_let_in}"));
+    }
+    dump_filters(maps, &mut text)?;
     let config = maps.config()?;
     let (flags, first, last) = (config.flags, config.nat_port_first, config.nat_port_last);
-    line(&mut text, format_args!("config flags={flags} natPorts={first}-{last}"));
+    let (filters, sample_mask, vip_mask) = (config.filters, config.sample_mask, config.vip_mask);
+    let more = format_args!("filters={filters} sampleMask={sample_mask} vipMask={vip_mask}");
+    line(&mut text, format_args!("config flags={flags} natPorts={first}-{last} {more}"));
     for (verdict, counter) in Verdict::ALL.iter().zip(maps.verdict_counters()?) {
         let (packets, bytes) = (counter.packets, counter.bytes);
         line(&mut text, format_args!("verdict {} packets={packets} bytes={bytes}", verdict.label()));
     }
+    for (key, counter) in maps.service_drops()? {
+        let verdict = Verdict::ALL.get(key.verdict as usize).map_or("unknown", |verdict| verdict.label());
+        let (service, packets, bytes) = (key.service, counter.packets, counter.bytes);
+        line(&mut text, format_args!("drops service={service} {verdict} packets={packets} bytes={bytes}"));
+    }
     dump_flows(maps, &mut text)?;
     Ok(text)
+}
+
+fn dump_filters(maps: &impl Maps, text: &mut String) -> Result<(), MapError> {
+    let (filters, names) = (maps.filters()?, maps.filter_names()?);
+    let counters = maps.filter_counters(filters.last_key_value().map_or(0, |(last, _)| last + 1))?;
+    for (index, filter) in &filters {
+        let name = names.get(index).map_or("", String::as_str);
+        let counter = counters.get(*index as usize).copied().unwrap_or_default();
+        let (kind, packets, bytes) = (filter.kind, counter.packets, counter.bytes);
+        line(text, format_args!("filter {index} {name:?} kind={kind:#x} packets={packets} bytes={bytes}"));
+    }
+    Ok(())
 }
 
 fn dump_flows(maps: &impl Maps, text: &mut String) -> Result<(), MapError> {
@@ -110,6 +132,13 @@ fn dump_flows(maps: &impl Maps, text: &mut String) -> Result<(), MapError> {
 fn line(text: &mut String, arguments: std::fmt::Arguments<'_>) {
     // Writing to a string cannot fail.
     let _ = writeln!(text, "{arguments}");
+}
+
+/// A prefix, of the address alone.
+fn net(key: &RangeKey) -> String {
+    let (addr, bits) = (IpAddr::from(key.addr), key.bits.saturating_sub(32));
+    let bits = if addr.is_ipv4() { bits.saturating_sub(96) } else { bits };
+    format!("{addr}/{bits}")
 }
 
 fn endpoint(addr: Addr, port: u16) -> SocketAddr {

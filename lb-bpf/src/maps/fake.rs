@@ -1,9 +1,9 @@
 //! The maps in memory, with the limits of the real ones: for tests without a kernel.
-use super::{Chunk, Cursor, MapError, Maps, Op, Sizes};
+use super::{Chunk, Cursor, MapError, Maps, Op, Sizes, vip_index};
 use crate::service::ServiceKey;
 use lb_bpf_common::{
-    Backend, Config, Counter, DecapKey, FlowEntry, FlowKey, ReverseEntry, Slot, Verdict, Vip, VipKey,
-    flow_hash, slot_of,
+    Addr, Backend, Config, Counter, DecapKey, DropKey, Filter, FlowEntry, FlowKey, RangeKey, ReverseEntry,
+    Slot, Verdict, Vip, VipKey, flow_hash, slot_of,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -34,6 +34,16 @@ pub struct FakeMaps {
     pub backend_counters: Vec<Counter>,
     /// The map `verdict_counters`.
     pub verdict_counters: Vec<Counter>,
+    /// The map `ranges`.
+    pub ranges: BTreeMap<RangeKey, bool>,
+    /// The map `filters`.
+    pub filters: Vec<Filter>,
+    /// The map `filter_names`.
+    pub filter_names: BTreeMap<u32, String>,
+    /// The map `filter_counters`.
+    pub filter_counters: Vec<Counter>,
+    /// The map `service_drops`.
+    pub service_drops: BTreeMap<DropKey, Counter>,
 }
 
 impl FakeMaps {
@@ -48,9 +58,14 @@ impl FakeMaps {
             flows: BTreeMap::new(),
             replies: BTreeMap::new(),
             decap: BTreeSet::new(),
-            config: Config::default(),
+            config: Config { vip_mask: vip_index::words(sizes.vips) - 1, ..Config::default() },
             backend_counters: vec![Counter::default(); sizes.backends as usize],
             verdict_counters: vec![Counter::default(); Verdict::ALL.len()],
+            ranges: BTreeMap::new(),
+            filters: vec![Filter::default(); sizes.filters as usize],
+            filter_names: BTreeMap::new(),
+            filter_counters: vec![Counter::default(); sizes.filters as usize],
+            service_drops: BTreeMap::new(),
         }
     }
 }
@@ -123,9 +138,39 @@ impl Maps for FakeMaps {
         Ok(self.verdict_counters.clone())
     }
 
+    fn ranges(&self) -> Result<BTreeMap<RangeKey, bool>, MapError> {
+        Ok(self.ranges.clone())
+    }
+
+    fn lets_in(&self, service: u32, client: Addr) -> Result<Option<bool>, MapError> {
+        let covers = |key: &RangeKey| {
+            let differs = u128_of(key.addr) ^ u128_of(client);
+            key.service == service && differs.leading_zeros() + 32 >= key.bits
+        };
+        let longest = self.ranges.iter().filter(|(key, _)| covers(key)).max_by_key(|(key, _)| key.bits);
+        Ok(longest.map(|(_, is_let_in)| *is_let_in))
+    }
+
+    fn filters(&self) -> Result<BTreeMap<u32, Filter>, MapError> {
+        let used = (0..).zip(&self.filters).filter(|(_, filter)| filter.kind != 0);
+        Ok(used.map(|(index, filter)| (index, *filter)).collect())
+    }
+
+    fn filter_names(&self) -> Result<BTreeMap<u32, String>, MapError> {
+        Ok(self.filter_names.clone())
+    }
+
+    fn filter_counters(&self, count: u32) -> Result<Vec<Counter>, MapError> {
+        Ok(self.filter_counters.iter().take(count as usize).copied().collect())
+    }
+
+    fn service_drops(&self) -> Result<BTreeMap<DropKey, Counter>, MapError> {
+        Ok(self.service_drops.clone())
+    }
+
     fn apply(&mut self, op: &Op) -> Result<(), MapError> {
         match op {
-            Op::SetConfig(config) => self.config = *config,
+            Op::SetConfig(config) => self.config = Config { vip_mask: self.config.vip_mask, ..*config },
             Op::ResetCounters(index) => {
                 *entry(&mut self.backend_counters, "backend_counters", *index)? = Counter::default();
             }
@@ -147,8 +192,9 @@ impl Maps for FakeMaps {
                 self.names.remove(id);
             }
             Op::SetVip(key, vip) => {
-                if self.vips.len() >= self.sizes.vips as usize && !self.vips.contains_key(key) {
-                    return Err(refused("vips", "update", io::ErrorKind::ArgumentListTooLong));
+                let room = self.sizes.vips.saturating_sub(vip_index::RESERVED) as usize;
+                if self.vips.len() >= room && !self.vips.contains_key(key) {
+                    return Err(refused("vips", "insert", io::ErrorKind::StorageFull));
                 }
                 self.vips.insert(*key, *vip);
             }
@@ -161,6 +207,27 @@ impl Maps for FakeMaps {
             Op::RemoveDecap(key) => {
                 self.decap.remove(key);
             }
+            Op::SetRange(key, is_let_in) => {
+                if self.ranges.len() >= self.sizes.ranges as usize && !self.ranges.contains_key(key) {
+                    return Err(refused("ranges", "update", io::ErrorKind::StorageFull));
+                }
+                self.ranges.insert(*key, *is_let_in);
+            }
+            Op::RemoveRange(key) => {
+                self.ranges.remove(key);
+            }
+            Op::SetFilter(index, filter) => *entry(&mut self.filters, "filters", *index)? = *filter,
+            Op::FreeFilter(index) => entry(&mut self.filters, "filters", *index)?.kind = 0,
+            Op::ResetFilterCounters(index) => {
+                *entry(&mut self.filter_counters, "filter_counters", *index)? = Counter::default();
+            }
+            Op::SetFilterName(index, name) => {
+                self.filter_names.insert(*index, name.clone());
+            }
+            Op::RemoveFilterName(index) => {
+                self.filter_names.remove(index);
+            }
+            Op::RemoveDrops(keys) => self.service_drops.retain(|key, _| !keys.contains(key)),
             Op::RemoveFlows(keys) => self.flows.retain(|key, _| !keys.contains(key)),
             Op::RemoveReplies(keys) => self.replies.retain(|key, _| !keys.contains(key)),
         }
@@ -170,6 +237,10 @@ impl Maps for FakeMaps {
 
 fn entry<'a, T>(array: &'a mut [T], map: &'static str, index: u32) -> Result<&'a mut T, MapError> {
     array.get_mut(index as usize).ok_or_else(|| refused(map, "write", io::ErrorKind::InvalidInput))
+}
+
+fn u128_of(addr: Addr) -> u128 {
+    addr.0.iter().fold(0, |bits, word| bits << 32 | u128::from(u32::from_be(*word)))
 }
 
 fn refused(map: &'static str, action: &'static str, kind: io::ErrorKind) -> MapError {

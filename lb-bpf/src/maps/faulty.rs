@@ -2,7 +2,8 @@
 use super::{Chunk, Cursor, MapError, Maps, Op, Sizes};
 use crate::service::ServiceKey;
 use lb_bpf_common::{
-    Backend, Config, Counter, DecapKey, FlowEntry, FlowKey, ReverseEntry, Slot, Vip, VipKey,
+    Addr, Backend, Config, Counter, DecapKey, DropKey, Filter, FlowEntry, FlowKey, RangeKey, ReverseEntry,
+    Slot, Vip, VipKey,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -92,13 +93,38 @@ impl<M: Maps> Maps for FaultyMaps<M> {
         self.maps.verdict_counters()
     }
 
+    fn ranges(&self) -> Result<BTreeMap<RangeKey, bool>, MapError> {
+        self.maps.ranges()
+    }
+
+    fn lets_in(&self, service: u32, client: Addr) -> Result<Option<bool>, MapError> {
+        self.maps.lets_in(service, client)
+    }
+
+    fn filters(&self) -> Result<BTreeMap<u32, Filter>, MapError> {
+        self.maps.filters()
+    }
+
+    fn filter_names(&self) -> Result<BTreeMap<u32, String>, MapError> {
+        self.maps.filter_names()
+    }
+
+    fn filter_counters(&self, count: u32) -> Result<Vec<Counter>, MapError> {
+        self.maps.filter_counters(count)
+    }
+
+    fn service_drops(&self) -> Result<BTreeMap<DropKey, Counter>, MapError> {
+        self.maps.service_drops()
+    }
+
     fn apply(&mut self, op: &Op) -> Result<(), MapError> {
         if self.left == 0 {
-            // Tables and lists of flows are written piece by piece: half of it gets through.
+            // Tables, filters and lists of flows are written piece by piece: half of it gets through.
             let half = match op {
                 Op::WriteTable(base, slots) => Some(Op::WriteTable(*base, slots[..slots.len() / 2].to_vec())),
                 Op::RemoveFlows(keys) => Some(Op::RemoveFlows(keys[..keys.len() / 2].to_vec())),
                 Op::RemoveReplies(keys) => Some(Op::RemoveReplies(keys[..keys.len() / 2].to_vec())),
+                Op::SetFilter(index, _) => Some(Op::FreeFilter(*index)),
                 _ => None,
             };
             if let Some(half) = half {

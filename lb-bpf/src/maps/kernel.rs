@@ -1,9 +1,16 @@
-//! The maps in the kernel. Tables and backends are memory that is shared with it; all else goes through bpf(2).
-use super::{Chunk, Cursor, MapError, Maps, NAME_LENGTH, Op, Sizes, raw};
+//! The maps in the kernel. Frontends, tables and backends are memory that is shared with it; all else goes through
+//! bpf(2).
+use super::{
+    Chunk, Cursor, MapError, Maps, NAME_LENGTH, Op, Sizes, raw,
+    vip_index::{self, Unused, VipIndex},
+};
 use crate::service::ServiceKey;
-use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues};
+use aya::maps::{
+    Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuHashMap, PerCpuValues, RingBuf, lpm_trie::Key,
+};
 use lb_bpf_common::{
-    Addr, Backend, Config, Counter, DecapKey, FlowEntry, FlowKey, ReverseEntry, Slot, Verdict, Vip, VipKey,
+    Addr, Backend, Config, Counter, DecapKey, DropKey, Filter, FlowEntry, FlowKey, RangeKey, ReverseEntry,
+    Slot, Tags, Verdict, Vip, VipKey, map,
 };
 use std::{
     borrow::Borrow,
@@ -11,7 +18,10 @@ use std::{
     io,
     os::fd::{AsFd, BorrowedFd},
     path::Path,
-    sync::atomic::Ordering::{Acquire, Relaxed, Release},
+    sync::atomic::{
+        AtomicU64,
+        Ordering::{Acquire, Relaxed, Release},
+    },
 };
 
 /// Flag of a hash map (linux/bpf.h): entries are allocated when they are made.
@@ -21,8 +31,10 @@ const BATCH: usize = 4096;
 /// Words of 8 bytes in an entry of `backends`.
 const WORDS: usize = size_of::<Backend>() / 8;
 
-/// Value of `names`: UTF-8, filled up with zeros.
+/// Value of `names` and `filter_names`: UTF-8, filled up with zeros.
 pub(crate) type Name = [u8; NAME_LENGTH];
+/// [`RangeKey`] as aya splits it: behind the length, service and address.
+type Range = [u32; 5];
 
 /// A type of the ABI, for aya: same layout, and aya's marker trait can be implemented for it.
 #[repr(transparent)]
@@ -37,13 +49,15 @@ macro_rules! plain {
         )*
     };
 }
-plain!(VipKey, Vip, FlowKey, FlowEntry, ReverseEntry, DecapKey, Config, Counter);
+plain!(FlowKey, FlowEntry, ReverseEntry, DecapKey, Config, Counter, DropKey, Filter);
 
 /// The maps of one datapath.
 pub struct KernelMaps {
     sizes: Sizes,
     cpus: usize,
-    vips: HashMap<MapData, Plain<VipKey>, Plain<Vip>>,
+    vips: raw::Mapping,
+    vip_index: raw::Mapping,
+    unused: Unused,
     names: HashMap<MapData, u32, Name>,
     decap: HashMap<MapData, Plain<DecapKey>, u32>,
     config: Array<MapData, Plain<Config>>,
@@ -51,43 +65,86 @@ pub struct KernelMaps {
     replies: HashMap<MapData, Plain<FlowKey>, Plain<ReverseEntry>>,
     backend_counters: PerCpuArray<MapData, Plain<Counter>>,
     verdict_counters: PerCpuArray<MapData, Plain<Counter>>,
+    ranges: LpmTrie<MapData, Range, u32>,
+    filters: Array<MapData, Plain<Filter>>,
+    filter_names: HashMap<MapData, u32, Name>,
+    filter_counters: PerCpuArray<MapData, Plain<Counter>>,
+    service_drops: PerCpuHashMap<MapData, Plain<DropKey>, Plain<Counter>>,
+    events: MapData,
     slots: raw::Mapping,
     backends: raw::Mapping,
 }
 
 impl KernelMaps {
-    /// Takes the maps that `take` gives by name.
+    /// Takes the maps that `take` gives by name: those of [`map`], but for what only the kernel program uses
+    /// (`fragments`, `icmp_limits`), and `names` and `filter_names`. Tells the kernel program how long `vip_index` is.
     pub(crate) fn new(
         mut take: impl FnMut(&'static str) -> Result<MapData, MapError>,
     ) -> Result<Self, MapError> {
         let (vips, slots, backends) = (take("vips")?, take("slots")?, take("backends")?);
         let (flows, decap) = (take("flows")?, take("decap")?);
+        let (ranges, filters, vip_index) = (take("ranges")?, take("filters")?, take("vip_index")?);
         let sizes = Sizes {
             vips: entries("vips", &vips)?,
             slots: entries("slots", &slots)?,
             backends: entries("backends", &backends)?,
             flows: entries("flows", &flows)?,
             decap: entries("decap", &decap)?,
+            ranges: entries("ranges", &ranges)?,
+            filters: entries("filters", &filters)?,
         };
+        let words = entries("vip_index", &vip_index)?;
+        if !words.is_power_of_two() {
+            return Err(MapError::new("vip_index", "open", io::ErrorKind::InvalidData));
+        }
         let map = |map: &'static str, data: &MapData, words: usize| {
             raw::Mapping::new(data.fd().as_fd(), words).map_err(|error| MapError::new(map, "mmap", error))
         };
         let cpus =
             aya::util::nr_cpus().map_err(|(path, error)| MapError::new("backend_counters", path, error))?;
-        Ok(KernelMaps {
+        let vips = map("vips", &vips, sizes.vips as usize * vip_index::WORDS)?;
+        let vip_index = map("vip_index", &vip_index, words as usize)?;
+        let unused = VipIndex { index: vip_index.words(), vips: vips.words() }.unused();
+        let mut maps = KernelMaps {
             sizes,
             cpus,
+            vips,
+            vip_index,
+            unused,
             slots: map("slots", &slots, sizes.slots as usize)?,
             backends: map("backends", &backends, sizes.backends as usize * WORDS)?,
-            vips: hash("vips", vips)?,
             names: hash("names", take("names")?)?,
             decap: hash("decap", decap)?,
             flows: hash("flows", flows)?,
             replies: hash("reverse", take("reverse")?)?,
-            config: Array::try_from(aya::maps::Map::Array(take("config")?)).map_err(of("config", "open"))?,
+            config: array("config", take("config")?)?,
             backend_counters: per_cpu("backend_counters", take("backend_counters")?)?,
             verdict_counters: per_cpu("verdict_counters", take("verdict_counters")?)?,
-        })
+            ranges: LpmTrie::try_from(Map::LpmTrie(ranges)).map_err(of("ranges", "open"))?,
+            filters: array("filters", filters)?,
+            filter_names: hash("filter_names", take("filter_names")?)?,
+            filter_counters: per_cpu("filter_counters", take("filter_counters")?)?,
+            service_drops: PerCpuHashMap::try_from(Map::PerCpuHashMap(take("service_drops")?))
+                .map_err(of("service_drops", "open"))?,
+            events: take("events")?,
+        };
+        let config = maps.config()?;
+        if config.vip_mask != words - 1 {
+            maps.apply(&Op::SetConfig(config))?;
+        }
+        Ok(maps)
+    }
+
+    /// The map `events`, to be read from where the reader before stopped. It must be the only one.
+    pub(crate) fn events(&self) -> Result<RingBuf<MapData>, MapError> {
+        let fd = self.events.fd().as_fd().try_clone_to_owned();
+        let fd = fd.map_err(|error| MapError::new(map::EVENTS, "open", error))?;
+        let data = MapData::from_fd(fd).map_err(of(map::EVENTS, "open"))?;
+        RingBuf::try_from(Map::RingBuf(data)).map_err(of(map::EVENTS, "open"))
+    }
+
+    fn frontends(&self) -> VipIndex<'_, [AtomicU64]> {
+        VipIndex { index: self.vip_index.words(), vips: self.vips.words() }
     }
 
     fn write_backend(&self, index: u32, backend: &Backend) -> Result<(), MapError> {
@@ -111,12 +168,21 @@ impl KernelMaps {
         Ok(())
     }
 
-    fn backend_words(&self, index: u32) -> Result<&[std::sync::atomic::AtomicU64], MapError> {
+    fn free_filter(&mut self, index: u32) -> Result<(), MapError> {
+        let filter = self.filters.get(&index, 0).map_err(of("filters", "lookup"))?;
+        self.set_filter(index, &Filter { kind: 0, ..filter.0 })
+    }
+
+    fn set_filter(&mut self, index: u32, filter: &Filter) -> Result<(), MapError> {
+        self.filters.set(index, Plain(*filter), 0).map_err(of("filters", "update"))
+    }
+
+    fn backend_words(&self, index: u32) -> Result<&[AtomicU64], MapError> {
         let at = index as usize * WORDS;
         self.backends.words().get(at..at + WORDS).ok_or_else(|| outside("backends"))
     }
 
-    fn slot_words(&self, base: u32, size: usize) -> Result<&[std::sync::atomic::AtomicU64], MapError> {
+    fn slot_words(&self, base: u32, size: usize) -> Result<&[AtomicU64], MapError> {
         self.slots.words().get(base as usize..base as usize + size).ok_or_else(|| outside("slots"))
     }
 }
@@ -127,7 +193,7 @@ impl Maps for KernelMaps {
     }
 
     fn vip(&self, key: &VipKey) -> Result<Option<Vip>, MapError> {
-        get("vips", &self.vips, &Plain(*key)).map(|vip| vip.map(|vip| vip.0))
+        Ok(self.frontends().get(key))
     }
 
     fn backend(&self, index: u32) -> Result<Option<Backend>, MapError> {
@@ -139,14 +205,11 @@ impl Maps for KernelMaps {
     }
 
     fn name(&self, id: u32) -> Result<Option<ServiceKey>, MapError> {
-        get("names", &self.names, &id).map(|name| name.map(text))
+        get("names", &self.names, &id).map(|name| name.map(|name| ServiceKey(text(name))))
     }
 
     fn vips(&self) -> Result<BTreeMap<VipKey, Vip>, MapError> {
-        let no_key = VipKey { addr: Addr::NONE, port: 0, proto: 0, zero: 0 };
-        let no_vip = Vip { service: 0, base: 0, size: 0, flags: 0 };
-        read_all("vips", fd(&self.vips), (Plain(no_key), Plain(no_vip)))
-            .map(|all| all.into_iter().map(|(key, vip)| (key.0, vip.0)).collect())
+        Ok(self.frontends().list())
     }
 
     fn slots(&self, base: u32, size: u32) -> Result<Vec<Slot>, MapError> {
@@ -161,14 +224,14 @@ impl Maps for KernelMaps {
     }
 
     fn names(&self) -> Result<BTreeMap<u32, ServiceKey>, MapError> {
-        let all = read_all("names", fd(&self.names), (0_u32, [0; NAME_LENGTH]))?;
-        Ok(all.into_iter().map(|(id, name)| (id, text(name))).collect())
+        let all = texts("names", &self.names)?;
+        Ok(all.map(|(id, name)| (id, ServiceKey(name))).collect())
     }
 
     fn decap(&self) -> Result<BTreeSet<DecapKey>, MapError> {
         let no_key = DecapKey { local: Addr::NONE, vip: Addr::NONE };
-        read_all("decap", fd(&self.decap), (Plain(no_key), 0_u32))
-            .map(|all| all.into_iter().map(|(key, _)| key.0).collect())
+        let all = read_all("decap", fd(&self.decap), 1, (Plain(no_key), 0_u32))?;
+        Ok(all.keys.into_iter().map(|key| key.0).collect())
     }
 
     fn config(&self) -> Result<Config, MapError> {
@@ -190,6 +253,7 @@ impl Maps for KernelMaps {
             seen: 0,
             next_hop: [0; 6],
             source_mac: [0; 6],
+            tags: Tags::NONE,
         };
         chunk("reverse", fd(&self.replies), from, limit, Plain(zero))
     }
@@ -211,15 +275,55 @@ impl Maps for KernelMaps {
         sums("verdict_counters", fd(&self.verdict_counters), Verdict::ALL.len(), self.cpus)
     }
 
+    fn ranges(&self) -> Result<BTreeMap<RangeKey, bool>, MapError> {
+        let range = |entry: Result<(Key<Range>, u32), aya::maps::MapError>| {
+            let (key, is_let_in) = entry.map_err(of("ranges", "lookup"))?;
+            let [service, a, b, c, d] = key.data();
+            Ok((RangeKey { bits: key.prefix_len(), service, addr: Addr([a, b, c, d]) }, is_let_in != 0))
+        };
+        self.ranges.iter().map(range).collect()
+    }
+
+    fn lets_in(&self, service: u32, client: Addr) -> Result<Option<bool>, MapError> {
+        let key = range_key(&RangeKey { bits: 160, service, addr: client });
+        match self.ranges.get(&key, 0) {
+            Ok(is_let_in) => Ok(Some(is_let_in != 0)),
+            Err(aya::maps::MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(of("ranges", "lookup")(error)),
+        }
+    }
+
+    fn filters(&self) -> Result<BTreeMap<u32, Filter>, MapError> {
+        let all = read_all("filters", fd(&self.filters), 1, (0_u32, Plain(Filter::default())))?;
+        let all = all.keys.into_iter().zip(all.values).map(|(index, filter)| (index, filter.0));
+        Ok(all.filter(|(_, filter)| filter.kind != 0).collect())
+    }
+
+    fn filter_names(&self) -> Result<BTreeMap<u32, String>, MapError> {
+        texts("filter_names", &self.filter_names).map(Iterator::collect)
+    }
+
+    fn filter_counters(&self, count: u32) -> Result<Vec<Counter>, MapError> {
+        let count = count.min(self.sizes.filters) as usize;
+        sums("filter_counters", fd(&self.filter_counters), count, self.cpus)
+    }
+
+    fn service_drops(&self) -> Result<BTreeMap<DropKey, Counter>, MapError> {
+        let zero = (Plain(DropKey { service: 0, verdict: 0 }), Plain(Counter::default()));
+        let all = read_all("service_drops", fd(&self.service_drops), self.cpus, zero)?;
+        let sums = all.values.chunks_exact(self.cpus).map(sum);
+        Ok(all.keys.into_iter().map(|key| key.0).zip(sums).collect())
+    }
+
     fn apply(&mut self, op: &Op) -> Result<(), MapError> {
         match op {
             Op::SetConfig(config) => {
-                self.config.set(0, Plain(*config), 0).map_err(of("config", "update"))?;
+                let vip_mask = self.vip_index.words().len() as u32 - 1;
+                let config = Config { vip_mask, ..*config };
+                self.config.set(0, Plain(config), 0).map_err(of("config", "update"))?;
             }
             Op::ResetCounters(index) => {
-                let zeros = PerCpuValues::try_from(vec![Plain(Counter::default()); self.cpus]);
-                let zeros = zeros.map_err(|error| MapError::new("backend_counters", "reset", error))?;
-                self.backend_counters.set(*index, zeros, 0).map_err(of("backend_counters", "update"))?;
+                reset("backend_counters", &mut self.backend_counters, *index, self.cpus)?
             }
             Op::SetBackend(index, backend) => self.write_backend(*index, backend)?,
             Op::FreeBackend(index) => {
@@ -238,19 +342,45 @@ impl Maps for KernelMaps {
                 word.store(Slot { previous: *previous, ..slot }.to_bits(), Release);
             }
             Op::SetName(id, name) => {
-                let mut bytes = [0; NAME_LENGTH];
-                for (to, from) in bytes.iter_mut().zip(name.0.bytes()) {
-                    *to = from;
-                }
-                self.names.insert(id, bytes, 0).map_err(of("names", "update"))?;
+                self.names.insert(id, bytes_of(&name.0), 0).map_err(of("names", "update"))?;
             }
             Op::RemoveName(id) => ignore_absent(self.names.remove(id), "names")?,
             Op::SetVip(key, vip) => {
-                self.vips.insert(Plain(*key), Plain(*vip), 0).map_err(of("vips", "update"))?;
+                let frontends = VipIndex { index: self.vip_index.words(), vips: self.vips.words() };
+                frontends.set(key, *vip, &mut self.unused)?;
             }
-            Op::RemoveVip(key) => ignore_absent(self.vips.remove(&Plain(*key)), "vips")?,
+            Op::RemoveVip(key) => {
+                let frontends = VipIndex { index: self.vip_index.words(), vips: self.vips.words() };
+                frontends.remove(key, &mut self.unused);
+            }
             Op::AddDecap(key) => self.decap.insert(Plain(*key), 1, 0).map_err(of("decap", "update"))?,
             Op::RemoveDecap(key) => ignore_absent(self.decap.remove(&Plain(*key)), "decap")?,
+            Op::SetRange(key, is_let_in) => {
+                let value = u32::from(*is_let_in);
+                self.ranges.insert(&range_key(key), value, 0).map_err(of("ranges", "update"))?;
+            }
+            Op::RemoveRange(key) => ignore_absent(self.ranges.remove(&range_key(key)), "ranges")?,
+            Op::SetFilter(index, filter) => {
+                self.free_filter(*index)?;
+                // All but what says that it is in use, and then that: the kernel copies byte by byte.
+                for kind in [0, filter.kind] {
+                    self.set_filter(*index, &Filter { kind, ..*filter })?;
+                }
+            }
+            Op::FreeFilter(index) => self.free_filter(*index)?,
+            Op::ResetFilterCounters(index) => {
+                reset("filter_counters", &mut self.filter_counters, *index, self.cpus)?;
+            }
+            Op::SetFilterName(index, name) => {
+                let bytes = bytes_of(name);
+                self.filter_names.insert(index, bytes, 0).map_err(of("filter_names", "update"))?;
+            }
+            Op::RemoveFilterName(index) => ignore_absent(self.filter_names.remove(index), "filter_names")?,
+            Op::RemoveDrops(keys) => {
+                for key in keys {
+                    ignore_absent(self.service_drops.remove(&Plain(*key)), "service_drops")?;
+                }
+            }
             Op::RemoveFlows(keys) => delete("flows", fd(&self.flows), keys)?,
             Op::RemoveReplies(keys) => delete("reverse", fd(&self.replies), keys)?,
         }
@@ -258,12 +388,25 @@ impl Maps for KernelMaps {
     }
 }
 
-/// Makes the map `names`, which the kernel program does not have.
-pub(crate) fn make_names(entries: u32, pin: &Path) -> Result<(), MapError> {
+/// Makes a map of names (`names`, `filter_names`), which the kernel program does not have.
+pub(crate) fn make_names(map: &'static str, entries: u32, pin: &Path) -> Result<(), MapError> {
     let names =
-        HashMap::<MapData, u32, Name>::create(entries, BPF_F_NO_PREALLOC).map_err(of("names", "create"))?;
+        HashMap::<MapData, u32, Name>::create(entries, BPF_F_NO_PREALLOC).map_err(of(map, "create"))?;
     let pinned = names.data().pin(pin);
-    pinned.map_err(|error| MapError::new("names", "pin", io::Error::other(error)))
+    pinned.map_err(|error| MapError::new(map, "pin", io::Error::other(error)))
+}
+
+fn range_key(key: &RangeKey) -> Key<Range> {
+    let [a, b, c, d] = key.addr.0;
+    Key::new(key.bits, [key.service, a, b, c, d])
+}
+
+fn bytes_of(name: &str) -> Name {
+    let mut bytes = [0; NAME_LENGTH];
+    for (to, from) in bytes.iter_mut().zip(name.bytes()) {
+        *to = from;
+    }
+    bytes
 }
 
 fn words_of(backend: &Backend) -> [u64; WORDS] {
@@ -277,7 +420,7 @@ fn backend_of(words: [u64; WORDS]) -> Backend {
 }
 
 /// Reads an entry of `backends` from its words.
-fn copy(words: &[std::sync::atomic::AtomicU64]) -> Backend {
+fn copy(words: &[AtomicU64]) -> Backend {
     let mut copy = [0; WORDS];
     for (to, from) in copy.iter_mut().zip(words) {
         *to = from.load(Acquire);
@@ -285,9 +428,17 @@ fn copy(words: &[std::sync::atomic::AtomicU64]) -> Backend {
     backend_of(copy)
 }
 
-fn text(name: Name) -> ServiceKey {
+fn text(name: Name) -> String {
     let bytes = name.split(|byte| *byte == 0).next().unwrap_or_default();
-    ServiceKey(String::from_utf8_lossy(bytes).into_owned())
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn texts(
+    map: &'static str,
+    names: &HashMap<MapData, u32, Name>,
+) -> Result<impl Iterator<Item = (u32, String)>, MapError> {
+    let all = read_all(map, fd(names), 1, (0_u32, [0; NAME_LENGTH]))?;
+    Ok(all.keys.into_iter().zip(all.values).map(|(id, name)| (id, text(name))))
 }
 
 fn fd<M: Borrow<MapData>>(map: &impl AsMapData<M>) -> BorrowedFd<'_> {
@@ -300,6 +451,18 @@ trait AsMapData<M> {
 }
 
 impl<K: aya::Pod, V: aya::Pod> AsMapData<MapData> for HashMap<MapData, K, V> {
+    fn data(&self) -> &MapData {
+        aya::maps::IterableMap::map(self)
+    }
+}
+
+impl<K: aya::Pod, V: aya::Pod> AsMapData<MapData> for PerCpuHashMap<MapData, K, V> {
+    fn data(&self) -> &MapData {
+        aya::maps::IterableMap::map(self)
+    }
+}
+
+impl<V: aya::Pod> AsMapData<MapData> for Array<MapData, V> {
     fn data(&self) -> &MapData {
         aya::maps::IterableMap::map(self)
     }
@@ -319,28 +482,32 @@ fn hash<K: aya::Pod, V: aya::Pod>(
     map: &'static str,
     data: MapData,
 ) -> Result<HashMap<MapData, K, V>, MapError> {
-    HashMap::try_from(aya::maps::Map::HashMap(data)).map_err(of(map, "open"))
+    HashMap::try_from(Map::HashMap(data)).map_err(of(map, "open"))
+}
+
+fn array<V: aya::Pod>(map: &'static str, data: MapData) -> Result<Array<MapData, V>, MapError> {
+    Array::try_from(Map::Array(data)).map_err(of(map, "open"))
 }
 
 fn per_cpu<V: aya::Pod>(map: &'static str, data: MapData) -> Result<PerCpuArray<MapData, V>, MapError> {
-    PerCpuArray::try_from(aya::maps::Map::PerCpuArray(data)).map_err(of(map, "open"))
+    PerCpuArray::try_from(Map::PerCpuArray(data)).map_err(of(map, "open"))
 }
 
 fn read_all<K: aya::Pod, V: aya::Pod>(
     map: &'static str,
     fd: BorrowedFd<'_>,
+    values_per_key: usize,
     zero: (K, V),
-) -> Result<Vec<(K, V)>, MapError> {
-    let (mut all, mut from) = (Vec::new(), 0);
-    loop {
-        let batch =
-            raw::lookup_batch(fd, from, BATCH, 1, zero).map_err(|e| MapError::new(map, "lookup", e))?;
-        all.extend(batch.keys.into_iter().zip(batch.values));
-        match batch.next {
-            Some(next) => from = next,
-            None => return Ok(all),
-        }
+) -> Result<raw::Batch<K, V>, MapError> {
+    let mut all = raw::Batch { keys: Vec::new(), values: Vec::new(), next: Some(0) };
+    while let Some(from) = all.next {
+        let batch = raw::lookup_batch(fd, from, BATCH, values_per_key, zero)
+            .map_err(|error| MapError::new(map, "lookup", error))?;
+        all.keys.extend(batch.keys);
+        all.values.extend(batch.values);
+        all.next = batch.next;
     }
+    Ok(all)
 }
 
 fn chunk<V>(
@@ -380,15 +547,27 @@ fn sums(map: &'static str, fd: BorrowedFd<'_>, count: usize, cpus: usize) -> Res
     let zero = (0_u32, Plain(Counter::default()));
     let batch =
         raw::lookup_batch(fd, 0, count, cpus, zero).map_err(|error| MapError::new(map, "lookup", error))?;
-    let sum = |values: &[Plain<Counter>]| {
-        values.iter().fold(Counter::default(), |sum, one| Counter {
-            packets: sum.packets + one.0.packets,
-            bytes: sum.bytes + one.0.bytes,
-            flows: sum.flows + one.0.flows,
-            zero: 0,
-        })
-    };
     Ok(batch.values.chunks_exact(cpus).map(sum).collect())
+}
+
+fn sum(values: &[Plain<Counter>]) -> Counter {
+    values.iter().fold(Counter::default(), |sum, one| Counter {
+        packets: sum.packets + one.0.packets,
+        bytes: sum.bytes + one.0.bytes,
+        flows: sum.flows + one.0.flows,
+        zero: 0,
+    })
+}
+
+fn reset(
+    map: &'static str,
+    counters: &mut PerCpuArray<MapData, Plain<Counter>>,
+    index: u32,
+    cpus: usize,
+) -> Result<(), MapError> {
+    let zeros = PerCpuValues::try_from(vec![Plain(Counter::default()); cpus]);
+    let zeros = zeros.map_err(|error| MapError::new(map, "reset", error))?;
+    counters.set(index, zeros, 0).map_err(of(map, "update"))
 }
 
 fn delete(map: &'static str, fd: BorrowedFd<'_>, keys: &[FlowKey]) -> Result<(), MapError> {
@@ -418,4 +597,4 @@ fn of(map: &'static str, action: &'static str) -> impl FnOnce(aya::maps::MapErro
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

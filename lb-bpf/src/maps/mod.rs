@@ -7,10 +7,13 @@ pub mod faulty;
 pub mod kernel;
 #[cfg(feature = "loader")]
 pub(crate) mod raw;
+#[cfg_attr(not(any(feature = "loader", test)), expect(dead_code, reason = "only the kernel has such arrays"))]
+pub(crate) mod vip_index;
 
 use crate::service::ServiceKey;
 use lb_bpf_common::{
-    Backend, Config, Counter, DecapKey, FlowEntry, FlowKey, ReverseEntry, Slot, Vip, VipKey,
+    Addr, Backend, Config, Counter, DecapKey, DropKey, Filter, FlowEntry, FlowKey, RangeKey, ReverseEntry,
+    Slot, Vip, VipKey,
 };
 use serde::Serialize;
 use std::{
@@ -22,7 +25,8 @@ use std::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Sizes {
-    /// Frontends, and one more for each address.
+    /// Frontends, and one more for each address; two less than this fit, for index 0 is never used, and one entry is
+    /// there to replace another. 64 bytes each and 32 to 64 in the index, allocated at once.
     pub vips: u32,
     /// Slots of all services together; 8 bytes each, allocated at once. Changing a table takes it twice.
     pub slots: u32,
@@ -33,11 +37,28 @@ pub struct Sizes {
     pub flows: u32,
     /// Pairs of tunnel end and VIP.
     pub decap: u32,
+    /// Source ranges of all services together. Some 100 bytes each when in use.
+    pub ranges: u32,
+    /// Rules of all packet filters together; 92 bytes each, and 32 on each CPU, allocated at once.
+    pub filters: u32,
+}
+
+impl Sizes {
+    /// For most hosts.
+    pub const DEFAULT: Sizes = Sizes {
+        vips: 8192,
+        slots: 1 << 22,
+        backends: 1 << 16,
+        flows: 1 << 18,
+        decap: 8192,
+        ranges: 1 << 16,
+        filters: 256,
+    };
 }
 
 impl Default for Sizes {
     fn default() -> Self {
-        Sizes { vips: 8192, slots: 1 << 22, backends: 1 << 16, flows: 1 << 18, decap: 8192 }
+        Sizes::DEFAULT
     }
 }
 
@@ -78,6 +99,18 @@ pub trait Maps {
     fn backend_counters(&self, count: u32) -> Result<Vec<Counter>, MapError>;
     /// The sums over all CPUs of `verdict_counters`.
     fn verdict_counters(&self) -> Result<Vec<Counter>, MapError>;
+    /// All of `ranges`: whether clients are let in.
+    fn ranges(&self) -> Result<BTreeMap<RangeKey, bool>, MapError>;
+    /// Whether a service lets a client in: by the longest prefix in `ranges`. Nothing when none covers it.
+    fn lets_in(&self, service: u32, client: Addr) -> Result<Option<bool>, MapError>;
+    /// The entries of `filters` that are in use.
+    fn filters(&self) -> Result<BTreeMap<u32, Filter>, MapError>;
+    /// What the indexes of `filters` are called.
+    fn filter_names(&self) -> Result<BTreeMap<u32, String>, MapError>;
+    /// The sums over all CPUs of the first `count` entries of `filter_counters`.
+    fn filter_counters(&self, count: u32) -> Result<Vec<Counter>, MapError>;
+    /// The sums over all CPUs of `service_drops`.
+    fn service_drops(&self) -> Result<BTreeMap<DropKey, Counter>, MapError>;
     /// Does one operation.
     fn apply(&mut self, op: &Op) -> Result<(), MapError>;
 }
@@ -85,7 +118,7 @@ pub trait Maps {
 /// One change of the maps. Packets run between any two of them and in the middle of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
-    /// Replaces the entry of `config`.
+    /// Replaces the entry of `config`, but for [`Config::vip_mask`], which belongs to the maps.
     SetConfig(Config),
     /// Sets the counters of a backend to 0.
     ResetCounters(u32),
@@ -110,6 +143,22 @@ pub enum Op {
     AddDecap(DecapKey),
     /// Removes a tunnel end.
     RemoveDecap(DecapKey),
+    /// Adds or replaces a source range: whether clients are let in.
+    SetRange(RangeKey, bool),
+    /// Removes a source range.
+    RemoveRange(RangeKey),
+    /// Writes an entry of `filters`. While that lasts it is free.
+    SetFilter(u32, Filter),
+    /// Marks an entry of `filters` as free.
+    FreeFilter(u32),
+    /// Sets the counters of an entry of `filters` to 0.
+    ResetFilterCounters(u32),
+    /// Notes what an index of `filters` is called: 1 to [`NAME_LENGTH`] bytes. Only user space reads this.
+    SetFilterName(u32, String),
+    /// Forgets what an index of `filters` was called.
+    RemoveFilterName(u32),
+    /// Removes entries of `service_drops`, as far as they are there.
+    RemoveDrops(Vec<DropKey>),
     /// Removes entries of `flows`, as far as they are there.
     RemoveFlows(Vec<FlowKey>),
     /// Removes entries of `reverse`, as far as they are there.

@@ -104,6 +104,59 @@ pub(super) fn delete_batch<K: Pod>(map: BorrowedFd<'_>, mut keys: &[K]) -> io::R
     Ok(())
 }
 
+/// BPF_MAP_CREATE of a ring buffer with this many bytes, a power of two and whole pages.
+#[cfg(test)]
+pub(super) fn create_ring_buffer(bytes: u32) -> io::Result<OwnedFd> {
+    const BPF_MAP_CREATE: libc::c_int = 0;
+    const BPF_MAP_TYPE_RINGBUF: u32 = 27;
+    // Type, size of keys and of values, entries.
+    let mut attr = [BPF_MAP_TYPE_RINGBUF, 0, 0, bytes];
+    // SAFETY: the command has no address in it.
+    let fd = unsafe { bpf(BPF_MAP_CREATE, &mut attr)? };
+    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Puts `record` into a ring buffer `times` times, as a kernel program does: with one that does nothing else.
+#[cfg(test)]
+pub(super) fn put_into_ring(ring: BorrowedFd<'_>, record: &[u32], times: u32) -> io::Result<()> {
+    const BPF_PROG_LOAD: libc::c_int = 5;
+    const BPF_PROG_TEST_RUN: libc::c_int = 10;
+    const BPF_PROG_TYPE_XDP: u64 = 6;
+    const RINGBUF_OUTPUT: i32 = 130;
+    let bytes = record.len() as i32 * 4;
+    let instruction = |code: u64, registers: u64, offset: i32, immediate: i32| {
+        code | registers << 8 | u64::from(offset as u16) << 16 | u64::from(immediate as u32) << 32
+    };
+    let store = |(n, word): (i32, &u32)| instruction(0x62, 10, n * 4 - bytes, *word as i32);
+    let mut program: Vec<u64> = (0..).zip(record).map(store).collect();
+    program.extend([
+        instruction(0x18, 0x11, 0, ring.as_raw_fd()), // r1 = the map
+        0,
+        instruction(0xbf, 0xa2, 0, 0),      // r2 = r10
+        instruction(0x07, 0x02, 0, -bytes), // r2 -= bytes
+        instruction(0xb7, 0x03, 0, bytes),  // r3 = bytes
+        instruction(0xb7, 0x04, 0, 0),      // r4 = 0
+        instruction(0x85, 0, 0, RINGBUF_OUTPUT),
+        instruction(0xb7, 0, 0, 2), // r0 = XDP_PASS
+        instruction(0x95, 0, 0, 0),
+    ]);
+    let count = program.len() as u64;
+    let license = c"GPL".as_ptr().expose_provenance() as u64;
+    let mut attr =
+        [BPF_PROG_TYPE_XDP | count << 32, program.as_ptr().expose_provenance() as u64, license, 0, 0, 0];
+    // SAFETY: the addresses are those of `count` instructions and of a string, which outlive the call.
+    let fd = unsafe { bpf(BPF_PROG_LOAD, &mut attr)? };
+    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+    let program = unsafe { OwnedFd::from_raw_fd(fd) };
+    let packet = [0_u8; 64];
+    let (fd, length) = (program.as_raw_fd() as u64, packet.len() as u64);
+    let mut attr = [fd, length, packet.as_ptr().expose_provenance() as u64, 0, u64::from(times), 0];
+    // SAFETY: the address is that of `length` bytes, which outlive the call; nothing is written.
+    unsafe { bpf(BPF_PROG_TEST_RUN, &mut attr)? };
+    Ok(())
+}
+
 /// Index of the interface that the XDP link with this id is attached to; 0 when the interface is gone.
 pub(crate) fn link_ifindex(id: u32) -> io::Result<u32> {
     let mut attr = [id, 0, 0];

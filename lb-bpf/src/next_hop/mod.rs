@@ -102,7 +102,7 @@ impl Resolver {
         Ok(self
             .routes
             .iter()
-            .map(|(address, (_, route))| (*address, self.next_hop(route.as_ref())))
+            .map(|(address, (_, route))| (*address, self.next_hop(*address, route.as_ref())))
             .collect())
     }
 
@@ -111,9 +111,14 @@ impl Resolver {
         self.watch.changed().await;
     }
 
-    fn next_hop(&self, route: Option<&Route>) -> NextHop {
+    fn next_hop(&self, address: IpAddr, route: Option<&Route>) -> NextHop {
         let Some(route) = route else { return NextHop::Unreachable };
         let Some(link) = self.watch.link(route.neighbour.0) else { return NextHop::Unreachable };
+        let below = link.lower.and_then(|(parent, _)| self.watch.link(parent));
+        if link.lower.is_some() && below.is_none_or(|below| below.lower.is_some()) {
+            // A VLAN in a VLAN would need two tags.
+            return NextHop::Unreachable;
+        }
         match self.watch.neighbour(&route.neighbour) {
             Neighbour::Unknown => NextHop::Pending,
             Neighbour::Failed => NextHop::Unreachable,
@@ -121,8 +126,10 @@ impl Resolver {
                 source: route.source,
                 mac,
                 source_mac: link.mac,
-                ifindex: route.neighbour.0,
+                ifindex: link.lower.map_or(route.neighbour.0, |(parent, _)| parent),
                 mtu: route.mtu.unwrap_or(link.mtu),
+                vlan: link.lower.map(|(_, vlan)| vlan),
+                gateway: route.neighbour.1 != address,
             }),
         }
     }

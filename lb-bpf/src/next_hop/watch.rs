@@ -7,7 +7,7 @@ use rtnetlink::{
     packet_core::{NetlinkMessage, NetlinkPayload},
     packet_route::{
         RouteNetlinkMessage,
-        link::{LinkAttribute, LinkFlags, LinkMessage},
+        link::{InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, VlanProtocol},
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
         route::{RouteAttribute, RouteMessage},
     },
@@ -50,6 +50,8 @@ pub(super) enum Neighbour {
 pub(super) struct Link {
     pub(super) mac: [u8; 6],
     pub(super) mtu: u32,
+    /// Of a VLAN (IEEE 802.1Q): the interface below it, and its id.
+    pub(super) lower: Option<(u32, u16)>,
     /// Administratively up, and with a carrier. The kernel does not say which IPv4 routes it drops when an interface
     /// goes down, so this tells.
     up: (bool, bool),
@@ -266,15 +268,80 @@ fn read_neighbour(message: &NeighbourMessage) -> Option<(NeighbourKey, Neighbour
 }
 
 fn read_link(message: &LinkMessage) -> Option<(u32, Link)> {
-    let (mut mac, mut mtu) = (None, None);
+    let (mut mac, mut mtu, mut parent, mut vlan, mut is_elsewhere) = (None, None, None, None, false);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::Address(bytes) => mac = bytes.as_slice().try_into().ok(),
             LinkAttribute::Mtu(bytes) => mtu = Some(*bytes),
+            LinkAttribute::Link(index) => parent = Some(*index),
+            LinkAttribute::LinkNetNsId(_) => is_elsewhere = true,
+            LinkAttribute::LinkInfo(info) => vlan = info.iter().find_map(read_vlan),
             _ => {}
         }
     }
     let is = |flag: LinkFlags| message.header.flags.contains(flag);
     let up = (is(LinkFlags::Up), is(LinkFlags::LowerUp));
-    Some((message.header.index, Link { mac: mac?, mtu: mtu?, up }))
+    let lower = match vlan {
+        None => None,
+        // What is below must be here, and tags of another protocol are not set.
+        Some((VlanProtocol::Ieee8021Q, id)) if !is_elsewhere => Some((parent?, id)),
+        Some(_) => return None,
+    };
+    Some((message.header.index, Link { mac: mac?, mtu: mtu?, lower, up }))
+}
+
+/// Protocol and id of a VLAN.
+fn read_vlan(info: &LinkInfo) -> Option<(VlanProtocol, u16)> {
+    let LinkInfo::Data(InfoData::Vlan(attributes)) = info else { return None };
+    let (mut protocol, mut id) = (VlanProtocol::Ieee8021Q, None);
+    for attribute in attributes {
+        match attribute {
+            InfoVlan::Id(number) => id = Some(*number),
+            InfoVlan::Protocol(number) => protocol = *number,
+            _ => {}
+        }
+    }
+    Some((protocol, id?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rtnetlink::packet_route::link::InfoKind;
+
+    fn link(info: &[LinkInfo], others: &[LinkAttribute]) -> Option<Link> {
+        let mut message = LinkMessage::default();
+        message.header.index = 9;
+        message.header.flags = LinkFlags::Up;
+        message.attributes = vec![
+            LinkAttribute::Address(vec![2, 0, 0, 0, 0, 9]),
+            LinkAttribute::Mtu(1500),
+            LinkAttribute::Link(4),
+            LinkAttribute::LinkInfo(info.to_vec()),
+        ];
+        message.attributes.extend_from_slice(others);
+        let (index, link) = read_link(&message)?;
+        assert_eq!((index, link.mac, link.mtu, link.up), (9, [2, 0, 0, 0, 0, 9], 1500, (true, false)));
+        Some(link)
+    }
+
+    fn vlan(protocol: Option<VlanProtocol>) -> [LinkInfo; 2] {
+        let mut data = vec![InfoVlan::Id(100)];
+        data.extend(protocol.map(InfoVlan::Protocol));
+        [LinkInfo::Kind(InfoKind::Vlan), LinkInfo::Data(InfoData::Vlan(data))]
+    }
+
+    #[test]
+    fn a_vlan_has_an_interface_below_it() {
+        let lower = |info: &[LinkInfo]| link(info, &[]).map(|link| link.lower);
+        assert_eq!(lower(&vlan(Some(VlanProtocol::Ieee8021Q))), Some(Some((4, 100))));
+        assert_eq!(lower(&vlan(None)), Some(Some((4, 100))));
+        assert_eq!(lower(&[LinkInfo::Kind(InfoKind::Veth)]), Some(None), "the peer is not below");
+    }
+
+    #[test]
+    fn a_vlan_that_cannot_be_reached_is_no_link() {
+        assert_eq!(link(&vlan(Some(VlanProtocol::Ieee8021Ad)), &[]), None, "another tag");
+        assert_eq!(link(&vlan(None), &[LinkAttribute::LinkNetNsId(1)]), None, "below is another namespace");
+    }
 }

@@ -2,7 +2,9 @@
 //! turns a desired set into operations, [`sweep`] ends what has lasted long enough; everything here can be made
 //! again from the maps ([`State::restore`]), and nothing here does input or output of its own.
 mod dirt;
+mod filters;
 pub mod plan;
+mod sources;
 pub mod sweep;
 
 #[cfg(test)]
@@ -10,15 +12,16 @@ mod tests;
 
 use crate::{
     ids::{Indexes, Ranges},
-    maps::{MapError, Maps, Op},
+    maps::{MapError, Maps, Op, vip_index},
     service::{Endpoint, Frontend, Protocol, Service, ServiceKey},
-    status::{Counters, InstalledService},
+    status::{Counter, Counters, InstalledService},
 };
-use lb_bpf_common::{Addr, Backend, Config, DecapKey, Verdict, Vip, VipKey, proto};
+use lb_bpf_common::{Addr, Backend, Config, DecapKey, Filter, RangeKey, Verdict, Vip, VipKey, proto};
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::IpAddr,
+    num::NonZeroU32,
 };
 
 /// A moment: milliseconds of CLOCK_MONOTONIC, the clock that the kernel program stamps flows with.
@@ -56,6 +59,10 @@ pub struct Hop {
     pub ifindex: u32,
     /// MTU of the route or the interface, bytes.
     pub mtu: u32,
+    /// The VLAN on that interface, 1 to 4094; none: frames without a tag.
+    pub vlan: Option<u16>,
+    /// Whether the neighbour is a router on the way and not the backend itself.
+    pub gateway: bool,
 }
 
 /// Next hops by backend address. One that is missing counts as [`NextHop::Pending`].
@@ -81,6 +88,12 @@ pub struct State {
     hops: NextHops,
     decap: BTreeSet<DecapKey>,
     config: Config,
+    /// Source ranges by service id.
+    sources: BTreeMap<u32, BTreeMap<RangeKey, bool>>,
+    /// How many there are.
+    ranges_used: usize,
+    filters: BTreeMap<u32, Filter>,
+    filter_names: BTreeMap<u32, String>,
     services: BTreeMap<ServiceKey, Programmed>,
     /// By id, services that are not desired any more but not pruned yet.
     leaving: BTreeMap<u32, (ServiceKey, Programmed)>,
@@ -90,6 +103,9 @@ pub struct State {
     /// How many flows the last pass left, and how many the map can hold.
     load: sweep::Load,
     room_for_flows: usize,
+    room_for_vips: usize,
+    room_for_ranges: usize,
+    room_for_filters: u32,
 }
 
 /// Service id, address, port (network byte order) and mode: two entries with the same are the same backend.
@@ -99,8 +115,10 @@ type TargetKey = (u32, Addr, u16, u8);
 struct Named {
     vips: BTreeSet<VipKey>,
     decap: BTreeSet<DecapKey>,
-    /// Whether there is a NAT service.
-    nat: bool,
+    /// Names of the filters that fit.
+    filters: BTreeSet<String>,
+    /// Bits of [`Config::flags`] that the services need.
+    flags: u32,
 }
 
 /// A service that a plan has dealt with since the state was restored.
@@ -147,6 +165,10 @@ impl State {
         for (&key, vip) in &vips {
             by_service.entry(vip.service).or_default().insert(key);
         }
+        let mut sources = BTreeMap::<_, BTreeMap<_, _>>::new();
+        for (key, is_let_in) in maps.ranges()? {
+            sources.entry(key.service).or_default().insert(key, is_let_in);
+        }
         Ok(State {
             ranges,
             indexes: Indexes::new(sizes.backends, backends.keys().copied()),
@@ -160,12 +182,19 @@ impl State {
             hops: NextHops::new(),
             decap: maps.decap()?,
             config: maps.config()?,
+            ranges_used: sources.values().map(BTreeMap::len).sum(),
+            sources,
+            filters: maps.filters()?,
+            filter_names: maps.filter_names()?,
             services: BTreeMap::new(),
             leaving: BTreeMap::new(),
             named: None,
             pass: None,
             load: sweep::Load::default(),
             room_for_flows: sizes.flows as usize,
+            room_for_vips: sizes.vips.saturating_sub(vip_index::RESERVED) as usize,
+            room_for_ranges: sizes.ranges as usize,
+            room_for_filters: sizes.filters,
         })
     }
 
@@ -227,7 +256,43 @@ impl State {
         for (verdict, counter) in Verdict::ALL.iter().zip(maps.verdict_counters()?) {
             *counters.verdicts.entry(verdict.label()).or_default() += counter;
         }
+        for (key, counter) in maps.service_drops()? {
+            let verdict = Verdict::ALL.get(key.verdict as usize);
+            if let (Some(name), Some(verdict)) = (self.names.get(&key.service), verdict) {
+                let drops = counters.drops.entry(name.clone()).or_default();
+                *drops.entry(verdict.label()).or_default() += counter;
+            }
+        }
+        let filters = maps.filter_counters(self.filters.last_key_value().map_or(0, |(last, _)| last + 1))?;
+        for (index, counter) in (0..).zip(filters) {
+            let name = self.filter_names.get(&index).filter(|_| self.filters.contains_key(&index));
+            if let Some(name) = name {
+                let mut sum = Counter::default();
+                sum += counter;
+                counters.filters.insert(name.clone(), sum);
+            }
+        }
         Ok(counters)
+    }
+
+    /// Plans that one packet in `one_in` is reported, rounded up to a power of two; or none at all.
+    pub fn plan_sampling(&mut self, one_in: Option<NonZeroU32>) -> Vec<Op> {
+        let flags = self.config.flags & !Config::EVENTS;
+        let config = match one_in {
+            // Above that, the next power of two does not fit.
+            Some(one_in) => Config {
+                flags: flags | Config::EVENTS,
+                sample_mask: one_in.get().checked_next_power_of_two().map_or(u32::MAX, |power| power - 1),
+                ..self.config
+            },
+            None => Config { flags, sample_mask: 0, ..self.config },
+        };
+        if config == self.config {
+            return Vec::new();
+        }
+        let op = Op::SetConfig(config);
+        self.mirror(&op);
+        vec![op]
     }
 
     /// Keeps the mirror in step with an operation.
@@ -267,7 +332,33 @@ impl State {
             Op::RemoveDecap(key) => {
                 self.decap.remove(key);
             }
+            Op::SetRange(key, is_let_in) => {
+                let ranges = self.sources.entry(key.service).or_default();
+                self.ranges_used += usize::from(ranges.insert(*key, *is_let_in).is_none());
+            }
+            Op::RemoveRange(key) => {
+                if let Some(ranges) = self.sources.get_mut(&key.service) {
+                    self.ranges_used -= usize::from(ranges.remove(key).is_some());
+                    if ranges.is_empty() {
+                        self.sources.remove(&key.service);
+                    }
+                }
+            }
+            Op::SetFilter(index, filter) => {
+                self.filters.insert(*index, *filter);
+            }
+            Op::FreeFilter(index) => {
+                self.filters.remove(index);
+            }
+            Op::SetFilterName(index, name) => {
+                self.filter_names.insert(*index, name.clone());
+            }
+            Op::RemoveFilterName(index) => {
+                self.filter_names.remove(index);
+            }
             Op::ResetCounters(_)
+            | Op::ResetFilterCounters(_)
+            | Op::RemoveDrops(_)
             | Op::WriteTable(..)
             | Op::SetPrevious(..)
             | Op::RemoveFlows(_)
@@ -306,7 +397,7 @@ fn frontend_of(key: &VipKey) -> Option<Frontend> {
     Some(Frontend { address: key.addr.into(), protocol, port: u16::from_be(key.port) })
 }
 
-fn endpoint_of(backend: &Backend) -> Endpoint {
+pub(crate) fn endpoint_of(backend: &Backend) -> Endpoint {
     Endpoint { address: backend.addr.into(), port: u16::from_be(backend.port) }
 }
 

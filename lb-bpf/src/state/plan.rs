@@ -1,17 +1,18 @@
 //! From a desired set to the operations that bring the maps there, in an order in which a packet may run between
 //! any two of them, and the process may die there.
 //!
-//! For each service: entries of backends first, then the new table in a free range, then the frontends, each by
-//! one update. What a frontend pointed to before is given back when no packet can be reading it any more.
+//! For each service: entries of backends first, then the new table in a free range and the source ranges, then the
+//! frontends, each by one update. What a frontend pointed to before is given back when no packet can be reading it any
+//! more.
 use super::{
     Hop, Named, NextHop, NextHops, Now, Programmed, State, TargetKey,
     dirt::{self, Dirt},
-    ping_key, vip_key,
+    filters, ping_key, sources, vip_key,
 };
 use crate::{
     maglev,
     maps::{MapError, Maps, NAME_LENGTH, Op},
-    service::{Desired, Endpoint, Frontend, Service, ServiceKey},
+    service::{Desired, Endpoint, Frontend, Rules, Service, ServiceKey},
 };
 use lb_bpf_common::{Addr, Backend, Config, DecapKey, Mode, Slot, Vip, outer_header_sum, slot_of};
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,7 +26,7 @@ const NAT_PORTS: (u16, u16) = (16384, 32767);
 pub(crate) const GRACE: u64 = 250;
 
 /// The value of an address's entry for ICMP.
-const PING: Vip = Vip { service: 0, base: 0, size: 0, flags: 0 };
+const PING: Vip = Vip { service: 0, flags: 0, base: 0, size: 0 };
 
 /// Why there is no plan. Nothing has changed then.
 #[derive(Debug, thiserror::Error)]
@@ -44,13 +45,13 @@ pub enum PlanError {
     #[error("service {0:?}: the name must have 1 to {NAME_LENGTH} bytes, none of them zero")]
     BadName(ServiceKey),
     /// A map has no room left.
-    #[error("map {map} is full: {needed} more entries are needed in a row, {available} are free")]
+    #[error("map {map} is full: {needed} more entries are needed, {available} are free")]
     Full {
         /// Name of the map.
         map: &'static str,
         /// How many entries are needed.
         needed: u32,
-        /// How many are free.
+        /// How many are free; of `slots`, in a row.
         available: u32,
     },
     /// A map could not be read.
@@ -69,13 +70,26 @@ impl State {
         hops: &NextHops,
         now: Now,
     ) -> Result<Vec<Op>, PlanError> {
-        self.named = Some(named(desired)?);
+        let named = named(desired, self.room_for_filters)?;
+        let new = named.vips.iter().filter(|key| !self.vips.contains_key(key)).count();
+        let available = self.room_for_vips.saturating_sub(self.vips.len());
+        if new > available {
+            let (needed, available) = (new as u32, available as u32);
+            return Err(PlanError::Full { map: "vips", needed, available });
+        }
+        let flags = named.flags;
+        self.named = Some(named);
         self.release(now);
         let same_hops = self.hops == *hops;
         let mut ops = Vec::new();
-        if self.named.as_ref().is_some_and(|named| named.nat) {
-            let config =
-                Config { flags: Config::NAT, nat_port_first: NAT_PORTS.0, nat_port_last: NAT_PORTS.1 };
+        self.add_filters(&desired.filters, &mut ops);
+        if flags != 0 {
+            let config = Config {
+                flags: self.config.flags | flags,
+                nat_port_first: NAT_PORTS.0,
+                nat_port_last: NAT_PORTS.1,
+                ..self.config
+            };
             if self.config != config {
                 self.push(Op::SetConfig(config), &mut ops);
             }
@@ -126,28 +140,36 @@ impl State {
         for key in ends {
             self.push(Op::RemoveDecap(key), &mut ops);
         }
-        if let Some(op) = self.without_nat() {
+        if let Some(op) = self.without_translation() {
             self.push(op, &mut ops);
         }
+        self.remove_filters(&mut ops);
         let kept: BTreeSet<u32> = self.services.values().map(|programmed| programmed.id).collect();
         let forgotten: Vec<u32> = self.names.keys().filter(|id| !kept.contains(id)).copied().collect();
         for id in forgotten {
             self.push(Op::RemoveName(id), &mut ops);
+        }
+        let forgotten: Vec<u32> = self.sources.keys().filter(|id| !kept.contains(id)).copied().collect();
+        for id in forgotten {
+            self.remove_sources(id, &BTreeMap::new(), &mut ops);
         }
         self.leaving.clear();
         self.retire_tables(now);
         ops
     }
 
-    /// The operation that tells packets that there is no NAT any more, if that is so and they do not know.
-    pub(super) fn without_nat(&self) -> Option<Op> {
-        let named = self.named.as_ref()?;
-        let drains = || self.backends.values().any(|backend| backend.mode == Mode::Nat as u8);
-        let is_over = self.config.flags & Config::NAT != 0 && !named.nat && !drains();
-        is_over.then_some(Op::SetConfig(Config { flags: self.config.flags & !Config::NAT, ..self.config }))
+    /// The operation that tells packets which modes that translate are not there any more, if they do not know.
+    pub(super) fn without_translation(&self) -> Option<Op> {
+        let over = self.config.flags & (Config::NAT | Config::DNAT) & !self.named.as_ref()?.flags;
+        if over == 0 {
+            return None;
+        }
+        let drain = self.backends.values().fold(0, |flags, backend| flags | translation(backend.mode));
+        let flags = self.config.flags & !(over & !drain);
+        (flags != self.config.flags).then_some(Op::SetConfig(Config { flags, ..self.config }))
     }
 
-    fn push(&mut self, op: Op, ops: &mut Vec<Op>) {
+    pub(super) fn push(&mut self, op: Op, ops: &mut Vec<Op>) {
         self.mirror(&op);
         ops.push(op);
     }
@@ -277,11 +299,15 @@ impl State {
         let mut keys = self.by_service.get(&id).cloned().unwrap_or_default();
         keys.retain(|key| !self.named.as_ref().is_some_and(|named| named.vips.contains(key)));
         keys.extend(service.frontends.iter().map(vip_key));
+        let sources = sources::compile(id, &service.rules);
+        programmed.vip.flags = flags(&service.rules, !sources.is_empty());
+        self.add_sources(id, &sources, ops)?;
         for key in keys {
             if self.vips.get(&key) != Some(&programmed.vip) {
                 self.push(Op::SetVip(key, programmed.vip), ops);
             }
         }
+        self.remove_sources(id, &sources, ops);
         self.note_absent(&mut programmed, now);
         Ok(programmed)
     }
@@ -298,6 +324,7 @@ impl State {
         last: Option<u32>,
         ops: &mut Vec<Op>,
     ) -> Result<u32, PlanError> {
+        let hop = &reach(mode as u8, hop);
         let target: TargetKey = (id, endpoint.address.into(), endpoint.port.to_be(), mode as u8);
         let found = self.by_target.get(&target).and_then(|indexes| {
             let source = match hop {
@@ -347,14 +374,8 @@ impl State {
         let declared: BTreeSet<u32> =
             self.services.values().flat_map(|service| service.entries.values().copied()).collect();
         let absent = self.backends.iter().filter(|(index, _)| !declared.contains(index));
-        let fresh = |backend: &Backend| match hops.get(&backend.addr.into())? {
-            NextHop::Known(hop) if Addr::from(hop.source) == backend.source => Some(Backend {
-                next_hop: hop.mac,
-                source_mac: hop.source_mac,
-                ifindex: hop.ifindex,
-                mtu: hop.mtu,
-                ..*backend
-            }),
+        let fresh = |backend: &Backend| match reach(backend.mode, hops.get(&backend.addr.into())?) {
+            NextHop::Known(hop) if Addr::from(hop.source) == backend.source => Some(through(*backend, &hop)),
             _ => None,
         };
         let changed: Vec<_> = absent
@@ -451,6 +472,11 @@ impl State {
             let from = if old_vip.size == size { slot } else { same_place(slot, size, old_vip.size) };
             let held = old_slots.get(from as usize).copied().unwrap_or_default();
             let held_since = programmed.since.get(from as usize).copied().unwrap_or(0);
+            if held == (Slot { current: owner, previous: 0 }) {
+                since.push(held_since);
+                slots.push(held);
+                continue;
+            }
             let new = dirt::moved(held, owner, is_live);
             let goes_on = new.previous == held.previous;
             let known = programmed.dirty.get(&from).filter(|_| goes_on).copied();
@@ -461,7 +487,7 @@ impl State {
             since.push(if held.current == owner { held_since } else { now.seconds() });
             slots.push(new);
         }
-        let full = PlanError::Full { map: "slots", needed: size, available: self.ranges.available() };
+        let full = PlanError::Full { map: "slots", needed: size, available: self.ranges.longest() };
         let base = self.ranges.take(size).ok_or(full)?;
         self.tables.insert(base, size);
         programmed.vip.base = base;
@@ -556,20 +582,50 @@ fn same_place(slot: u32, size: u32, old_size: u32) -> u32 {
 
 fn with_hop(bare: Backend, hop: &Hop, mode: Mode) -> Backend {
     let source = Addr::from(hop.source);
-    let is_outer_v4 = mode == Mode::Ipip && source.is_v4() && bare.addr.is_v4();
+    let is_outer_v4 = mode.is_tunnel() && source.is_v4() && bare.addr.is_v4();
+    let header_sum = if is_outer_v4 { outer_header_sum(&source, &bare.addr) } else { 0 };
+    through(Backend { source, header_sum, ..bare }, hop)
+}
+
+/// The backend with what may change in place.
+fn through(backend: Backend, hop: &Hop) -> Backend {
     Backend {
-        source,
         next_hop: hop.mac,
         source_mac: hop.source_mac,
         ifindex: hop.ifindex,
-        mtu: hop.mtu,
-        header_sum: if is_outer_v4 { outer_header_sum(&source, &bare.addr) } else { 0 },
-        ..bare
+        mtu: u16::try_from(hop.mtu).unwrap_or(0),
+        vlan: hop.vlan.unwrap_or(0),
+        ..backend
     }
 }
 
+/// The next hop as far as it leads to a backend of this mode: in L2 mode, none but the backend itself may get its packets.
+fn reach(mode: u8, hop: &NextHop) -> NextHop {
+    match hop {
+        NextHop::Known(hop) if hop.gateway && mode == Mode::L2 as u8 => NextHop::Unreachable,
+        hop => *hop,
+    }
+}
+
+/// The bit of [`Config::flags`] that a backend of this mode needs.
+const fn translation(mode: u8) -> u32 {
+    match Mode::of(mode) {
+        Some(Mode::Nat) => Config::NAT,
+        Some(Mode::Dnat) => Config::DNAT,
+        _ => 0,
+    }
+}
+
+/// The bits of [`Vip::flags`].
+fn flags(rules: &Rules, has_ranges: bool) -> u32 {
+    let bit = |is_set: bool, bit: u32| if is_set { bit } else { 0 };
+    bit(rules.client_affinity, Vip::AFFINITY)
+        | bit(has_ranges, Vip::RANGES)
+        | bit(rules.pass_without_backend, Vip::PASS)
+}
+
 /// What a desired set names; each frontend may have one service.
-fn named(desired: &Desired) -> Result<Named, PlanError> {
+fn named(desired: &Desired, room_for_filters: u32) -> Result<Named, PlanError> {
     let mut owners = Vec::with_capacity(desired.services.len());
     for (key, service) in &desired.services {
         if key.0.is_empty() || key.0.len() > NAME_LENGTH || key.0.contains('\0') {
@@ -584,8 +640,10 @@ fn named(desired: &Desired) -> Result<Named, PlanError> {
         return Err(PlanError::FrontendTwice { frontend: **frontend, first, second });
     }
     let decap = desired.decap.iter().map(|end| DecapKey { local: end.local.into(), vip: end.vip.into() });
-    let nat = desired.services.values().any(|service| service.mode == Mode::Nat);
+    let flags = desired.services.values().fold(0, |flags, service| flags | translation(service.mode as u8));
+    let filters =
+        desired.filters.keys().filter(|name| filters::is_name(name)).take(room_for_filters as usize);
     let pings = owners.iter().map(|(_, frontend, _)| ping_key(frontend));
     let vips = owners.iter().map(|(vip, ..)| *vip).chain(pings).collect();
-    Ok(Named { vips, decap: decap.collect(), nat })
+    Ok(Named { vips, decap: decap.collect(), filters: filters.cloned().collect(), flags })
 }

@@ -12,7 +12,8 @@ use crate::{
     status::SweepReport,
 };
 use lb_bpf_common::{
-    Backend, FlowEntry, FlowKey, Mode, ReverseEntry, Slot, Vip, VipKey, flow_hash, proto, slot_of,
+    Backend, DropKey, FlowEntry, FlowKey, Mode, ReverseEntry, Slot, Vip, VipKey, decide::is_tracked, proto,
+    slot_hash, slot_of,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -131,6 +132,7 @@ impl State {
             self.load = pass.load;
             self.clean(maps, &pass, &mut report)?;
             self.free(maps, &pass, &mut report)?;
+            self.forget_drops(maps)?;
             report.complete = true;
         } else {
             self.pass = Some(pass);
@@ -195,9 +197,19 @@ impl State {
             }
             report.backends_freed += 1;
         }
-        if let Some(op) = self.without_nat() {
+        if let Some(op) = self.without_translation() {
             maps.apply(&op)?;
             self.mirror(&op);
+        }
+        Ok(())
+    }
+
+    /// Removes the drop counters of services that are gone.
+    fn forget_drops(&self, maps: &mut impl Maps) -> Result<(), MapError> {
+        let mut gone: Vec<DropKey> = maps.service_drops()?.into_keys().collect();
+        gone.retain(|key| !self.names.contains_key(&key.service));
+        if !gone.is_empty() {
+            maps.apply(&Op::RemoveDrops(gone))?;
         }
         Ok(())
     }
@@ -323,12 +335,12 @@ impl<'a> View<'a> {
         if is_gone {
             return Ok(Fate::Remove);
         }
-        let number = slot_of(flow_hash(key), vip.size);
+        let number = slot_of(slot_hash(key, vip.flags & Vip::AFFINITY != 0), vip.size);
         let slot = match vip.size {
             0 => Slot::default(),
             _ => maps.slots(vip.base + number, 1)?.first().copied().unwrap_or_default(),
         };
-        let is_nat = backend.mode == Mode::Nat as u8;
+        let is_nat = is_tracked(backend.mode);
         let agrees = slot.current == entry.backend;
         Ok(match slot.previous {
             // The entry is not even looked at.
@@ -362,7 +374,7 @@ impl<'a> View<'a> {
 
     fn timeout(&self, key: &FlowKey, entry: &FlowEntry, backend: &Backend) -> u32 {
         let both = FlowEntry::FIN_CLIENT | FlowEntry::FIN_BACKEND;
-        let is_nat = backend.mode == Mode::Nat as u8;
+        let is_nat = is_tracked(backend.mode);
         match entry.state {
             _ if is_half_open(entry) && self.crowded => idle::HALF_OPEN_CROWDED,
             _ if key.proto == proto::UDP && is_half_open(entry) => idle::QUESTION,
@@ -422,9 +434,10 @@ impl<'a> View<'a> {
         Ok(flow.and_then(|flow| self.reply_key(&request, &flow)) != Some(*key))
     }
 
-    /// Where the way back of a NAT flow is.
+    /// Where the way back of a flow is that is translated.
     fn reply_key(&self, key: &FlowKey, entry: &FlowEntry) -> Option<FlowKey> {
         let backend = self.backends.get(&entry.backend)?;
-        (entry.nat_port != 0).then(|| FlowKey::reply(backend, entry.nat_port, key.proto))
+        let is_translated = entry.nat_port != 0 || backend.mode == Mode::Dnat as u8;
+        is_translated.then(|| key.answer(backend, entry.nat_port))
     }
 }

@@ -20,7 +20,7 @@ fn a_packet_has_one_family_and_only_tcp_has_syns() {
 
 #[test]
 fn a_trace_survives_json() {
-    let sizes = Sizes { vips: 1, slots: 1, backends: 1, flows: 1, decap: 1 };
+    let sizes = Sizes { vips: 1, slots: 1, backends: 1, flows: 1, decap: 1, ..Sizes::DEFAULT };
     let packet = packet(Protocol::Tcp, "192.0.2.1:1", "192.0.2.2:80", true).unwrap();
     let trace = trace(&FakeMaps::new(sizes), |_| None, &packet, 0).unwrap();
     assert!(!trace.is_sent());

@@ -106,7 +106,7 @@ impl<M: Maps> Way<'_, M> {
             interface: None,
             mac: mac(backend.next_hop),
             source_mac: mac(backend.source_mac),
-            largest_packet: (backend.mtu != 0).then(|| backend.mtu.saturating_sub(outer)),
+            largest_packet: (backend.mtu != 0).then(|| u32::from(backend.mtu).saturating_sub(outer)),
         });
         let (source, destination) = (IpAddr::from(backend.source), endpoint_of(&backend));
         if is_nat {
@@ -121,7 +121,7 @@ impl<M: Maps> Way<'_, M> {
     }
 
     fn entry_of_reply(&self) -> Result<Option<ReverseEntry>, MapError> {
-        let Config { flags, nat_port_first, nat_port_last } = self.maps.config()?;
+        let Config { flags, nat_port_first, nat_port_last, .. } = self.maps.config()?;
         let port = u16::from_be(self.key.dst_port);
         if flags & Config::NAT == 0 || port < nat_port_first || port > nat_port_last {
             return Ok(None);
@@ -306,7 +306,7 @@ fn endpoint_of(backend: &Backend) -> Endpoint {
 }
 
 fn mode_of(backend: &Backend) -> Option<Mode> {
-    [Mode::Nat, Mode::Ipip].into_iter().find(|mode| *mode as u8 == backend.mode)
+    Mode::of(backend.mode)
 }
 
 fn mac(bytes: [u8; 6]) -> String {

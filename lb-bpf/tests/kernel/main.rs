@@ -7,15 +7,16 @@ mod traffic;
 use lb_bpf::{
     Datapath, DatapathError, Installed, Options, Sizes, XdpMode,
     abi::Mode,
-    service::{Decap, Desired, Endpoint, Frontend, Protocol, Service, ServiceKey, Target},
+    service::{Decap, Desired, Endpoint, Frontend, Protocol, Rules, Service, ServiceKey, Target},
 };
 use network::{Network, run};
-use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 /// Much longer than anything here takes.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-const SIZES: Sizes = Sizes { vips: 64, slots: 1 << 16, backends: 256, flows: 1024, decap: 64 };
+const SIZES: Sizes =
+    Sizes { vips: 64, slots: 1 << 16, backends: 256, flows: 1024, decap: 64, ..Sizes::DEFAULT };
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -33,12 +34,13 @@ fn service(vip: &str, port: u16, mode: Mode, backends: &[&str]) -> Service {
         mode,
         backends: backends.iter().map(|b| (Endpoint { address: ip(b), port }, target)).collect(),
         drain_seconds: 300,
+        rules: Rules::default(),
     }
 }
 
 fn desired(services: &[(&str, Service)]) -> Desired {
     let services = services.iter().map(|(name, service)| (ServiceKey((*name).into()), service.clone()));
-    Desired { services: services.collect(), decap: BTreeSet::new() }
+    Desired { services: services.collect(), ..Desired::default() }
 }
 
 /// Two services, one in each mode and family, with backends behind the peer.

@@ -26,25 +26,34 @@ pub(crate) fn cases() -> Vec<Case> {
 
 /// An ICMP message in an Ethernet frame.
 #[derive(Clone)]
-struct Message {
-    macs: ([u8; 6], [u8; 6]),
+pub(crate) struct Message {
+    pub(crate) macs: ([u8; 6], [u8; 6]),
     src: IpAddr,
     dst: IpAddr,
     kind: u8,
     code: u8,
     rest: [u8; 4],
     body: Vec<u8>,
-    ttl: u8,
-    class: u8,
+    pub(crate) ttl: u8,
+    pub(crate) class: u8,
     /// IPv4: flags and offset.
-    fragment: u16,
+    pub(crate) fragment: u16,
     /// Bytes of IPv4 options.
     options: Vec<u8>,
 }
 
+/// "Time exceeded" about a packet to a VIP, from the VIP: its header and 8 bytes are quoted.
+pub(crate) fn time_exceeded(family: Family, frame: &Frame) -> Expect {
+    let (kind, class) = if family == V4 { ((11, 0), 0xc0) } else { ((3, 0), 0) };
+    let quoted = &frame.ip()[..family.header() + 8];
+    let message = Message::new(frame.dst.ip(), frame.src.ip(), kind, [0; 4], quoted);
+    let answer = Message { macs: (ROUTER, OWN), class, fragment: 0x4000, ttl: 64, ..message };
+    Expect::Answered(Verdict::TtlAnswered, answer.bytes())
+}
+
 impl Message {
     /// From the router's side to us.
-    fn new(src: IpAddr, dst: IpAddr, (kind, code): (u8, u8), rest: [u8; 4], body: &[u8]) -> Self {
+    pub(crate) fn new(src: IpAddr, dst: IpAddr, (kind, code): (u8, u8), rest: [u8; 4], body: &[u8]) -> Self {
         let (class, fragment, options) = (0, 0, Vec::new());
         Message {
             macs: (OWN, ROUTER),
@@ -87,7 +96,7 @@ impl Message {
         bytes
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         let mut bytes = ethernet(self.macs.0, self.macs.1, self.src);
         bytes.extend(self.ip());
         bytes
@@ -189,7 +198,7 @@ fn pings(family: Family) -> Vec<Case> {
         let first = edit(&|ping| ping.fragment = 0x2000).bytes();
         cases.push(untouched("first fragment", &base, first, Verdict::Fragment));
         let later = edit(&|ping| ping.fragment = 0x2010).bytes();
-        cases.push(untouched("later fragment", &base, later, Verdict::NotOurs));
+        cases.push(untouched("later fragment", &base, later, Verdict::Fragment));
     }
     cases
 }
@@ -383,7 +392,7 @@ fn too_big(family: Family, mode: Mode) -> Vec<Case> {
         let bytes = Message { macs, class, fragment, ttl: 64, ..message }.bytes();
         Expect::Answered(Verdict::TooBigAnswered, bytes)
     };
-    let with_mtu = |mtu: u32| {
+    let with_mtu = |mtu: u16| {
         let mut world = base.clone();
         world.backends[0].mtu = mtu;
         world
@@ -392,6 +401,7 @@ fn too_big(family: Family, mode: Mode) -> Vec<Case> {
         let bytes = match mode {
             Mode::Ipip => tunnelled(family, frame, 1),
             Mode::Nat => translated(family, frame, 1, PORTS.0),
+            _ => unreachable!("not a mode of these cases"),
         };
         Expect::Sent { backend: 1, new: mode == Mode::Nat, bytes }
     };

@@ -1,6 +1,7 @@
 //! IPIP on clean slots: the table alone decides.
 use crate::{
     frame::{ACK, FIN, RST, SYN, Transport},
+    icmp::time_exceeded,
     rig::World,
     scene::{Case, Expect, Family, V4, V6, case, flow_key, request, tunnelled, with_slots, world},
 };
@@ -33,8 +34,24 @@ fn family_cases(family: Family) -> Vec<Case> {
         case(name("SYN, out where it came in"), base.clone(), syn.bytes(), sent(&syn, 1, true)),
         case(name("established, out elsewhere"), at(2), ack.bytes(), sent(&ack, 2, false)),
         case(name("UDP"), base.clone(), udp.bytes(), sent(&udp, 1, false)),
-        untouched("TTL 1", base.clone(), &ack.clone().ttl(1), Verdict::TtlExpired),
-        untouched("TTL 0", base.clone(), &ack.clone().ttl(0), Verdict::TtlExpired),
+        case(
+            name("TTL 1"),
+            base.clone(),
+            ack.clone().ttl(1).bytes(),
+            time_exceeded(family, &ack.clone().ttl(1)),
+        ),
+        case(
+            name("TTL 0"),
+            base.clone(),
+            ack.clone().ttl(0).bytes(),
+            time_exceeded(family, &ack.clone().ttl(0)),
+        ),
+        untouched(
+            "TTL 1, too many answers",
+            edit(&|world| world.busy = true),
+            &ack.clone().ttl(1),
+            Verdict::TtlExpired,
+        ),
         untouched(
             "next hop not resolved",
             edit(&|world| world.backends[0].ifindex = 0),

@@ -8,9 +8,12 @@ mod frame;
 mod icmp;
 mod ipip;
 mod model;
+mod modes;
 mod nat;
 mod others;
+mod parts;
 mod rig;
+mod rules;
 mod scene;
 mod trace;
 mod tshark;
@@ -46,6 +49,21 @@ fn dirty_slots() {
 #[test]
 fn nat() {
     run(nat::cases());
+}
+
+#[test]
+fn modes_that_return_directly_or_keep_the_source() {
+    run(modes::cases());
+}
+
+#[test]
+fn fragments_extension_headers_and_vlans() {
+    run(parts::cases());
+}
+
+#[test]
+fn rules_of_services_and_filters() {
+    run(rules::cases());
 }
 
 #[test]

@@ -1,13 +1,14 @@
 //! NAT in both directions.
 use crate::{
     frame::{ACK, FIN, Frame, OWN, ROUTER, RST, SYN, Transport},
+    icmp::time_exceeded,
     rig::{DROP, REDIRECT, Rig, TX, World},
     scene::{
         Case, Expect, Family, PORTS, V4, V6, backend, case, entry, flow_key, reply, request, returned,
         translated, with_slots, world,
     },
 };
-use lb_bpf::abi::{Backend, FlowEntry, FlowKey, Mode, ReverseEntry, Slot, Verdict};
+use lb_bpf::abi::{Backend, FlowEntry, FlowKey, Mode, ReverseEntry, Slot, Tags, Verdict};
 
 pub(crate) fn cases() -> Vec<Case> {
     [V4, V6].into_iter().flat_map(family_cases).collect()
@@ -110,7 +111,12 @@ fn errors(family: Family) -> Vec<Case> {
     vec![
         case(name("fills the MTU"), base.clone(), full.bytes(), sent(family, &full, 1, true)),
         untouched("one byte over the MTU", edit(&|world| world.busy = true), &over, Verdict::TooBig),
-        untouched("TTL 1", base.clone(), &ack.clone().ttl(1), Verdict::TtlExpired),
+        case(
+            name("TTL 1"),
+            base.clone(),
+            ack.clone().ttl(1).bytes(),
+            time_exceeded(family, &ack.clone().ttl(1)),
+        ),
         untouched(
             "next hop not resolved",
             edit(&|world| world.backends[0].ifindex = 0),
@@ -353,12 +359,15 @@ fn replies(family: Family) -> Vec<Case> {
         }),
     ];
     if family == V4 {
-        cases.push(untouched(
-            "first fragment",
+        let first = answer(ACK).fragment(0x2000);
+        let later = answer(ACK).fragment(0x2010);
+        cases.push(case(
+            name("first fragment"),
             base.clone(),
-            &answer(ACK).fragment(0x2000),
-            Verdict::Fragment,
+            first.bytes(),
+            Expect::Returned(returned(family, &first)),
         ));
+        cases.push(untouched("later fragment of none", base.clone(), &later, Verdict::NotOurs));
     }
     // A VIP may have a port of the range: then what is no reply is a request.
     let mut vip_in_range = base.clone();
@@ -387,5 +396,6 @@ fn reverse_entry(family: Family, ifindex: u32) -> ReverseEntry {
         seen: 1,
         next_hop: ROUTER,
         source_mac: OWN,
+        tags: Tags::NONE,
     }
 }

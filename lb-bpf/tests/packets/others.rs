@@ -19,11 +19,18 @@ fn any_family() -> Vec<Case> {
         case(format!("other: {text}"), world(V4, Mode::Ipip), packet, Expect::Untouched(Verdict::NotOurs))
     };
     let syn = request(V4, Transport::Tcp(SYN)).bytes();
+    let mut other = request(V4, Transport::Tcp(SYN));
+    other.dst.set_port(81);
     vec![
         pass("Ethernet header alone", eth([0x08, 0x00], &[])),
         pass("IPv6 without a byte", eth([0x86, 0xdd], &[])),
         pass("ARP", eth([0x08, 0x06], &[0; 28])),
-        pass("802.1Q", eth([0x81, 0x00], &[&[0, 5, 8, 0], &syn[14..]].concat())),
+        pass("802.1Q, not to a VIP", eth([0x81, 0x00], &[&[0, 5, 8, 0], &other.bytes()[14..]].concat())),
+        pass("802.1Q without a packet", eth([0x81, 0x00], &[0, 5])),
+        pass(
+            "three VLAN tags",
+            eth([0x88, 0xa8], &[&[0, 5, 0x81, 0, 0, 6, 0x81, 0, 0, 7, 8, 0], &syn[14..]].concat()),
+        ),
         pass("802.3 length", eth([0x00, 0x2e], &[0; 46])),
         pass("IPv6 in an IPv4 frame", eth([0x08, 0x00], &request(V6, Transport::Udp).ip())),
         pass("IPv4 in an IPv6 frame", eth([0x86, 0xdd], &request(V4, Transport::Udp).ip())),
@@ -62,8 +69,8 @@ fn family_cases(family: Family, mode: Mode) -> Vec<Case> {
         patched("ICMP", &tcp, proto_at, &[if family == V4 { 1 } else { 58 }], not_ours),
         patched("SCTP", &tcp, proto_at, &[132], not_ours),
         patched("no version", &tcp, 0, &[0x05], not_ours),
-        cut("IP header cut short", &tcp, 0, not_ours),
-        cut("three bytes of ports", &tcp, 3, not_ours),
+        cut("no byte behind the IP header", &tcp, 0, malformed),
+        cut("three bytes of ports", &tcp, 3, malformed),
         cut("TCP cut within the header", &tcp, 19, malformed),
         cut("UDP cut within the header", &udp, 7, malformed),
         cut("TCP shorter than its length", &tcp, 20 + 18, malformed),
@@ -75,17 +82,26 @@ fn family_cases(family: Family, mode: Mode) -> Vec<Case> {
     ];
     if family == V4 {
         cases.extend([
-            untouched("first fragment", tcp.clone().fragment(0x2000).bytes(), Verdict::Fragment),
-            untouched("later fragment", tcp.clone().fragment(0x2010).bytes(), not_ours),
-            untouched("last fragment", tcp.clone().fragment(0x0010).bytes(), not_ours),
+            untouched(
+                "later fragment, first not seen",
+                tcp.clone().fragment(0x2010).bytes(),
+                Verdict::Fragment,
+            ),
+            untouched(
+                "last fragment, first not seen",
+                tcp.clone().fragment(0x0010).bytes(),
+                Verdict::Fragment,
+            ),
+            untouched("later fragment of another", other_address.clone().fragment(0x2010).bytes(), not_ours),
             untouched("first fragment of another", other_port.clone().fragment(0x2000).bytes(), not_ours),
             patched("header length 4 words", &tcp, 0, &[0x44], not_ours),
-            patched("header longer than the packet", &tcp.clone().payload([]), 0, &[0x4f], not_ours),
+            patched("header longer than the packet", &tcp.clone().payload([]), 0, &[0x4f], malformed),
         ]);
     } else {
         cases.extend([
-            patched("hop-by-hop options", &tcp, proto_at, &[0], not_ours),
-            patched("fragment header", &tcp, proto_at, &[44], not_ours),
+            patched("hop-by-hop options longer than the packet", &tcp, proto_at, &[0], Verdict::HeaderChain),
+            patched("the same not to a VIP", &other_address, proto_at, &[0], not_ours),
+            patched("later fragment of another protocol", &tcp, proto_at, &[44], Verdict::Fragment),
         ]);
     }
     cases

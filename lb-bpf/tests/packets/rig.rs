@@ -1,12 +1,15 @@
 //! The real programs in the real kernel, with small maps, fed by BPF_PROG_TEST_RUN. Nothing is attached or pinned.
 use aya::{
     Ebpf, EbpfLoader, TestRun,
-    maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues},
+    maps::{
+        Array, HashMap, MapData, PerCpuArray, PerCpuHashMap, PerCpuValues,
+        lpm_trie::{Key, LpmTrie},
+    },
     programs::{TestRunOptions, Xdp},
 };
 use lb_bpf::abi::{
-    Backend, Config, Counter, DecapKey, FlowEntry, FlowKey, Limit, ReverseEntry, Slot, Verdict, Vip, VipKey,
-    map, program,
+    Backend, Config, Counter, DecapKey, DropKey, Filter, FlowEntry, FlowKey, FragmentEntry, FragmentKey,
+    Frontend, Limit, RangeKey, ReverseEntry, Slot, Verdict, Vip, VipKey, VipWord, map, program, vip_hash,
 };
 
 /// XDP actions (linux/bpf.h).
@@ -20,6 +23,8 @@ pub(crate) const INGRESS: u32 = 1;
 
 /// Size of the smaller maps.
 const ENTRIES: u32 = 16;
+/// Words of `vip_index`.
+const WORDS: u32 = 64;
 
 /// A value of a map. The types of the ABI have no padding, and any bytes are a valid value of each.
 #[repr(transparent)]
@@ -39,6 +44,10 @@ pub(crate) struct World {
     pub(crate) flows: Vec<(FlowKey, FlowEntry)>,
     pub(crate) reverse: Vec<(FlowKey, ReverseEntry)>,
     pub(crate) decap: Vec<DecapKey>,
+    pub(crate) ranges: Vec<(RangeKey, u32)>,
+    /// From index 0 on.
+    pub(crate) filters: Vec<Filter>,
+    pub(crate) fragments: Vec<(FragmentKey, FragmentEntry)>,
     pub(crate) config: Config,
     /// Whether the rate of what is sent at a limited rate is used up.
     pub(crate) busy: bool,
@@ -74,6 +83,10 @@ impl Rig {
             .map_max_entries(map::FLOWS, max_flows)
             .map_max_entries(map::REVERSE, max_reverse)
             .map_max_entries(map::DECAP, ENTRIES)
+            .map_max_entries(map::VIP_INDEX, WORDS)
+            .map_max_entries(map::RANGES, ENTRIES)
+            .map_max_entries(map::FILTERS, ENTRIES)
+            .map_max_entries(map::FILTER_COUNTERS, ENTRIES)
             .load(lb_bpf::OBJECT)
             .expect("load the object (needs root)");
         let datapath: &mut Xdp = ebpf.program_mut(program::DATAPATH).unwrap().try_into().unwrap();
@@ -83,7 +96,7 @@ impl Rig {
 
     /// Makes the maps hold `world` and nothing else.
     pub(crate) fn fill(&mut self, world: &World) {
-        self.replace(map::VIPS, &world.vips);
+        self.fill_vips(&world.vips);
         self.replace(map::FLOWS, &world.flows);
         self.replace(map::REVERSE, &world.reverse);
         self.replace(map::DECAP, &world.decap.iter().map(|&key| (key, 1_u32)).collect::<Vec<_>>());
@@ -100,11 +113,74 @@ impl Rig {
         for verdict in Verdict::ALL {
             self.set_per_cpu(map::VERDICT_COUNTERS, *verdict as u32, Plain(Counter::default()));
         }
-        self.array(map::CONFIG).set(0, Plain(world.config), 0).unwrap();
+        for index in 0..ENTRIES {
+            let filter = world.filters.get(index as usize).copied().unwrap_or_default();
+            self.array(map::FILTERS).set(index, Plain(filter), 0).unwrap();
+            self.set_per_cpu(map::FILTER_COUNTERS, index, Plain(Counter::default()));
+        }
+        self.fill_ranges(&world.ranges);
+        self.replace(map::FRAGMENTS, &world.fragments);
+        self.clear_drops();
+        let filters = world.filters.len() as u32;
+        let config = Config { vip_mask: WORDS - 1, filters, ..world.config };
+        self.array(map::CONFIG).set(0, Plain(config), 0).unwrap();
         let used = if world.busy { u64::MAX } else { 0 };
-        for limit in [Limit::Echo, Limit::TooBig] {
+        for limit in [Limit::Echo, Limit::TooBig, Limit::TimeExceeded] {
             self.set_per_cpu(map::ICMP_LIMITS, limit as u32, Plain(used));
         }
+    }
+
+    /// As user space does it, in short.
+    fn fill_vips(&mut self, vips: &[(VipKey, Vip)]) {
+        let mut words = [VipWord::FREE; WORDS as usize];
+        for (index, &(key, vip)) in (1..).zip(vips) {
+            let hash = vip_hash(&key);
+            let mut place = VipWord::place(hash, WORDS - 1);
+            while words[place as usize] != VipWord::FREE {
+                place = (place + 1) % WORDS;
+            }
+            words[place as usize] = VipWord::new(hash, index);
+            let frontend = Frontend { key, zero: 0, vip, rest: [0; 6] };
+            self.array(map::VIPS).set(index, Plain(frontend), 0).unwrap();
+        }
+        for (index, word) in (0..).zip(words) {
+            self.array(map::VIP_INDEX).set(index, Plain(word), 0).unwrap();
+        }
+    }
+
+    fn fill_ranges(&mut self, ranges: &[(RangeKey, u32)]) {
+        let mut trie: LpmTrie<&mut MapData, [u32; 5], u32> =
+            self.ebpf.map_mut(map::RANGES).unwrap().try_into().unwrap();
+        for key in trie.keys().collect::<std::result::Result<Vec<_>, _>>().unwrap() {
+            trie.remove(&key).unwrap();
+        }
+        for (key, allowed) in ranges {
+            let [a, b, c, d] = key.addr.0;
+            trie.insert(&Key::new(key.bits, [key.service, a, b, c, d]), allowed, 0).unwrap();
+        }
+    }
+
+    fn clear_drops(&mut self) {
+        let mut drops: PerCpuHashMap<&mut MapData, Plain<DropKey>, Plain<Counter>> =
+            self.ebpf.map_mut(map::SERVICE_DROPS).unwrap().try_into().unwrap();
+        for key in drops.keys().collect::<std::result::Result<Vec<_>, _>>().unwrap() {
+            drops.remove(&key).unwrap();
+        }
+    }
+
+    /// Packets of a service that were not sent on.
+    pub(crate) fn drops(&self) -> Vec<(DropKey, u64)> {
+        let drops: PerCpuHashMap<&MapData, Plain<DropKey>, Plain<Counter>> =
+            self.ebpf.map(map::SERVICE_DROPS).unwrap().try_into().unwrap();
+        let sum = |values: PerCpuValues<Plain<Counter>>| values.iter().map(|Plain(one)| one.packets).sum();
+        drops.iter().map(|entry| entry.map(|(Plain(key), values)| (key, sum(values))).unwrap()).collect()
+    }
+
+    /// Packets that the filter at `index` matched.
+    pub(crate) fn filtered(&self, index: u32) -> u64 {
+        let counters: PerCpuArray<&MapData, Plain<Counter>> =
+            self.ebpf.map(map::FILTER_COUNTERS).unwrap().try_into().unwrap();
+        counters.get(&index, 0).unwrap().iter().map(|Plain(one)| one.packets).sum()
     }
 
     fn replace<K: Copy + 'static, V: Copy + 'static>(&mut self, name: &str, entries: &[(K, V)]) {

@@ -66,19 +66,20 @@ pub(crate) const BACKEND_PORT: u16 = 8080;
 pub(crate) fn backend(family: Family, mode: Mode, index: u32) -> Backend {
     let (addr, source) = (Addr::from(family.backend(index)), Addr::from(family.own()));
     let (next_hop, source_mac) = backend_macs(index);
-    let is_ipip_v4 = mode == Mode::Ipip && family == V4;
+    let has_outer_v4 = mode.is_tunnel() && family == V4;
     Backend {
         addr,
         source,
         next_hop,
         source_mac,
         ifindex: if index % 2 == 1 { INGRESS } else { 777 },
-        port: if mode == Mode::Nat { BACKEND_PORT } else { family.vip().port() }.to_be(),
+        port: if mode.is_translated() { BACKEND_PORT } else { family.vip().port() }.to_be(),
         mode: mode as u8,
         flags: 0,
-        header_sum: if is_ipip_v4 { outer_header_sum(&source, &addr) } else { 0 },
+        header_sum: if has_outer_v4 { outer_header_sum(&source, &addr) } else { 0 },
         service: SERVICE,
         mtu: 1500,
+        vlan: 0,
     }
 }
 
@@ -97,7 +98,12 @@ pub(crate) fn world(family: Family, mode: Mode) -> World {
         vips: vec![(key(6), vip), (key(17), vip), (ping, Vip { service: 0, base: 0, size: 0, flags: 0 })],
         slots: vec![Slot { current: 1, previous: 0 }; (BASE + SLOTS) as usize],
         backends: (1..=4).map(|index| backend(family, mode, index)).collect(),
-        config: Config { flags: Config::NAT, nat_port_first: PORTS.0, nat_port_last: PORTS.1 },
+        config: Config {
+            flags: Config::NAT,
+            nat_port_first: PORTS.0,
+            nat_port_last: PORTS.1,
+            ..Config::default()
+        },
         ..World::default()
     }
 }
@@ -152,7 +158,7 @@ pub(crate) fn tunnel(family: Family, frame: &Frame, index: u32) -> Tunnel {
         dst: family.backend(index),
         class: frame.class & 0xfc,
         flow_label,
-        proto: if family == V4 { 4 } else { 41 },
+        proto: if frame.src.is_ipv4() { 4 } else { 41 },
         fragment: 0x4000,
         options: Vec::new(),
     }
@@ -275,7 +281,7 @@ impl Case {
 /// The action of a verdict that changes nothing: written out again, so that a changed table is noticed.
 fn untouched(verdict: Verdict) -> u32 {
     match verdict {
-        Verdict::NotOurs | Verdict::Unresolved | Verdict::DecapRefused => PASS,
+        Verdict::NotOurs | Verdict::Unresolved | Verdict::DecapRefused | Verdict::NoBackendPassed => PASS,
         Verdict::NoBackend
         | Verdict::Malformed
         | Verdict::Fragment
@@ -285,13 +291,19 @@ fn untouched(verdict: Verdict) -> u32 {
         | Verdict::FlowTableFull
         | Verdict::NoHeadroom
         | Verdict::EchoLimited
-        | Verdict::NoFlow => DROP,
+        | Verdict::NoFlow
+        | Verdict::Filtered
+        | Verdict::SourceDenied
+        | Verdict::HeaderChain => DROP,
         Verdict::Encapsulated
         | Verdict::Translated
         | Verdict::Returned
         | Verdict::Decapsulated
         | Verdict::EchoReply
-        | Verdict::TooBigAnswered => {
+        | Verdict::TooBigAnswered
+        | Verdict::TtlAnswered
+        | Verdict::Forwarded
+        | Verdict::ReturnedHere => {
             panic!("{verdict:?} changes the packet")
         }
     }

@@ -9,7 +9,7 @@ use crate::{
 use lb_bpf::{
     Sizes,
     abi::{
-        Action, Backend, Config, FlowEntry, FlowKey, Mode, ReverseEntry, Slot, Verdict, Vip, VipKey,
+        Action, Backend, Config, FlowEntry, FlowKey, Mode, ReverseEntry, Slot, Tags, Verdict, Vip, VipKey,
         flow_hash, slot_of,
     },
     maps::fake::FakeMaps,
@@ -54,7 +54,7 @@ impl Dice {
 }
 
 /// Seconds of the clock that the program stamps flows with.
-fn now() -> u32 {
+pub(crate) fn now() -> u32 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the struct is valid for the call, which cannot fail for this clock.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &mut time) };
@@ -135,10 +135,13 @@ fn some_world(dice: &mut Dice, max: u32, now: u32) -> World {
     let first = 20_000;
     world.config = match dice.below(8) {
         0 => Config::default(),
-        1 => Config { flags: 0, nat_port_first: first, nat_port_last: first + 3 },
-        _ => {
-            Config { flags: Config::NAT, nat_port_first: first, nat_port_last: first + dice.below(6) as u16 }
-        }
+        1 => Config { nat_port_first: first, nat_port_last: first + 3, ..Config::default() },
+        _ => Config {
+            flags: Config::NAT,
+            nat_port_first: first,
+            nat_port_last: first + dice.below(6) as u16,
+            ..Config::default()
+        },
     };
     let (mut flows, mut replies) = (BTreeMap::new(), BTreeMap::new());
     for _ in 0..dice.below(max + 1) {
@@ -164,6 +167,7 @@ fn some_world(dice: &mut Dice, max: u32, now: u32) -> World {
                 seen: now - 3,
                 next_hop: [2, 0, 0, 0, 3, 1],
                 source_mac: [2, 0, 0, 0, 3, 2],
+                tags: Tags::NONE,
             };
             let target = &world.backends[index as usize - 1];
             replies.insert(FlowKey::reply(target, port, key.proto), way_back);
@@ -179,7 +183,8 @@ fn some_world(dice: &mut Dice, max: u32, now: u32) -> World {
 
 /// The same maps for the trace.
 fn mirror(world: &World, max: u32) -> FakeMaps {
-    let mut maps = FakeMaps::new(Sizes { vips: 16, slots: 64, backends: 16, flows: max, decap: 16 });
+    let mut maps =
+        FakeMaps::new(Sizes { vips: 16, slots: 64, backends: 16, flows: max, decap: 16, ..Sizes::DEFAULT });
     maps.vips = world.vips.iter().copied().collect();
     maps.slots[..world.slots.len()].copy_from_slice(&world.slots);
     maps.backends[1..=world.backends.len()].copy_from_slice(&world.backends);

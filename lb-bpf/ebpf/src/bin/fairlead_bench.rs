@@ -12,6 +12,7 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use fairlead_ebpf::{
+    context::Context,
     datapath,
     family::{Family, V4, V6},
     packet::{ETH, Ipv4, Ipv6, Packet},
@@ -75,7 +76,7 @@ fn draw<F: Draw>(ctx: &XdpContext) -> Option<()> {
     random ^= random >> 7;
     random ^= random << 17;
     state.random = random;
-    F::set_source(&datapath::current_packet(ctx), (random >> 20 & state.mask) as u32)
+    F::set_source(&ctx.packet(), (random >> 20 & state.mask) as u32)
 }
 
 #[inline(always)]
@@ -85,7 +86,7 @@ fn undo<F: Family>(ctx: &XdpContext, change: Change) -> Option<()> {
         return None;
     }
     let head = &bench.get(0)?.head;
-    let packet = datapath::current_packet(ctx);
+    let packet = ctx.packet();
     if change == Change::Tunnel {
         // Ethernet header and TTL.
         let to = packet.at::<[u64; 3]>(0)?;
@@ -122,7 +123,7 @@ macro_rules! programs {
             if draw::<$family>(&ctx).is_none() {
                 return xdp_action::XDP_ABORTED;
             }
-            let action = $run(&ctx);
+            let action = $run(&ctx) as u32;
             let changed = Change::$change != Change::Nothing && action == xdp_action::XDP_TX;
             if changed && undo::<$family>(&ctx, Change::$change).is_none() {
                 return xdp_action::XDP_ABORTED;

@@ -1,44 +1,83 @@
 //! The maps in the kernel against those in memory: after the same operations they hold the same. Needs root.
 use super::*;
-use crate::{
-    OBJECT,
-    maps::{dump::dump, fake::FakeMaps},
-};
-use aya::EbpfLoader;
-use lb_bpf_common::{Mode, map, proto};
+use crate::maps::{dump::dump, fake::FakeMaps};
+use lb_bpf_common::{Frontend, Mode, VipWord, proto};
 use proptest::{prelude::*, sample::subsequence, strategy::ValueTree, test_runner::TestRunner};
-use std::{fs, path::PathBuf, process};
+use std::os::fd::OwnedFd;
 
-const SIZES: Sizes = Sizes { vips: 32, slots: 256, backends: 16, flows: 512, decap: 16 };
+const SIZES: Sizes =
+    Sizes { vips: 8, slots: 256, backends: 16, flows: 512, decap: 16, ranges: 64, filters: 5 };
+/// Flag of an array (linux/bpf.h).
+const BPF_F_MMAPABLE: u32 = 1 << 10;
 
-/// The object's maps, not pinned, but for `names`.
+/// The maps as the loader makes them, but not pinned.
 fn kernel_maps() -> KernelMaps {
-    let mut object = EbpfLoader::new()
-        .map_max_entries(map::VIPS, SIZES.vips)
-        .map_max_entries(map::SLOTS, SIZES.slots)
-        .map_max_entries(map::BACKENDS, SIZES.backends)
-        .map_max_entries(map::BACKEND_COUNTERS, SIZES.backends)
-        .map_max_entries(map::FLOWS, SIZES.flows)
-        .map_max_entries(map::REVERSE, SIZES.flows)
-        .map_max_entries(map::DECAP, SIZES.decap)
-        .load(OBJECT)
-        .expect("load the object (needs root)");
-    let dir = PathBuf::from(format!("/sys/fs/bpf/fairlead-test-maps-{}", process::id()));
-    let pins = crate::bpffs::PinDir::open(&dir).unwrap();
-    make_names(SIZES.vips, &pins.pin("names")).unwrap();
-    let maps = KernelMaps::new(|name| match name {
-        "names" => Ok(MapData::from_pin(pins.pin(name)).unwrap()),
-        _ => match object.take_map(name) {
-            Some(
-                aya::maps::Map::HashMap(data)
-                | aya::maps::Map::Array(data)
-                | aya::maps::Map::PerCpuArray(data),
-            ) => Ok(data),
-            other => panic!("{name}: {other:?}"),
-        },
-    });
-    fs::remove_dir_all(&dir).unwrap();
-    maps.unwrap()
+    kernel_maps_with(&new_ring())
+}
+
+/// A ring buffer.
+pub(crate) fn new_ring() -> OwnedFd {
+    raw::create_ring_buffer(1 << 16).unwrap()
+}
+
+/// Other maps with this ring buffer.
+pub(crate) fn kernel_maps_with(ring: &OwnedFd) -> KernelMaps {
+    let sizes = SIZES;
+    KernelMaps::new(|name| {
+        Ok(match name {
+            "vips" => array_of::<[u64; size_of::<Frontend>() / 8]>(sizes.vips, BPF_F_MMAPABLE),
+            "vip_index" => {
+                array_of::<[u64; size_of::<VipWord>() / 8]>(vip_index::words(sizes.vips), BPF_F_MMAPABLE)
+            }
+            "slots" => array_of::<u64>(sizes.slots, BPF_F_MMAPABLE),
+            "backends" => array_of::<[u64; WORDS]>(sizes.backends, BPF_F_MMAPABLE),
+            "config" => array_of::<Plain<Config>>(1, 0),
+            "filters" => array_of::<Plain<Filter>>(sizes.filters, 0),
+            "flows" => hash_of::<Plain<FlowKey>, Plain<FlowEntry>>(sizes.flows),
+            "reverse" => hash_of::<Plain<FlowKey>, Plain<ReverseEntry>>(sizes.flows),
+            "decap" => hash_of::<Plain<DecapKey>, u32>(sizes.decap),
+            "names" => hash_of::<u32, Name>(sizes.vips),
+            "filter_names" => hash_of::<u32, Name>(sizes.filters),
+            "backend_counters" => counters(sizes.backends),
+            "verdict_counters" => counters(Verdict::ALL.len() as u32),
+            "filter_counters" => counters(sizes.filters),
+            "ranges" => {
+                let map = LpmTrie::<MapData, Range, u32>::create(sizes.ranges, BPF_F_NO_PREALLOC).unwrap();
+                again(aya::maps::IterableMap::map(&map))
+            }
+            "service_drops" => again(
+                PerCpuHashMap::<MapData, Plain<DropKey>, Plain<Counter>>::create(16, BPF_F_NO_PREALLOC)
+                    .unwrap()
+                    .data(),
+            ),
+            "events" => MapData::from_fd(ring.try_clone().unwrap()).unwrap(),
+            other => panic!("{other}"),
+        })
+    })
+    .unwrap()
+}
+
+/// Puts a record into a ring buffer so many times.
+pub(crate) fn put_into_ring(ring: &OwnedFd, record: &[u32], times: u32) {
+    raw::put_into_ring(ring.as_fd(), record, times).unwrap();
+}
+
+fn array_of<V: aya::Pod>(entries: u32, flags: u32) -> MapData {
+    again(Array::<MapData, V>::create(entries, flags).expect("make a map (needs root)").data())
+}
+
+fn hash_of<K: aya::Pod, V: aya::Pod>(entries: u32) -> MapData {
+    again(HashMap::<MapData, K, V>::create(entries, BPF_F_NO_PREALLOC).unwrap().data())
+}
+
+fn counters(entries: u32) -> MapData {
+    again(PerCpuArray::<MapData, Plain<Counter>>::create(entries, 0).unwrap().data())
+}
+
+/// The same map, not typed.
+fn again(map: &MapData) -> MapData {
+    let fd: OwnedFd = map.fd().as_fd().try_clone_to_owned().unwrap();
+    MapData::from_fd(fd).unwrap()
 }
 
 fn addr(n: u8) -> Addr {
@@ -63,12 +102,13 @@ fn reply(n: u16) -> ReverseEntry {
         seen: 4,
         next_hop: [5; 6],
         source_mac: [6; 6],
+        tags: Tags::one(7),
     }
 }
 
 fn backend() -> impl Strategy<Value = Backend> {
     let macs = (any::<[u8; 6]>(), any::<[u8; 6]>());
-    (macs, 0..4_u8, 0..3_u32, any::<(u16, bool, u32)>()).prop_map(|(macs, n, ifindex, (port, down, mtu))| {
+    (macs, 0..4_u8, 0..3_u32, any::<(u16, bool, u16)>()).prop_map(|(macs, n, ifindex, (port, down, mtu))| {
         Backend {
             addr: addr(n),
             source: addr(n + 1),
@@ -78,9 +118,10 @@ fn backend() -> impl Strategy<Value = Backend> {
             port,
             mode: Mode::Ipip as u8,
             flags: u8::from(down),
-            header_sum: mtu / 3,
+            header_sum: u32::from(mtu) / 3,
             service: u32::from(n),
             mtu,
+            vlan: 0,
         }
     })
 }
@@ -92,7 +133,12 @@ fn op() -> impl Strategy<Value = Op> {
     let slot = (0..9_u32, 0..3_u32).prop_map(|(current, previous)| Slot { current, previous });
     let flows = subsequence((0..40_u16).map(flow).collect::<Vec<_>>(), 0..12);
     prop_oneof![
-        (0..2_u32).prop_map(|flags| Op::SetConfig(Config { flags, nat_port_first: 1, nat_port_last: 9 })),
+        (0..2_u32).prop_map(|flags| Op::SetConfig(Config {
+            flags,
+            nat_port_first: 1,
+            nat_port_last: 9,
+            ..Config::default()
+        })),
         (0..16_u32).prop_map(Op::ResetCounters),
         (1..16_u32, backend()).prop_map(|(index, backend)| Op::SetBackend(index, backend)),
         (1..16_u32).prop_map(Op::FreeBackend),
@@ -107,7 +153,29 @@ fn op() -> impl Strategy<Value = Op> {
         decap.prop_map(Op::RemoveDecap),
         flows.clone().prop_map(Op::RemoveFlows),
         flows.prop_map(Op::RemoveReplies),
+        (range_key(), any::<bool>()).prop_map(|(key, is_let_in)| Op::SetRange(key, is_let_in)),
+        range_key().prop_map(Op::RemoveRange),
+        (0..5_u32, filter()).prop_map(|(index, filter)| Op::SetFilter(index, filter)),
+        (0..5_u32).prop_map(Op::FreeFilter),
+        (0..5_u32).prop_map(Op::ResetFilterCounters),
+        (0..5_u32, "[a-z/é]{1,20}").prop_map(|(index, name)| Op::SetFilterName(index, name)),
+        (0..5_u32).prop_map(Op::RemoveFilterName),
     ]
+}
+
+fn range_key() -> impl Strategy<Value = RangeKey> {
+    let prefix = prop_oneof![Just((32, Addr::NONE)), Just((128, Addr::v4(0))), Just((152, addr(0)))];
+    prop_oneof![prefix, (0..4_u8).prop_map(|n| (160, addr(n)))]
+        .prop_flat_map(|(bits, addr)| (1..4_u32).prop_map(move |service| RangeKey { bits, service, addr }))
+}
+
+fn filter() -> impl Strategy<Value = Filter> {
+    (0..4_u8, any::<u16>(), any::<u16>()).prop_map(|(n, kind, offset)| Filter {
+        src: addr(n),
+        offset,
+        kind: kind | Filter::IN_USE,
+        ..Filter::default()
+    })
 }
 
 fn all<V: Copy>(
@@ -141,8 +209,12 @@ fn the_kernel_holds_what_the_fake_holds() {
             }
         }
         let op = op().new_tree(&mut runner).unwrap().current();
-        kernel.apply(&op).unwrap();
-        fake.apply(&op).unwrap();
+        let (done, wanted) = (kernel.apply(&op), fake.apply(&op));
+        assert_eq!(
+            done.map_err(|error| error.to_string()),
+            wanted.map_err(|error| error.to_string()),
+            "{op:?}"
+        );
         assert_eq!(kernel.vips().unwrap(), fake.vips, "{op:?}");
         assert_eq!(kernel.slots(0, SIZES.slots).unwrap(), fake.slots, "{op:?}");
         assert_eq!(kernel.backends().unwrap(), fake.backends().unwrap(), "{op:?}");
@@ -159,6 +231,13 @@ fn the_kernel_holds_what_the_fake_holds() {
             assert_eq!(all(|from, limit| kernel.flows(from, limit), limit), fake.flows, "{op:?}");
             assert_eq!(all(|from, limit| kernel.replies(from, limit), limit), fake.replies, "{op:?}");
         }
+        assert_eq!(kernel.ranges().unwrap(), fake.ranges, "{op:?}");
+        for (service, n) in (1..4).flat_map(|service| (0..6).map(move |n| (service, n))) {
+            let is_let_in = kernel.lets_in(service, addr(n)).unwrap();
+            assert_eq!(is_let_in, fake.lets_in(service, addr(n)).unwrap(), "{op:?}: {service} {n}");
+        }
+        assert_eq!(kernel.filters().unwrap(), fake.filters().unwrap(), "{op:?}");
+        assert_eq!(kernel.filter_names().unwrap(), fake.filter_names, "{op:?}");
         assert_eq!(kernel.flow(&flow(3)).unwrap(), fake.flow(&flow(3)).unwrap());
         assert_eq!(kernel.reply(&flow(3)).unwrap(), fake.reply(&flow(3)).unwrap());
         assert_eq!(dump(&kernel).unwrap(), dump(&fake).unwrap());
@@ -169,18 +248,30 @@ fn the_kernel_holds_what_the_fake_holds() {
 fn counters_are_summed_over_cpus_and_set_to_zero() {
     let mut kernel = kernel_maps();
     let one = Counter { packets: 2, bytes: 300, flows: 1, zero: 0 };
-    let on_all_cpus = || PerCpuValues::try_from(vec![Plain(one); kernel.cpus]).unwrap();
+    let cpus = kernel.cpus;
+    let on_all_cpus = || PerCpuValues::try_from(vec![Plain(one); cpus]).unwrap();
     let (first, second) = (on_all_cpus(), on_all_cpus());
     kernel.backend_counters.set(3, first, 0).unwrap();
     kernel.verdict_counters.set(Verdict::NoBackend as u32, second, 0).unwrap();
-    let cpus = kernel.cpus as u64;
-    let sum = Counter { packets: 2 * cpus, bytes: 300 * cpus, flows: cpus, zero: 0 };
+    let times = cpus as u64;
+    let sum = Counter { packets: 2 * times, bytes: 300 * times, flows: times, zero: 0 };
     assert_eq!(kernel.backend_counters(4).unwrap()[3], sum);
     assert_eq!(kernel.backend_counters(4).unwrap()[2], Counter::default());
     assert_eq!(kernel.backend_counters(1000).unwrap().len(), SIZES.backends as usize);
     assert_eq!(kernel.verdict_counters().unwrap()[Verdict::NoBackend as usize], sum);
     kernel.apply(&Op::ResetCounters(3)).unwrap();
     assert_eq!(kernel.backend_counters(4).unwrap()[3], Counter::default());
+    kernel.filter_counters.set(2, on_all_cpus(), 0).unwrap();
+    assert_eq!(kernel.filter_counters(1000).unwrap()[2], sum);
+    kernel.apply(&Op::ResetFilterCounters(2)).unwrap();
+    assert_eq!(kernel.filter_counters(3).unwrap()[2], Counter::default());
+    let keys = [1, 2, 3].map(|service| DropKey { service, verdict: Verdict::SourceDenied as u32 });
+    for key in keys {
+        kernel.service_drops.insert(Plain(key), on_all_cpus(), 0).unwrap();
+    }
+    assert_eq!(kernel.service_drops().unwrap(), keys.map(|key| (key, sum)).into());
+    kernel.apply(&Op::RemoveDrops(vec![keys[0], keys[2], keys[0]])).unwrap();
+    assert_eq!(kernel.service_drops().unwrap(), [(keys[1], sum)].into());
 }
 
 #[test]
@@ -190,4 +281,27 @@ fn what_lies_outside_is_refused() {
     assert!(kernel.apply(&Op::WriteTable(250, vec![Slot::default(); 7])).is_err());
     assert!(kernel.apply(&Op::SetPrevious(256, 0)).is_err());
     assert!(kernel.apply(&Op::SetBackend(16, Backend::default())).is_err());
+    assert!(kernel.apply(&Op::SetFilter(5, Filter::default())).is_err());
+}
+
+/// A process that starts finds the frontends and the free entries as they are, and the length of the index in place.
+#[test]
+fn frontends_outlive_the_process() {
+    let mut kernel = kernel_maps();
+    let vip = |service| Vip { service, ..Vip::default() };
+    let key = |n| VipKey { addr: addr(n), port: 80, proto: proto::TCP, zero: 0 };
+    for n in 0..6 {
+        kernel.apply(&Op::SetVip(key(n), vip(n.into()))).unwrap();
+    }
+    let error = kernel.apply(&Op::SetVip(key(6), vip(1))).unwrap_err();
+    assert_eq!(error.to_string(), "map vips: insert: the map is full");
+    kernel.apply(&Op::SetVip(key(5), vip(9))).expect("there is room to replace one");
+    kernel.apply(&Op::SetConfig(Config { vip_mask: 1, ..Config::default() })).unwrap();
+    assert_eq!(kernel.config().unwrap().vip_mask, 31);
+    let before = kernel.vips().unwrap();
+    assert_eq!((before.len(), before[&key(5)]), (6, vip(9)));
+    kernel.unused = kernel.frontends().unused();
+    kernel.apply(&Op::RemoveVip(key(0))).unwrap();
+    kernel.apply(&Op::SetVip(key(6), vip(1))).unwrap();
+    assert_eq!(kernel.vips().unwrap().len(), 6);
 }

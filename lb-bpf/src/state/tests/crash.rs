@@ -7,7 +7,7 @@ use crate::{
     maps::{Maps, fake::FakeMaps, faulty::FaultyMaps},
     service::{Desired, Endpoint},
 };
-use lb_bpf_common::{Backend, Vip, VipKey};
+use lb_bpf_common::{Addr, Backend, Filter, Vip, VipKey};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -39,6 +39,16 @@ fn owners(maps: &FakeMaps) -> BTreeMap<VipKey, Vec<Option<(Endpoint, u8)>>> {
         table.clear();
     }
     owners
+}
+
+/// What does not depend on ids and indexes either: the source ranges of each service, and the filters.
+type Rules = (BTreeMap<(String, u32, Addr), bool>, BTreeMap<String, Filter>);
+
+fn rules(maps: &FakeMaps) -> Rules {
+    let name = |id: &u32| maps.names[id].0.clone();
+    let ranges = maps.ranges.iter().map(|(key, value)| ((name(&key.service), key.bits, key.addr), *value));
+    let filters = maps.filters().unwrap().into_iter();
+    (ranges.collect(), filters.map(|(index, filter)| (maps.filter_names[&index].clone(), filter)).collect())
 }
 
 /// Applies a desired set to maps that break after `left` operations; true when all of it was done.
@@ -97,6 +107,8 @@ proptest! {
             let mut repaired = FaultyMaps::new(broken.maps.clone(), usize::MAX);
             prop_assert!(try_install(&mut repaired, &next, now, |_| ()));
             prop_assert_eq!(&seen(&repaired.maps), &goal, "died after {} operations", left);
+            prop_assert_eq!(rules(&repaired.maps), rules(&whole.maps));
+            prop_assert_eq!(repaired.maps.config, whole.maps.config);
             prop_assert_eq!(&repaired.maps.names.values().collect::<Vec<_>>(), &whole.maps.names.values().collect::<Vec<_>>());
             repaired.done = 0;
             prop_assert!(try_install(&mut repaired, &next, now, |_| ()));
@@ -108,6 +120,7 @@ proptest! {
             let mut straight = FaultyMaps::new(whole.maps.clone(), usize::MAX);
             prop_assert!(try_install(&mut straight, &other, now, |_| ()));
             prop_assert_eq!(owners(&turned.maps), owners(&straight.maps));
+            prop_assert_eq!(rules(&turned.maps), rules(&straight.maps));
         }
     }
 }

@@ -2,7 +2,7 @@
 use super::{
     super::{Now, State},
     START, any_desired, frontend, install,
-    packets::{flow, send},
+    packets::{flow, named, send, slot},
 };
 use crate::{
     maps::{Maps, fake::FakeMaps},
@@ -56,6 +56,11 @@ impl Model {
         // Flows whose frontend went to nobody or another service are lost, and those whose backend died.
         self.flows.retain(|key, flow| {
             let Some(service) = desired.services.get(&flow.service) else { return false };
+            // That gives the flows of all clients other slots.
+            let is_affine = |desired: &Desired| desired.services[&flow.service].rules.client_affinity;
+            if is_affine(&old) != is_affine(desired) {
+                return false;
+            }
             let target = service.backends.get(&flow.backend.0);
             service.frontends.iter().any(|f| lb_bpf_common::Addr::from(f.address) == key.dst)
                 && target.is_none_or(|target| target.up)
@@ -114,6 +119,39 @@ fn check_references(maps: &FakeMaps) {
     }
 }
 
+/// A host that has nothing yet gets the services one by one, the last one first.
+fn new_host(desired: &Desired, now: Now) -> FakeMaps {
+    let mut maps = FakeMaps::new(super::SIZES);
+    let mut state = State::restore(&maps).unwrap();
+    let mut some = Desired::default();
+    for (key, service) in desired.services.iter().rev() {
+        some.services.insert(key.clone(), service.clone());
+        install(&mut state, &mut maps, &some, now);
+    }
+    maps
+}
+
+/// Flows of clean slots have the same backend on both hosts.
+fn check_agreement(maps: &FakeMaps, other: &FakeMaps) {
+    let mut clean = 0;
+    for n in 0..200_u16 {
+        let key = flow(frontend((n % 4) as u8 + 1), n);
+        let (Some((_, here)), there) = (slot(maps, &key), slot(other, &key)) else { continue };
+        let backend =
+            |maps: &FakeMaps, index: u32| (index != 0).then(|| named(maps.backends[index as usize]));
+        if here.previous == 0 {
+            clean += 1;
+            let there = there.and_then(|(_, there)| backend(other, there.current));
+            assert_eq!(backend(maps, here.current), there, "{key:?}");
+        }
+    }
+    assert!(clean > 0 || other.vips.values().all(|vip| vip.size == 0) || maps.vips.is_empty() || dirty(maps));
+}
+
+fn dirty(maps: &FakeMaps) -> bool {
+    maps.slots.iter().any(|slot| slot.previous != 0)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 400, ..ProptestConfig::default() })]
 
@@ -127,6 +165,7 @@ proptest! {
                 Step::Install(desired) => {
                     install(&mut state, &mut maps, &desired, now);
                     model.install(&desired, now);
+                    check_agreement(&maps, &new_host(&desired, now));
                 }
                 Step::Restart => {
                     state = State::restore(&maps).unwrap();

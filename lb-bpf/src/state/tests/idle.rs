@@ -9,7 +9,7 @@ use crate::{
     maps::{Maps, fake::FakeMaps},
     service::{Frontend, Protocol},
 };
-use lb_bpf_common::{FlowEntry, FlowKey, Mode, ReverseEntry};
+use lb_bpf_common::{FlowEntry, FlowKey, Mode, ReverseEntry, Tags};
 use std::net::{IpAddr, Ipv4Addr};
 
 /// The UDP frontend.
@@ -23,10 +23,14 @@ struct Nat {
 
 impl Nat {
     fn new() -> Self {
+        Nat::of(Mode::Nat)
+    }
+
+    fn of(mode: Mode) -> Self {
         let mut maps = FakeMaps::new(SIZES);
         let mut state = State::restore(&maps).unwrap();
         let mut web = service(&[1], &[(1, 1, true)]);
-        web.mode = Mode::Nat;
+        web.mode = mode;
         web.frontends.insert(DATAGRAMS);
         install(&mut state, &mut maps, &desired([("web", web)]), START);
         assert!(maps.vips.contains_key(&vip_key(&frontend(1))));
@@ -48,8 +52,9 @@ impl Nat {
     ) -> (FlowKey, FlowKey) {
         let key = flow(frontend, n);
         let backend = self.maps.backends().unwrap()[&1];
-        let nat_port = (20_000 + n).to_be();
-        let reply_key = FlowKey::reply(&backend, nat_port, key.proto);
+        let is_nat = backend.mode == Mode::Nat as u8;
+        let nat_port = if is_nat { (20_000 + n).to_be() } else { 0 };
+        let reply_key = key.answer(&backend, nat_port);
         let seen = |age| START.seconds() - age;
         let entry = FlowEntry { backend: 1, slot: 0, seen: seen(flow_age), nat_port, state };
         let reply = ReverseEntry {
@@ -61,6 +66,7 @@ impl Nat {
             seen: seen(reply_age),
             next_hop: [0; 6],
             source_mac: [0; 6],
+            tags: Tags::NONE,
         };
         self.maps.flows.insert(key, entry);
         self.maps.replies.insert(reply_key, reply);
@@ -75,7 +81,7 @@ impl Nat {
 }
 
 #[test]
-fn both_entries_of_a_nat_flow_go_together() {
+fn both_entries_of_a_translated_flow_go_together() {
     let both = FlowEntry::FIN_CLIENT | FlowEntry::FIN_BACKEND;
     // State, age of the flow, age of the way back, whether it is idle.
     let cases = [
@@ -92,7 +98,8 @@ fn both_entries_of_a_nat_flow_go_together() {
         (FlowEntry::HALF_OPEN, 61, 0, true), // the backend repeats its answer
         (FlowEntry::HALF_OPEN | FlowEntry::RST, 11, 11, true),
     ];
-    check_idle(frontend(1), &cases);
+    check_idle(Mode::Nat, frontend(1), &cases);
+    check_idle(Mode::Dnat, frontend(1), &cases);
     let cases = [
         (0, 119, 119, false),
         (0, 121, 121, true),
@@ -101,11 +108,12 @@ fn both_entries_of_a_nat_flow_go_together() {
         (FlowEntry::HALF_OPEN, 31, 31, true),
         (FlowEntry::HALF_OPEN, 600, 10, false), // one question, and answers for minutes
     ];
-    check_idle(DATAGRAMS, &cases);
+    check_idle(Mode::Nat, DATAGRAMS, &cases);
+    check_idle(Mode::Dnat, DATAGRAMS, &cases);
 }
 
-fn check_idle(frontend: Frontend, cases: &[(u16, u32, u32, bool)]) {
-    let mut nat = Nat::new();
+fn check_idle(mode: Mode, frontend: Frontend, cases: &[(u16, u32, u32, bool)]) {
+    let mut nat = Nat::of(mode);
     let mut add = |(n, &(state, flow, reply, _))| nat.add_to(frontend, n, state, flow, reply);
     let keys: Vec<_> = (1..).zip(cases).map(&mut add).collect();
     nat.sweep();

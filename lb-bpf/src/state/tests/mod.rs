@@ -1,22 +1,26 @@
 //! Random histories against the fake maps and a simple model of the kernel program.
 mod crash;
+mod filters;
 mod flows;
 mod idle;
 mod packets;
+mod sources;
 
 use super::{Hop, NextHop, NextHops, Now, State, ping_key};
 use crate::{
     maps::{Maps, Op, Sizes, fake::FakeMaps},
-    service::{Desired, Endpoint, Frontend, Protocol, Service, ServiceKey, Target},
+    service::{Desired, Endpoint, Frontend, Protocol, Rules, Service, ServiceKey, Target},
 };
-use lb_bpf_common::Mode;
+use lb_bpf_common::{Config, Counter, DropKey, Mode, Verdict};
 use proptest::prelude::*;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
+    num::NonZeroU32,
 };
 
-const SIZES: Sizes = Sizes { vips: 16, slots: 1 << 15, backends: 200, flows: 10_000, decap: 16 };
+const SIZES: Sizes =
+    Sizes { vips: 16, slots: 1 << 15, backends: 200, flows: 10_000, decap: 16, filters: 4, ..Sizes::DEFAULT };
 const START: Now = Now(1_000_000_000);
 
 fn endpoint(n: u8) -> Endpoint {
@@ -38,12 +42,13 @@ fn service(frontends: &[u8], backends: &[(u8, u16, bool)]) -> Service {
         mode: Mode::Ipip,
         backends: backends.iter().map(backend).collect(),
         drain_seconds: 10,
+        rules: Rules::default(),
     }
 }
 
 fn desired(services: impl IntoIterator<Item = (&'static str, Service)>) -> Desired {
     let services = services.into_iter().map(|(name, service)| (key(name), service));
-    Desired { services: services.collect(), decap: BTreeSet::new() }
+    Desired { services: services.collect(), ..Desired::default() }
 }
 
 /// Next hops of all backends that tests use.
@@ -54,6 +59,8 @@ fn hops() -> NextHops {
         source_mac: [2, 0, 0, 0, 1, 0],
         ifindex: 7,
         mtu: 1500,
+        vlan: Some(5),
+        gateway: false,
     };
     (0..50).map(|n| (endpoint(n).address, NextHop::Known(hop(n)))).collect()
 }
@@ -63,15 +70,22 @@ fn any_desired() -> impl Strategy<Value = Desired> {
     let weight = prop_oneof![1 => Just(0_u16), 4 => 1..4_u16];
     let target = (weight, prop::bool::weighted(0.8)).prop_map(|(weight, up)| Target { weight, up });
     let backends = prop::collection::btree_map((1..8_u8).prop_map(endpoint), target, 0..6);
-    let service = (backends, prop::bool::weighted(0.2)).prop_map(|(backends, is_nat)| Service {
-        frontends: BTreeSet::new(),
-        mode: if is_nat { Mode::Nat } else { Mode::Ipip },
-        backends,
-        drain_seconds: 10,
-    });
+    // Mostly the same mode and rules, so that not every change of a service is one of those, too.
+    let mode = prop_oneof![6 => Just(Mode::Ipip), 4 => prop::sample::select(&Mode::ALL[..])];
+    let rules = prop_oneof![3 => Just(Rules::default()), 1 => sources::any_rules()];
+    let service = (backends, mode, prop::bool::weighted(0.2), rules).prop_map(
+        |(backends, mode, client_affinity, rules)| Service {
+            frontends: BTreeSet::new(),
+            mode,
+            backends,
+            drain_seconds: 10,
+            rules: Rules { client_affinity, ..rules },
+        },
+    );
+    let filters = prop::collection::btree_map("[a-c]", (1..4_u8).prop_map(filters::rule), 0..3);
     // Which of the two services has each of four frontends, if any.
     let owners = prop::collection::vec(prop::option::weighted(0.8, prop::bool::weighted(0.3)), 4);
-    (service.clone(), service, owners).prop_map(|(first, second, owners)| {
+    (service.clone(), service, owners, filters).prop_map(|(first, second, owners, filters)| {
         let mut services = BTreeMap::from([(key("a"), first), (key("b"), second)]);
         for (n, owner) in (1..).zip(owners) {
             let name = match owner {
@@ -84,7 +98,7 @@ fn any_desired() -> impl Strategy<Value = Desired> {
             }
         }
         services.retain(|_, service| !service.frontends.is_empty());
-        Desired { services, decap: BTreeSet::new() }
+        Desired { services, filters, ..Desired::default() }
     })
 }
 
@@ -99,6 +113,13 @@ fn install(state: &mut State, maps: &mut FakeMaps, desired: &Desired, now: Now) 
     assert_eq!(state.backends, maps.backends().unwrap());
     assert_eq!(state.names, maps.names);
     assert_eq!(state.config, maps.config);
+    assert_eq!(
+        state.sources.values().flatten().map(|(k, v)| (*k, *v)).collect::<BTreeMap<_, _>>(),
+        maps.ranges
+    );
+    assert_eq!(state.ranges_used, maps.ranges.len());
+    assert_eq!(state.filters, maps.filters().unwrap());
+    assert_eq!(state.filter_names, maps.filter_names);
     ops
 }
 
@@ -137,8 +158,13 @@ fn a_full_map_is_an_error_that_says_so() {
     let backends = [(1, 1, true)];
     let two = desired([("a", service(&[1], &backends)), ("b", service(&[2], &backends))]);
     let error = state.plan(&maps, &two, &hops(), START).unwrap_err();
-    assert_eq!(error.to_string(), "map slots is full: 1021 more entries are needed in a row, 979 are free");
-    // The error has changed nothing.
+    assert_eq!(error.to_string(), "map slots is full: 1021 more entries are needed, 979 are free");
+    let mut state = State::restore(&maps).unwrap();
+    let frontends: Vec<u8> = (1..=8).collect();
+    let error =
+        state.plan(&maps, &desired([("a", service(&frontends, &backends))]), &hops(), START).unwrap_err();
+    assert_eq!(error.to_string(), "map vips is full: 16 more entries are needed, 14 are free");
+    // The errors have changed nothing.
     let mut state = State::restore(&maps).unwrap();
     install(&mut state, &mut maps, &desired([("a", service(&[1], &backends))]), START);
 }
@@ -215,6 +241,119 @@ fn next_hops_change_in_place_and_sources_do_not() {
         ops[..],
         [Op::ResetCounters(2), Op::SetBackend(2, _), Op::WriteTable(..), Op::SetVip(..)]
     ));
+}
+
+#[test]
+fn each_mode_has_what_the_kernel_program_needs_of_it() {
+    let hop = |source: &str, gateway| {
+        let NextHop::Known(hop) = hops()[&endpoint(1).address] else { panic!("known") };
+        NextHop::Known(Hop { source: source.parse().unwrap(), gateway, ..hop })
+    };
+    let v6 = Endpoint { address: "2001:db8::1".parse().unwrap(), port: 80 };
+    let hops = NextHops::from([
+        (endpoint(1).address, hop("10.0.0.254", true)),
+        (endpoint(2).address, hop("10.0.0.254", false)),
+        (v6.address, hop("2001:db8::fe", false)),
+    ]);
+    for mode in Mode::ALL {
+        let mut maps = FakeMaps::new(SIZES);
+        let mut state = State::restore(&maps).unwrap();
+        let mut web = service(&[1], &[(1, 1, true), (2, 1, true)]);
+        web.mode = mode;
+        web.backends.insert(v6, Target { weight: 1, up: true });
+        let one = desired([("web", web)]);
+        for op in state.plan(&maps, &one, &hops, START).unwrap() {
+            maps.apply(&op).unwrap();
+        }
+        let backends: Vec<_> = maps.backends().unwrap().into_values().collect();
+        let resolved: Vec<bool> = backends.iter().map(|backend| backend.ifindex != 0).collect();
+        assert_eq!(resolved, [mode != Mode::L2, true, true], "{mode:?}: a router is not the backend");
+        let has_sum: Vec<bool> = backends.iter().map(|backend| backend.header_sum != 0).collect();
+        let outer_v4 = mode.is_tunnel();
+        assert_eq!(has_sum, [outer_v4, outer_v4, false], "{mode:?}");
+        assert!(backends[1..].iter().all(|backend| backend.vlan == 5));
+        let flags = match mode {
+            Mode::Nat => Config::NAT,
+            Mode::Dnat => Config::DNAT,
+            Mode::Ipip | Mode::Gue | Mode::L2 => 0,
+        };
+        assert_eq!(maps.config.flags, flags, "{mode:?}");
+        // Packets of flows that go on are translated back until the backends are free.
+        for op in state.plan(&maps, &Desired::default(), &hops, START).unwrap() {
+            maps.apply(&op).unwrap();
+        }
+        state.plan_prune(START).iter().for_each(|op| maps.apply(op).unwrap());
+        assert_eq!(maps.config.flags, flags, "{mode:?}");
+        for second in 0..3 {
+            state.sweep(&mut maps, Now(START.0 + second * 1000)).unwrap();
+        }
+        assert_eq!(maps.config.flags, 0, "{mode:?}");
+    }
+}
+
+#[test]
+fn a_service_whose_only_neighbours_are_routers_is_not_resolved_in_l2() {
+    let mut maps = FakeMaps::new(SIZES);
+    let mut state = State::restore(&maps).unwrap();
+    let mut web = service(&[1], &[(1, 1, true)]);
+    web.mode = Mode::L2;
+    let one = desired([("web", web)]);
+    let NextHop::Known(hop) = hops()[&endpoint(1).address] else { panic!("known") };
+    for (gateway, resolved) in [(true, false), (false, true), (true, false)] {
+        let hops = NextHops::from([(endpoint(1).address, NextHop::Known(Hop { gateway, ..hop }))]);
+        for op in state.plan(&maps, &one, &hops, START).unwrap() {
+            maps.apply(&op).unwrap();
+        }
+        assert_eq!(state.installed()[&key("web")].resolved, resolved);
+    }
+}
+
+#[test]
+fn sampling_changes_nothing_else_and_rounds_up() {
+    let mut maps = FakeMaps::new(SIZES);
+    let mut state = State::restore(&maps).unwrap();
+    let mut web = service(&[1], &[(1, 1, true)]);
+    web.mode = Mode::Nat;
+    install(&mut state, &mut maps, &desired([("web", web)]), START);
+    let before = maps.config;
+    let cases = [(1, 0), (2, 1), (3, 3), (1000, 1023), (1 << 31, (1 << 31) - 1), (u32::MAX, u32::MAX)];
+    for (one_in, sample_mask) in cases {
+        let ops = state.plan_sampling(NonZeroU32::new(one_in));
+        ops.iter().for_each(|op| maps.apply(op).unwrap());
+        let flags = Config::NAT | Config::EVENTS;
+        assert_eq!(maps.config, Config { flags, sample_mask, ..before }, "{one_in}");
+        assert_eq!(state.plan_sampling(NonZeroU32::new(one_in)), []);
+    }
+    state.plan_sampling(None).iter().for_each(|op| maps.apply(op).unwrap());
+    assert_eq!(maps.config, before);
+}
+
+#[test]
+fn drops_are_counted_by_service_as_long_as_it_is_there() {
+    let mut maps = FakeMaps::new(SIZES);
+    let mut state = State::restore(&maps).unwrap();
+    let web = service(&[1], &[(1, 1, true)]);
+    let two = desired([("a", web.clone()), ("b", service(&[2], &[]))]);
+    install(&mut state, &mut maps, &two, START);
+    let drops = |packets| Counter { packets, ..Counter::default() };
+    let denied = |service| DropKey { service, verdict: Verdict::SourceDenied as u32 };
+    let no_backend = DropKey { service: 2, verdict: Verdict::NoBackend as u32 };
+    let unknown = DropKey { service: 2, verdict: 999 };
+    maps.service_drops =
+        [(denied(1), drops(3)), (denied(2), drops(4)), (no_backend, drops(5)), (unknown, drops(6))].into();
+    let seen = |state: &State, maps: &FakeMaps| -> Vec<(String, &str, u64)> {
+        let all = state.counters(maps).unwrap().drops;
+        let all =
+            all.into_iter().flat_map(|(key, drops)| drops.into_iter().map(move |drop| (key.clone(), drop)));
+        all.map(|(key, (label, counter))| (key.0, label, counter.packets)).collect()
+    };
+    let wanted = [("a", "source_denied", 3), ("b", "no_backend", 5), ("b", "source_denied", 4)]
+        .map(|(s, l, n)| (s.to_owned(), l, n));
+    assert_eq!(seen(&state, &maps), wanted);
+    install(&mut state, &mut maps, &desired([("a", web)]), START);
+    while !state.sweep(&mut maps, START).unwrap().complete {}
+    assert_eq!(maps.service_drops, [(denied(1), drops(3))].into());
+    assert_eq!(seen(&state, &maps), wanted[..1]);
 }
 
 /// The size of a table changes with the number of backends. Flows that were in the same place mostly stay.

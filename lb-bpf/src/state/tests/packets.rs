@@ -5,7 +5,7 @@ use crate::{
     maps::fake::FakeMaps,
     service::{Endpoint, Frontend},
 };
-use lb_bpf_common::{Addr, Backend, FlowEntry, FlowKey, Mode, Slot, flow_hash, slot_of};
+use lb_bpf_common::{Addr, Backend, FlowEntry, FlowKey, Slot, Vip, decide::is_tracked, slot_hash, slot_of};
 use std::net::Ipv4Addr;
 
 /// The n-th flow of a frontend.
@@ -20,16 +20,22 @@ pub(super) fn flow(frontend: Frontend, n: u16) -> FlowKey {
     }
 }
 
-/// Sends one packet; returns the backend that gets it, if one does.
-pub(super) fn send(maps: &mut FakeMaps, key: &FlowKey, opening: bool, now: Now) -> Option<(Endpoint, u8)> {
+/// The frontend and the slot of a flow, if there are any.
+pub(super) fn slot(maps: &FakeMaps, key: &FlowKey) -> Option<(Vip, Slot)> {
     let frontend = maps.vips.iter().find(|(vip, _)| vip.addr == key.dst && vip.port == key.dst_port);
     let (_, vip) = frontend.filter(|(_, vip)| vip.size > 0)?;
-    let slot = maps.slots[(vip.base + slot_of(flow_hash(key), vip.size)) as usize];
+    let hash = slot_hash(key, vip.flags & Vip::AFFINITY != 0);
+    Some((*vip, maps.slots[(vip.base + slot_of(hash, vip.size)) as usize]))
+}
+
+/// Sends one packet; returns the backend that gets it, if one does.
+pub(super) fn send(maps: &mut FakeMaps, key: &FlowKey, opening: bool, now: Now) -> Option<(Endpoint, u8)> {
+    let (vip, slot) = slot(maps, key)?;
     let at = |index: u32| Some(maps.backends[index as usize]).filter(|backend| backend.mode != 0);
     let usable =
         |index: &u32| at(*index).is_some_and(|b| b.flags & Backend::DOWN == 0 && b.service == vip.service);
-    let is_nat = at(slot.current).is_some_and(|backend| backend.mode == Mode::Nat as u8);
-    if slot.previous == 0 && !is_nat {
+    let tracked = at(slot.current).is_some_and(|backend| is_tracked(backend.mode));
+    if slot.previous == 0 && !tracked {
         return at(slot.current).map(named);
     }
     let known = maps.flows.get(key).map(|entry| entry.backend).filter(|index| !opening && usable(index));
@@ -43,6 +49,6 @@ pub(super) fn send(maps: &mut FakeMaps, key: &FlowKey, opening: bool, now: Now) 
     Some(named(backend))
 }
 
-fn named(backend: Backend) -> (Endpoint, u8) {
+pub(super) fn named(backend: Backend) -> (Endpoint, u8) {
     (super::super::endpoint_of(&backend), backend.mode)
 }

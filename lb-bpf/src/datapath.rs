@@ -51,7 +51,8 @@ pub struct Datapath {
     state: Option<State>,
     installed: Installed,
     failed_at: Option<Instant>,
-    decap: Option<BTreeSet<IpAddr>>,
+    /// What the last [`Datapath::install`] put on the loopback interface.
+    vips: Option<BTreeSet<IpAddr>>,
     operations: u64,
     reader: Reader,
 }
@@ -87,7 +88,7 @@ impl Datapath {
             state: Some(state),
             installed,
             failed_at: None,
-            decap: None,
+            vips: None,
             operations: 0,
             reader: Reader::default(),
         })
@@ -114,9 +115,10 @@ impl Datapath {
         let endpoints = desired.services.values().flat_map(|service| service.backends.keys());
         addresses.extend(endpoints.map(|endpoint| endpoint.address));
         let hops = self.resolver.resolve(&addresses).await?;
-        let vips: BTreeSet<IpAddr> = desired.decap.iter().map(|end| end.vip).collect();
+        let ends = desired.decap.iter().map(|end| end.vip);
+        let vips: BTreeSet<IpAddr> = ends.chain(desired.local_vips.iter().copied()).collect();
         loopback::add(self.resolver.handle(), &vips).await?;
-        self.decap = Some(vips);
+        self.vips = Some(vips);
         let mut state = self.take_state()?;
         let ops = match state.plan(&self.loaded.maps, desired, &hops, now()) {
             Err(error @ (PlanError::FrontendTwice { .. } | PlanError::BadName(_))) => {
@@ -142,7 +144,7 @@ impl Datapath {
 
     /// Removes what the last [`Datapath::install`] did not name; does nothing before the first one.
     pub async fn prune(&mut self) -> Result<(), DatapathError> {
-        let Some(vips) = self.decap.clone() else { return Ok(()) };
+        let Some(vips) = self.vips.clone() else { return Ok(()) };
         let mut state = self.take_state()?;
         let ops = state.plan_prune(now());
         self.apply(&ops)?;

@@ -1,19 +1,18 @@
 //! The maps. What they hold is said in `lb_bpf_common`; the sizes here are only defaults that the loader
 //! replaces, so nothing in the programs may depend on them.
 #![expect(non_upper_case_globals, reason = "the name of the static is the name of the map")]
+use crate::{
+    flow::{Choice, Tracked},
+    nat::WayBack,
+};
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
     macros::btf_map,
 };
-use crate::{
-    filter::Facts,
-    flow::{Choice, Tracked},
-    nat::WayBack,
-};
 use lb_bpf_common::{
-    Backend, Config, Counter, DecapKey, DropKey, Event, Filter, FlowEntry, FlowKey, FragmentEntry, FragmentKey,
-    Frontend, Limit, ReverseEntry, Slot, Tags, Verdict, VipWord,
+    Backend, Config, Counter, DecapKey, DropKey, Facts, Filter, FlowEntry, FlowKey, FragmentEntry,
+    FragmentKey, Frontend, Limit, ReverseEntry, Slot, Tags, Verdict, VipWord,
 };
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -80,9 +79,10 @@ pub static service_drops: PerCpuHashMap<DropKey, Counter, 16384, NO_PREALLOC> = 
 #[btf_map]
 pub static fragments: LruHashMap<FragmentKey, FragmentEntry, 8192> = LruHashMap::new();
 
-/// What is reported about single packets.
+/// What is reported about single packets: [`lb_bpf_common::Event`]. The type does not stand here, for libbpf takes no ring
+/// buffer that has one.
 #[btf_map]
-pub static events: RingBuf<Event, 262144> = RingBuf::new();
+pub static events: RingBuf<(), 262144> = RingBuf::new();
 
 /// What holds for all services.
 #[btf_map]

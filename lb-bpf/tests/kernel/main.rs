@@ -2,6 +2,7 @@
 //! Needs root, and `ip`, `ethtool`, `nsenter` and `unshare`.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 mod network;
+mod rules;
 mod stream;
 mod tc;
 mod traffic;

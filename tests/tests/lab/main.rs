@@ -3,7 +3,9 @@
 mod addresses;
 mod backends;
 mod chaos;
+mod connections;
 mod directory;
+mod flood;
 mod icmp;
 mod restart;
 mod routers;

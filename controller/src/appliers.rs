@@ -6,12 +6,13 @@ use crate::{
     observed::{Check, Health, NodeInfo, Targets},
 };
 use bgp_speaker::config::{ConfigError, Global, PeerConfig, Route};
-use lb_bpf::{Counters, Installed, service::Desired, service::Endpoint};
+use lb_bpf::{Counters, FlowEvent, Installed, service::Desired, service::Endpoint};
 use std::{
     collections::BTreeSet,
     error::Error,
     future::Future,
     net::IpAddr,
+    num::NonZeroU32,
     time::{SystemTime, UNIX_EPOCH},
 };
 use tokio::sync::watch;
@@ -20,6 +21,8 @@ use tokio::sync::watch;
 pub trait Datapath: Send {
     /// Why it did not work.
     type Error: Error + Send;
+    /// What reads the events of packets.
+    type Events: Events;
 
     /// What it holds: after a restart, what the process before left.
     fn installed(&self) -> Installed;
@@ -33,6 +36,19 @@ pub trait Datapath: Send {
     fn sweep(&mut self) -> Result<(), Self::Error>;
     /// What it counted.
     fn counters(&self) -> Result<Counters, Self::Error>;
+    /// A reader of the events of packets, beside it; one at a time.
+    fn events(&self) -> Result<Self::Events, Self::Error>;
+    /// Reports one packet in so many, and all that are dropped or begin a flow; none: reports nothing.
+    fn set_sampling(&mut self, one_in: Option<NonZeroU32>) -> Result<(), Self::Error>;
+}
+
+/// Reads what became of packets.
+pub trait Events: Send {
+    /// Why it did not work.
+    type Error: Error + Send;
+
+    /// The next events, at least one. Can be cancelled.
+    fn next(&mut self) -> impl Future<Output = Result<Vec<FlowEvent>, Self::Error>> + Send;
 }
 
 /// The BGP speaker of this node.
@@ -111,6 +127,7 @@ impl Host for ThisHost {
 
 impl Datapath for lb_bpf::Datapath {
     type Error = lb_bpf::DatapathError;
+    type Events = lb_bpf::Events;
 
     fn installed(&self) -> Installed {
         lb_bpf::Datapath::installed(self)
@@ -136,6 +153,22 @@ impl Datapath for lb_bpf::Datapath {
 
     fn counters(&self) -> Result<Counters, Self::Error> {
         lb_bpf::Datapath::counters(self)
+    }
+
+    fn events(&self) -> Result<lb_bpf::Events, Self::Error> {
+        lb_bpf::Datapath::events(self)
+    }
+
+    fn set_sampling(&mut self, one_in: Option<NonZeroU32>) -> Result<(), Self::Error> {
+        lb_bpf::Datapath::set_sampling(self, one_in)
+    }
+}
+
+impl Events for lb_bpf::Events {
+    type Error = lb_bpf::DatapathError;
+
+    async fn next(&mut self) -> Result<Vec<FlowEvent>, Self::Error> {
+        lb_bpf::Events::next(self).await
     }
 }
 

@@ -1,10 +1,15 @@
 //! Asks a running instance, over its unix socket: HTTP/1, JSON. The server is [`crate::serve::api`].
-use http_body_util::{BodyExt, Empty};
-use hyper::{Request, StatusCode, body::Bytes, header};
+use http_body_util::{BodyExt, Collected, Empty};
+use hyper::{
+    Request,
+    body::{Bytes, Incoming},
+    header,
+};
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     io,
+    ops::ControlFlow,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -12,6 +17,8 @@ use tokio::net::UnixStream;
 
 /// How long an answer may take in all.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest line of what is followed, bytes.
+const LONGEST_LINE: usize = 64 << 10;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -47,19 +54,49 @@ pub struct Refusal {
 /// Asks for what is at `path` (percent-encoded where it must be).
 pub async fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T, ClientError> {
     let answer = |reason: String| ClientError::Answer { socket: socket.to_owned(), reason };
-    let exchange = tokio::time::timeout(TIMEOUT, exchange(socket, path));
-    let (status, body) =
-        exchange.await.map_err(|_| answer(format!("nothing within {} s", TIMEOUT.as_secs())))??;
-    if status.is_success() {
-        return serde_json::from_slice(&body).map_err(|e| answer(e.to_string()));
-    }
-    match serde_json::from_slice::<Refusal>(&body) {
-        Ok(refusal) => Err(ClientError::Refused(refusal.error)),
-        Err(_) => Err(answer(format!("HTTP status {status}"))),
-    }
+    let exchange = tokio::time::timeout(TIMEOUT, exchange(socket, path, whole));
+    let body = exchange.await.map_err(|_| answer(format!("nothing within {} s", TIMEOUT.as_secs())))??;
+    serde_json::from_slice(&body).map_err(|e| answer(e.to_string()))
 }
 
-async fn exchange(socket: &Path, path: &str) -> Result<(StatusCode, Bytes), ClientError> {
+/// Asks for what is at `path` and takes it line by line, each as JSON, for as long as it comes and `take` agrees. Returns
+/// what `take` broke with; nothing: the instance has ended it.
+pub async fn follow<T: DeserializeOwned, B>(
+    socket: &Path,
+    path: &str,
+    mut take: impl FnMut(T) -> ControlFlow<B>,
+) -> Result<Option<B>, ClientError> {
+    let read = async |mut body: Incoming| {
+        let mut text = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame.map_err(|e| e.to_string())?.into_data() else { continue };
+            text.extend_from_slice(&data);
+            while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
+                let line = serde_json::from_slice(&text[..end]).map_err(|e| e.to_string())?;
+                text.drain(..=end);
+                if let ControlFlow::Break(value) = take(line) {
+                    return Ok(Some(value));
+                }
+            }
+            if text.len() > LONGEST_LINE {
+                return Err(format!("a line of more than {LONGEST_LINE} bytes"));
+            }
+        }
+        Ok(None)
+    };
+    exchange(socket, path, read).await
+}
+
+async fn whole(body: Incoming) -> Result<Bytes, String> {
+    body.collect().await.map(Collected::to_bytes).map_err(|e| e.to_string())
+}
+
+/// Asks for what is at `path` and lets `read` read the answer, unless it is a refusal.
+async fn exchange<T>(
+    socket: &Path,
+    path: &str,
+    read: impl AsyncFnOnce(Incoming) -> Result<T, String>,
+) -> Result<T, ClientError> {
     let answer = |reason: String| ClientError::Answer { socket: socket.to_owned(), reason };
     let stream = UnixStream::connect(socket)
         .await
@@ -73,10 +110,15 @@ async fn exchange(socket: &Path, path: &str) -> Result<(StatusCode, Bytes), Clie
         .map_err(|e| answer(e.to_string()))?;
     // Takes the sender with it, so that the connection ends after the answer.
     let exchange = async move {
-        let response = sender.send_request(request).await?;
-        let status = response.status();
-        let body = response.into_body().collect().await?.to_bytes();
-        Ok::<_, hyper::Error>((status, body))
+        let response = sender.send_request(request).await.map_err(|e| answer(e.to_string()))?;
+        let (status, body) = (response.status(), response.into_body());
+        if status.is_success() {
+            return read(body).await.map_err(answer);
+        }
+        match serde_json::from_slice::<Refusal>(&whole(body).await.map_err(answer)?) {
+            Ok(refusal) => Err(ClientError::Refused(refusal.error)),
+            Err(_) => Err(answer(format!("HTTP status {status}"))),
+        }
     };
     // The connection is driven here, beside the exchange: nothing outlives this function.
     let (done, _closed) = tokio::join!(exchange, async {
@@ -84,7 +126,7 @@ async fn exchange(socket: &Path, path: &str) -> Result<(StatusCode, Bytes), Clie
             tracing::debug!(%error, "connection to the running instance");
         }
     });
-    done.map_err(|e| answer(e.to_string()))
+    done
 }
 
 /// What to do about it.

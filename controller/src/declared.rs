@@ -1,6 +1,6 @@
 //! What users declared: all objects, typed and checked, as one value.
 use crate::{
-    api::{AddressPool, BGPAdvertisement, BGPPeer, BGPRouter, LoadBalancer},
+    api::{AddressPool, BGPAdvertisement, BGPPeer, BGPRouter, LoadBalancer, PacketFilter},
     status::StatusSet,
 };
 use k8s_openapi::api::core::v1::Node;
@@ -22,6 +22,8 @@ pub struct Declared {
     pub peers: BTreeMap<String, Arc<BGPPeer>>,
     /// What is announced.
     pub advertisements: BTreeMap<String, Arc<BGPAdvertisement>>,
+    /// Rules against packets of death.
+    pub packet_filters: BTreeMap<String, Arc<PacketFilter>>,
     /// Nodes, for their labels.
     pub nodes: BTreeMap<String, Arc<Node>>,
     /// The statuses as last published: an address takes effect only when it has come back in here.

@@ -18,6 +18,8 @@ pub mod client;
 #[cfg(feature = "runtime")]
 pub mod demo;
 #[cfg(feature = "runtime")]
+pub mod flows;
+#[cfg(feature = "runtime")]
 pub mod health;
 #[cfg(feature = "runtime")]
 pub mod host;

@@ -4,7 +4,7 @@
 //! then into the type that its `kind` names, so that a fault knows its field.
 use crate::{
     api::{
-        API_VERSION, AddressPool, BGPAdvertisement, BGPPeer, BGPRouter, Kind, LoadBalancer,
+        API_VERSION, AddressPool, BGPAdvertisement, BGPPeer, BGPRouter, Kind, LoadBalancer, PacketFilter,
         scalar::quoted,
         selector::{is_subdomain, key_fault, value_fault},
     },
@@ -36,6 +36,7 @@ pub enum Object {
     BGPRouter(Arc<BGPRouter>),
     BGPPeer(Arc<BGPPeer>),
     BGPAdvertisement(Arc<BGPAdvertisement>),
+    PacketFilter(Arc<PacketFilter>),
     Node(Arc<Node>),
 }
 
@@ -59,6 +60,7 @@ impl Object {
             Object::BGPRouter(_) => Kind::BGPRouter,
             Object::BGPPeer(_) => Kind::BGPPeer,
             Object::BGPAdvertisement(_) => Kind::BGPAdvertisement,
+            Object::PacketFilter(_) => Kind::PacketFilter,
             Object::Node(_) => Kind::Node,
         }
     }
@@ -163,6 +165,7 @@ fn parse_document(tree: &Value) -> Result<Option<(String, Object)>, BadDocument>
             Kind::BGPAdvertisement => {
                 Object::BGPAdvertisement(custom(kind, map, metadata, BGPAdvertisement::new)?)
             }
+            Kind::PacketFilter => Object::PacketFilter(custom(kind, map, metadata, PacketFilter::new)?),
             // Only the labels of a node count here; the rest is Kubernetes' business.
             Kind::Node => Object::Node(Arc::new(Node { metadata, ..Node::default() })),
         };

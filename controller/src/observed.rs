@@ -2,7 +2,7 @@
 //! Together with [`Declared`](crate::declared::Declared) this is all that
 //! [`desired`](crate::desired::desired) knows.
 use crate::{api::policy, fault::Fault};
-use lb_bpf::{Installed, service::Endpoint};
+use lb_bpf::{Counter, Installed, service::Endpoint};
 use serde::Serialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,6 +21,8 @@ pub struct Observed {
     /// What the datapath holds of what it was last asked for; at the start, of what it was asked for by the process
     /// before.
     pub installed: Arc<Installed>,
+    /// What rules of packet filters counted, a few seconds ago.
+    pub filters: Arc<FilterCounters>,
     /// Peers, by address, whose BGP session is established.
     pub established: BTreeSet<IpAddr>,
     /// Why the newest generation of declared objects was refused; empty when it is in force.
@@ -28,6 +30,9 @@ pub struct Observed {
     /// Seconds since the epoch.
     pub now: u64,
 }
+
+/// What rules of packet filters counted, by their names in the datapath.
+pub type FilterCounters = BTreeMap<String, Counter>;
 
 /// This node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]

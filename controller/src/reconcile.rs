@@ -20,12 +20,11 @@ use crate::{
 use futures::{FutureExt, StreamExt, stream::BoxStream};
 use lb_bpf::{Counters, Installed, service};
 use prometheus::Histogram;
-use std::{
-    error::Error,
-    sync::Arc,
-    time::{Duration, Instant},
+use std::{error::Error, num::NonZeroU32, sync::Arc, time::Duration};
+use tokio::{
+    sync::watch,
+    time::{Instant, MissedTickBehavior},
 };
-use tokio::{sync::watch, time::MissedTickBehavior};
 
 /// A pass is made at least so often: what was lost or changed by others is put right.
 const SLOWEST: Duration = Duration::from_secs(30);
@@ -33,6 +32,9 @@ const SLOWEST: Duration = Duration::from_secs(30);
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 /// Housekeeping of the datapath, and reading of its counters.
 const SWEEP: Duration = Duration::from_secs(2);
+/// While somebody follows the flows, one packet in so many is reported of those that are neither dropped nor the first
+/// of a flow. A power of two.
+const SAMPLED: NonZeroU32 = NonZeroU32::new(256).expect("not 0");
 
 /// What the instance knows, for the API socket and metrics.
 #[derive(Clone, Debug, Default)]
@@ -64,23 +66,50 @@ pub struct Reconciler<S, D, B, C, H> {
     speaker: B,
     checks: C,
     host: H,
+    /// How many follow the flows.
+    followers: watch::Receiver<usize>,
+    /// Whether the datapath samples; none: not known.
+    sampling: Option<bool>,
     view: watch::Sender<View>,
     declared: Option<Arc<Declared>>,
     observed: Observed,
 }
 
 impl<S: Store, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler<S, D, B, C, H> {
-    /// A loop that has not begun, and the view that it keeps up to date.
-    pub fn new(store: Arc<S>, datapath: D, speaker: B, checks: C, host: H) -> (Self, watch::Receiver<View>) {
+    /// A loop that has not begun, and the view that it keeps up to date. Packets are sampled while there are
+    /// `followers`.
+    pub fn new(
+        store: Arc<S>,
+        datapath: D,
+        speaker: B,
+        checks: C,
+        host: H,
+        followers: watch::Receiver<usize>,
+    ) -> (Self, watch::Receiver<View>) {
         let (view, receiver) = watch::channel(View::default());
         let observed = Observed { installed: Arc::new(datapath.installed()), ..Observed::default() };
-        (Reconciler { store, datapath, speaker, checks, host, view, declared: None, observed }, receiver)
+        let (sampling, declared) = (None, None);
+        let reconciler = Reconciler {
+            store,
+            datapath,
+            speaker,
+            checks,
+            host,
+            followers,
+            sampling,
+            view,
+            declared,
+            observed,
+        };
+        (reconciler, receiver)
     }
 
     /// Runs for ever. Nothing is done before the first snapshot. Durations of passes go to `pass_seconds`.
     pub async fn run(mut self, pass_seconds: Histogram) {
         // Counters outlive the process: nobody shall read 0 first.
         self.count();
+        // The process before may have been sampling when it died.
+        self.sample();
         let mut snapshots = self.store.watch();
         let mut sessions = self.speaker.changes();
         let mut faults = self.store.faults();
@@ -101,7 +130,11 @@ impl<S: Store, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler<S, D, B,
                 () = self.datapath.changed() => tracing::debug!("next hops have changed"),
                 Ok(()) = sessions.changed() => {}
                 Ok(()) = faults.changed() => {}
-                () = tokio::time::sleep_until(next.into()) => {}
+                () = tokio::time::sleep_until(next) => {}
+                Ok(()) = self.followers.changed() => {
+                    self.sample();
+                    continue;
+                }
                 _ = sweep.tick() => {
                     self.sweep();
                     continue;
@@ -116,8 +149,15 @@ impl<S: Store, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler<S, D, B,
                 pass_seconds.observe(start.elapsed().as_secs_f64());
             }
             retry = if complete { FIRST_RETRY } else { (retry * 2).min(SLOWEST) };
-            next = Instant::now() + if complete { SLOWEST } else { retry };
+            let pause = if complete { SLOWEST } else { retry };
+            next = Instant::now() + self.until_expiry().map_or(pause, |until| pause.min(until));
         }
+    }
+
+    /// How long until a packet filter expires; none: no one does.
+    fn until_expiry(&self) -> Option<Duration> {
+        let expiry = self.view.borrow().desired.next_expiry?;
+        Some(Duration::from_secs(expiry.saturating_sub(self.host.now())))
     }
 
     /// Takes in everything else that has happened meanwhile: one pass does for all of it.
@@ -214,11 +254,22 @@ impl<S: Store, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler<S, D, B,
     fn sweep(&mut self) {
         Errors::default().note("datapath.sweep", self.datapath.sweep());
         self.count();
+        // Should it have failed before.
+        self.sample();
+    }
+
+    fn sample(&mut self) {
+        let wanted = *self.followers.borrow_and_update() > 0;
+        if self.sampling != Some(wanted) {
+            let set = self.datapath.set_sampling(wanted.then_some(SAMPLED));
+            self.sampling = Errors::default().note("datapath.set_sampling", set).map(|()| wanted);
+        }
     }
 
     fn count(&mut self) {
         let mut errors = Errors::default();
         if let Some(counters) = errors.note("datapath.counters", self.datapath.counters()) {
+            self.observed.filters = Arc::new(counters.filters.clone());
             self.view.send_modify(|view| view.counters = Arc::new(counters));
         }
     }
@@ -226,6 +277,7 @@ impl<S: Store, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler<S, D, B,
 
 /// What the datapath holds and will keep: pruning takes the rest.
 fn named_only(mut installed: Installed, desired: &service::Desired) -> Installed {
+    installed.filters.retain(|rule| desired.filters.contains_key(rule));
     installed.services.retain(|key, held| match desired.services.get(key) {
         Some(service) => {
             held.frontends.retain(|frontend| service.frontends.contains(frontend));

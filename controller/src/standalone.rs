@@ -5,6 +5,7 @@
 //! kernel goes on as it is.
 use crate::{
     appliers::ThisHost,
+    flows::Flows,
     health::Checks,
     host,
     reconcile::Reconciler,
@@ -136,14 +137,22 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let datapath = Datapath::open(lb_bpf::datapath::Options {
         pin_dir,
         interfaces: interfaces.clone(),
+        tc_interfaces: Vec::new(),
         sizes: Default::default(),
     })
     .await?;
     let speaker = bgp_speaker::spawn();
 
     let (faults, tracer) = (store.faults(), datapath.tracer()?);
-    let (reconciler, view) =
-        Reconciler::new(store, datapath, speaker.clone(), Checks::default(), ThisHost::new(node.clone()));
+    let (flows, events) = (Flows::default(), datapath.events()?);
+    let (reconciler, view) = Reconciler::new(
+        store,
+        datapath,
+        speaker.clone(),
+        Checks::default(),
+        ThisHost::new(node.clone()),
+        flows.followers(),
+    );
     let pass_seconds = Instance::pass_histogram()?;
     let instance = Instance {
         node: node.clone(),
@@ -152,11 +161,13 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         pass_seconds: pass_seconds.clone(),
         speaker: speaker.clone(),
         tracer,
+        flows: flows.clone(),
     };
     let mut parts = JoinSet::new();
     parts.spawn(serve(api_socket, api::router(instance.clone())));
     parts.spawn(serve(metrics_socket, metrics::router(instance)));
     parts.spawn(reconciler.run(pass_seconds));
+    parts.spawn(flows.relay(events));
     tracing::info!(
         node,
         ?interfaces,

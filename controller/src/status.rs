@@ -1,6 +1,7 @@
 //! What became of the declared objects, as one value: published to a store and given back by it.
 use crate::api::{
     AddressPoolStatus, BGPAdvertisementStatus, BGPPeerStatus, BGPRouterStatus, LoadBalancerStatus,
+    PacketFilterStatus,
 };
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
@@ -31,6 +32,9 @@ pub struct StatusSet {
     /// Of advertisements.
     #[serde(with = "shared")]
     pub advertisements: Statuses<BGPAdvertisementStatus>,
+    /// Of packet filters.
+    #[serde(with = "shared")]
+    pub packet_filters: Statuses<PacketFilterStatus>,
 }
 
 /// Statuses as if they were not shared.

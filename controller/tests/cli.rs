@@ -1,16 +1,22 @@
 //! The command as a program: exit codes and outputs, against a server on a unix socket in a directory of its own.
 //! What is expected stands in `tests/cli/`; `FAIRLEAD_WRITE=1 cargo test -p controller --test cli` writes it anew, for review.
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails the test")]
-use axum::{Json, Router, extract::RawQuery, http::StatusCode, routing::get};
+use axum::{Json, Router, body::Body, extract::RawQuery, http::StatusCode, routing::get};
 use controller::{
     client::Refusal,
     serve::{serve, socket::ApiSocket},
 };
 use std::{
+    convert::Infallible,
     fs,
+    io::Read,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        atomic::{AtomicU32, Ordering},
+        mpsc,
+    },
+    time::Duration,
 };
 
 /// A directory of one test, removed at the end.
@@ -53,6 +59,7 @@ impl Canned {
             .route("/v1/services", answer("services.json"))
             .route("/v1/bgp/peers", answer("peers.json"))
             .route("/v1/bgp/routes", answer("routes.json"))
+            .route("/v1/flows", get(|query: RawQuery| async move { flows(query.0.as_deref()) }))
             .route("/v1/trace", get(|query: RawQuery| async move { traced(query.0.as_deref()) }))
             .route("/v1/objects/loadbalancers/db", get((StatusCode::NOT_FOUND, Json(refusal))));
         let socket = runtime.block_on(ApiSocket::bind(&scratch.0.join("api.sock"))).unwrap();
@@ -70,6 +77,21 @@ impl Canned {
 fn traced(query: Option<&str>) -> Json<serde_json::Value> {
     let (.., file) = TRACES.iter().find(|(_, asked, _)| query == Some(asked)).unwrap();
     Json(serde_json::from_str(&golden(&format!("{file}.json"))).unwrap())
+}
+
+/// What is seen in a moment, or what is followed and ends.
+fn flows(query: Option<&str>) -> Body {
+    match query {
+        None => golden("flows.json").into(),
+        Some(query) => {
+            assert_eq!(query, "follow=true");
+            // In parts that are no lines.
+            let text = golden("flows-follow.json");
+            let (head, tail) = text.split_at(text.len() / 2);
+            let parts = [head.to_owned(), tail.to_owned()].map(Ok::<_, Infallible>);
+            Body::from_stream(futures::stream::iter(parts))
+        }
+    }
 }
 
 /// Arguments of `fairlead trace`, what they ask the instance for, and the name of the answer's files.
@@ -190,6 +212,69 @@ fn traces() {
 }
 
 #[test]
+fn flows_of_a_moment() {
+    let instance = Canned::start();
+    let table = instance.run(&["flows"]);
+    assert_eq!(code(&table), 0);
+    assert_golden("flows.txt", stdout(&table));
+    assert_eq!(stderr(&table), "fairlead: 3 more packets came too fast to be shown\n");
+    let json = instance.run(&["flows", "-o", "json"]);
+    let expected: serde_json::Value = serde_json::from_str(&golden("flows.json")).unwrap();
+    assert_eq!((code(&json), stderr(&json)), (0, ""));
+    assert_eq!(stdout(&json), format!("{expected:#}\n"));
+}
+
+#[test]
+fn flows_that_are_followed_until_the_instance_ends() {
+    let instance = Canned::start();
+    let table = instance.run(&["flows", "--follow"]);
+    assert_eq!(code(&table), 3);
+    assert_golden("flows-follow.txt", stdout(&table));
+    assert_eq!(
+        stderr(&table),
+        "fairlead: 12 more packets came too fast to be shown\nfairlead: the instance has ended\n"
+    );
+    let json = instance.run(&["flows", "--follow", "-o", "json"]);
+    assert_eq!((code(&json), stdout(&json)), (3, golden("flows-follow.json").as_str()));
+}
+
+/// Says when it goes.
+struct Goes(mpsc::Sender<()>);
+
+impl Drop for Goes {
+    fn drop(&mut self) {
+        let _ = self.0.send(());
+    }
+}
+
+/// The reader of the command's output goes, the command goes, and the instance notices.
+#[test]
+fn who_has_seen_enough_flows_ends_them() {
+    let (sender, gone) = mpsc::channel();
+    let endless = move || {
+        let goes = Goes(sender.clone());
+        let line = golden("flows-follow.json").lines().next().unwrap().to_owned() + "\n";
+        let lines = futures::stream::repeat_with(move || {
+            let Goes(_) = &goes;
+            Ok::<_, Infallible>(line.clone())
+        });
+        std::future::ready(Body::from_stream(lines))
+    };
+    let scratch = Scratch::new();
+    let socket = scratch.0.join("api.sock");
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let listener = runtime.block_on(ApiSocket::bind(&socket)).unwrap();
+    runtime.spawn(serve(listener, Router::new().route("/v1/flows", get(endless))));
+    let mut command = fairlead();
+    command.args(["flows", "-f", "-o", "json", "--api-socket"]).arg(&socket);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut first = [0; 1];
+    child.stdout.take().unwrap().read_exact(&mut first).unwrap();
+    assert_eq!((child.wait().unwrap().code(), &first), (Some(0), b"{"));
+    gone.recv_timeout(Duration::from_secs(20)).expect("the answer ends");
+}
+
+#[test]
 fn packets_that_cannot_be_are_2_and_said_so() {
     for (args, reason) in [
         (["tcp", "198.51.100.7:1", "[2001:db8::1]:80", ""], "not of one address family"),
@@ -224,7 +309,7 @@ fn routes_of_one_peer() {
 fn no_instance_is_3_and_says_where_and_what_to_do() {
     let scratch = Scratch::new();
     let socket = scratch.0.join("nobody.sock");
-    for args in [&["services"] as &[_], &["bgp", "peers"], &["bgp", "routes"], &["get", "apool"]] {
+    for args in [&["services"] as &[_], &["bgp", "peers"], &["flows"], &["flows", "-f"], &["get", "pf"]] {
         let output = fairlead().args(args).arg("--api-socket").arg(&socket).output().unwrap();
         assert_eq!((code(&output), stdout(&output)), (3, ""), "{args:?}");
         assert!(stderr(&output).contains(socket.to_str().unwrap()), "{}", stderr(&output));
@@ -267,6 +352,8 @@ fn usage_is_2() {
         &["bgp", "routes", "--peer", "x"],
         &["services", "-o", "yaml"],
         &["trace"],
+        &["flows", "-o", "yaml"],
+        &["flows", "web"],
         &["trace", "--proto", "tcp", "--src", "198.51.100.7:1"],
         &["get", "apool", "-o", "xml"],
         &["validate"],

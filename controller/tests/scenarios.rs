@@ -16,8 +16,9 @@ use controller::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use lb_bpf::{
-    Installed, InstalledService,
-    service::{self, Endpoint, ServiceKey},
+    Counter, Installed, InstalledService,
+    filter::Filter,
+    service::{self, Endpoint, Rules, ServiceKey},
 };
 use serde::Deserialize;
 use std::{
@@ -35,7 +36,7 @@ fn all_scenarios() {
     let rewrite = std::env::var_os("FAIRLEAD_REWRITE").is_some();
     let mut files: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
-    assert!(files.len() >= 15, "{} scenarios only", files.len());
+    assert!(files.len() >= 22, "{} scenarios only", files.len());
     let mut wrong = Vec::new();
     for file in files {
         let text = fs::read_to_string(&file).unwrap();
@@ -66,6 +67,8 @@ struct Facts {
     refused: Option<BTreeSet<String>>,
     /// Services whose backends have no next hop.
     unresolved: Option<BTreeSet<String>>,
+    /// Packets of 100 bytes that rules of packet filters matched.
+    matched: Option<BTreeMap<String, u64>>,
     now: Option<u64>,
 }
 
@@ -75,6 +78,7 @@ struct World {
     health: BTreeMap<SocketAddr, String>,
     refused: BTreeSet<String>,
     unresolved: BTreeSet<String>,
+    matched: BTreeMap<String, u64>,
     statuses: StatusSet,
     observed: Observed,
 }
@@ -144,7 +148,7 @@ fn sections(text: &str) -> Vec<Section<'_>> {
 
 impl World {
     fn observe(&mut self, facts: Facts) {
-        let Facts { node, addresses, health, established, refused, unresolved, now } = facts;
+        let Facts { node, addresses, health, established, refused, unresolved, matched, now } = facts;
         let observed = &mut self.observed;
         observed.node.name = node.unwrap_or(std::mem::take(&mut observed.node.name));
         observed.node.addresses = addresses.unwrap_or(std::mem::take(&mut observed.node.addresses));
@@ -153,6 +157,7 @@ impl World {
         self.health = health.unwrap_or(std::mem::take(&mut self.health));
         self.refused = refused.unwrap_or(std::mem::take(&mut self.refused));
         self.unresolved = unresolved.unwrap_or(std::mem::take(&mut self.unresolved));
+        self.matched = matched.unwrap_or(std::mem::take(&mut self.matched));
     }
 
     /// Makes passes until nothing changes.
@@ -219,6 +224,14 @@ impl World {
             };
             installed.services.insert(key.clone(), held);
         }
+        let held = desired.filters.keys().filter(|rule| !self.refused.contains(*rule));
+        installed.filters = held.cloned().collect();
+        let counter = |rule: &String| {
+            let packets = self.matched.get(rule).copied().unwrap_or(0);
+            Counter { packets, bytes: packets * 100, flows: 0 }
+        };
+        let counters = installed.filters.iter().map(|rule| (rule.clone(), counter(rule)));
+        self.observed.filters = Arc::new(counters.collect());
         self.observed.installed = Arc::new(installed);
     }
 }
@@ -234,6 +247,7 @@ fn dump(desired: &Desired) -> String {
         let mode = lb_bpf::service::mode_label(service.mode);
         let drain = service.drain_seconds;
         writeln!(out, "  {key}: {} {mode}, drain {drain} s", frontends.join(" ")).unwrap();
+        write_rules(&service.rules, &mut out);
         for (endpoint, target) in &service.backends {
             let up = if target.up { "up" } else { "down" };
             let address = SocketAddr::new(endpoint.address, endpoint.port);
@@ -242,6 +256,13 @@ fn dump(desired: &Desired) -> String {
     }
     for decap in &desired.datapath.decap {
         writeln!(out, "  decap at {} for {}", decap.local, decap.vip).unwrap();
+    }
+    for vip in &desired.datapath.local_vips {
+        writeln!(out, "  {vip} is local").unwrap();
+    }
+    write_filters(&desired.datapath.filters, &mut out);
+    if let Some(expiry) = desired.next_expiry {
+        writeln!(out, "  next expiry {expiry}").unwrap();
     }
     out += "routes\n";
     for route in &desired.routes {
@@ -259,6 +280,46 @@ fn dump(desired: &Desired) -> String {
     }
     status(&desired.status, &mut out);
     out
+}
+
+fn write_rules(rules: &Rules, out: &mut String) {
+    if rules.client_affinity {
+        *out += "    a client has one backend\n";
+    }
+    for (what, ranges) in [("allow", &rules.allow), ("deny", &rules.deny)] {
+        if !ranges.is_empty() {
+            let ranges: Vec<_> = ranges.iter().map(ToString::to_string).collect();
+            writeln!(out, "    {what} {}", ranges.join(" ")).unwrap();
+        }
+    }
+    if rules.pass_without_backend {
+        *out += "    up the stack without a backend\n";
+    }
+}
+
+/// A line for each rule, or for each packet filter that has many.
+fn write_filters(filters: &BTreeMap<String, Filter>, out: &mut String) {
+    const MANY: usize = 10;
+    let object = |name: &str| name.rsplit_once('/').unwrap().0.to_owned();
+    let all: Vec<_> = filters.iter().collect();
+    for rules in all.chunk_by(|(one, _), (other, _)| object(one) == object(other)) {
+        if rules.len() > MANY {
+            writeln!(out, "  {}: {} rules", object(rules[0].0), rules.len()).unwrap();
+            continue;
+        }
+        for (name, filter) in rules {
+            writeln!(out, "  {name}: {}", filter_line(filter)).unwrap();
+        }
+    }
+}
+
+/// The action, and the fields that are set as JSON has them.
+fn filter_line(filter: &Filter) -> String {
+    let fields = serde_json::to_value(filter).unwrap();
+    let set =
+        fields.as_object().unwrap().iter().filter(|(name, value)| *name != "action" && !value.is_null());
+    let set: Vec<_> = set.map(|(name, value)| format!("{name} {value}")).collect();
+    format!("{:?} {}", filter.action, set.join(", ")).trim_end().to_owned()
 }
 
 fn route_line(route: &Route) -> String {
@@ -327,6 +388,15 @@ fn status(status: &StatusSet, out: &mut String) {
     for (name, s) in &status.advertisements {
         let (announced, withheld) = (s.announced_routes, s.withheld_routes);
         writeln!(out, "BGPAdvertisement {name}: {announced} announced, {withheld} withheld").unwrap();
+        conditions(&s.conditions, out);
+    }
+    for (name, s) in &status.packet_filters {
+        writeln!(out, "PacketFilter {name}").unwrap();
+        for rule in &s.rules {
+            if rule.packets > 0 {
+                writeln!(out, "  {}: {} packets, {} bytes", rule.name, rule.packets, rule.bytes).unwrap();
+            }
+        }
         conditions(&s.conditions, out);
     }
 }

@@ -17,6 +17,9 @@ pub struct Desired {
     pub services: BTreeMap<ServiceKey, Service>,
     /// Tunnel ends of this host. The VIPs are added to the loopback interface.
     pub decap: BTreeSet<Decap>,
+    /// More VIPs that are added to the loopback interface: this host is a backend that gets their packets as they are
+    /// ([`Mode::L2`]).
+    pub local_vips: BTreeSet<IpAddr>,
     /// Rules that are applied to every IP packet before anything else, by names of the caller's choice that stay the
     /// same as long as the rule counts as the same.
     pub filters: BTreeMap<String, Filter>,

@@ -22,6 +22,15 @@ fn the_first_configuration_of_the_readme_is_valid_and_has_ten_lines() {
 }
 
 #[test]
+fn every_object_of_the_readme_is_valid() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let blocks: Vec<_> =
+        readme.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    let files = blocks.iter().enumerate().map(|(n, yaml)| (format!("{n}.yaml").into(), (*yaml).to_owned()));
+    assert_eq!(parse(files.collect()).packet_filters.len(), 1);
+}
+
+#[test]
 fn the_examples_are_valid_and_the_demo_takes_all_of_them() {
     let files: BTreeMap<_, _> = fs::read_dir(root().join("deploy/examples"))
         .unwrap()

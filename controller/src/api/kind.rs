@@ -1,5 +1,5 @@
 //! The kinds of objects that may be declared, and the names that each is known by.
-use super::{AddressPool, BGPAdvertisement, BGPPeer, BGPRouter, LoadBalancer};
+use super::{AddressPool, BGPAdvertisement, BGPPeer, BGPRouter, LoadBalancer, PacketFilter};
 use kube::{CustomResourceExt, Resource};
 use std::{fmt, str::FromStr};
 
@@ -12,17 +12,19 @@ pub enum Kind {
     BGPRouter,
     BGPPeer,
     BGPAdvertisement,
+    PacketFilter,
     Node,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Kind; 6] = [
+    pub const ALL: [Kind; 7] = [
         Kind::AddressPool,
         Kind::LoadBalancer,
         Kind::BGPRouter,
         Kind::BGPPeer,
         Kind::BGPAdvertisement,
+        Kind::PacketFilter,
         Kind::Node,
     ];
 
@@ -39,6 +41,7 @@ impl Kind {
             Kind::BGPRouter => BGPRouter::plural(&()).into(),
             Kind::BGPPeer => BGPPeer::plural(&()).into(),
             Kind::BGPAdvertisement => BGPAdvertisement::plural(&()).into(),
+            Kind::PacketFilter => PacketFilter::plural(&()).into(),
             Kind::Node => "nodes".into(),
         }
     }
@@ -51,6 +54,7 @@ impl Kind {
             Kind::BGPRouter => BGPRouter::shortnames(),
             Kind::BGPPeer => BGPPeer::shortnames(),
             Kind::BGPAdvertisement => BGPAdvertisement::shortnames(),
+            Kind::PacketFilter => PacketFilter::shortnames(),
             Kind::Node => &["no"],
         }
     }

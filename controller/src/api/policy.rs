@@ -1,6 +1,7 @@
 //! The block `policy`: how the traffic of a service is balanced. It stands in LoadBalancers.
 use super::crds::rules;
 use super::scalar::{Cidr, Millis, Percent, Port, Seconds, Threshold};
+use lb_bpf::abi::Mode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +18,8 @@ pub struct Policy {
     pub affinity: Affinity,
     /// Which clients are let in.
     pub source_ranges: SourceRanges,
+    /// What becomes of packets while no backend is up.
+    pub without_backends: WithoutBackends,
     /// How long, in seconds, the connections of a backend that was removed or set to weight 0 are kept.
     pub drain_seconds: Seconds,
     /// How traffic is shared with the same service of other clusters.
@@ -32,6 +35,7 @@ impl Default for Policy {
             health_check: None,
             affinity: Affinity::default(),
             source_ranges: SourceRanges::default(),
+            without_backends: WithoutBackends::default(),
             drain_seconds: DRAIN,
             clusters: None,
         }
@@ -41,9 +45,33 @@ impl Default for Policy {
 /// How packets reach the backends.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[schemars(extend("x-kubernetes-validations" = rules(&[
+    ("self.mode == 'NAT' || !has(self.sourceNAT)", SOURCE_NAT),
+])))]
 pub struct Forwarding {
     /// The mode.
     pub mode: ForwardingMode,
+    /// Of NAT: whether backends see an address of the load balancer as the source (`true`, also when it is not said), so
+    /// that replies come back through it from wherever they are. With `false` they see the client's, and the load
+    /// balancer has to be their gateway.
+    #[serde(rename = "sourceNAT", skip_serializing_if = "Option::is_none")]
+    pub source_nat: Option<bool>,
+}
+
+/// Where the source is translated.
+pub(crate) const SOURCE_NAT: &str = "sourceNAT is of mode NAT only";
+
+impl Forwarding {
+    /// The mode as the datapath knows it.
+    pub fn datapath_mode(&self) -> Mode {
+        match (self.mode, self.source_nat) {
+            (ForwardingMode::NAT, Some(false)) => Mode::Dnat,
+            (ForwardingMode::NAT, _) => Mode::Nat,
+            (ForwardingMode::IPIP, _) => Mode::Ipip,
+            (ForwardingMode::GUE, _) => Mode::Gue,
+            (ForwardingMode::L2, _) => Mode::L2,
+        }
+    }
 }
 
 /// How packets reach the backends.
@@ -54,9 +82,10 @@ pub enum ForwardingMode {
     NAT,
     /// Encapsulated in IP; the backend decapsulates and answers the client directly.
     IPIP,
-    /// Encapsulated in UDP; the backend decapsulates and answers the client directly.
+    /// Encapsulated in UDP, port 6080; the backend decapsulates and answers the client directly.
     GUE,
-    /// Sent to the backend's MAC address; the backend answers the client directly.
+    /// Sent to the backend's Ethernet address; the backend is on a segment with the load balancer, and answers the client
+    /// directly.
     L2,
 }
 
@@ -157,12 +186,22 @@ pub enum Affinity {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct SourceRanges {
-    /// Only these; empty: all.
-    #[schemars(length(max = 1000))]
+    /// Only these; empty: all. With ranges of one address family only, no client of the other is let in.
+    #[schemars(length(max = 1000), extend("x-kubernetes-list-type" = "set"))]
     pub allow: Vec<Cidr>,
     /// Not these, even if allowed.
-    #[schemars(length(max = 1000))]
+    #[schemars(length(max = 1000), extend("x-kubernetes-list-type" = "set"))]
     pub deny: Vec<Cidr>,
+}
+
+/// What becomes of packets while no backend is up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum WithoutBackends {
+    /// They are dropped.
+    #[default]
+    Drop,
+    /// The load balancer's own stack has them.
+    Pass,
 }
 
 /// How traffic is shared with the same service of other clusters.

@@ -155,6 +155,14 @@ ranged! {
     Percent(u8 as "int32"), "a percentage", 0 ..= 100
 }
 ranged! {
+    /// Length of an IP packet, bytes.
+    PacketLength(u16 as "int32"), "a length of a packet", 0 ..= 65535
+}
+ranged! {
+    /// Offset from the begin of an IP header, bytes.
+    PacketOffset(u16 as "int32"), "an offset", 0 ..= 1499
+}
+ranged! {
     /// BFD detection multiplier (RFC 5880 section 4.1).
     Multiplier(u8 as "int32"), "a detection multiplier", 1 ..= 255
 }
@@ -162,6 +170,18 @@ ranged! {
 impl Default for Prepend {
     fn default() -> Self {
         Prepend::MIN
+    }
+}
+
+impl PacketLength {
+    /// [`PacketLength::MIN`].
+    pub(super) const fn least() -> Self {
+        PacketLength::MIN
+    }
+
+    /// [`PacketLength::MAX`].
+    pub(super) const fn greatest() -> Self {
+        PacketLength::MAX
     }
 }
 

@@ -2,13 +2,19 @@
 //! instance go through [`crate::client`]; what they print goes through `output`.
 //!
 //! Exit codes: 0 done, 1 the answer is no, 2 usage, 3 could not reach the running instance.
-use crate::{client::ClientError, serve::rows::InstanceStatus, telemetry};
+use crate::{
+    client::{self, ClientError},
+    serve::rows::InstanceStatus,
+    telemetry,
+};
 use clap::{Parser, Subcommand};
-use std::{fmt, io, path::PathBuf, process::ExitCode};
+use serde::de::DeserializeOwned;
+use std::{fmt, io, ops::ControlFlow, path::PathBuf, process::ExitCode};
 
 mod bgp;
 mod crds;
 mod demo;
+mod flows;
 mod get;
 mod json_path;
 pub(crate) mod output;
@@ -118,6 +124,7 @@ enum Command {
     Get(get::Args),
     Services(services::Args),
     Trace(trace::Args),
+    Flows(flows::Args),
     Bgp(bgp::Args),
     Crds(crds::Args),
     Demo(demo::Args),
@@ -136,6 +143,7 @@ impl Command {
             Command::Get(args) => args.run(),
             Command::Services(args) => args.run(),
             Command::Trace(args) => args.run(),
+            Command::Flows(args) => args.run(),
             Command::Bgp(args) => args.run(),
             Command::Crds(args) => args.run(),
             Command::Demo(args) => args.run(),
@@ -153,12 +161,17 @@ struct Instance {
 
 impl Instance {
     /// Asks the running instance for what is at `path`.
-    fn ask<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|e| Failure::No(format!("starting the runtime: {e}")))?;
-        Ok(runtime.block_on(crate::client::get(&self.api_socket, path))?)
+    fn ask<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+        Ok(runtime()?.block_on(client::get(&self.api_socket, path))?)
+    }
+
+    /// Takes what comes from `path`, line by line: see [`client::follow`].
+    fn follow<T: DeserializeOwned, B>(
+        &self,
+        path: &str,
+        take: impl FnMut(T) -> ControlFlow<B>,
+    ) -> Result<Option<B>, Failure> {
+        Ok(runtime()?.block_on(client::follow(&self.api_socket, path, take))?)
     }
 
     /// Says on stderr why the newest files are not in force, if they are not: what is shown is older than they are.
@@ -170,6 +183,11 @@ impl Instance {
             say(&format!("the newest files are refused; what was in force before them still is:{faults}"));
         }
     }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|e| Failure::No(format!("starting the runtime: {e}")))
 }
 
 #[cfg(test)]

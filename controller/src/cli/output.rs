@@ -50,6 +50,13 @@ pub(super) fn lines(properties: &[(&str, String)]) -> String {
     properties.iter().map(|(name, value)| format!("{name:width$}{}\n", one_line(value))).collect()
 }
 
+/// A line of a table whose other lines are not known; more columns than widths are as wide as they are.
+pub(super) fn row(cells: &[String], widths: &[usize]) -> String {
+    let widths = widths.iter().chain(std::iter::repeat(&0));
+    let cells = cells.iter().zip(widths).map(|(cell, width)| format!("{:width$}   ", one_line(cell)));
+    format!("{}\n", cells.collect::<String>().trim_end())
+}
+
 /// An absent value.
 pub(super) fn or_dash<T: ToString>(value: Option<T>) -> String {
     value.map_or_else(|| "-".to_owned(), |v| v.to_string())

@@ -26,7 +26,7 @@ impl Args {
 }
 
 fn summary(declared: &Declared) -> String {
-    let Declared { generation: _, pools, load_balancers, routers, peers, advertisements, nodes, statuses: _ } =
+    let Declared { pools, load_balancers, routers, peers, advertisements, packet_filters, nodes, .. } =
         declared;
     let counts = [
         ("AddressPool", pools.len()),
@@ -34,6 +34,7 @@ fn summary(declared: &Declared) -> String {
         ("BGPRouter", routers.len()),
         ("BGPPeer", peers.len()),
         ("BGPAdvertisement", advertisements.len()),
+        ("PacketFilter", packet_filters.len()),
         ("Node", nodes.len()),
     ];
     let present = counts.iter().filter(|(_, count)| *count > 0);

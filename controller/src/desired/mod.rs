@@ -3,11 +3,13 @@
 //! It works in two steps, since a route may only be announced for what is installed: a [`Draft`] says what the
 //! datapath should hold; when that is done, [`Draft::finish`] says what is announced and how everything stands.
 mod addresses;
+mod filters;
 mod routes;
 mod services;
 mod speaker;
 mod status;
 
+pub use filters::rule_key;
 pub use routes::NotAnnounced;
 pub use services::{BackendHealth, backend_health};
 pub use speaker::Speaker;
@@ -36,6 +38,9 @@ pub struct Desired {
     /// What is announced: only what is installed. Sorted by prefix; several routes of one prefix differ in their
     /// peers, which are disjoint then.
     pub routes: Vec<Route>,
+    /// When the next packet filter expires, in seconds since the epoch: then something else is desired. None: no one
+    /// does.
+    pub next_expiry: Option<u64>,
     /// To be published.
     pub status: StatusSet,
 }
@@ -54,6 +59,7 @@ pub struct Draft<'a> {
     /// Without those of claims, which are with their services.
     assignments: Assignments,
     services: services::Services<'a>,
+    filters: filters::Filters<'a>,
     speaker: Result<Option<Speaker>, speaker::NoRouterId>,
 }
 
@@ -63,9 +69,11 @@ impl<'a> Draft<'a> {
         let node = Node::new(declared, observed);
         let mut assignments = addresses::assign(declared, observed.now);
         let claims = std::mem::take(&mut assignments.claims);
-        let services = services::Services::new(declared, observed, &node, claims);
+        let mut services = services::Services::new(declared, observed, &node, claims);
+        let mut filters = filters::Filters::new(declared, observed, &node);
+        services.datapath.filters = std::mem::take(&mut filters.rules);
         let speaker = speaker::speaker(&node, observed, &services.datapath);
-        Draft { declared, observed, node, assignments, services, speaker }
+        Draft { declared, observed, node, assignments, services, filters, speaker }
     }
 
     /// For the datapath.
@@ -87,12 +95,13 @@ impl<'a> Draft<'a> {
     pub fn finish(self, installed: &Installed) -> Desired {
         let held = services::Held::new(&self.services, installed);
         let announcements = routes::announce(&self, &held);
-        let status = status::status(&self, &held, &announcements);
+        let status = status::status(&self, &held, &installed.filters, &announcements);
         Desired {
             datapath: self.services.datapath,
             targets: self.services.targets,
             speaker: self.speaker.unwrap_or_default(),
             routes: announcements.routes,
+            next_expiry: self.filters.next_expiry,
             status,
         }
     }

@@ -2,14 +2,17 @@
 //! backends are up or down as the checks say.
 use super::{Node, addresses, joined, labels};
 use crate::{
-    api::{Backend, LoadBalancer, LoadBalancerSpec, LoadBalancerStatus, ServicePort, policy::ForwardingMode},
+    api::{
+        Backend, Cidr, LoadBalancer, LoadBalancerSpec, LoadBalancerStatus, Policy, ServicePort,
+        policy::{Affinity, SourceRanges, WithoutBackends},
+    },
     declared::Declared,
     observed::{Check, Failure, Health, Healths, Observed, Targets},
 };
 use ipam::{Assignment, Family};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lb_bpf::{
     Installed, InstalledService,
-    abi::Mode,
     service::{Decap, Desired, Endpoint, Frontend, Rules, Service, ServiceKey, Target},
 };
 use std::{
@@ -76,7 +79,7 @@ impl<'a> Services<'a> {
     ) -> Self {
         let mut load_balancers = Vec::with_capacity(declared.load_balancers.len());
         let mut services = Vec::with_capacity(declared.load_balancers.len());
-        let mut decap = BTreeSet::new();
+        let mut datapath = Desired::default();
         let checked =
             if node.balances { Checked::new(declared, &observed.health) } else { Checked::default() };
         let mut healths = checked.healths.as_slice();
@@ -93,7 +96,7 @@ impl<'a> Services<'a> {
                 services: Vec::new(),
                 backends: Backends::default(),
             };
-            decap.extend(balanced.decaps(&observed.node.addresses));
+            balanced.take(&observed.node.addresses, &mut datapath);
             if node.balances {
                 let own = healths.split_off(..checks_of(object)).unwrap_or_default();
                 balanced.plan(own, &observed.installed, &mut services);
@@ -104,16 +107,9 @@ impl<'a> Services<'a> {
         }
         // No key is there twice: validation has refused two ports of one name.
         services.sort_by(|(one, ..), (other, ..)| one.cmp(other));
-        Services {
-            load_balancers,
-            targets: checked.targets,
-            order: services.iter().map(|(.., index)| *index).collect(),
-            datapath: Desired {
-                services: services.into_iter().map(|(key, service, _)| (key, service)).collect(),
-                decap,
-                filters: BTreeMap::new(),
-            },
-        }
+        let order = services.iter().map(|(.., index)| *index).collect();
+        datapath.services = services.into_iter().map(|(key, service, _)| (key, service)).collect();
+        Services { load_balancers, targets: checked.targets, order, datapath }
     }
 }
 
@@ -179,11 +175,7 @@ impl Balanced<'_> {
         services: &mut Vec<(ServiceKey, Service, usize)>,
     ) {
         let spec = &self.object.spec;
-        let mode = match spec.policy.forwarding.mode {
-            ForwardingMode::IPIP => Mode::Ipip,
-            // Validation has refused the modes that are not supported.
-            ForwardingMode::NAT | ForwardingMode::GUE | ForwardingMode::L2 => Mode::Nat,
-        };
+        let only = only_family(spec);
         self.backends.declared = spec.backends.len() as u32;
         // By backend: whether it is up on all ports, and whether some port was not checked yet.
         let mut standing = vec![(true, false); spec.backends.len()];
@@ -201,6 +193,10 @@ impl Balanced<'_> {
                         port: port.port.get(),
                     })
                     .collect();
+                // The backends count with the service that they are of.
+                if frontends.is_empty() && only.is_some() && !self.addresses.is_empty() {
+                    continue;
+                }
                 // Without a frontend there is no service; its backends count all the same.
                 let key = (!frontends.is_empty()).then(|| service_key(self.name, port, family));
                 let before = LazyCell::new(|| installed.services.get(key.as_ref()?));
@@ -208,7 +204,7 @@ impl Balanced<'_> {
                 let mut backends = Vec::with_capacity(spec.backends.len());
                 for (index, (backend, standing)) in spec.backends.iter().zip(&mut standing).enumerate() {
                     let Some(address) = backend.address.map(|a| a.0) else { continue };
-                    if Family::of(address) != family {
+                    if Family::of(address) != only.unwrap_or(family) {
                         continue;
                     }
                     let endpoint = Endpoint { address, port: port.target().get() };
@@ -235,10 +231,10 @@ impl Balanced<'_> {
                 let Some(key) = key else { continue };
                 let service = Service {
                     frontends,
-                    mode,
+                    mode: spec.policy.forwarding.datapath_mode(),
                     backends: backends.into_iter().collect(),
                     drain_seconds: spec.policy.drain_seconds.get(),
-                    rules: Rules::default(),
+                    rules: rules(&spec.policy, family),
                 };
                 self.services.push(Port { index: services.len(), family, serving });
                 services.push((key, service, services.len()));
@@ -248,15 +244,58 @@ impl Balanced<'_> {
         self.backends.unknown = standing.iter().filter(|(_, unknown)| *unknown).count() as u32;
     }
 
-    /// The tunnel ends of a node that has these addresses: it is a backend, whether or not it balances.
-    fn decaps(&self, local: &BTreeSet<IpAddr>) -> Vec<Decap> {
+    /// Adds what a node with these addresses needs that is a backend, whether or not it balances: tunnel ends, or the
+    /// VIPs as its own.
+    fn take(&self, local: &BTreeSet<IpAddr>, datapath: &mut Desired) {
         let spec = &self.object.spec;
-        if spec.policy.forwarding.mode != ForwardingMode::IPIP {
-            return Vec::new();
+        let mode = spec.policy.forwarding.datapath_mode();
+        if mode.is_translated() {
+            return;
         }
-        let ours = spec.backends.iter().filter_map(|b| b.address).map(|a| a.0).filter(|a| local.contains(a));
-        let pairs = ours.flat_map(|local| self.addresses.iter().map(move |vip| Decap { local, vip: *vip }));
-        pairs.filter(|decap| Family::of(decap.local) == Family::of(decap.vip)).collect()
+        let only = only_family(spec);
+        let backends = spec.backends.iter().filter_map(|backend| backend.address);
+        for local in backends.map(|address| address.0).filter(|address| local.contains(address)) {
+            let serves = |vip: &IpAddr| Family::of(local) == only.unwrap_or(Family::of(*vip));
+            let vips = self.addresses.iter().copied().filter(serves);
+            match mode.is_tunnel() {
+                true => datapath.decap.extend(vips.map(|vip| Decap { local, vip })),
+                false => datapath.local_vips.extend(vips),
+            }
+        }
+    }
+}
+
+/// The one address family of all backends, if that of the frontend does not matter: a tunnel carries either in either.
+fn only_family(spec: &LoadBalancerSpec) -> Option<Family> {
+    let mut families = spec.backends.iter().filter_map(|backend| backend.address).map(|a| Family::of(a.0));
+    let first = families.next().filter(|_| spec.policy.forwarding.datapath_mode().is_tunnel())?;
+    families.all(|family| family == first).then_some(first)
+}
+
+/// What else holds for the packets of the service of an address family.
+fn rules(policy: &Policy, family: Family) -> Rules {
+    let SourceRanges { allow, deny } = &policy.source_ranges;
+    let own = |ranges: &[Cidr]| -> BTreeSet<_> {
+        ranges.iter().map(|range| range.0).filter(|range| Family::of(range.addr()) == family).collect()
+    };
+    let (allowed, mut denied) = (own(allow), own(deny));
+    if allowed.is_empty() && !allow.is_empty() {
+        // To allow none would let all in.
+        denied = BTreeSet::from([everybody(family)]);
+    }
+    Rules {
+        client_affinity: policy.affinity == Affinity::ClientIP,
+        allow: allowed,
+        deny: denied,
+        pass_without_backend: policy.without_backends == WithoutBackends::Pass,
+    }
+}
+
+/// All addresses of a family.
+fn everybody(family: Family) -> IpNet {
+    match family {
+        Family::Ipv4 => Ipv4Net::default().into(),
+        Family::Ipv6 => Ipv6Net::default().into(),
     }
 }
 

@@ -54,7 +54,8 @@ fn default_router_id(
     datapath: &lb_bpf::service::Desired,
 ) -> Option<Ipv4Addr> {
     let frontends = datapath.services.values().flat_map(|service| &service.frontends).map(|f| f.address);
-    let vips: BTreeSet<IpAddr> = frontends.chain(datapath.decap.iter().map(|d| d.vip)).collect();
+    let local = datapath.decap.iter().map(|d| d.vip).chain(datapath.local_vips.iter().copied());
+    let vips: BTreeSet<IpAddr> = frontends.chain(local).collect();
     let peers: Vec<_> = node.peers.keys().filter_map(v4).collect();
     let common = |own: Ipv4Addr| {
         let bits = |peer: &Ipv4Addr| (own.to_bits() ^ peer.to_bits()).leading_zeros();

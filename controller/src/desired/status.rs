@@ -1,19 +1,21 @@
 //! Statuses: how every declared object stands on this node. Conditions are of positive polarity, reasons are one
 //! CamelCase word, messages have numbers.
 use super::{
-    Draft, NotAnnounced, addresses, labels,
+    Draft, NotAnnounced, addresses,
+    filters::{Filtering, ROOM, Standing},
+    labels,
     routes::{Announced, Announcements},
     services::{Backends, Balanced, Held},
 };
 use crate::{
     api::{
         AddressPoolStatus, BGPAdvertisementStatus, BGPPeerStatus, BGPRouterStatus, Kind, LoadBalancerStatus,
-        PoolUse, address_pool::AddressPool,
+        PacketFilterStatus, PoolUse, address_pool::AddressPool, packet_filter::RuleStatus,
     },
     status::{Conditions, StatusSet, Statuses, Verdict},
 };
 use ipam::{Assignment, Overlap, Remark, Unassigned};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use lb_bpf::{InstalledService, service::Service};
 use std::{
     borrow::Cow,
@@ -21,7 +23,12 @@ use std::{
     sync::Arc,
 };
 
-pub(super) fn status(draft: &Draft<'_>, held: &Held<'_>, announcements: &Announcements) -> StatusSet {
+pub(super) fn status(
+    draft: &Draft<'_>,
+    held: &Held<'_>,
+    filters: &BTreeSet<String>,
+    announcements: &Announcements,
+) -> StatusSet {
     let faults = Faults::new(draft);
     let load_balancers = draft.services.load_balancers.iter().zip(&announcements.outcomes);
     StatusSet {
@@ -34,6 +41,7 @@ pub(super) fn status(draft: &Draft<'_>, held: &Held<'_>, announcements: &Announc
         routers: routers(draft, &faults),
         peers: peers(draft, &faults),
         advertisements: advertisements(draft, &faults, announcements),
+        packet_filters: packet_filters(draft, &faults, filters),
     }
 }
 
@@ -376,6 +384,60 @@ fn advertisements(
         (name.clone(), Arc::new(status))
     };
     draft.declared.advertisements.iter().map(advertisement).collect()
+}
+
+fn packet_filters(
+    draft: &Draft<'_>,
+    faults: &Faults<'_>,
+    held: &BTreeSet<String>,
+) -> Statuses<PacketFilterStatus> {
+    let counters = &draft.observed.filters;
+    let rule = |(label, key): (String, String)| RuleStatus::new(label, counters.get(&key).copied());
+    let filter = |filter: &Filtering<'_>| {
+        let generation = filter.object.metadata.generation;
+        let mut conditions = conditions(draft, filter.before.map(|b| &b.conditions), generation);
+        faults.accepted(Kind::PacketFilter, filter.name, &mut conditions);
+        active(filter, &mut conditions);
+        filter_programmed(filter, held, &mut conditions);
+        let status = PacketFilterStatus {
+            observed_generation: generation,
+            conditions: conditions.finish(),
+            rules: filter.rules().map(rule).collect(),
+        };
+        (filter.name.to_owned(), Arc::new(status))
+    };
+    draft.filters.all.iter().map(filter).collect()
+}
+
+fn active(filter: &Filtering<'_>, conditions: &mut Conditions<'_>) {
+    const TYPE: &str = "Active";
+    match &filter.object.spec.expires_at {
+        None => conditions.set(TYPE, true, "Active", "does not expire"),
+        Some(Time(at)) if filter.standing == Standing::Expired => {
+            conditions.set(TYPE, false, "Expired", format!("expired at {at}"));
+        }
+        Some(Time(at)) => conditions.set(TYPE, true, "Active", format!("expires at {at}")),
+    }
+}
+
+fn filter_programmed(filter: &Filtering<'_>, held: &BTreeSet<String>, conditions: &mut Conditions<'_>) {
+    const TYPE: &str = "Programmed";
+    let of = filter.object.spec.rules.len();
+    match filter.standing {
+        Standing::Expired => conditions.set(TYPE, false, "Expired", "its rules are not applied any more"),
+        Standing::NodeNotSelected => {
+            conditions.set(TYPE, false, "NodeNotSelected", "nodeSelector does not select this node");
+        }
+        Standing::TooManyRules(used) => {
+            let message = format!("its {of} rules are too many: {used} of {ROOM} are taken");
+            conditions.set(TYPE, false, "TooManyRules", message);
+        }
+        Standing::Applied => {
+            let held = filter.rules().filter(|(_, key)| held.contains(key)).count();
+            let reason = if held == of { "Installed" } else { "NotInstalled" };
+            conditions.set(TYPE, held == of, reason, format!("{held} of {of} rules installed"));
+        }
+    }
 }
 
 fn conditions<'a>(

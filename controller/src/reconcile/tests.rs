@@ -2,16 +2,17 @@
 //! no route is ever known to a peer for which the datapath holds no VIP.
 use super::*;
 use crate::{
+    appliers::Events,
     observed::{Failure, Health, NodeInfo},
     status::StatusSet,
-    store::StoreError,
+    store::{FileStore, StoreError, files::tests::Scratch},
     validate::parse_directory,
 };
 use bgp_speaker::config::{Global, PeerConfig, Route};
 use futures::{future::BoxFuture, stream};
 use ipnet::IpNet;
 use lb_bpf::{
-    InstalledService,
+    Counter, FlowEvent, InstalledService,
     service::{Endpoint, Frontend, ServiceKey},
 };
 use proptest::prelude::*;
@@ -34,6 +35,8 @@ enum Fail {
     Routes,
     Prune,
     Publish,
+    /// Not a step of a pass.
+    Sampling,
 }
 
 const FAILURES: [Fail; 7] =
@@ -50,6 +53,8 @@ struct World {
     held: BTreeMap<ServiceKey, InstalledService>,
     named: BTreeMap<ServiceKey, BTreeSet<Frontend>>,
     unresolved: bool,
+    filters: BTreeSet<String>,
+    sampled: Option<NonZeroU32>,
     routes: Vec<Route>,
     /// What peers may have been told and not been told otherwise.
     known: BTreeSet<IpNet>,
@@ -82,9 +87,12 @@ struct FakeDatapath(Shared);
 
 impl Datapath for FakeDatapath {
     type Error = Failed;
+    type Events = NoEvents;
 
     fn installed(&self) -> Installed {
-        Installed { services: self.0.lock().unwrap().held.clone(), ..Installed::default() }
+        let world = self.0.lock().unwrap();
+        let (services, filters) = (world.held.clone(), world.filters.clone());
+        Installed { services, filters, ..Installed::default() }
     }
 
     async fn install(&mut self, desired: &service::Desired) -> Result<Installed, Failed> {
@@ -109,6 +117,8 @@ impl Datapath for FakeDatapath {
             held.resolved = resolved && held.slots.values().any(|slots| *slots > 0);
             installed.services.insert(key.clone(), held.clone());
         }
+        world.filters = desired.filters.keys().cloned().collect();
+        installed.filters = world.filters.clone();
         world.check("install");
         if half {
             return Err(Failed);
@@ -138,7 +148,33 @@ impl Datapath for FakeDatapath {
     }
 
     fn counters(&self) -> Result<Counters, Failed> {
-        Ok(Counters::default())
+        let counter = Counter { packets: 7, bytes: 420, flows: 0 };
+        let rules = self.0.lock().unwrap().filters.clone();
+        Ok(Counters {
+            filters: rules.into_iter().map(|rule| (rule, counter)).collect(),
+            ..Counters::default()
+        })
+    }
+
+    fn events(&self) -> Result<NoEvents, Failed> {
+        Ok(NoEvents)
+    }
+
+    fn set_sampling(&mut self, one_in: Option<NonZeroU32>) -> Result<(), Failed> {
+        let mut world = self.0.lock().unwrap();
+        world.fail(Fail::Sampling)?;
+        world.sampled = one_in;
+        Ok(())
+    }
+}
+
+struct NoEvents;
+
+impl Events for NoEvents {
+    type Error = Failed;
+
+    async fn next(&mut self) -> Result<Vec<FlowEvent>, Failed> {
+        std::future::pending().await
     }
 }
 
@@ -216,7 +252,8 @@ impl Checker for NoChecks {
     }
 }
 
-struct FakeHost;
+/// Its clock is that of tokio, which tests may wind.
+struct FakeHost(tokio::time::Instant);
 
 impl Host for FakeHost {
     fn node(&mut self) -> NodeInfo {
@@ -224,15 +261,20 @@ impl Host for FakeHost {
     }
 
     fn now(&self) -> u64 {
-        1_000_000
+        1_000_000 + self.0.elapsed().as_secs()
     }
 }
 
 type Fake = Reconciler<FakeStore, FakeDatapath, FakeSpeaker, NoChecks, FakeHost>;
 
 fn start(world: &Shared) -> Fake {
+    start_with(world, watch::channel(0).1)
+}
+
+fn start_with(world: &Shared, followers: watch::Receiver<usize>) -> Fake {
     let store = Arc::new(FakeStore(world.clone()));
-    Reconciler::new(store, FakeDatapath(world.clone()), FakeSpeaker(world.clone()), NoChecks, FakeHost).0
+    let (datapath, speaker) = (FakeDatapath(world.clone()), FakeSpeaker(world.clone()));
+    Reconciler::new(store, datapath, speaker, NoChecks, FakeHost(tokio::time::Instant::now()), followers).0
 }
 
 /// What users may have written: each of these is there or not.
@@ -442,4 +484,132 @@ fn what_is_gone_from_the_targets_is_forgotten() {
         pass(&mut fake, &world, &present).await;
         assert!(fake.observed.health.is_empty());
     });
+}
+
+/// A packet filter that expires 40 s after the begin of the fake host's clock, and one that does not.
+const FILTERS: &str = "kind: PacketFilter\nmetadata: {name: brief}\nspec: {rules: [{action: Drop, protocol: UDP}], \
+                       expiresAt: '1970-01-12T13:47:20Z'}\n---\n\
+                       kind: PacketFilter\nmetadata: {name: long}\nspec: {rules: [{name: all, action: Count}]}";
+
+fn filters() -> Arc<Declared> {
+    Arc::new(parse_directory(&BTreeMap::from([(PathBuf::from("pf.yaml"), FILTERS.to_owned())])).unwrap())
+}
+
+/// Until it is so, in virtual time; seconds since `start`.
+async fn seconds_until(start: Instant, is_so: impl Fn() -> bool) -> u64 {
+    let mut ticks = tokio::time::interval(Duration::from_millis(100));
+    let wait = async {
+        while !is_so() {
+            ticks.tick().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(600), wait).await.expect("in time");
+    start.elapsed().as_secs()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_loop_wakes_when_a_filter_expires() {
+    let (world, start_of_clock) = (Shared::default(), Instant::now());
+    let mut fake = start(&world);
+    fake.declared = Some(filters());
+    let view = fake.view.subscribe();
+    let running = tokio::spawn(fake.run(prometheus_histogram()));
+    let rules = || world.lock().unwrap().filters.iter().cloned().collect::<Vec<_>>();
+    let both = ["PacketFilter/brief/0", "PacketFilter/long/all"];
+    // Without any event the first pass is that of the timer.
+    assert_eq!(seconds_until(start_of_clock, || rules() == both).await, SLOWEST.as_secs());
+    assert_eq!(seconds_until(start_of_clock, || rules() == both[1..]).await, 40);
+    let status = |view: &View, name: &str| view.desired.status.packet_filters[name].clone();
+    let is_counted = || status(&view.borrow(), "long").rules[0].packets == 7;
+    seconds_until(start_of_clock, is_counted).await;
+    let brief = status(&view.borrow(), "brief");
+    let stands: Vec<_> = brief.conditions.iter().map(|c| (&*c.type_, &*c.status, &*c.reason)).collect();
+    assert_eq!(
+        stands,
+        [("Accepted", "True", "Valid"), ("Active", "False", "Expired"), ("Programmed", "False", "Expired")]
+    );
+    running.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn packets_are_sampled_while_somebody_follows() {
+    let (world, start_of_clock) = (Shared::default(), Instant::now());
+    let (followers, count) = watch::channel(0);
+    // As the process before left it.
+    world.lock().unwrap().sampled = Some(SAMPLED);
+    let running = tokio::spawn(start_with(&world, count).run(prometheus_histogram()));
+    let sampled = || world.lock().unwrap().sampled;
+    assert_eq!(seconds_until(start_of_clock, || sampled().is_none()).await, 0);
+    followers.send_replace(1);
+    assert_eq!(seconds_until(start_of_clock, || sampled() == Some(SAMPLED)).await, 0);
+    followers.send_replace(2);
+    world.lock().unwrap().fails.insert(Fail::Sampling);
+    followers.send_replace(0);
+    tokio::time::advance(Duration::from_secs(5)).await;
+    assert_eq!(sampled(), Some(SAMPLED), "made to fail");
+    world.lock().unwrap().fails.clear();
+    let until = seconds_until(start_of_clock, || sampled().is_none()).await;
+    assert!(until <= 5 + SWEEP.as_secs(), "tried again with every sweep: {until}");
+    running.abort();
+}
+
+#[test]
+fn a_filter_that_could_not_be_installed_is_not_said_to_be() {
+    block_on(async {
+        let world = Shared::default();
+        let mut fake = start(&world);
+        fake.declared = Some(filters());
+        let programmed = |fake: &Fake| {
+            let status = &fake.view.borrow().desired.status.packet_filters["long"];
+            let condition = status.conditions.iter().find(|c| c.type_ == "Programmed").unwrap();
+            (condition.status.clone(), condition.reason.clone())
+        };
+        let said = |status: &str, reason: &str| (status.to_owned(), reason.to_owned());
+        world.lock().unwrap().fails = BTreeSet::from([Fail::Install]);
+        fake.pass().await;
+        assert_eq!(programmed(&fake), said("False", "NotInstalled"));
+        world.lock().unwrap().fails.clear();
+        fake.pass().await;
+        assert_eq!(programmed(&fake), said("True", "Installed"));
+        // What is installed stays.
+        world.lock().unwrap().fails = BTreeSet::from([Fail::Install]);
+        fake.pass().await;
+        assert_eq!(programmed(&fake), said("True", "Installed"));
+    });
+}
+
+/// From the rename of the file to the call of the datapath: that of the kernel's maps is not in it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_filter_in_a_file_reaches_the_datapath_within_50_ms() {
+    let (config, state, world) = (Scratch::new(), Scratch::new(), Shared::default());
+    let store = Arc::new(FileStore::open(&config.path(""), &state.path("")).unwrap());
+    let (datapath, speaker) = (FakeDatapath(world.clone()), FakeSpeaker(world.clone()));
+    let (host, followers) = (FakeHost(Instant::now()), watch::channel(0).1);
+    let (reconciler, _view) = Reconciler::new(store, datapath, speaker, NoChecks, host, followers);
+    let running = tokio::spawn(reconciler.run(prometheus_histogram()));
+    let mut took = Vec::new();
+    for number in 0..8 {
+        let name = format!("f{number}");
+        let text =
+            format!("kind: PacketFilter\nmetadata: {{name: {name}}}\nspec: {{rules: [{{action: Count}}]}}\n");
+        let start = Instant::now();
+        config.put(&format!("{name}.yaml"), &text);
+        let key = format!("PacketFilter/{name}/0");
+        let mut ticks = tokio::time::interval(Duration::from_millis(1));
+        let wait = async {
+            while !world.lock().unwrap().filters.contains(&key) {
+                ticks.tick().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), wait).await.expect("in time");
+        took.push(start.elapsed());
+    }
+    running.abort();
+    took.sort();
+    // The machine may be busy with something else for most of the time, but not for all of it.
+    assert!(took[0] < Duration::from_millis(50), "{took:?}");
+}
+
+fn prometheus_histogram() -> Histogram {
+    crate::serve::instance::Instance::pass_histogram().unwrap()
 }

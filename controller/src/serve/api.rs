@@ -1,14 +1,19 @@
 //! The API of a running instance: `GET /v1/objects/KIND[/NAME]`, `/v1/services`, `/v1/bgp/peers`, `/v1/bgp/routes`,
-//! `/v1/trace?proto=tcp|udp&src=ADDR:PORT&dst=ADDR:PORT[&syn=true]` and `/v1/status`. Answers are JSON; an error is a [`Refusal`]. The client is [`crate::client`].
+//! `/v1/trace?proto=tcp|udp&src=ADDR:PORT&dst=ADDR:PORT[&syn=true]`, `/v1/flows[?follow=true]` and `/v1/status`. Answers are
+//! JSON, one value; what is followed is one value a line, without an end. An error is a [`Refusal`]. The client is
+//! [`crate::client`].
 use super::{
+    Endless, flows,
     instance::Instance,
     rows::{InstanceStatus, ServiceRow, TraceRow},
 };
 use crate::{api::kind::Kind, client::Refusal};
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
+    body::Body,
     extract::{Path, Query, State, rejection::QueryRejection},
-    http::StatusCode,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
     routing::get,
 };
 use bgp_speaker::config::{PeerStatus, RouteStatus};
@@ -28,6 +33,7 @@ pub fn router(instance: Instance) -> Router {
         .route("/v1/bgp/peers", get(peers))
         .route("/v1/bgp/routes", get(routes))
         .route("/v1/trace", get(trace))
+        .route("/v1/flows", get(seen))
         .route("/v1/status", get(status))
         .fallback(|| async { refusal(StatusCode::NOT_FOUND, "there is nothing at this path") })
         .method_not_allowed_fallback(|| async {
@@ -101,6 +107,31 @@ async fn trace(
     let traced = tokio::task::spawn_blocking(move || instance.trace(&packet));
     let traced = traced.await.map_err(|error| failed(error.to_string()))?;
     traced.map(Json).map_err(|error| failed(format!("reading the datapath: {error}")))
+}
+
+/// Whether to go on.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FlowsQuery {
+    #[serde(default)]
+    follow: bool,
+}
+
+async fn seen(
+    State(instance): State<Instance>,
+    Extension(endless): Extension<Endless>,
+    query: Result<Query<FlowsQuery>, QueryRejection>,
+) -> Result<Response, (StatusCode, Json<Refusal>)> {
+    let Query(FlowsQuery { follow }) =
+        query.map_err(|error| refusal(StatusCode::BAD_REQUEST, error.body_text()))?;
+    let follower = instance.flows.follow();
+    let follower = follower
+        .ok_or_else(|| refusal(StatusCode::SERVICE_UNAVAILABLE, "too many follow the flows already"))?;
+    if !follow {
+        return Ok(Json(flows::moment(follower).await).into_response());
+    }
+    let content_type = [(header::CONTENT_TYPE, "application/x-ndjson")];
+    Ok((content_type, Body::from_stream(flows::lines(follower, endless))).into_response())
 }
 
 fn parse(kind: &str) -> Result<Kind, (StatusCode, Json<Refusal>)> {

@@ -3,7 +3,7 @@
 use super::rows::{BackendRow, InstanceStatus, ServiceRow};
 use bgp_speaker::config::PeerStatus;
 use lb_bpf::{
-    Counter,
+    Counter, Counters,
     abi::{Action, Verdict},
 };
 use prometheus::{Histogram, IntCounterVec, IntGaugeVec, Opts, Registry, Result, TextEncoder};
@@ -11,14 +11,14 @@ use std::{collections::BTreeMap, net::IpAddr, net::SocketAddr};
 
 /// Verdicts that have no counter of their own: the kernel program counts these packets with the backend, or not at
 /// all. A constant 0 would be a lie.
-const NOT_COUNTED: [&str; 3] =
-    [Verdict::NotOurs.label(), Verdict::Encapsulated.label(), Verdict::Translated.label()];
+const NOT_COUNTED: [Verdict; 4] =
+    [Verdict::NotOurs, Verdict::Encapsulated, Verdict::Translated, Verdict::Forwarded];
 
 /// Everything that the page tells.
 pub(super) struct Facts<'a> {
     pub(super) status: &'a InstanceStatus,
     pub(super) services: &'a [ServiceRow],
-    pub(super) verdicts: &'a BTreeMap<&'static str, Counter>,
+    pub(super) counters: &'a Counters,
     pub(super) peers: &'a [PeerStatus],
     /// Names of the BGPPeer objects, by address.
     pub(super) peer_names: &'a BTreeMap<IpAddr, String>,
@@ -173,7 +173,8 @@ impl Facts<'_> {
             }),
         )?;
         let verdicts = |value: fn(&Counter) -> u64| {
-            self.verdicts.iter().filter(|(verdict, _)| !NOT_COUNTED.contains(verdict)).map(
+            let is_counted = |verdict: &str| NOT_COUNTED.iter().all(|other| other.label() != verdict);
+            self.counters.verdicts.iter().filter(move |(verdict, _)| is_counted(verdict)).map(
                 move |(verdict, counter)| {
                     ([(*verdict).to_owned(), action(verdict).to_owned()], value(counter))
                 },
@@ -193,6 +194,49 @@ impl Facts<'_> {
             "Bytes of the packets of fairlead_packets_total, Ethernet header included.",
             VERDICT,
             verdicts(|c| c.bytes),
+        )?;
+        let drops = |value: fn(&Counter) -> u64| {
+            self.counters.drops.iter().flat_map(move |(service, verdicts)| {
+                verdicts
+                    .iter()
+                    .map(move |(verdict, c)| ([service.to_string(), (*verdict).to_owned()], value(c)))
+            })
+        };
+        const DROP: [&str; 2] = ["service", "verdict"];
+        counters(
+            registry,
+            "fairlead_service_drops_total",
+            "Packets to the service that were not sent on, by what the datapath decided.",
+            DROP,
+            drops(|c| c.packets),
+        )?;
+        counters(
+            registry,
+            "fairlead_service_drop_bytes_total",
+            "Bytes of the packets of fairlead_service_drops_total, Ethernet header included.",
+            DROP,
+            drops(|c| c.bytes),
+        )?;
+        let filters = |value: fn(&Counter) -> u64| {
+            self.counters.filters.iter().filter_map(move |(key, c)| {
+                let (filter, rule) = key.strip_prefix("PacketFilter/")?.split_once('/')?;
+                Some(([filter.to_owned(), rule.to_owned()], value(c)))
+            })
+        };
+        const FILTER: [&str; 2] = ["filter", "rule"];
+        counters(
+            registry,
+            "fairlead_filter_packets_total",
+            "Packets that the rule of the PacketFilter matched.",
+            FILTER,
+            filters(|c| c.packets),
+        )?;
+        counters(
+            registry,
+            "fairlead_filter_bytes_total",
+            "Bytes of the packets of fairlead_filter_packets_total, Ethernet header included.",
+            FILTER,
+            filters(|c| c.bytes),
         )
     }
 
@@ -297,7 +341,7 @@ fn gauges<const N: usize>(
 }
 
 /// What becomes of packets with this verdict.
-fn action(label: &str) -> &'static str {
+pub(super) fn action(label: &str) -> &'static str {
     match Verdict::ALL.iter().find(|verdict| verdict.label() == label).map(|verdict| verdict.action()) {
         Some(Action::Pass) => "pass",
         Some(Action::Transmit) => "transmit",
@@ -309,14 +353,14 @@ fn action(label: &str) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lb_bpf::Counter;
+    use lb_bpf::service::ServiceKey;
 
-    fn page(verdicts: &BTreeMap<&'static str, Counter>, status: &InstanceStatus) -> String {
+    fn page(counters: &Counters, status: &InstanceStatus) -> String {
         let facts = Facts {
             status,
             services: &serde_json::from_str::<Vec<ServiceRow>>(include_str!("../../tests/cli/services.json"))
                 .unwrap(),
-            verdicts,
+            counters,
             peers: &serde_json::from_str::<Vec<PeerStatus>>(include_str!("../../tests/cli/peers.json"))
                 .unwrap(),
             peer_names: &BTreeMap::from([("198.51.100.1".parse().unwrap(), "tor".to_owned())]),
@@ -347,14 +391,24 @@ mod tests {
             interfaces: vec![],
         };
         let counter = Counter { packets: 5, bytes: 300, flows: 0 };
-        let verdicts = Verdict::ALL.iter().map(|verdict| (verdict.label(), counter)).collect();
-        let page = page(&verdicts, &status);
+        let counters = Counters {
+            verdicts: Verdict::ALL.iter().map(|verdict| (verdict.label(), counter)).collect(),
+            drops: [(ServiceKey("LoadBalancer/web/http/ipv4".to_owned()), [("no_backend", counter)].into())]
+                .into(),
+            filters: [("PacketFilter/teardrop/0".to_owned(), counter)].into(),
+            ..Counters::default()
+        };
+        let page = page(&counters, &status);
         let web = r#"backend="10.0.0.1:8080",service="LoadBalancer/web/http/ipv4""#;
         for line in [
             &format!("fairlead_backend_packets_total{{{web}}} 700"),
             &format!("fairlead_backend_slots{{{web}}} 230"),
             r#"fairlead_packets_total{action="drop",verdict="no_backend"} 5"#,
             r#"fairlead_packet_bytes_total{action="pass",verdict="decapsulated"} 300"#,
+            r#"fairlead_service_drops_total{service="LoadBalancer/web/http/ipv4",verdict="no_backend"} 5"#,
+            r#"fairlead_service_drop_bytes_total{service="LoadBalancer/web/http/ipv4",verdict="no_backend"} 300"#,
+            r#"fairlead_filter_packets_total{filter="teardrop",rule="0"} 5"#,
+            r#"fairlead_filter_bytes_total{filter="teardrop",rule="0"} 300"#,
             r#"fairlead_bgp_peer_up{name="tor",peer="198.51.100.1"} 1"#,
             r#"fairlead_bgp_peer_state{name="",peer="2001:db8::1",state="Active"} 1"#,
             r#"fairlead_condition{condition="Announced",kind="LoadBalancer",name="web",reason="Announced",status="True"} 1"#,
@@ -365,8 +419,10 @@ mod tests {
         ] {
             assert!(page.lines().any(|l| l == line), "{line} is missing in\n{page}");
         }
-        for label in NOT_COUNTED {
-            assert!(!page.contains(&format!("verdict=\"{label}\"")), "{label}");
+        for verdict in Verdict::ALL {
+            let line = format!("verdict=\"{}\"", verdict.label());
+            let is_counted = !verdict.is_to_backend() && *verdict != Verdict::NotOurs;
+            assert_eq!(page.contains(&line), is_counted, "{verdict:?}");
         }
     }
 }

@@ -4,7 +4,15 @@ use super::{
     rows::{InstanceStatus, InterfaceRow, ServiceRow, TraceRow},
     services::{service_rows, trace_row},
 };
-use crate::{api::kind::Kind, fault::Fault, reconcile::View, status::Statuses};
+use crate::{
+    api::{PacketFilterStatus, kind::Kind, packet_filter::RuleStatus},
+    desired::rule_key,
+    fault::Fault,
+    flows::Flows,
+    observed::FilterCounters,
+    reconcile::View,
+    status::Statuses,
+};
 use bgp_speaker::Handle;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use lb_bpf::{DatapathError, Tracer, trace::Packet};
@@ -29,12 +37,14 @@ pub struct Instance {
     pub speaker: Handle,
     /// Reads the maps in the kernel.
     pub tracer: Tracer,
+    /// What becomes of packets.
+    pub flows: Flows,
 }
 
 impl Instance {
     /// The objects of a kind with their status, by name, as Kubernetes would show them.
     pub(super) fn objects(&self, kind: Kind) -> BTreeMap<String, Value> {
-        let View { declared, desired, .. } = &*self.view.borrow();
+        let View { declared, desired, counters, .. } = &*self.view.borrow();
         let status = &desired.status;
         match kind {
             Kind::AddressPool => with_status(&declared.pools, &status.pools),
@@ -42,6 +52,9 @@ impl Instance {
             Kind::BGPRouter => with_status(&declared.routers, &status.routers),
             Kind::BGPPeer => with_status(&declared.peers, &status.peers),
             Kind::BGPAdvertisement => with_status(&declared.advertisements, &status.advertisements),
+            Kind::PacketFilter => {
+                with_status(&declared.packet_filters, &counted(&status.packet_filters, &counters.filters))
+            }
             Kind::Node => with_status(&declared.nodes, &Statuses::<()>::new()),
         }
     }
@@ -103,7 +116,7 @@ impl Instance {
         Facts {
             status: &self.status(),
             services: &service_rows(&view),
-            verdicts: &view.counters.verdicts,
+            counters: &view.counters,
             peers: &peers,
             peer_names: &peer_names(&view),
             conditions: &conditions(&view),
@@ -125,6 +138,22 @@ fn with_status<T: Serialize, S: Serialize>(
         Some((name.clone(), object))
     };
     objects.iter().filter_map(value).collect()
+}
+
+/// Statuses with what was counted since they were published.
+fn counted(
+    statuses: &Statuses<PacketFilterStatus>,
+    counters: &FilterCounters,
+) -> Statuses<PacketFilterStatus> {
+    let mut statuses = statuses.clone();
+    for (name, status) in &mut statuses {
+        for rule in &mut Arc::make_mut(status).rules {
+            if let Some(counter) = counters.get(&rule_key(name, &rule.name)) {
+                *rule = RuleStatus::new(rule.name.clone(), Some(*counter));
+            }
+        }
+    }
+    statuses
 }
 
 /// Names of the BGPPeers by address; of several with one address the first by name.
@@ -155,5 +184,6 @@ fn conditions(view: &View) -> Vec<ConditionRow> {
     status.routers.iter().for_each(|(name, s)| add(Kind::BGPRouter, name, &s.conditions));
     status.peers.iter().for_each(|(name, s)| add(Kind::BGPPeer, name, &s.conditions));
     status.advertisements.iter().for_each(|(name, s)| add(Kind::BGPAdvertisement, name, &s.conditions));
+    status.packet_filters.iter().for_each(|(name, s)| add(Kind::PacketFilter, name, &s.conditions));
     rows
 }

@@ -1,11 +1,12 @@
 //! What the API socket answers, besides the objects themselves and what the speaker says: services as an operator
-//! sees them, and the state of the instance. JSON keys are camelCase and stable.
+//! sees them, what became of packets, and the state of the instance. JSON keys are camelCase and stable.
 use lb_bpf::{
+    FlowEvent,
     service::{Frontend, Protocol},
     trace::Trace,
 };
 use serde::{Deserialize, Serialize};
-use std::{fmt, net::IpAddr};
+use std::{collections::BTreeMap, fmt, net::IpAddr};
 
 /// A service of the datapath: one port of a LoadBalancer in one address family.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -15,7 +16,7 @@ pub struct ServiceRow {
     pub name: String,
     /// Where clients connect to.
     pub frontends: Vec<FrontendRow>,
-    /// `NAT` or `IPIP`.
+    /// `NAT`, `DNAT` (without translation of the source), `IPIP`, `GUE` or `L2`.
     pub mode: String,
     /// Whether the kernel has all of the frontends.
     pub programmed: bool,
@@ -23,6 +24,19 @@ pub struct ServiceRow {
     pub table_size: u32,
     /// The backends, also those that drain.
     pub backends: Vec<BackendRow>,
+    /// Packets that were not sent on, by verdict.
+    #[serde(default)]
+    pub drops: BTreeMap<String, DropRow>,
+}
+
+/// Packets of a service that were not sent on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DropRow {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes of those packets as received, Ethernet header included.
+    pub bytes: u64,
 }
 
 /// A VIP with protocol and port.
@@ -104,6 +118,42 @@ pub struct BackendStatus {
     pub health: String,
     /// As [`BackendRow::health_reason`].
     pub health_reason: Option<String>,
+}
+
+/// What became of one packet. The name of its service has the names of the objects: see [`ServiceRow::name`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowRow {
+    /// When: RFC 3339 in UTC, with milliseconds.
+    pub time: String,
+    /// What the verdict means: `pass` (to the stack), `transmit` or `drop`.
+    pub action: String,
+    /// What the datapath reported.
+    #[serde(flatten)]
+    pub event: FlowEvent,
+}
+
+/// What became of packets within a moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowRows {
+    /// Packets, the first one first.
+    pub flows: Vec<FlowRow>,
+    /// How many more there were.
+    pub lost: u64,
+}
+
+/// A line of what is followed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum FlowLine {
+    /// What became of a packet.
+    Flow(Box<FlowRow>),
+    /// Packets that are missing here: the reader is too slow.
+    Lost {
+        /// How many.
+        lost: u64,
+    },
 }
 
 /// Whether the instance is ready.

@@ -1,5 +1,5 @@
 //! Services as an operator sees them: what is desired, what is installed, and what was counted, side by side.
-use super::rows::{BackendRow, BackendStatus, FrontendRow, ServiceRow, TraceRow};
+use super::rows::{BackendRow, BackendStatus, DropRow, FrontendRow, ServiceRow, TraceRow};
 use crate::{
     desired::{BackendHealth, backend_health},
     observed::Health,
@@ -26,6 +26,7 @@ pub(super) fn service_rows(view: &View) -> Vec<ServiceRow> {
                 programmed: held.is_some_and(|held| held.frontends.is_superset(&service.frontends)),
                 table_size: held.map_or(0, |held| held.table_size),
                 backends: backend_rows(view, key, service, held, counted),
+                drops: drop_rows(view, key),
             }
         })
         .collect()
@@ -76,6 +77,15 @@ fn backend_rows(
         }
     };
     endpoints.into_iter().map(row).collect()
+}
+
+fn drop_rows(view: &View, key: &ServiceKey) -> BTreeMap<String, DropRow> {
+    let drops = view.counters.drops.get(key).into_iter().flatten();
+    drops
+        .map(|(verdict, Counter { packets, bytes, .. })| {
+            ((*verdict).to_owned(), DropRow { packets: *packets, bytes: *bytes })
+        })
+        .collect()
 }
 
 fn health(view: &View, key: &ServiceKey, endpoint: Endpoint) -> (&'static str, Option<String>) {

@@ -389,4 +389,4 @@ fn changes(event: notify::Result<Event>) -> Vec<Change> {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;

@@ -1,13 +1,17 @@
 //! Rules between the fields of one object, and what this version does not support yet.
 use crate::{
     api::{
-        AddressPoolSpec, BGPAdvertisementSpec, BGPPeerSpec, BGPRouterSpec, Cidr, LoadBalancerSpec, PoolUse,
-        Selector,
+        AddressPoolSpec, BGPAdvertisementSpec, BGPPeerSpec, BGPRouterSpec, Cidr, LoadBalancerSpec,
+        PacketFilterSpec, PoolUse, Selector,
         address_pool::{ONE_BLOCK, ONE_FAMILY},
         bgp_advertisement::Source,
         bgp_peer::{AddPath, HOLD_TIME, KEEPALIVE, ONE_NEIGHBOUR, TTL_EXCLUSIVE},
         load_balancer::{ADDRESSES_OR_POOL, DIRECT_RETURN_PORT, ONE_BACKEND},
-        policy::{Affinity, ForwardingMode, HealthCheck, ONE_CHECK, Policy, SourceRanges},
+        packet_filter::{
+            self, BytesAt, DROPS_EVERYTHING, FLAGS_OF_PROTOCOL, FilterAction, FilterRule, MASK_LENGTH,
+            MIN_MAX, PORTS_OF_PROTOCOL, SET_IN_MASK,
+        },
+        policy::{ForwardingMode, HealthCheck, ONE_CHECK, Policy, SOURCE_NAT},
         scalar::quoted,
         selector::is_dns_label,
     },
@@ -27,6 +31,7 @@ pub(super) fn faults(object: &Object) -> Vec<Found> {
         Object::BGPRouter(router) => found.router(&router.spec),
         Object::BGPPeer(peer) => found.peer(&peer.spec),
         Object::BGPAdvertisement(advertisement) => found.advertisement(&advertisement.spec),
+        Object::PacketFilter(filter) => found.packet_filter(&filter.spec),
         Object::Node(_) => {}
     }
     found.0
@@ -129,8 +134,11 @@ impl Faults {
                 );
             }
         }
-        let reachable =
-            |address: &IpAddr| spec.addresses.iter().any(|vip| vip.0.is_ipv4() == address.is_ipv4());
+        // In a tunnel the other family will do.
+        let tunnel = spec.policy.forwarding.datapath_mode().is_tunnel();
+        let reachable = |address: &IpAddr| {
+            tunnel || spec.addresses.iter().any(|vip| vip.0.is_ipv4() == address.is_ipv4())
+        };
         if !spec.addresses.is_empty()
             && !backends.is_empty()
             && !backends.keys().any(|address| reachable(&address.0))
@@ -144,12 +152,7 @@ impl Faults {
         let (mut numbers, mut labels) = (BTreeMap::new(), BTreeMap::new());
         for (index, port) in spec.ports.iter().enumerate() {
             let field = format!("ports[{index}]");
-            if let Some(name) = &port.name
-                && !is_dns_label(name)
-            {
-                let reason = format!("{} is not a name: lower case letters, digits and -", quoted(name));
-                self.add(format!("{field}.name"), reason);
-            }
+            self.name(&field, port.name.as_deref());
             if let Some(first) = numbers.insert((port.protocol, port.port), index) {
                 let reason = format!("{:?} {} stands in ports[{first}] already", port.protocol, port.port);
                 self.add(field.as_str(), reason);
@@ -163,10 +166,18 @@ impl Faults {
     }
 
     fn policy(&mut self, policy: &Policy) {
-        let supported = matches!(policy.forwarding.mode, ForwardingMode::NAT | ForwardingMode::IPIP);
-        self.not_yet(!supported, "policy.forwarding.mode");
-        self.not_yet(policy.affinity != Affinity::None, "policy.affinity");
-        self.not_yet(policy.source_ranges != SourceRanges::default(), "policy.sourceRanges");
+        let forwarding = &policy.forwarding;
+        let without_nat = forwarding.mode != ForwardingMode::NAT && forwarding.source_nat.is_some();
+        self.add_if(without_nat, "policy.forwarding.sourceNAT", SOURCE_NAT);
+        for (list, ranges) in [("allow", &policy.source_ranges.allow), ("deny", &policy.source_ranges.deny)] {
+            let mut known = BTreeMap::new();
+            for (index, range) in ranges.iter().enumerate() {
+                if let Some(first) = known.insert(range, index) {
+                    let field = format!("policy.sourceRanges.{list}[{index}]");
+                    self.add(field, format!("{range} stands in {list}[{first}] already"));
+                }
+            }
+        }
         self.not_yet(policy.clusters.is_some(), "policy.clusters");
         if let Some(check) = &policy.health_check {
             self.health_check(check);
@@ -234,6 +245,54 @@ impl Faults {
         self.selector("poolSelector", &spec.pool_selector);
         self.selector("nodeSelector", &spec.node_selector);
         self.selector("peerSelector", &spec.peer_selector);
+    }
+
+    fn packet_filter(&mut self, spec: &PacketFilterSpec) {
+        self.selector("nodeSelector", &spec.node_selector);
+        let mut labels = BTreeMap::new();
+        for (index, rule) in spec.rules.iter().enumerate() {
+            let field = format!("rules[{index}]");
+            self.name(&field, rule.name.as_deref());
+            let label = rule.label(index);
+            if let Some(first) = labels.insert(label.clone(), index) {
+                let reason = format!("must be unique: rules[{first}] is called {label} already");
+                self.add(format!("{field}.name"), reason);
+            }
+            self.filter_rule(&field, rule);
+        }
+    }
+
+    fn filter_rule(&mut self, field: &str, rule: &FilterRule) {
+        self.add_if(rule.action == FilterAction::Drop && rule.is_everything(), field, DROPS_EVERYTHING);
+        if let (Some(Cidr(source)), Some(Cidr(destination))) = (rule.source, rule.destination) {
+            let two_families = source.addr().is_ipv4() != destination.addr().is_ipv4();
+            self.add_if(two_families, field, packet_filter::ONE_FAMILY);
+        }
+        if let Some(protocol) = rule.protocol {
+            let ports = rule.source_ports.is_some() || rule.destination_ports.is_some();
+            self.add_if(ports && !protocol.has_ports(), field, PORTS_OF_PROTOCOL);
+            self.add_if(rule.tcp_flags.is_some() && !protocol.has_tcp_flags(), field, FLAGS_OF_PROTOCOL);
+        }
+        let reversed = rule.length.is_some_and(|length| length.min > length.max);
+        self.add_if(reversed, format!("{field}.length"), MIN_MAX);
+        if let Some(flags) = &rule.tcp_flags {
+            let outside = flags.set.iter().any(|flag| !flags.mask.contains(flag));
+            self.add_if(outside, format!("{field}.tcpFlags"), SET_IN_MASK);
+        }
+        if let Some(BytesAt { value, mask: Some(mask), .. }) = &rule.bytes {
+            let (value, mask, field) = (value.bytes(), mask.bytes(), format!("{field}.bytes"));
+            self.add_if(value.len() != mask.len(), field.as_str(), MASK_LENGTH);
+            let outside = value.iter().zip(mask).any(|(value, mask)| value & !mask != 0);
+            self.add_if(outside, field, "value has bits that mask has not");
+        }
+    }
+
+    /// The name of a part of an object.
+    fn name(&mut self, field: &str, name: Option<&str>) {
+        if let Some(name) = name.filter(|name| !is_dns_label(name)) {
+            let reason = format!("{} is not a name: lower case letters, digits and -", quoted(name));
+            self.add(format!("{field}.name"), reason);
+        }
     }
 }
 

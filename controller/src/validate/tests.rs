@@ -96,6 +96,7 @@ fn objects_come_back_as_written() {
                 Object::BGPRouter(object) => serde_yaml_ng::to_string(&**object),
                 Object::BGPPeer(object) => serde_yaml_ng::to_string(&**object),
                 Object::BGPAdvertisement(object) => serde_yaml_ng::to_string(&**object),
+                Object::PacketFilter(object) => serde_yaml_ng::to_string(&**object),
                 Object::Node(object) => serde_yaml_ng::to_string(&**object),
             };
             let (again, faults) = parse_file(Path::new("a.yaml"), &yaml.unwrap());

@@ -12,6 +12,7 @@ mod addr;
 mod checksum;
 pub mod decide;
 mod entry;
+mod filter;
 mod hash;
 mod verdict;
 
@@ -21,6 +22,7 @@ pub use entry::{
     Backend, Config, Counter, DecapKey, DropKey, Event, Filter, FlowEntry, FlowKey, FragmentEntry,
     FragmentKey, Frontend, Limit, Mode, RangeKey, ReverseEntry, Slot, Tags, Vip, VipKey, VipWord,
 };
+pub use filter::Facts;
 pub use hash::{flow_hash, slot_hash, slot_of, vip_hash};
 pub use verdict::{Action, Verdict};
 
@@ -48,6 +50,8 @@ pub mod map {
     pub const FLOWS: &str = "flows";
     /// Hash, not preallocated: [`crate::FlowKey`] to [`crate::ReverseEntry`].
     pub const REVERSE: &str = "reverse";
+    /// Hash, not preallocated: `reverse` of the version before, while its entries are copied.
+    pub const REVERSE_BEFORE: &str = "reverse_before";
     /// Hash: [`crate::DecapKey`] to `u32`.
     pub const DECAP: &str = "decap";
     /// Array of one: [`crate::Config`].

@@ -25,7 +25,7 @@ pub fn report(service: u32, verdict: Verdict, ifindex: u32, bytes: u32) {
     if !is_drop && choice.new == 0 && unsafe { bpf_get_prandom_u32() } & all.sample_mask != 0 {
         return;
     }
-    let Some(mut entry) = events.reserve(0) else {
+    let Some(mut entry) = events.reserve_untyped::<Event>(0) else {
         return;
     };
     // SAFETY: as above.

@@ -11,7 +11,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lb_bpf_common::{
-    Backend, Config, Counter, DecapKey, DropKey, Event, Facts, Filter, FlowEntry, FlowKey, FragmentEntry,
+    Backend, Config, Counter, DecapKey, DropKey, Facts, Filter, FlowEntry, FlowKey, FragmentEntry,
     FragmentKey, Frontend, Limit, ReverseEntry, Slot, Tags, Verdict, VipWord,
 };
 
@@ -79,9 +79,10 @@ pub static service_drops: PerCpuHashMap<DropKey, Counter, 16384, NO_PREALLOC> = 
 #[btf_map]
 pub static fragments: LruHashMap<FragmentKey, FragmentEntry, 8192> = LruHashMap::new();
 
-/// What is reported about single packets.
+/// What is reported about single packets: values of [`lb_bpf_common::Event`]. The type is not said here, for libbpf (and so
+/// `ip link set … xdp object`) takes a ring buffer with the size of a value for a contradiction.
 #[btf_map]
-pub static events: RingBuf<Event, 262144> = RingBuf::new();
+pub static events: RingBuf<(), 262144> = RingBuf::new();
 
 /// What holds for all services.
 #[btf_map]

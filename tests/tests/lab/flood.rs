@@ -7,7 +7,7 @@
 use crate::{
     chaos::Maps,
     connections::{go_on, set_echo},
-    restart::{add_echo, ipip, nat, without_b2},
+    restart::{add_echo, gue, ipip, nat, without_b2},
 };
 use lab::{
     Error, Lab, Routing, address,
@@ -109,8 +109,9 @@ fn a_flood_on_clean_slots_costs_nothing() -> Result<(), Error> {
     add_echo(&lab)?;
     lab.start_fairlead()?;
     let client = lab.topology.client.namespace.clone();
-    let connections = Connections::open(&client, &ipip(), CONNECTIONS)?;
-    for vip in ipip() {
+    let vips = [ipip(), gue()].concat();
+    let connections = Connections::open(&client, &vips, CONNECTIONS)?;
+    for vip in vips {
         let [before, after] = flood(&lab, vip)?;
         assert_eq!(before.flows, after.flows, "entries were made");
         assert!(after.process < before.process + SLACK, "{before:?}, then {after:?}");

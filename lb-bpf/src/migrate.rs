@@ -315,8 +315,12 @@ mod tests {
         assert_eq!(reply(&parts.concat().try_into().unwrap()), wanted);
 
         let parts: [&[u8]; 3] = [&1_u32.to_ne_bytes(), &1024_u16.to_ne_bytes(), &32767_u16.to_ne_bytes()];
-        let wanted =
-            Config { flags: Config::NAT, nat_port_first: 1024, nat_port_last: 32767, ..Config::default() };
+        let wanted = Config {
+            flags: Config::TAKING_OVER | Config::NAT,
+            nat_port_first: 1024,
+            nat_port_last: 32767,
+            ..Config::default()
+        };
         assert_eq!(config(&parts.concat().try_into().unwrap()), wanted);
     }
 }

@@ -79,8 +79,8 @@ pub static service_drops: PerCpuHashMap<DropKey, Counter, 16384, NO_PREALLOC> = 
 #[btf_map]
 pub static fragments: LruHashMap<FragmentKey, FragmentEntry, 8192> = LruHashMap::new();
 
-/// What is reported about single packets: values of [`lb_bpf_common::Event`]. The type is not said here, for libbpf (and so
-/// `ip link set … xdp object`) takes a ring buffer with the size of a value for a contradiction.
+/// What is reported about single packets: [`lb_bpf_common::Event`]. The type does not stand here, for libbpf takes no ring
+/// buffer that has one.
 #[btf_map]
 pub static events: RingBuf<(), 262144> = RingBuf::new();
 

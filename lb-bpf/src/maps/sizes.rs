@@ -101,7 +101,7 @@ mod tests {
             error("vip=1"),
             "vip: no such map; expected one of vips, slots, backends, flows, decap, ranges, filters"
         );
-        assert_eq!(error("vips=1,vips=2"), "vips: named twice");
+        assert_eq!(error("vips=8,vips=9"), "vips: named twice");
         for number in ["0", "-1", "4194305", "many", "99999999999", ""] {
             assert_eq!(
                 error(&format!("vips={number}")),

@@ -26,7 +26,7 @@ use lab::{
 use std::{fmt::Write, fs, net::IpAddr, path::PathBuf, process::Command, time::Duration};
 
 /// Modes of Fairlead that work with a router between balancer and backends.
-const MODES: [&str; 2] = ["IPIP", "NAT"];
+const MODES: [&str; 3] = ["IPIP", "GUE", "NAT"];
 /// Source of what nftables translates: not lb2's own, from which HAProxy connects, for the backends would take a port
 /// that both use soon one after the other for the connection before.
 const NFT_SOURCE: &str = "10.0.0.103";

@@ -10,7 +10,7 @@
 //!
 //! After a change of one backend in N about 1 of N slots is dirty. Where one of M load balancers dies then, 1 of M flows
 //! moves: 1 of N × M flows breaks, of those on one side of the change. The tests below move all flows at once, and count.
-use crate::restart::{add_echo, ipip, nat, without_b2};
+use crate::restart::{add_echo, gue, ipip, nat, without_b2};
 use controller::serve::rows::TraceRow;
 use lab::{
     Error, Lab, Routing, WEB,
@@ -23,7 +23,7 @@ use std::net::{IpAddr, SocketAddr};
 /// Connections to each address.
 const COUNT: usize = 30;
 
-/// Backends of both modes are reweighed, drained and removed and come back, and the process is killed in the middle of
+/// Backends of all modes are reweighed, drained and removed and come back, and the process is killed in the middle of
 /// it: no connection breaks, and no byte is wrong, whether windows are full or nearly empty.
 #[test]
 fn changes_of_backends_break_no_connection() -> Result<(), Error> {
@@ -31,7 +31,7 @@ fn changes_of_backends_break_no_connection() -> Result<(), Error> {
     add_echo(&lab)?;
     lab.start_fairlead()?;
     let client = lab.topology.client.namespace.clone();
-    let all = [ipip(), nat()].concat();
+    let all = [ipip(), gue(), nat()].concat();
     let trickle = Connections::open(&client, &all, 12)?;
     let bulk = Connections::open_with(&client, &all, 1, Pace::BULK)?;
     let whole = lab.instances[0].read("echo.yaml")?;
@@ -70,7 +70,7 @@ fn a_lost_host_breaks_no_connection_of_a_tunnel() -> Result<(), Error> {
     route(&lab, &[0, 1])?;
     lab.start_fairlead()?;
     let client = lab.topology.client.namespace.clone();
-    let connections = Connections::open(&client, &ipip(), COUNT)?;
+    let connections = Connections::open(&client, &[ipip(), gue()].concat(), COUNT)?;
     let before = forwarded(&lab)?;
     go_on(&[&connections])?;
     wait_until("both have flows", || {

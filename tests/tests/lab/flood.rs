@@ -7,7 +7,7 @@
 use crate::{
     chaos::Maps,
     connections::{go_on, set_echo},
-    restart::{add_echo, ipip, nat, without_b2},
+    restart::{add_echo, gue, ipip, nat, without_b2},
 };
 use lab::{
     Error, Lab, Routing, address,
@@ -27,8 +27,9 @@ use std::{
 const FLOOD: Duration = Duration::from_secs(2);
 /// Connections to each address.
 const CONNECTIONS: usize = 24;
-/// What a process may need more during a flood, bytes: buffers of the allocator.
-const SLACK: u64 = 8 << 20;
+/// What a process may need more after a flood, bytes. It was seen to grow by 8 MB during one flood and to shrink again in the
+/// next; most likely it is a sweep, which looks at 32,768 flows at a time.
+const SLACK: u64 = 16 << 20;
 
 /// How much memory lb1 needs, bytes.
 #[derive(Clone, Copy, Debug)]
@@ -109,8 +110,9 @@ fn a_flood_on_clean_slots_costs_nothing() -> Result<(), Error> {
     add_echo(&lab)?;
     lab.start_fairlead()?;
     let client = lab.topology.client.namespace.clone();
-    let connections = Connections::open(&client, &ipip(), CONNECTIONS)?;
-    for vip in ipip() {
+    let vips = [ipip(), gue()].concat();
+    let connections = Connections::open(&client, &vips, CONNECTIONS)?;
+    for vip in vips {
         let [before, after] = flood(&lab, vip)?;
         assert_eq!(before.flows, after.flows, "entries were made");
         assert!(after.process < before.process + SLACK, "{before:?}, then {after:?}");

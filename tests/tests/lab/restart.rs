@@ -2,7 +2,8 @@
 use lab::{API, Error, Lab, Routing, WEB, address, echo, failures, wait_until, watch};
 use std::{net::SocketAddr, time::Duration};
 
-/// Echo behind both modes, beside the services of the examples. The VIPs are those of `web` and `api`.
+/// Echo behind the modes that work across a router, beside the services of the examples. The VIPs are those of `web` and
+/// `api`.
 const ECHO: &str = r#"
 apiVersion: fairlead.dev/v1alpha1
 kind: LoadBalancer
@@ -12,6 +13,15 @@ spec:
   ports: [{port: 7007}]
   backends: [{address: 10.1.0.11}, {address: 10.1.0.12}, {address: 10.1.0.13}, {address: "fd00:20::11"}, {address: "fd00:20::12"}, {address: "fd00:20::13"}]
   policy: {forwarding: {mode: IPIP}}
+---
+apiVersion: fairlead.dev/v1alpha1
+kind: LoadBalancer
+metadata: {name: echo-gue}
+spec:
+  addresses: [203.0.113.10, "2001:db8:1::10"]
+  ports: [{port: 7009}]
+  backends: [{address: 10.1.0.11}, {address: 10.1.0.12}, {address: 10.1.0.13}, {address: "fd00:20::11"}, {address: "fd00:20::12"}, {address: "fd00:20::13"}]
+  policy: {forwarding: {mode: GUE}}
 ---
 apiVersion: fairlead.dev/v1alpha1
 kind: LoadBalancer
@@ -25,7 +35,10 @@ spec:
 /// Adds the echo services, before `fairlead` starts.
 pub(crate) fn add_echo(lab: &Lab) -> Result<(), Error> {
     for backend in &lab.topology.backends {
-        echo::serve(&backend.namespace, 7007);
+        // Nothing is translated in a tunnel.
+        for port in [7007, 7009] {
+            echo::serve(&backend.namespace, port);
+        }
     }
     for instance in &lab.instances {
         instance.write("echo.yaml", ECHO)?;
@@ -40,6 +53,10 @@ pub(crate) fn without_b2(echo: &str) -> String {
 
 pub(crate) fn ipip() -> Vec<SocketAddr> {
     WEB.map(|vip| SocketAddr::new(address(vip), 7007)).to_vec()
+}
+
+pub(crate) fn gue() -> Vec<SocketAddr> {
+    WEB.map(|vip| SocketAddr::new(address(vip), 7009)).to_vec()
 }
 
 pub(crate) fn nat() -> Vec<SocketAddr> {

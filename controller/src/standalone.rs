@@ -137,6 +137,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let datapath = Datapath::open(lb_bpf::datapath::Options {
         pin_dir,
         interfaces: interfaces.clone(),
+        tc_interfaces: Vec::new(),
         sizes: Default::default(),
     })
     .await?;

@@ -1,5 +1,6 @@
 //! The datapath of one host: brings the kernel's maps to what is desired.
 use crate::{
+    attach::Interfaces,
     bpffs::PinDir,
     error::DatapathError,
     events::{Events, Reader},
@@ -34,6 +35,8 @@ pub struct Options {
     pub pin_dir: PathBuf,
     /// Names of the interfaces whose packets are balanced.
     pub interfaces: Vec<String>,
+    /// Names of further interfaces, such as those of pods: what comes in there is taken by TC.
+    pub tc_interfaces: Vec<String>,
     /// Sizes of the maps when they are made. Maps that are pinned keep theirs.
     pub sizes: Sizes,
 }
@@ -42,6 +45,7 @@ pub struct Options {
 pub struct Datapath {
     loaded: Loaded,
     resolver: Resolver,
+    wanted: Interfaces,
     interfaces: Vec<InterfaceStatus>,
     /// Nothing when an operation failed: what the maps hold has to be read again.
     state: Option<State>,
@@ -54,9 +58,11 @@ pub struct Datapath {
 }
 
 impl Datapath {
-    /// Loads the program, adopts the maps that are pinned or makes them, and attaches to the interfaces of this
-    /// thread's network namespace; where the program of a process before is attached, it is replaced atomically. Needs
-    /// root and a tokio runtime.
+    /// Loads the programs, adopts the maps that are pinned or makes them, and attaches to the interfaces of this
+    /// thread's network namespace; where the program of a process before is attached, it is replaced atomically. Maps
+    /// of the version before are taken over. Where a version is installed whose maps cannot be read, it goes on
+    /// forwarding until the first [`Datapath::install`] has filled new ones, and is replaced then. Needs root and a
+    /// tokio runtime.
     pub async fn open(options: Options) -> Result<Self, DatapathError> {
         let pins = PinDir::open(&options.pin_dir)?;
         let mut loaded = Loaded::load(pins, options.sizes)?;
@@ -65,14 +71,19 @@ impl Datapath {
         for op in state.plan_sampling(None) {
             loaded.maps.apply(&op)?;
         }
-        loaded.attach(&options.interfaces)?;
         let resolver = Resolver::open().map_err(DatapathError::Socket)?;
-        let interfaces = modes(&resolver, &options.interfaces).await?;
+        let wanted = Interfaces { balanced: options.interfaces, tc: options.tc_interfaces };
+        let mut interfaces = Vec::new();
+        if !loaded.is_behind() {
+            loaded.attach(&wanted)?;
+            interfaces = modes(&resolver, &loaded).await?;
+        }
         let (services, filters) = (state.found(&loaded.maps)?, state.filters());
         let installed = Installed { services, interfaces: interfaces.clone(), filters };
         Ok(Datapath {
             loaded,
             resolver,
+            wanted,
             interfaces,
             state: Some(state),
             installed,
@@ -98,8 +109,7 @@ impl Datapath {
             tokio::time::sleep(Duration::from_millis(GRACE).saturating_sub(failed_at.elapsed())).await;
         }
         if self.loaded.attach_again()? {
-            let names: Vec<String> = self.interfaces.iter().map(|interface| interface.name.clone()).collect();
-            self.interfaces = modes(&self.resolver, &names).await?;
+            self.interfaces = modes(&self.resolver, &self.loaded).await?;
         }
         let mut addresses = self.state.as_ref().map(State::backend_addresses).unwrap_or_default();
         let endpoints = desired.services.values().flat_map(|service| service.backends.keys());
@@ -120,6 +130,10 @@ impl Datapath {
         self.apply(&ops)?;
         if !ops.is_empty() {
             tracing::info!(operations = ops.len(), services = desired.services.len(), "installed");
+        }
+        if self.loaded.is_behind() {
+            self.loaded.attach(&self.wanted)?;
+            self.interfaces = modes(&self.resolver, &self.loaded).await?;
         }
         let (services, filters) = (state.installed(), state.filters());
         let installed = Installed { services, interfaces: self.interfaces.clone(), filters };
@@ -246,10 +260,10 @@ fn now() -> Now {
     Now(time.tv_sec as u64 * 1000 + time.tv_nsec as u64 / 1_000_000)
 }
 
-async fn modes(resolver: &Resolver, interfaces: &[String]) -> Result<Vec<InterfaceStatus>, DatapathError> {
+async fn modes(resolver: &Resolver, loaded: &Loaded) -> Result<Vec<InterfaceStatus>, DatapathError> {
     let mut modes = Vec::new();
-    for name in interfaces {
-        let mode = mode(resolver, name).await?;
+    for (name, attachment) in loaded.attached() {
+        let mode = if attachment.is_tc { XdpMode::TcIngress } else { mode(resolver, name).await? };
         tracing::info!(interface = name, ?mode, "attached");
         modes.push(InterfaceStatus { name: name.clone(), mode });
     }

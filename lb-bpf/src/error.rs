@@ -73,3 +73,44 @@ pub enum DatapathError {
     #[error("netlink: {0}")]
     Netlink(#[from] rtnetlink::Error),
 }
+
+/// [`DatapathError::NotPermitted`] if that is what the system call behind `error` said, else what `other` makes of it.
+pub(crate) fn permitted<E: std::error::Error + 'static>(
+    error: E,
+    other: fn(E) -> DatapathError,
+) -> DatapathError {
+    match os_error(&error) {
+        Some(code @ (libc::EPERM | libc::EACCES)) => {
+            DatapathError::NotPermitted(io::Error::from_raw_os_error(code))
+        }
+        _ => other(error),
+    }
+}
+
+/// The error number of the system call behind an error.
+pub(crate) fn os_error(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<io::Error>()
+            && let Some(code) = error.raw_os_error()
+        {
+            return Some(code);
+        }
+        next = error.source();
+    }
+    None
+}
+
+/// The error and its sources as one line.
+pub(crate) fn error_chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        let more = error.to_string();
+        if !text.ends_with(&more) {
+            text = format!("{text}: {more}");
+        }
+        next = error.source();
+    }
+    text
+}

@@ -1,6 +1,8 @@
 //! Fairlead's datapath, seen from user space: what the services are ([`service`]), how a change of them becomes
 //! changes of the kernel's maps, and with the feature `loader` the [`Datapath`] that makes them.
 #[cfg(feature = "loader")]
+mod attach;
+#[cfg(feature = "loader")]
 mod bpffs;
 #[cfg(feature = "loader")]
 pub mod datapath;
@@ -16,6 +18,8 @@ mod loader;
 mod loopback;
 pub mod maglev;
 pub mod maps;
+#[cfg(feature = "loader")]
+mod migrate;
 #[cfg(feature = "loader")]
 mod next_hop;
 #[cfg(feature = "loader")]

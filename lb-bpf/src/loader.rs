@@ -1,193 +1,215 @@
-//! Loads the kernel program with its maps and attaches it: everything pinned, so that it outlives this process, and
-//! everything adopted that a process before has pinned.
+//! Loads the kernel programs with their maps: everything pinned, so that it outlives this process, and everything
+//! adopted that a process before has pinned, of this version or of another.
 use crate::{
     OBJECT,
-    bpffs::PinDir,
-    error::DatapathError,
+    attach::{self, Attachment, Interfaces, Programs},
+    bpffs::{Before, PinDir, Pins},
+    error::{DatapathError, permitted},
     maps::{
         MapError, Sizes,
         kernel::{KernelMaps, Name, make_names},
-        raw,
+        vip_index,
     },
+    migrate::{self, Replies},
 };
 use aya::{
-    Ebpf, EbpfLoader,
+    EbpfLoader,
     maps::{MapData, MapInfo, MapType},
-    programs::{
-        ProgramError, Xdp, XdpMode,
-        links::{FdLink, PinnedLink},
-        xdp::XdpLink,
-    },
 };
 use lb_bpf_common::{
-    Backend, Config, Counter, DecapKey, FlowEntry, FlowKey, ReverseEntry, Slot, Verdict, Vip, VipKey, map,
-    program,
+    ABI_VERSION, Backend, Config, Counter, DecapKey, DropKey, Filter, FlowEntry, FlowKey, FragmentEntry,
+    FragmentKey, Frontend, RangeKey, ReverseEntry, Slot, Verdict, VipWord, map,
 };
-use std::{collections::BTreeMap, io};
+use std::{
+    collections::BTreeMap,
+    io,
+    panic::resume_unwind,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
 
-/// A link's pin is this and the interface's name.
-const LINK: &str = "link-";
+/// The maps that the kernel programs do not have.
+pub(crate) const NAMES: &str = "names";
+const FILTER_NAMES: &str = "filter_names";
 
-/// The one map that the kernel program does not have.
-const NAMES: &str = "names";
+/// Entries of `fragments`: packets whose fragments are under way.
+const FRAGMENTS: u32 = 8192;
+/// Bytes of `events`.
+const EVENTS: u32 = 256 << 10;
 
-/// What a map must look like, lest the kernel program and this one misread each other.
+/// What a map must look like, lest the kernel programs and this one misread each other.
 struct Shape {
     name: &'static str,
     kind: MapType,
+    flags: u32,
     key: usize,
     value: usize,
     entries: fn(&Sizes) -> u32,
-    /// Only counts are lost if it is made anew.
-    counts: bool,
+    /// Only counts or what is forgotten soon is lost if it is made anew.
+    is_fleeting: bool,
 }
 
-const SHAPES: [Shape; 10] = [
-    hash::<VipKey, Vip>(map::VIPS, |sizes| sizes.vips),
-    array::<Slot>(map::SLOTS, |sizes| sizes.slots),
-    array::<Backend>(map::BACKENDS, |sizes| sizes.backends),
-    hash::<FlowKey, FlowEntry>(map::FLOWS, |sizes| sizes.flows),
-    hash::<FlowKey, ReverseEntry>(map::REVERSE, |sizes| sizes.flows),
-    hash::<DecapKey, u32>(map::DECAP, |sizes| sizes.decap),
-    hash::<u32, Name>(NAMES, |sizes| sizes.vips),
-    array::<Config>(map::CONFIG, |_| 1),
+/// Flags of maps (linux/bpf.h).
+const NO_PREALLOC: u32 = 1;
+const MMAPABLE: u32 = 1 << 10;
+
+const SHAPES: [Shape; 18] = [
+    array::<Frontend>(map::VIPS, MMAPABLE, |sizes| sizes.vips),
+    array::<VipWord>(map::VIP_INDEX, MMAPABLE, |sizes| vip_index::words(sizes.vips)),
+    array::<Slot>(map::SLOTS, MMAPABLE, |sizes| sizes.slots),
+    array::<Backend>(map::BACKENDS, MMAPABLE, |sizes| sizes.backends),
+    hash::<FlowKey, FlowEntry>(map::FLOWS, NO_PREALLOC, |sizes| sizes.flows),
+    hash::<FlowKey, ReverseEntry>(map::REVERSE, NO_PREALLOC, |sizes| sizes.flows),
+    hash::<DecapKey, u32>(map::DECAP, 0, |sizes| sizes.decap),
+    hash::<u32, Name>(NAMES, NO_PREALLOC, |sizes| sizes.vips),
+    array::<Config>(map::CONFIG, 0, |_| 1),
+    Shape { kind: MapType::LpmTrie, ..hash::<RangeKey, u32>(map::RANGES, NO_PREALLOC, |sizes| sizes.ranges) },
+    array::<Filter>(map::FILTERS, 0, |sizes| sizes.filters),
+    hash::<u32, Name>(FILTER_NAMES, NO_PREALLOC, |sizes| sizes.filters),
     counters(map::BACKEND_COUNTERS, |sizes| sizes.backends),
     counters(map::VERDICT_COUNTERS, |_| Verdict::ALL.len() as u32),
+    counters(map::FILTER_COUNTERS, |sizes| sizes.filters),
+    Shape {
+        kind: MapType::PerCpuHash,
+        is_fleeting: true,
+        ..hash::<DropKey, Counter>(map::SERVICE_DROPS, NO_PREALLOC, |sizes| sizes.vips.saturating_mul(2))
+    },
+    Shape {
+        kind: MapType::LruHash,
+        is_fleeting: true,
+        ..hash::<FragmentKey, FragmentEntry>(map::FRAGMENTS, 0, |_| FRAGMENTS)
+    },
+    Shape {
+        name: map::EVENTS,
+        kind: MapType::RingBuf,
+        flags: 0,
+        key: 0,
+        value: 0,
+        entries: |_| EVENTS,
+        is_fleeting: true,
+    },
 ];
 
-const fn hash<K, V>(name: &'static str, entries: fn(&Sizes) -> u32) -> Shape {
+const fn hash<K, V>(name: &'static str, flags: u32, entries: fn(&Sizes) -> u32) -> Shape {
     let kind = MapType::Hash;
-    Shape { name, kind, key: size_of::<K>(), value: size_of::<V>(), entries, counts: false }
+    Shape { name, kind, flags, key: size_of::<K>(), value: size_of::<V>(), entries, is_fleeting: false }
 }
 
-const fn array<V>(name: &'static str, entries: fn(&Sizes) -> u32) -> Shape {
-    Shape { name, kind: MapType::Array, key: 4, value: size_of::<V>(), entries, counts: false }
+const fn array<V>(name: &'static str, flags: u32, entries: fn(&Sizes) -> u32) -> Shape {
+    let kind = MapType::Array;
+    Shape { name, kind, flags, key: 4, value: size_of::<V>(), entries, is_fleeting: false }
 }
 
 const fn counters(name: &'static str, entries: fn(&Sizes) -> u32) -> Shape {
-    Shape { name, kind: MapType::PerCpuArray, key: 4, value: size_of::<Counter>(), entries, counts: true }
+    let kind = MapType::PerCpuArray;
+    Shape { name, kind, flags: 0, key: 4, value: size_of::<Counter>(), entries, is_fleeting: true }
 }
 
-/// The loaded program and its maps.
+/// The loaded programs and their maps.
 pub(crate) struct Loaded {
     pub(crate) maps: KernelMaps,
-    object: Ebpf,
+    programs: Programs,
     pins: PinDir,
-    /// Indexes of the interfaces that it is attached to, by name.
-    attached: BTreeMap<String, u32>,
+    replies: Replies,
 }
 
 impl Loaded {
-    /// Loads the program. Maps that are pinned are adopted with the sizes they have.
-    pub(crate) fn load(pins: PinDir, sizes: Sizes) -> Result<Self, DatapathError> {
+    /// Loads the programs. Maps that are pinned are adopted with the sizes they have.
+    pub(crate) fn load(pins: PinDir, mut sizes: Sizes) -> Result<Self, DatapathError> {
         lift_memlock_limit();
-        let sizes = adopt(&pins, sizes)?;
+        if !pins.is_complete() {
+            begin_again(&pins)?;
+        }
+        let known = known(&pins);
+        match (known, pins.before()) {
+            (Some(before), _) => migrate::share(&pins, before, &mut sizes)?,
+            (None, Some(before)) => tracing::warn!(
+                installed = before.version,
+                ours = ABI_VERSION,
+                "cannot read the maps of another version, building them anew; it forwards until something is \
+                 installed in them, then connections that only its maps know break"
+            ),
+            (None, None) => {}
+        }
+        let sizes = adopt(pins.own(), sizes)?;
         let paths: Vec<_> = SHAPES.iter().map(|shape| (shape.name, pins.pin(shape.name))).collect();
         let mut loader = EbpfLoader::new();
         for (shape, (name, path)) in SHAPES.iter().zip(&paths) {
             loader.map_max_entries(name, (shape.entries)(&sizes)).map_pin_path(name, path.as_path());
         }
-        let mut object = loader.load(OBJECT).map_err(|error| permitted(error, DatapathError::Load))?;
-        let program = datapath(&mut object)?;
-        program.load().map_err(|error| permitted(error, DatapathError::Program))?;
-        let names = pins.pin(NAMES);
-        if !names.exists() {
-            make_names(NAMES, sizes.vips, &names)?;
+        let object = loader.load(OBJECT).map_err(|error| permitted(error, DatapathError::Load))?;
+        let programs = Programs::load(object)?;
+        for (name, entries) in [(NAMES, sizes.vips), (FILTER_NAMES, sizes.filters)] {
+            let path = pins.pin(name);
+            if !path.exists() {
+                make_names(name, entries, &path)?;
+            }
         }
-        let maps = open_maps(&pins)?;
-        Ok(Loaded { maps, object, pins, attached: BTreeMap::new() })
+        let (mut maps, mut replies) = (open_maps(pins.own())?, Replies::default());
+        if let Some(before) = known {
+            migrate::convert(before, pins.own(), &mut maps)?;
+            replies.copy(before, pins.own())?;
+        }
+        Ok(Loaded { maps, programs, pins, replies })
     }
 
     /// The same maps once more, for who reads them beside this.
     pub(crate) fn open_again(&self) -> Result<KernelMaps, MapError> {
-        open_maps(&self.pins)
+        open_maps(self.pins.own())
     }
 
-    /// Attaches to exactly these interfaces: by replacing the program atomically where the process before was
-    /// attached, and with the driver's mode if it has one.
-    pub(crate) fn attach(&mut self, interfaces: &[String]) -> Result<(), DatapathError> {
-        for name in self.pins.names()? {
-            let is_wanted =
-                |interface: &String| self.pins.pin(&format!("{LINK}{interface}")).ends_with(&name);
-            if name.starts_with(LINK) && !interfaces.iter().any(is_wanted) {
-                tracing::info!(link = name, "detaching from an interface that is no longer configured");
-                self.pins.unpin(&name)?;
-            }
+    /// Whether another version forwards that this one cannot take over from before something is installed.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.pins.before().is_some_and(|before| !migrate::is_known(before))
+    }
+
+    /// Attaches to exactly these interfaces, and takes the place of the version before.
+    pub(crate) fn attach(&mut self, interfaces: &Interfaces) -> Result<(), DatapathError> {
+        let Loaded { programs, pins, replies, .. } = self;
+        let is_attached = AtomicBool::new(false);
+        // What the program before adds at the last moment is missed by packets that the new one gets until it is copied.
+        let copy = || known(pins).map_or(Ok(()), |old| replies.copy_until(&is_attached, old, pins.own()));
+        thread::scope(|scope| {
+            let copying = scope.spawn(copy);
+            let attached = programs.attach(pins, interfaces);
+            is_attached.store(true, Ordering::Relaxed);
+            let copied = copying.join().unwrap_or_else(|panic| resume_unwind(panic));
+            attached.and(copied.map_err(DatapathError::from))
+        })?;
+        pins.commit()?;
+        let Some(replaced) = pins.replaced() else { return Ok(()) };
+        if migrate::is_known(replaced)
+            && let Err(error) = replies.copy_rest(replaced, pins.own())
+        {
+            tracing::warn!(%error, "the newest connections of NAT services may break");
         }
-        for interface in interfaces {
-            self.attach_one(interface)?;
-        }
-        Ok(())
+        tracing::info!(version = replaced.version, "the programs of another version are replaced");
+        *replies = Replies::default();
+        pins.forget_replaced()
     }
 
     /// Attaches to interfaces that went and came back under their name since; whether there was one.
     pub(crate) fn attach_again(&mut self) -> Result<bool, DatapathError> {
-        let index = |name: &String| nix::net::if_::if_nametoindex(name.as_str()).ok();
-        let new =
-            |(name, old): (&String, &u32)| index(name).is_some_and(|new| new != *old).then(|| name.clone());
-        let back: Vec<String> = self.attached.iter().filter_map(new).collect();
-        for interface in &back {
-            tracing::warn!(interface, "the interface is another one now, attaching to it");
-            self.attach_one(interface)?;
-        }
-        Ok(!back.is_empty())
+        self.programs.attach_again(self.pins.own())
     }
 
-    fn attach_one(&mut self, interface: &str) -> Result<(), DatapathError> {
-        let index = nix::net::if_::if_nametoindex(interface)
-            .map_err(|_| DatapathError::NoInterface(interface.to_owned()))?;
-        let pin = format!("{LINK}{interface}");
-        let path = self.pins.pin(&pin);
-        let failed = |error| attach_error(interface, error);
-        self.attached.insert(interface.to_owned(), index);
-        let program = datapath(&mut self.object)?;
-        if let Ok(link) = PinnedLink::from_pin(&path) {
-            let link = FdLink::from(link);
-            // An interface that went and came again under its name is another one, and the link is dead.
-            if is_on(&link, index) {
-                let link =
-                    XdpLink::try_from(link).map_err(|_| DatapathError::NoLinks(interface.to_owned()))?;
-                program.attach_to_link(link).map_err(failed)?;
-                return Ok(());
-            }
-            drop(link);
-            self.pins.unpin(&pin)?;
-        }
-        let id = match program.attach(interface, XdpMode::Driver) {
-            Err(error) if is_unsupported(&error) => {
-                let reason = error_chain(&error);
-                tracing::warn!(interface, reason, "no native XDP, falling back to generic");
-                program.attach(interface, XdpMode::Skb)
-            }
-            result => result,
-        }
-        .map_err(failed)?;
-        let link = program.take_link(id).map_err(failed)?;
-        let link = FdLink::try_from(link).map_err(|_| DatapathError::NoLinks(interface.to_owned()))?;
-        link.pin(&path).map_err(|error| DatapathError::PinDir { path, source: io::Error::other(error) })?;
-        Ok(())
+    /// How each interface is attached, by name.
+    pub(crate) fn attached(&self) -> &BTreeMap<String, Attachment> {
+        self.programs.attached()
     }
 
     /// Detaches from all interfaces and removes all pins.
     pub(crate) fn remove(self) -> Result<(), DatapathError> {
-        let Loaded { maps, object, pins, .. } = self;
-        // Links first: no packet may meet the program without what it needs.
-        let (links, others): (Vec<_>, Vec<_>) =
-            pins.names()?.into_iter().partition(|name| name.starts_with(LINK));
-        for name in links.into_iter().chain(others) {
-            pins.unpin(&name)?;
+        let Loaded { maps, programs, pins, .. } = self;
+        for pins in pins.before().map(|before| &before.pins).into_iter().chain([pins.own()]) {
+            attach::detach_all(pins)?;
         }
-        drop((maps, object));
+        drop((maps, programs));
         pins.remove()
     }
 }
 
-fn datapath(object: &mut Ebpf) -> Result<&mut Xdp, DatapathError> {
-    let program = object.program_mut(program::DATAPATH).ok_or(DatapathError::NoProgram(program::DATAPATH))?;
-    program.try_into().map_err(DatapathError::Program)
-}
-
-fn open_maps(pins: &PinDir) -> Result<KernelMaps, MapError> {
+fn open_maps(pins: &Pins) -> Result<KernelMaps, MapError> {
     KernelMaps::new(|name| {
         MapData::from_pin(pins.pin(name))
             .map_err(|error| MapError::new(name, "open", io::Error::other(error)))
@@ -195,30 +217,27 @@ fn open_maps(pins: &PinDir) -> Result<KernelMaps, MapError> {
 }
 
 /// Checks what is pinned; returns the sizes to load with: those of the pinned maps, where there are any.
-fn adopt(pins: &PinDir, mut sizes: Sizes) -> Result<Sizes, DatapathError> {
+fn adopt(pins: &Pins, mut sizes: Sizes) -> Result<Sizes, DatapathError> {
     let pinned: BTreeMap<&str, MapInfo> = SHAPES
         .iter()
         .filter_map(|shape| Some((shape.name, MapInfo::from_pin(pins.pin(shape.name)).ok()?)))
         .collect();
-    let size = |name: &str, size: &mut u32| {
-        if let Some(info) = pinned.get(name).filter(|info| info.max_entries() != *size) {
-            let (installed, asked) = (info.max_entries(), *size);
-            tracing::warn!(map = name, installed, asked, "a pinned map keeps its size until it is detached");
-            *size = installed;
-        }
-    };
-    size(map::VIPS, &mut sizes.vips);
-    size(map::SLOTS, &mut sizes.slots);
-    size(map::BACKENDS, &mut sizes.backends);
-    size(map::FLOWS, &mut sizes.flows);
-    size(map::DECAP, &mut sizes.decap);
+    let entries = |name: &str| pinned.get(name).map(MapInfo::max_entries);
+    keep_size(map::VIPS, entries(map::VIPS), &mut sizes.vips);
+    keep_size(map::SLOTS, entries(map::SLOTS), &mut sizes.slots);
+    keep_size(map::BACKENDS, entries(map::BACKENDS), &mut sizes.backends);
+    keep_size(map::FLOWS, entries(map::FLOWS), &mut sizes.flows);
+    keep_size(map::DECAP, entries(map::DECAP), &mut sizes.decap);
+    keep_size(map::RANGES, entries(map::RANGES), &mut sizes.ranges);
+    keep_size(map::FILTERS, entries(map::FILTERS), &mut sizes.filters);
     for shape in &SHAPES {
         let Some(info) = pinned.get(shape.name) else { continue };
         let fits = info.map_type().ok() == Some(shape.kind)
+            && info.map_flags() == shape.flags
             && info.key_size() as usize == shape.key
             && info.value_size() as usize == shape.value
             && info.max_entries() == (shape.entries)(&sizes);
-        if !fits && shape.counts {
+        if !fits && shape.is_fleeting {
             tracing::warn!(
                 map = shape.name,
                 "a pinned map has another shape, making it anew: counts begin at 0"
@@ -231,9 +250,29 @@ fn adopt(pins: &PinDir, mut sizes: Sizes) -> Result<Sizes, DatapathError> {
     Ok(sizes)
 }
 
-fn is_on(link: &FdLink, index: u32) -> bool {
-    // aya gives no descriptor of a link, but the link's id, from which there is one.
-    link.info().ok().and_then(|info| raw::link_ifindex(info.id()).ok()) == Some(index)
+/// Forgets the maps that a process has made which did not come to an end with it; but where it is attached already, and
+/// the ways back that packets have found there meanwhile, stay.
+fn begin_again(pins: &PinDir) -> Result<(), DatapathError> {
+    for name in pins.own().names()? {
+        let is_kept = name == map::REVERSE && known(pins).is_some();
+        if !is_kept && !attach::is_attachment(&name) {
+            pins.own().unpin(&name)?;
+        }
+    }
+    Ok(())
+}
+
+/// The version before, if its maps can be taken over.
+fn known(pins: &PinDir) -> Option<&Before> {
+    pins.before().filter(|before| migrate::is_known(before))
+}
+
+/// A map that is there keeps its size.
+pub(crate) fn keep_size(map: &str, installed: Option<u32>, size: &mut u32) {
+    if let Some(installed) = installed.filter(|installed| *installed != *size) {
+        tracing::warn!(map, installed, asked = *size, "a pinned map keeps its size until it is detached");
+        *size = installed;
+    }
 }
 
 /// Before kernel 5.11 maps count as locked memory.
@@ -243,53 +282,4 @@ fn lift_memlock_limit() {
     if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &limit) } != 0 {
         tracing::debug!(error = %io::Error::last_os_error(), "cannot lift the limit of locked memory");
     }
-}
-
-fn is_unsupported(error: &ProgramError) -> bool {
-    // Drivers say no in several ways: not at all, not with this MTU, not with these queues.
-    !matches!(os_error(error), Some(libc::EBUSY | libc::EEXIST | libc::EPERM | libc::ENODEV))
-}
-
-fn attach_error(interface: &str, error: ProgramError) -> DatapathError {
-    match os_error(&error) {
-        Some(libc::EBUSY | libc::EEXIST) => DatapathError::InterfaceBusy(interface.to_owned()),
-        Some(libc::EPERM) => DatapathError::NotPermitted(io::Error::from_raw_os_error(libc::EPERM)),
-        _ => DatapathError::Attach { interface: interface.to_owned(), reason: error_chain(&error) },
-    }
-}
-
-fn permitted<E: std::error::Error + 'static>(error: E, other: fn(E) -> DatapathError) -> DatapathError {
-    match os_error(&error) {
-        Some(code @ (libc::EPERM | libc::EACCES)) => {
-            DatapathError::NotPermitted(io::Error::from_raw_os_error(code))
-        }
-        _ => other(error),
-    }
-}
-
-/// The error number of the system call behind an error.
-fn os_error(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(error) = error.downcast_ref::<io::Error>()
-            && let Some(code) = error.raw_os_error()
-        {
-            return Some(code);
-        }
-        next = error.source();
-    }
-    None
-}
-
-fn error_chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        let more = error.to_string();
-        if !text.ends_with(&more) {
-            text = format!("{text}: {more}");
-        }
-        next = error.source();
-    }
-    text
 }

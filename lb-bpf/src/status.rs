@@ -13,7 +13,7 @@ use std::{
 pub struct Installed {
     /// The services that are programmed and can forward.
     pub services: BTreeMap<ServiceKey, InstalledService>,
-    /// The interfaces that the program is attached to.
+    /// The interfaces that the programs are attached to; none while another version forwards still.
     pub interfaces: Vec<InterfaceStatus>,
     /// Names of the filters that are in force. If there are more than the map holds, the first by name are.
     pub filters: BTreeSet<String>,
@@ -33,7 +33,7 @@ pub struct InstalledService {
     pub resolved: bool,
 }
 
-/// How the XDP program is attached to one interface.
+/// How packets that come in through one interface meet the datapath.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct InterfaceStatus {
@@ -43,13 +43,16 @@ pub struct InterfaceStatus {
     pub mode: XdpMode,
 }
 
-/// Where the kernel runs an XDP program.
+/// Where the kernel runs the program for packets that come in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub enum XdpMode {
     /// In the driver, before the packet becomes a socket buffer.
     Native,
     /// In the stack: works with every driver and costs more.
     Generic,
+    /// Not XDP: in traffic control, when the packet comes in.
+    #[serde(rename = "TC")]
+    TcIngress,
 }
 
 /// What was counted since the maps were made.

@@ -28,6 +28,8 @@ pub struct Trace {
     pub verdict: Verdict,
     /// Why, in one line of words.
     pub why: String,
+    /// The rule of a packet filter that drops the packet, or that may: it looks at the length or at bytes.
+    pub filter: Option<String>,
     /// The entry of the frontend; none: no service has it.
     pub vip: Option<VipEntry>,
     /// The hash of the flow.
@@ -210,7 +212,7 @@ pub struct Chosen {
     pub endpoint: Endpoint,
     /// Index of the map `backends`.
     pub index: u32,
-    /// `NAT` or `IPIP`.
+    /// How packets reach it: `NAT`, `DNAT`, `IPIP`, `GUE` or `L2`.
     pub mode: String,
     /// Whether it is marked as not answering.
     pub down: bool,
@@ -241,6 +243,18 @@ pub enum Sent {
         /// Of the backend.
         destination: IpAddr,
     },
+    /// Whole, in UDP between these addresses.
+    InUdp {
+        /// Of this host; the port is of the flow.
+        source: SocketAddr,
+        /// Of the backend.
+        destination: SocketAddr,
+    },
+    /// As it is, to the Ethernet address of the next hop.
+    Forwarded {
+        /// Address of the backend.
+        backend: IpAddr,
+    },
     /// With these addresses and ports in place of its own.
     Translated {
         /// New source.
@@ -262,6 +276,8 @@ pub struct NextHop {
     pub mac: String,
     /// Ethernet address of the interface.
     pub source_mac: String,
+    /// Tag control information of the VLAN; none: no tag.
+    pub vlan: Option<u16>,
     /// Largest IP packet of the client that is sent on, bytes; larger ones are dropped (`too_big`). None: any.
     pub largest_packet: Option<u32>,
 }
@@ -278,6 +294,7 @@ pub fn trace(
         packet: *packet,
         verdict: Verdict::NotOurs,
         why: String::new(),
+        filter: None,
         vip: None,
         hash: None,
         slot: None,

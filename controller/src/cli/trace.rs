@@ -6,7 +6,7 @@ use super::{
 use crate::serve::rows::{BackendStatus, TraceRow};
 use clap::ValueEnum;
 use lb_bpf::{
-    abi::Action,
+    abi::{Action, Verdict},
     service::Protocol,
     trace::{Chosen, Flow, FlowState, Holder, NextHop, Packet, Sent, SlotEntry, SlotState, Trace},
 };
@@ -88,10 +88,15 @@ const fn proto(packet: &Packet) -> &'static str {
 /// What there is to say, with its name.
 fn cells(row: &TraceRow) -> Vec<(&'static str, String)> {
     let TraceRow { trace, backend_status } = row;
-    let Trace { packet, vip, hash, slot, flow, backend, reply, sent, next_hop, .. } = trace;
+    let Trace { packet, filter, vip, hash, slot, flow, backend, reply, sent, next_hop, .. } = trace;
     let opening = if packet.syn { ", SYN" } else { "" };
     let mut cells =
         vec![("PACKET", format!("{} {} -> {}{opening}", proto(packet), packet.source, packet.destination))];
+    cells.extend(filter.as_ref().map(|name| {
+        let says =
+            if trace.verdict == Verdict::Filtered { "drops it" } else { "may drop it: by length or bytes" };
+        ("FILTER", format!("{name} {says}"))
+    }));
     if let Some(vip) = vip {
         let id = vip.service_id;
         let name =
@@ -174,6 +179,8 @@ fn backend_text(backend: &Chosen, size: u32, status: Option<&BackendStatus>) -> 
 fn sent_text(packet: &Packet, sent: Sent) -> String {
     match sent {
         Sent::Encapsulated { source, destination } => format!("inside {source} -> {destination}"),
+        Sent::InUdp { source, destination } => format!("inside udp {source} -> {destination}"),
+        Sent::Forwarded { backend } => format!("as it is, to the Ethernet address of {backend}"),
         Sent::Translated { source, destination } => format!("as {} {source} -> {destination}", proto(packet)),
     }
 }
@@ -183,5 +190,7 @@ fn hop_text(hop: &NextHop) -> String {
         hop.interface.clone().unwrap_or_else(|| format!("interface {} (gone)", hop.interface_index));
     let largest =
         hop.largest_packet.map_or_else(String::new, |bytes| format!(", packets up to {bytes} bytes"));
-    format!("{} on {interface}{largest}", hop.mac)
+    // The lower 12 bits are the VLAN's number.
+    let vlan = hop.vlan.map_or_else(String::new, |tci| format!(", VLAN {}", tci & 0xfff));
+    format!("{} on {interface}{vlan}{largest}", hop.mac)
 }

@@ -508,6 +508,8 @@ pub struct Filter {
 }
 
 impl Filter {
+    /// Entries that are looked at, at most: with more the verifier gives up.
+    pub const MOST: u32 = 256;
     /// Bit of `kind`: the entry is not free.
     pub const IN_USE: u16 = 1;
     /// Bit of `kind`: what it matches is dropped, else only counted.

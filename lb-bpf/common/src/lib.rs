@@ -12,6 +12,7 @@ mod addr;
 mod checksum;
 pub mod decide;
 mod entry;
+mod filter;
 mod hash;
 mod verdict;
 
@@ -21,6 +22,7 @@ pub use entry::{
     Backend, Config, Counter, DecapKey, DropKey, Event, Filter, FlowEntry, FlowKey, FragmentEntry,
     FragmentKey, Frontend, Limit, Mode, RangeKey, ReverseEntry, Slot, Tags, Vip, VipKey, VipWord,
 };
+pub use filter::Facts;
 pub use hash::{flow_hash, slot_hash, slot_of, vip_hash};
 pub use verdict::{Action, Verdict};
 

@@ -7,12 +7,11 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use crate::{
-    filter::Facts,
     flow::{Choice, Tracked},
     nat::WayBack,
 };
 use lb_bpf_common::{
-    Backend, Config, Counter, DecapKey, DropKey, Event, Filter, FlowEntry, FlowKey, FragmentEntry, FragmentKey,
+    Backend, Config, Counter, DecapKey, DropKey, Event, Facts, Filter, FlowEntry, FlowKey, FragmentEntry, FragmentKey,
     Frontend, Limit, ReverseEntry, Slot, Tags, Verdict, VipWord,
 };
 

@@ -7,6 +7,7 @@ pub mod faulty;
 pub mod kernel;
 #[cfg(feature = "loader")]
 pub(crate) mod raw;
+pub mod sizes;
 #[cfg_attr(not(any(feature = "loader", test)), expect(dead_code, reason = "only the kernel has such arrays"))]
 pub(crate) mod vip_index;
 
@@ -39,7 +40,8 @@ pub struct Sizes {
     pub decap: u32,
     /// Source ranges of all services together. Some 100 bytes each when in use.
     pub ranges: u32,
-    /// Rules of all packet filters together; 92 bytes each, and 32 on each CPU, allocated at once.
+    /// Rules of all packet filters together, up to [`Filter::MOST`]; 92 bytes each, and 32 on each CPU, allocated at
+    /// once.
     pub filters: u32,
 }
 

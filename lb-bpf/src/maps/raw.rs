@@ -34,15 +34,15 @@ struct InfoAttr {
 }
 
 /// What one batch gave: the entries, `values_per_key` values for each, and where to go on.
-pub(super) struct Batch<K, V> {
-    pub(super) keys: Vec<K>,
-    pub(super) values: Vec<V>,
-    pub(super) next: Option<u32>,
+pub(crate) struct Batch<K, V> {
+    pub(crate) keys: Vec<K>,
+    pub(crate) values: Vec<V>,
+    pub(crate) next: Option<u32>,
 }
 
 /// BPF_MAP_LOOKUP_BATCH: up to `limit` entries. In a hash map `from` is a bucket and 0 the begin; an array is read
 /// from its begin. A per-CPU map has one value for each possible CPU.
-pub(super) fn lookup_batch<K: Pod, V: Pod>(
+pub(crate) fn lookup_batch<K: Pod, V: Pod>(
     map: BorrowedFd<'_>,
     from: u32,
     limit: usize,

@@ -194,7 +194,7 @@ impl State {
             room_for_flows: sizes.flows as usize,
             room_for_vips: sizes.vips.saturating_sub(vip_index::RESERVED) as usize,
             room_for_ranges: sizes.ranges as usize,
-            room_for_filters: sizes.filters,
+            room_for_filters: sizes.filters.min(Filter::MOST),
         })
     }
 

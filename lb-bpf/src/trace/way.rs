@@ -5,9 +5,10 @@ use crate::{
     service::{Endpoint, mode_label},
 };
 use lb_bpf_common::{
-    Backend, Config, FlowEntry, FlowKey, Mode, ReverseEntry, Slot, Verdict, Vip, VipKey,
+    Backend, Config, Facts, Filter, FlowEntry, FlowKey, GUE_PORT, Mode, ReverseEntry, Slot, Verdict, Vip,
+    VipKey,
     decide::{self, NAT_ATTEMPTS, NatPorts, Phase},
-    flow_hash, slot_of,
+    flow_hash, proto, slot_hash, slot_of,
 };
 use std::net::{IpAddr, SocketAddr};
 
@@ -51,18 +52,30 @@ struct Choice {
 impl<M: Maps> Way<'_, M> {
     /// Follows the packet to its end, and notes what it meets.
     pub(super) fn follow(&self, trace: &mut Trace) -> Result<End, Stop> {
-        if let Some(entry) = self.entry_of_reply()? {
+        let config = self.maps.config()?;
+        self.filters(&config, trace)?;
+        let port = u16::from_be(self.key.dst_port);
+        let is_port = port >= config.nat_port_first && port <= config.nat_port_last;
+        if config.flags & Config::NAT != 0
+            && is_port
+            && let Some(entry) = self.maps.reply(&self.key)?
+        {
             return Ok(self.reply(&entry, trace));
         }
         let FlowKey { dst, dst_port, proto, .. } = self.key;
         let Some(vip) = self.maps.vip(&VipKey { addr: dst, port: dst_port, proto, zero: 0 })? else {
+            if config.flags & Config::DNAT != 0
+                && let Some(entry) = self.maps.reply(&self.key)?
+            {
+                return Ok(self.reply(&entry, trace));
+            }
             return Ok((
                 Verdict::NotOurs,
                 "no service has this address, port and protocol: up the stack".to_owned(),
             ));
         };
-        let hash = flow_hash(&self.key);
-        let Vip { service, base, size, .. } = vip;
+        let Vip { service, base, size, flags } = vip;
+        let hash = slot_hash(&self.key, flags & Vip::AFFINITY != 0);
         trace.hash = Some(hash);
         trace.vip = Some(VipEntry {
             service: self.maps.name(service)?,
@@ -72,17 +85,25 @@ impl<M: Maps> Way<'_, M> {
         });
         let known = self.maps.flow(&self.key)?;
         trace.flow = known.map(|entry| self.flow(&entry)).transpose()?;
+        if flags & Vip::RANGES != 0 && self.maps.lets_in(service, self.key.src)? != Some(true) {
+            return stop(Verdict::SourceDenied, "the service does not let this client in");
+        }
+        let nobody = if flags & Vip::PASS == 0 { Verdict::NoBackend } else { Verdict::NoBackendPassed };
         if size == 0 {
-            return stop(Verdict::NoBackend, "the service has no backend: its table is empty");
+            return stop(nobody, "the service has no backend: its table is empty");
         }
         let number = slot_of(hash, size);
         let slot_index = base.wrapping_add(number);
         if slot_index >= self.maps.sizes().slots {
-            return stop(Verdict::NoBackend, "the table lies outside of the map");
+            return stop(nobody, "the table lies outside of the map");
         }
         let slot = self.maps.slots(slot_index, 1)?.first().copied().unwrap_or_default();
         trace.slot = Some(self.slot(number, slot)?);
-        let Choice { index, backend, nat_port, why } = self.choose(hash, service, slot, known)?;
+        let chosen = self.choose(service, slot, known).map_err(|stop| match stop {
+            Stop::Verdict((Verdict::NoBackend, why)) => Stop::Verdict((nobody, why)),
+            stop => stop,
+        });
+        let Choice { index, backend, nat_port, why } = chosen?;
         let table = self.maps.slots(base, size)?;
         trace.backend = Some(Chosen {
             endpoint: endpoint_of(&backend),
@@ -95,38 +116,83 @@ impl<M: Maps> Way<'_, M> {
             let why = format!("{why}; the next hop towards it is not resolved: up the stack");
             return Ok((Verdict::Unresolved, why));
         }
-        let is_nat = backend.mode == Mode::Nat as u8;
-        let outer: u32 = match (is_nat, self.key.src.is_v4()) {
-            (true, _) => 0,
-            (false, true) => 20,
-            (false, false) => 40,
+        let mode = mode_of(&backend);
+        let has_outer_v4 = backend.header_sum != 0;
+        let outer: u32 = match (mode, has_outer_v4) {
+            (Some(Mode::Ipip), true) => 20,
+            (Some(Mode::Ipip), false) => 40,
+            (Some(Mode::Gue), true) => 28,
+            (Some(Mode::Gue), false) => 48,
+            _ => 0,
         };
         trace.next_hop = Some(NextHop {
             interface_index: backend.ifindex,
             interface: None,
             mac: mac(backend.next_hop),
             source_mac: mac(backend.source_mac),
+            vlan: (backend.vlan != 0).then_some(backend.vlan),
             largest_packet: (backend.mtu != 0).then(|| u32::from(backend.mtu).saturating_sub(outer)),
         });
         let (source, destination) = (IpAddr::from(backend.source), endpoint_of(&backend));
-        if is_nat {
-            trace.sent = Some(Sent::Translated {
-                source: SocketAddr::new(source, u16::from_be(nat_port)),
-                destination: SocketAddr::new(destination.address, destination.port),
-            });
-            return Ok((Verdict::Translated, why));
-        }
-        trace.sent = Some(Sent::Encapsulated { source, destination: destination.address });
-        Ok((Verdict::Encapsulated, why))
+        let (sent, verdict) = match mode {
+            Some(Mode::Ipip) => {
+                let destination = destination.address;
+                (Sent::Encapsulated { source, destination }, Verdict::Encapsulated)
+            }
+            Some(Mode::Gue) => {
+                // As `encap.rs` of the kernel programs takes it.
+                let source = SocketAddr::new(source, 0xc000 | (hash >> 16 & 0x3fff) as u16);
+                let destination = SocketAddr::new(destination.address, GUE_PORT);
+                (Sent::InUdp { source, destination }, Verdict::Encapsulated)
+            }
+            Some(Mode::L2) => (Sent::Forwarded { backend: destination.address }, Verdict::Forwarded),
+            Some(Mode::Nat | Mode::Dnat) | None => {
+                let source = match mode {
+                    Some(Mode::Dnat) => SocketAddr::new(self.key.src.into(), u16::from_be(self.key.src_port)),
+                    _ => SocketAddr::new(source, u16::from_be(nat_port)),
+                };
+                let destination = SocketAddr::new(destination.address, destination.port);
+                (Sent::Translated { source, destination }, Verdict::Translated)
+            }
+        };
+        trace.sent = Some(sent);
+        Ok((verdict, why))
     }
 
-    fn entry_of_reply(&self) -> Result<Option<ReverseEntry>, MapError> {
-        let Config { flags, nat_port_first, nat_port_last, .. } = self.maps.config()?;
-        let port = u16::from_be(self.key.dst_port);
-        if flags & Config::NAT == 0 || port < nat_port_first || port > nat_port_last {
-            return Ok(None);
+    /// Applies the packet filters, as far as they look at what is known of the packet.
+    fn filters(&self, config: &Config, trace: &mut Trace) -> Result<(), Stop> {
+        if config.filters == 0 {
+            return Ok(());
         }
-        self.maps.reply(&self.key)
+        let family = if self.key.src.is_v4() { Filter::V4 } else { Filter::V6 };
+        let is_tcp = self.key.proto == proto::TCP;
+        // SYN, or ACK.
+        let flags = if self.phase == Phase::Opening { 2 } else { 16 };
+        let mut facts = Facts {
+            src: self.key.src,
+            dst: self.key.dst,
+            ports: [u16::from_be(self.key.src_port), u16::from_be(self.key.dst_port)],
+            length: 0,
+            has: family | Filter::WHOLE | Filter::PORTS | if is_tcp { Filter::TCP_FLAGS } else { 0 },
+            proto: self.key.proto,
+            tcp_flags: if is_tcp { flags } else { 0 },
+            zero: 0,
+        };
+        let names = self.maps.filter_names()?;
+        for (index, filter) in self.maps.filters()?.range(..config.filters) {
+            // The length is whatever the rule wants; if it wants any, that is no condition.
+            facts.length = filter.length[0];
+            if filter.kind & Filter::DROP == 0 || !filter.matches(&facts) {
+                continue;
+            }
+            let name = names.get(index).cloned().unwrap_or_else(|| format!("#{index}"));
+            let is_certain = filter.kind & Filter::BYTES == 0 && filter.length == [0, u16::MAX];
+            trace.filter.get_or_insert(name);
+            if is_certain {
+                return stop(Verdict::Filtered, "a packet filter drops it");
+            }
+        }
+        Ok(())
     }
 
     fn reply(&self, entry: &ReverseEntry, trace: &mut Trace) -> End {
@@ -134,8 +200,14 @@ impl<M: Maps> Way<'_, M> {
         let vip = SocketAddr::new(entry.vip.into(), u16::from_be(entry.vip_port));
         trace.reply = Some(Reply { client, vip, age_seconds: self.now.saturating_sub(entry.seen) });
         trace.sent = Some(Sent::Translated { source: vip, destination: client });
+        if entry.ifindex == 0 {
+            let why = "a backend's reply to this host itself: up the stack, from the VIP";
+            return (Verdict::ReturnedHere, why.to_owned());
+        }
+        let [tag, _] = entry.tags.0;
         trace.next_hop = Some(NextHop {
             interface_index: entry.ifindex,
+            vlan: (tag != 0).then(|| u16::from_be((tag >> 16) as u16)),
             interface: None,
             mac: mac(entry.next_hop),
             source_mac: mac(entry.source_mac),
@@ -145,13 +217,13 @@ impl<M: Maps> Way<'_, M> {
     }
 
     /// The backend, and for a tracked flow its NAT port.
-    fn choose(&self, hash: u32, service: u32, slot: Slot, known: Option<FlowEntry>) -> Result<Choice, Stop> {
+    fn choose(&self, service: u32, slot: Slot, known: Option<FlowEntry>) -> Result<Choice, Stop> {
         const CLEAN: &str = "the slot is clean: the table alone decides";
         if !decide::is_dirty(slot) {
             let Some(backend) = self.maps.backend(slot.current)? else {
                 return stop(Verdict::NoBackend, "the slot names no backend that is in use");
             };
-            if backend.mode != Mode::Nat as u8 {
+            if !decide::is_tracked(backend.mode) {
                 return Ok(Choice { index: slot.current, backend, nat_port: 0, why: CLEAN.to_owned() });
             }
         }
@@ -191,10 +263,10 @@ impl<M: Maps> Way<'_, M> {
             }
         };
         let entry = known.filter(|entry| entry.backend == index);
-        let is_nat = backend.mode == Mode::Nat as u8;
+        let is_nat = decide::is_tracked(backend.mode);
         let nat_port = match entry {
             Some(entry) if entry.seen == self.now && !new => entry.nat_port,
-            _ if is_nat => self.nat_port(hash, &backend, entry.map_or(0, |entry| entry.nat_port))?,
+            _ if is_nat => self.nat_port(&backend, entry.map_or(0, |entry| entry.nat_port))?,
             entry => entry.map_or(0, |entry| entry.nat_port),
         };
         if known.is_none() && is_full(self.maps.sizes().flows, |from| self.maps.flows(from, CHUNK))? {
@@ -225,13 +297,17 @@ impl<M: Maps> Way<'_, M> {
 
     /// The source port of the flow towards `backend`, network byte order: `port` if that is the flow's, else (0, or
     /// the entry was lost) the one that a new entry gets.
-    fn nat_port(&self, hash: u32, backend: &Backend, port: u16) -> Result<u16, Stop> {
-        let entry = |port| self.maps.reply(&FlowKey::reply(backend, port, self.key.proto));
+    fn nat_port(&self, backend: &Backend, port: u16) -> Result<u16, Stop> {
+        let entry = |port| self.maps.reply(&self.key.answer(backend, port));
         if port != 0 && entry(port)?.is_some_and(|entry| is_of(&entry, &self.key)) {
             return Ok(port);
         }
         let Config { nat_port_first, nat_port_last, .. } = self.maps.config()?;
-        let Some(mut ports) = NatPorts::new(nat_port_first, nat_port_last, hash) else {
+        let (first, last) = match backend.mode == Mode::Dnat as u8 {
+            true => (u16::from_be(self.key.src_port), u16::from_be(self.key.src_port)),
+            false => (nat_port_first, nat_port_last),
+        };
+        let Some(mut ports) = NatPorts::new(first, last, flow_hash(&self.key)) else {
             return stop(Verdict::NatPortsExhausted, "there are no ports for NAT");
         };
         for _ in 0..NAT_ATTEMPTS {

@@ -2,7 +2,12 @@
 //! Needs root, and `ip`, `ethtool`, `nsenter` and `unshare`.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 mod network;
+mod rules;
+mod stream;
+mod tc;
 mod traffic;
+mod upgrade;
+mod v1;
 
 use lb_bpf::{
     Datapath, DatapathError, Installed, Options, Sizes, XdpMode,
@@ -23,7 +28,12 @@ fn ip(text: &str) -> IpAddr {
 }
 
 fn options(network: &Network) -> Options {
-    Options { pin_dir: network.pin_dir.clone(), interfaces: vec!["lb0".into()], sizes: SIZES }
+    Options {
+        pin_dir: network.pin_dir.clone(),
+        interfaces: vec!["lb0".into()],
+        sizes: SIZES,
+        tc_interfaces: vec![],
+    }
 }
 
 fn service(vip: &str, port: u16, mode: Mode, backends: &[&str]) -> Service {

@@ -74,12 +74,17 @@ impl Network {
 
     /// Does something in a thread that is in the peer's namespace.
     pub(crate) fn inside_peer<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let namespace = File::open(format!("/proc/{}/ns/net", self.peer.id())).unwrap();
+        let namespace = self.peer_namespace();
         let inside = || {
             nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
             work()
         };
         thread::scope(|scope| scope.spawn(inside).join()).unwrap_or_else(|panic| resume_unwind(panic))
+    }
+
+    /// The peer's namespace.
+    pub(crate) fn peer_namespace(&self) -> File {
+        File::open(format!("/proc/{}/ns/net", self.peer.id())).unwrap()
     }
 
     /// Ethernet address of the peer.

@@ -21,7 +21,7 @@ use std::{
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A frame that comes back out of a veth in native mode is lost unless the other end has a program, too.
-fn pass_in_peer(network: &Network) -> Ebpf {
+pub(crate) fn pass_in_peer(network: &Network) -> Ebpf {
     network.inside_peer(|| {
         let mut object = EbpfLoader::new().load(OBJECT).unwrap();
         let pass: &mut Xdp = object.program_mut(program::PASS).unwrap().try_into().unwrap();
@@ -32,7 +32,7 @@ fn pass_in_peer(network: &Network) -> Ebpf {
 }
 
 /// Answers every byte with the last byte of its own address, for ever.
-fn serve(network: &Network, address: IpAddr) {
+pub(crate) fn serve(network: &Network, address: IpAddr) {
     let listener = network.inside_peer(|| TcpListener::bind((address, 80)).unwrap());
     let IpAddr::V4(v4) = address else { panic!("IPv4") };
     thread::spawn(move || {
@@ -46,24 +46,23 @@ fn serve(network: &Network, address: IpAddr) {
 }
 
 /// Which server answers.
-fn ask(stream: &mut TcpStream) -> std::io::Result<u8> {
+pub(crate) fn ask(stream: &mut TcpStream) -> std::io::Result<u8> {
     stream.write_all(&[0])?;
     let mut byte = [0];
     stream.read_exact(&mut byte)?;
     Ok(byte[0])
 }
 
-fn connect(network: &Network, count: usize) -> Vec<(TcpStream, u8)> {
-    let vip = SocketAddr::new(ip("203.0.113.10"), 80);
-    network.inside_peer(|| {
-        let connect = |_| {
-            let mut stream = TcpStream::connect_timeout(&vip, TIMEOUT).unwrap();
-            stream.set_read_timeout(Some(TIMEOUT)).unwrap();
-            let server = ask(&mut stream).unwrap();
-            (stream, server)
-        };
-        (0..count).map(connect).collect()
-    })
+/// A connection from the namespace of this thread, and which server answers.
+pub(crate) fn try_connect() -> std::io::Result<(TcpStream, u8)> {
+    let mut stream = TcpStream::connect_timeout(&SocketAddr::new(ip("203.0.113.10"), 80), TIMEOUT)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    let server = ask(&mut stream)?;
+    Ok((stream, server))
+}
+
+pub(crate) fn connect(network: &Network, count: usize) -> Vec<(TcpStream, u8)> {
+    network.inside_peer(|| (0..count).map(|_| try_connect().unwrap()).collect())
 }
 
 fn weights(weights: [u16; 2]) -> Desired {
@@ -84,8 +83,12 @@ fn connections_outlive_a_drain_and_the_process_and_end_with_the_drain() {
         for server in ["10.0.0.2", "10.0.0.3"] {
             serve(network, ip(server));
         }
-        let options =
-            || Options { pin_dir: network.pin_dir.clone(), interfaces: vec!["lb0".into()], sizes: SIZES };
+        let options = || Options {
+            pin_dir: network.pin_dir.clone(),
+            interfaces: vec!["lb0".into()],
+            sizes: SIZES,
+            tc_interfaces: vec![],
+        };
         let mut datapath = Datapath::open(options()).await.unwrap();
         install_resolved(&mut datapath, &weights([1, 1])).await;
         let mut before = connect(network, 40);

@@ -9,9 +9,10 @@ use crate::{
 use lb_bpf::{
     Sizes,
     abi::{
-        Action, Backend, Config, FlowEntry, FlowKey, Mode, ReverseEntry, Slot, Tags, Verdict, Vip, VipKey,
-        flow_hash, slot_of,
+        Action, Addr, Backend, Config, FlowEntry, FlowKey, Mode, RangeKey, ReverseEntry, Slot, Tags, Verdict,
+        Vip, VipKey, slot_hash, slot_of,
     },
+    filter::{Filter, FilterAction},
     maps::fake::FakeMaps,
     service::Protocol,
     trace::{Packet, Sent, SlotState, Trace, trace},
@@ -99,12 +100,22 @@ fn some_world(dice: &mut Dice, max: u32, now: u32) -> World {
     let mut world = World::default();
     let learning = dice.one_in(2);
     for (table, (family, number)) in (0..).zip([(V4, 0), (V4, 1), (V6, 0), (V6, 1)]) {
+        let tcp_flags = dice.of(&[0, 0, Vip::AFFINITY, Vip::RANGES, Vip::PASS, Vip::RANGES | Vip::PASS]);
+        // The client is one: let in, or not, or nothing is said.
+        let bits = if family == V4 { 96 + 24 } else { 48 };
+        let client = Addr::from(match family {
+            V4 => "198.51.100.0".parse::<IpAddr>().unwrap(),
+            V6 => "2001:db8:7::".parse().unwrap(),
+        });
+        let key = RangeKey { bits: 32 + bits, service: service(family, number), addr: client };
+        world.ranges.extend(dice.of(&[Some(1), Some(1), Some(0), None]).map(|allowed| (key, allowed)));
         for proto in [6, 17] {
             let vip = |number| {
                 let vip = vip(family, number);
                 VipKey { addr: vip.ip().into(), port: vip.port().to_be(), proto, zero: 0 }
             };
-            let entry = Vip { service: service(family, number), base: table * TABLE, size: TABLE, flags: 0 };
+            let flags = if proto == 6 { tcp_flags } else { 0 };
+            let entry = Vip { service: service(family, number), base: table * TABLE, size: TABLE, flags };
             world.vips.push((vip(number), entry));
             if number == 0 {
                 world.vips.push((vip(2), Vip { service: 5, base: 0, size: 0, flags: 0 }));
@@ -122,7 +133,7 @@ fn some_world(dice: &mut Dice, max: u32, now: u32) -> World {
     }
     for index in 1..=2 * OF_FAMILY {
         let family = if index <= OF_FAMILY { V4 } else { V6 };
-        let mode = dice.of(&[Mode::Ipip, Mode::Nat]);
+        let mode = dice.of(&[Mode::Ipip, Mode::Nat, Mode::Nat, Mode::Gue, Mode::L2, Mode::Dnat]);
         let entry = Backend {
             service: service(family, dice.below(2)),
             flags: if dice.one_in(4) { Backend::DOWN } else { 0 },
@@ -137,12 +148,13 @@ fn some_world(dice: &mut Dice, max: u32, now: u32) -> World {
         0 => Config::default(),
         1 => Config { nat_port_first: first, nat_port_last: first + 3, ..Config::default() },
         _ => Config {
-            flags: Config::NAT,
+            flags: dice.of(&[Config::NAT, Config::NAT | Config::DNAT, Config::DNAT]),
             nat_port_first: first,
             nat_port_last: first + dice.below(6) as u16,
             ..Config::default()
         },
     };
+    world.filters = (0..dice.below(4)).map(|_| some_filter(dice)).collect();
     let (mut flows, mut replies) = (BTreeMap::new(), BTreeMap::new());
     for _ in 0..dice.below(max + 1) {
         let family = dice.of(&[V4, V6]);
@@ -163,14 +175,14 @@ fn some_world(dice: &mut Dice, max: u32, now: u32) -> World {
                 vip: owner.dst,
                 client_port: owner.src_port,
                 vip_port: owner.dst_port,
-                ifindex: dice.of(&[INGRESS, 777]),
+                ifindex: dice.of(&[INGRESS, INGRESS, 777, 777, 0]),
                 seen: now - 3,
                 next_hop: [2, 0, 0, 0, 3, 1],
                 source_mac: [2, 0, 0, 0, 3, 2],
                 tags: Tags::NONE,
             };
             let target = &world.backends[index as usize - 1];
-            replies.insert(FlowKey::reply(target, port, key.proto), way_back);
+            replies.insert(key.answer(target, port), way_back);
         }
         if !dice.one_in(4) {
             flows.insert(key, entry);
@@ -179,6 +191,21 @@ fn some_world(dice: &mut Dice, max: u32, now: u32) -> World {
     world.flows = flows.into_iter().collect();
     world.reverse = replies.into_iter().collect();
     world
+}
+
+/// A rule that matches little: the length and the bytes of the packets are not known to a trace.
+fn some_filter(dice: &mut Dice) -> lb_bpf::abi::Filter {
+    let action = dice.of(&[FilterAction::Drop, FilterAction::Drop, FilterAction::Count]);
+    let port = 40_000 + dice.below(12) as u16;
+    let rule = Filter { source_ports: Some((port, port)), ..Filter::new(action) };
+    let rule = match dice.below(5) {
+        0 => Filter { protocol: Some(17), ..rule },
+        1 => Filter { destination: Some("203.0.113.0/24".parse().unwrap()), ..rule },
+        2 => Filter { tcp_flags: Some((SYN | ACK, SYN)), ..rule },
+        3 => Filter { fragment: Some(true), ..rule },
+        _ => rule,
+    };
+    if dice.one_in(4) { lb_bpf::abi::Filter::default() } else { rule.compile() }
 }
 
 /// The same maps for the trace.
@@ -190,7 +217,9 @@ fn mirror(world: &World, max: u32) -> FakeMaps {
     maps.backends[1..=world.backends.len()].copy_from_slice(&world.backends);
     maps.flows = world.flows.iter().copied().collect();
     maps.replies = world.reverse.iter().copied().collect();
-    maps.config = world.config;
+    maps.config = Config { filters: world.filters.len() as u32, ..world.config };
+    maps.ranges = world.ranges.iter().map(|&(key, allowed)| (key, allowed != 0)).collect();
+    maps.filters[..world.filters.len()].copy_from_slice(&world.filters);
     maps
 }
 
@@ -246,11 +275,20 @@ fn compare(said: &Trace, frame: &Frame, result: &crate::rig::Result, counted: Op
         None => assert_eq!(said.verdict, Verdict::NotOurs, "{why}"),
         Some(Counted::Verdict(verdict)) => assert_eq!(said.verdict, verdict, "{why}"),
         Some(Counted::Backend(index, mode)) => {
-            let verdict = if mode == Mode::Nat as u8 { Verdict::Translated } else { Verdict::Encapsulated };
+            let verdict = match Mode::of(mode).unwrap() {
+                Mode::Nat | Mode::Dnat => Verdict::Translated,
+                Mode::Ipip | Mode::Gue => Verdict::Encapsulated,
+                Mode::L2 => Verdict::Forwarded,
+            };
             assert_eq!((said.verdict, said.backend.as_ref().unwrap().index), (verdict, index), "{why}");
         }
     }
     assert!(!said.why.is_empty() && !said.why.contains('\n'), "{why}");
+    if said.verdict == Verdict::ReturnedHere {
+        let Some(Sent::Translated { source, destination }) = said.sent else { panic!("{why}") };
+        assert_eq!((result.action, addresses(&result.bytes)), (PASS, (source, destination)), "{why}");
+        return;
+    }
     let Some(sent) = said.sent else {
         assert!(!said.is_sent() && said.next_hop.is_none(), "{why}");
         let action = if said.verdict.action() == Action::Drop { DROP } else { PASS };
@@ -271,7 +309,10 @@ fn compare(said: &Trace, frame: &Frame, result: &crate::rig::Result, counted: Op
         Sent::Encapsulated { source, destination } => {
             assert_eq!((from.ip(), to.ip()), (source, destination), "{why}");
         }
-        Sent::Translated { source, destination } => assert_eq!((from, to), (source, destination), "{why}"),
+        Sent::InUdp { source, destination } | Sent::Translated { source, destination } => {
+            assert_eq!((from, to), (source, destination), "{why}");
+        }
+        Sent::Forwarded { .. } => assert_eq!((from, to), (frame.src, frame.dst), "{why}"),
     }
 }
 
@@ -314,12 +355,12 @@ fn a_trace_says_what_the_kernel_does() {
                     compare(&said, &frame, &result, counted(&rig, &before, &maps), &why);
                     let key = flow_key(&frame);
                     if let Some(vip) = said.vip.as_ref().filter(|vip| vip.table_size > 0) {
-                        assert_eq!(said.hash, Some(flow_hash(&key)), "{why}");
-                        assert_eq!(
-                            said.slot.unwrap().number,
-                            slot_of(flow_hash(&key), vip.table_size),
-                            "{why}"
-                        );
+                        let key = VipKey { addr: key.dst, port: key.dst_port, proto: key.proto, zero: 0 };
+                        let hash = slot_hash(&flow_key(&frame), maps.vips[&key].flags & Vip::AFFINITY != 0);
+                        assert_eq!(said.hash, Some(hash), "{why}");
+                        if let Some(slot) = said.slot {
+                            assert_eq!(slot.number, slot_of(hash, vip.table_size), "{why}");
+                        }
                     }
                     *seen.entry(said.verdict.label().to_owned()).or_default() += 1;
                     if let Some(slot) = said.slot {
@@ -346,6 +387,11 @@ fn a_trace_says_what_the_kernel_does() {
         Verdict::NoBackend,
         Verdict::NatPortsExhausted,
         Verdict::FlowTableFull,
+        Verdict::Forwarded,
+        Verdict::Filtered,
+        Verdict::SourceDenied,
+        Verdict::NoBackendPassed,
+        Verdict::ReturnedHere,
     ] {
         assert!(seen.get(what.label()).is_some_and(|count| *count >= 20), "{what:?}: {seen:#?}");
     }

@@ -260,7 +260,12 @@ struct Maps(String);
 impl Maps {
     fn of(lab: &Lab, balancer: usize) -> Result<Self, Error> {
         let pin_dir = Path::new("/sys/fs/bpf/fairlead").join(lab.instances[balancer].node());
-        let options = Options { pin_dir, interfaces: vec!["eth0".to_owned()], sizes: Sizes::default() };
+        let options = Options {
+            pin_dir,
+            interfaces: vec!["eth0".to_owned()],
+            tc_interfaces: vec![],
+            sizes: Sizes::default(),
+        };
         let read = move || -> Result<String, Error> {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {

@@ -81,6 +81,15 @@ fn a_new_rule_is_in_force_before_an_old_one_goes() {
 }
 
 #[test]
+fn no_rule_lies_where_packets_do_not_look() {
+    let mut maps = FakeMaps::new(Sizes { filters: 1000, ..SIZES });
+    let mut state = State::restore(&maps).unwrap();
+    let filters = (0..300).map(|n| (format!("{n:03}"), rule(6))).collect();
+    install(&mut state, &mut maps, &with(&filters), START);
+    assert_eq!((state.filters().len(), maps.config.filters), (256, 256));
+}
+
+#[test]
 fn a_name_that_cannot_be_kept_is_not_in_force() {
     let mut maps = FakeMaps::new(SIZES);
     let mut state = State::restore(&maps).unwrap();

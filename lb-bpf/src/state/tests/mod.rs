@@ -356,6 +356,35 @@ fn drops_are_counted_by_service_as_long_as_it_is_there() {
     assert_eq!(seen(&state, &maps), wanted[..1]);
 }
 
+/// With affinity the ports do not count; connections stay where they are all the same when a slot moves.
+#[test]
+fn connections_of_affine_clients_stay() {
+    let mut maps = FakeMaps::new(SIZES);
+    let mut state = State::restore(&maps).unwrap();
+    let with = |backends: &[(u8, u16, bool)]| {
+        let mut web = service(&[1], backends);
+        web.rules.client_affinity = true;
+        desired([("web", web)])
+    };
+    let three = [(1, 1, true), (2, 1, true), (3, 1, true)];
+    install(&mut state, &mut maps, &with(&three), START);
+    // Two connections of each of 200 clients.
+    let flows: Vec<_> = (0..400).map(|n| packets::flow(frontend(1), (n / 2) * 256 + (n % 2) * 77)).collect();
+    let before: Vec<_> = flows.iter().map(|flow| packets::send(&mut maps, flow, true, START)).collect();
+    assert!(before.chunks(2).all(|pair| pair[0] == pair[1]), "one backend for each client");
+    let mut now = Now(START.0 + 100_000);
+    install(&mut state, &mut maps, &with(&[&three[..], &[(4, 1, true)]].concat()), now);
+    for _ in 0..60 {
+        let after: Vec<_> = flows.iter().map(|flow| packets::send(&mut maps, flow, false, now)).collect();
+        let broken = before.iter().zip(&after).filter(|(before, after)| before != after).count();
+        assert_eq!(broken, 0, "after {} seconds", (now.0 - START.0) / 1000);
+        now.0 += 1000;
+        state.sweep(&mut maps, now).unwrap();
+    }
+    let moved = flows.iter().filter(|flow| packets::slot(&maps, flow).unwrap().1.previous != 0).count();
+    assert!((1..200).contains(&moved), "{moved} connections are not where the table says");
+}
+
 /// The size of a table changes with the number of backends. Flows that were in the same place mostly stay.
 #[test]
 fn growing_beyond_a_table_size_moves_few_flows() {

@@ -4,6 +4,7 @@ mod addresses;
 mod backends;
 mod chaos;
 mod directory;
+mod filters;
 mod icmp;
 mod restart;
 mod routers;

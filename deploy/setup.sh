@@ -26,14 +26,13 @@ need_rust() {
 
 # Installs the Debian packages that are not there yet.
 need_packages() {
-    local package missing="" had_frr=yes
+    local package missing="" service
     for package in "$@"; do
         [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing="$missing $package"
     done
     [ -n "$missing" ] || return 0
     command -v apt-get >/dev/null || fail "these Debian packages are needed, and there is no apt-get to install them:$missing"
     say "installing$missing"
-    case "$missing" in *" frr"*) had_frr=no ;; esac
     local log
     log=$(mktemp)
     # shellcheck disable=SC2086 # a list of words
@@ -42,10 +41,11 @@ need_packages() {
         fail "apt-get could not install$missing: see above (is there a network, and a Debian 12 mirror in /etc/apt/sources.list?)"
     fi
     rm -f "$log"
-    # Only our own routers in our own namespaces are wanted, not one for this host.
-    if [ $had_frr = no ] && [ -d /run/systemd/system ]; then
-        systemctl disable --now frr >/dev/null 2>&1 || true
-    fi
+    # Only our own in our own namespaces are wanted, not one for this host.
+    [ -d /run/systemd/system ] || return 0
+    for service in frr haproxy; do
+        case "$missing " in *" $service "*) systemctl disable --now $service >/dev/null 2>&1 || true ;; esac
+    done
 }
 
 # What cannot be installed: tried out in a namespace that is gone afterwards.

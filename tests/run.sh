@@ -9,9 +9,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=deploy/setup.sh
 . deploy/setup.sh
 
-# Debian packages: of the demo; routers and tools of the lab; the compiler of the kernel programs.
+# Debian packages: of the demo; routers and tools of the lab and its bench; the compiler of the kernel programs.
 PACKAGES="gcc g++ libc6-dev frr iproute2 ethtool curl ca-certificates
-    bird2 gobgpd openbgpd tshark jq nftables bpftool procps iputils-ping tcpdump
+    bird2 gobgpd openbgpd tshark jq nftables haproxy bpftool procps iputils-ping tcpdump
     rustc-web cargo-web rust-web-src llvm"
 BPF_LINKER_VERSION=0.13.0
 CACHE=$HOME/.cache/fairlead

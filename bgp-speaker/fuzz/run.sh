@@ -2,7 +2,7 @@
 # Builds the fuzz targets with the stable toolchain (the coverage that libFuzzer needs is LLVM's own pass) and runs
 # each on its corpus.
 #
-# usage: bgp-speaker/fuzz/run.sh [SECONDS]     default 10; what it finds new stays out of the repository
+# usage: CRATE/fuzz/run.sh [SECONDS]     default 10; what it finds new stays out of the repository
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 seconds=${1:-10}

@@ -1,5 +1,6 @@
 #!/bin/bash
-# Builds the kernel programs (fairlead.bpf.o, and fairlead_bench.bpf.o for the benches), the same bytes wherever it runs.
+# Builds the kernel programs (fairlead.bpf.o, and fairlead_bench.bpf.o and fairlead_load.bpf.o for benches and tests), the
+# same bytes wherever it runs.
 #
 # usage: build.sh [--out DIR]   build into DIR (default: ../prebuilt) and note the compiler beside the objects
 #        build.sh --check       build elsewhere and compare with ../prebuilt; exit codes:
@@ -14,7 +15,7 @@
 # least that of the compiler.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-objects="fairlead fairlead_bench"
+objects="fairlead fairlead_bench fairlead_load"
 target=${FAIRLEAD_BPF_TARGET:-$here/target}
 
 die() { echo "build.sh: $*" >&2; exit 1; }
@@ -24,7 +25,7 @@ case "${1:-}" in
     "") ;;
     --out) out=${2:?--out needs a folder} ;;
     --check) mode=check out=$target/fresh ;;
-    *) sed -n '2,15s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    *) sed -n '2,16s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
 
 core=library/core/src/lib.rs

@@ -123,7 +123,7 @@ impl Programs {
         if let Some(before) = pins.before() {
             let names = before.pins.names()?;
             for name in names.iter().filter(|name| wanted.contains(name)) {
-                pins.share(name)?;
+                pins.share(name, name)?;
             }
         }
         for name in pins.own().names()? {

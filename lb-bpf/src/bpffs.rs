@@ -120,10 +120,10 @@ impl PinDir {
         self.replaced.as_ref()
     }
 
-    /// Gives an object of the version before, if there is one, the same name in this one, too.
-    pub(crate) fn share(&self, name: &str) -> Result<(), DatapathError> {
+    /// Gives the object `name` of the version before, if there is one, the name `own` in this version, too.
+    pub(crate) fn share(&self, name: &str, own: &str) -> Result<(), DatapathError> {
         let Some(before) = &self.before else { return Ok(()) };
-        let path = self.own.pin(name);
+        let path = self.own.pin(own);
         match fs::hard_link(before.pins.pin(name), &path) {
             Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::AlreadyExists) => {
                 Err(failed(&path, error))

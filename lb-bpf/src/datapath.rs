@@ -66,17 +66,17 @@ impl Datapath {
     pub async fn open(options: Options) -> Result<Self, DatapathError> {
         let pins = PinDir::open(&options.pin_dir)?;
         let mut loaded = Loaded::load(pins, options.sizes)?;
-        let mut state = State::restore(&loaded.maps)?;
-        // Nobody reads events yet.
-        for op in state.plan_sampling(None) {
-            loaded.maps.apply(&op)?;
-        }
         let resolver = Resolver::open().map_err(DatapathError::Socket)?;
         let wanted = Interfaces { balanced: options.interfaces, tc: options.tc_interfaces };
         let mut interfaces = Vec::new();
         if !loaded.is_behind() {
             loaded.attach(&wanted)?;
             interfaces = modes(&resolver, &loaded).await?;
+        }
+        let mut state = State::restore(&loaded.maps)?;
+        // Nobody reads events yet.
+        for op in state.plan_sampling(None) {
+            loaded.maps.apply(&op)?;
         }
         let (services, filters) = (state.found(&loaded.maps)?, state.filters());
         let installed = Installed { services, interfaces: interfaces.clone(), filters };

@@ -80,9 +80,8 @@ pub(crate) fn permitted<E: std::error::Error + 'static>(
     other: fn(E) -> DatapathError,
 ) -> DatapathError {
     match os_error(&error) {
-        Some(code @ (libc::EPERM | libc::EACCES)) => {
-            DatapathError::NotPermitted(io::Error::from_raw_os_error(code))
-        }
+        // Not EACCES: that is what the verifier says.
+        Some(code @ libc::EPERM) => DatapathError::NotPermitted(io::Error::from_raw_os_error(code)),
         _ => other(error),
     }
 }

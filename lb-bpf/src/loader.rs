@@ -10,7 +10,7 @@ use crate::{
         kernel::{KernelMaps, Name, make_names},
         vip_index,
     },
-    migrate::{self, Replies},
+    migrate,
 };
 use aya::{
     EbpfLoader,
@@ -20,13 +20,7 @@ use lb_bpf_common::{
     ABI_VERSION, Backend, Config, Counter, DecapKey, DropKey, Filter, FlowEntry, FlowKey, FragmentEntry,
     FragmentKey, Frontend, RangeKey, ReverseEntry, Slot, Verdict, VipWord, map,
 };
-use std::{
-    collections::BTreeMap,
-    io,
-    panic::resume_unwind,
-    sync::atomic::{AtomicBool, Ordering},
-    thread,
-};
+use std::{collections::BTreeMap, io};
 
 /// The maps that the kernel programs do not have.
 pub(crate) const NAMES: &str = "names";
@@ -110,7 +104,6 @@ pub(crate) struct Loaded {
     pub(crate) maps: KernelMaps,
     programs: Programs,
     pins: PinDir,
-    replies: Replies,
 }
 
 impl Loaded {
@@ -137,6 +130,10 @@ impl Loaded {
         for (shape, (name, path)) in SHAPES.iter().zip(&paths) {
             loader.map_max_entries(name, (shape.entries)(&sizes)).map_pin_path(name, path.as_path());
         }
+        let before = pins.pin(map::REVERSE_BEFORE);
+        if before.exists() {
+            loader.map_pin_path(map::REVERSE_BEFORE, before.as_path());
+        }
         let object = loader.load(OBJECT).map_err(|error| permitted(error, DatapathError::Load))?;
         let programs = Programs::load(object)?;
         for (name, entries) in [(NAMES, sizes.vips), (FILTER_NAMES, sizes.filters)] {
@@ -145,12 +142,11 @@ impl Loaded {
                 make_names(name, entries, &path)?;
             }
         }
-        let (mut maps, mut replies) = (open_maps(pins.own())?, Replies::default());
+        let mut maps = open_maps(pins.own())?;
         if let Some(before) = known {
             migrate::convert(before, pins.own(), &mut maps)?;
-            replies.copy(before, pins.own())?;
         }
-        Ok(Loaded { maps, programs, pins, replies })
+        Ok(Loaded { maps, programs, pins })
     }
 
     /// The same maps once more, for who reads them beside this.
@@ -165,26 +161,18 @@ impl Loaded {
 
     /// Attaches to exactly these interfaces, and takes the place of the version before.
     pub(crate) fn attach(&mut self, interfaces: &Interfaces) -> Result<(), DatapathError> {
-        let Loaded { programs, pins, replies, .. } = self;
-        let is_attached = AtomicBool::new(false);
-        // What the program before adds at the last moment is missed by packets that the new one gets until it is copied.
-        let copy = || known(pins).map_or(Ok(()), |old| replies.copy_until(&is_attached, old, pins.own()));
-        thread::scope(|scope| {
-            let copying = scope.spawn(copy);
-            let attached = programs.attach(pins, interfaces);
-            is_attached.store(true, Ordering::Relaxed);
-            let copied = copying.join().unwrap_or_else(|panic| resume_unwind(panic));
-            attached.and(copied.map_err(DatapathError::from))
-        })?;
+        let Loaded { maps, programs, pins } = self;
+        programs.attach(pins, interfaces)?;
         pins.commit()?;
-        let Some(replaced) = pins.replaced() else { return Ok(()) };
-        if migrate::is_known(replaced)
-            && let Err(error) = replies.copy_rest(replaced, pins.own())
-        {
-            tracing::warn!(%error, "the newest connections of NAT services may break");
+        if let Some(replaced) = pins.replaced() {
+            if migrate::is_known(replaced)
+                && let Err(error) = migrate::finish(replaced, pins.own())
+            {
+                tracing::warn!(%error, "the newest connections of NAT services may break");
+            }
+            tracing::info!(version = replaced.version, "the programs of another version are replaced");
         }
-        tracing::info!(version = replaced.version, "the programs of another version are replaced");
-        *replies = Replies::default();
+        migrate::end(pins.own(), maps)?;
         pins.forget_replaced()
     }
 
@@ -200,7 +188,7 @@ impl Loaded {
 
     /// Detaches from all interfaces and removes all pins.
     pub(crate) fn remove(self) -> Result<(), DatapathError> {
-        let Loaded { maps, programs, pins, .. } = self;
+        let Loaded { maps, programs, pins } = self;
         for pins in pins.before().map(|before| &before.pins).into_iter().chain([pins.own()]) {
             attach::detach_all(pins)?;
         }

@@ -2,8 +2,9 @@
 //! the programs of both versions see each other's flows while one replaces the other; the rest is converted. Nothing
 //! changes for the version before: until it is replaced it can go on as if there had been nothing.
 //!
-//! What the program of the version before itself writes, and is not shared, are the ways back of NAT. They are copied
-//! ([`Replies`]), and what was added meanwhile is copied again when that program runs no more.
+//! What the program of the version before itself writes, and is not shared, are the ways back of NAT. They are copied, and
+//! what was added meanwhile is copied again when that program runs no more. Until then the new program looks there itself
+//! for what it misses.
 use crate::{
     bpffs::{Before, PinDir, Pins},
     error::{DatapathError, os_error},
@@ -18,12 +19,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapInfo, PerCpuArray};
 use lb_bpf_common::{
     Addr, Backend, Config, FlowKey, Mode, ReverseEntry, Tags, Vip, VipKey, map, outer_header_sum,
 };
-use std::{
-    collections::HashSet,
-    io,
-    os::fd::AsFd,
-    sync::atomic::{AtomicBool, Ordering},
-};
+use std::{io, os::fd::AsFd};
 
 /// The version that is known.
 const VERSION: u32 = 1;
@@ -53,15 +49,16 @@ pub(crate) const fn is_known(before: &Before) -> bool {
 /// Shares the maps that are the same, and takes over the sizes of the others.
 pub(crate) fn share(pins: &PinDir, before: &Before, sizes: &mut Sizes) -> Result<(), DatapathError> {
     for name in SHARED {
-        pins.share(name)?;
+        pins.share(name, name)?;
     }
+    pins.share(map::REVERSE, map::REVERSE_BEFORE)?;
     let entries = |name| MapInfo::from_pin(before.pins.pin(name)).ok().map(|info| info.max_entries());
     sizes.vips = entries(map::VIPS).map_or(sizes.vips, |old| sizes.vips.max(old + vip_index::RESERVED));
     keep_size(map::BACKENDS, entries(map::BACKENDS), &mut sizes.backends);
     Ok(())
 }
 
-/// Fills the maps that are not shared, which are new; but for the ways back.
+/// Fills the maps that are not shared, which are new but for `reverse`: it may have entries of packets already.
 pub(crate) fn convert(before: &Before, pins: &Pins, maps: &mut KernelMaps) -> Result<(), MapError> {
     if let Some(old) = open(&before.pins, map::BACKENDS)? {
         let old: Array<_, OldBackend> = Array::try_from(Map::Array(old)).map_err(of(map::BACKENDS))?;
@@ -103,74 +100,55 @@ pub(crate) fn convert(before: &Before, pins: &Pins, maps: &mut KernelMaps) -> Re
             new.set(index, values, 0).map_err(of(map::VERDICT_COUNTERS))?;
         }
     }
+    copy_replies(before, pins).map(drop)
+}
+
+/// Ends what [`convert`] began, when the program of the version before is attached no more.
+pub(crate) fn finish(replaced: &Before, pins: &Pins) -> Result<(), MapError> {
+    // On another CPU it may be at its last packet still.
+    while copy_replies(replaced, pins)? > 0 {}
     Ok(())
 }
 
-/// The ways back that were copied.
-#[derive(Default)]
-pub(crate) struct Replies(HashSet<FlowKey>);
-
-impl Replies {
-    /// Copies again and again until `is_done`.
-    pub(crate) fn copy_until(
-        &mut self,
-        is_done: &AtomicBool,
-        before: &Before,
-        pins: &Pins,
-    ) -> Result<(), MapError> {
-        while !is_done.load(Ordering::Relaxed) {
-            self.copy(before, pins)?;
-        }
-        Ok(())
+/// Tells the new program that the ways back are complete; whether it was told otherwise before.
+pub(crate) fn end(pins: &Pins, maps: &mut KernelMaps) -> Result<(), DatapathError> {
+    let config = maps.config()?;
+    if config.flags & Config::TAKING_OVER != 0 {
+        maps.apply(&Op::SetConfig(Config { flags: config.flags & !Config::TAKING_OVER, ..config }))?;
     }
+    pins.unpin(map::REVERSE_BEFORE)
+}
 
-    /// Copies what is missing still when the program before is attached no more; on another CPU it may be at its last
-    /// packet.
-    pub(crate) fn copy_rest(&mut self, before: &Before, pins: &Pins) -> Result<(), MapError> {
-        /// Two are enough, unless it is attached to an interface that is configured no more.
-        const PASSES: u32 = 4;
-        for _ in 0..PASSES {
-            if self.copy(before, pins)? == 0 {
-                break;
+/// Copies ways back that are not there; returns how many that were.
+fn copy_replies(before: &Before, pins: &Pins) -> Result<usize, MapError> {
+    /// Entries that one system call reads.
+    const BATCH: usize = 4096;
+    /// Of linux/bpf.h: only if there is none.
+    const BPF_NOEXIST: u64 = 1;
+    let (Some(old), Some(new)) = (open(&before.pins, map::REVERSE)?, open(pins, map::REVERSE)?) else {
+        return Ok(0);
+    };
+    if old.info().map_err(of(map::REVERSE))?.value_size() as usize != size_of::<OldReply>() {
+        return Err(MapError::new(map::REVERSE, "convert", io::ErrorKind::InvalidData));
+    }
+    let mut new = HashMap::try_from(Map::HashMap(new)).map_err(of(map::REVERSE))?;
+    let no_key =
+        FlowKey { src: Addr::NONE, dst: Addr::NONE, src_port: 0, dst_port: 0, proto: 0, zero: [0; 3] };
+    let (mut count, mut from) = (0, Some(0));
+    while let Some(cursor) = from {
+        let zero = (Plain(no_key), [0_u8; size_of::<OldReply>()]);
+        let batch = raw::lookup_batch(old.fd().as_fd(), cursor, BATCH, 1, zero)
+            .map_err(|error| MapError::new(map::REVERSE, "lookup", error))?;
+        for (key, value) in batch.keys.into_iter().zip(batch.values) {
+            match new.insert(key, Plain(reply(&value)), BPF_NOEXIST) {
+                Ok(()) => count += 1,
+                Err(error) if os_error(&error) == Some(libc::EEXIST) => {}
+                Err(error) => return Err(of(map::REVERSE)(error)),
             }
         }
-        Ok(())
+        from = batch.next;
     }
-
-    /// Copies what was not copied before and is not there, either; returns how many that were.
-    pub(crate) fn copy(&mut self, before: &Before, pins: &Pins) -> Result<usize, MapError> {
-        /// Entries that one system call reads.
-        const BATCH: usize = 4096;
-        /// Of linux/bpf.h: only if there is none.
-        const BPF_NOEXIST: u64 = 1;
-        let (Some(old), Some(new)) = (open(&before.pins, map::REVERSE)?, open(pins, map::REVERSE)?) else {
-            return Ok(0);
-        };
-        if old.info().map_err(of(map::REVERSE))?.value_size() as usize != size_of::<OldReply>() {
-            return Err(MapError::new(map::REVERSE, "convert", io::ErrorKind::InvalidData));
-        }
-        let mut new = HashMap::try_from(Map::HashMap(new)).map_err(of(map::REVERSE))?;
-        let no_key =
-            FlowKey { src: Addr::NONE, dst: Addr::NONE, src_port: 0, dst_port: 0, proto: 0, zero: [0; 3] };
-        let (mut count, mut from) = (0, Some(0));
-        while let Some(cursor) = from {
-            let zero = (Plain(no_key), [0_u8; size_of::<OldReply>()]);
-            let batch = raw::lookup_batch(old.fd().as_fd(), cursor, BATCH, 1, zero)
-                .map_err(|error| MapError::new(map::REVERSE, "lookup", error))?;
-            for (key, value) in batch.keys.into_iter().zip(batch.values) {
-                if !self.0.insert(key.0) {
-                    continue;
-                }
-                match new.insert(key, Plain(reply(&value)), BPF_NOEXIST) {
-                    Ok(()) => count += 1,
-                    Err(error) if os_error(&error) == Some(libc::EEXIST) => {}
-                    Err(error) => return Err(of(map::REVERSE)(error)),
-                }
-            }
-            from = batch.next;
-        }
-        Ok(count)
-    }
+    Ok(count)
 }
 
 fn vip(key: &OldVipKey, [service, base, size, _]: OldVip) -> (VipKey, Vip) {
@@ -213,7 +191,7 @@ fn reply(old: &OldReply) -> ReverseEntry {
 }
 
 fn config(old: &OldConfig) -> Config {
-    let flags = if old[0] & 1 == 1 { Config::NAT } else { 0 };
+    let flags = Config::TAKING_OVER | if old[0] & 1 == 1 { Config::NAT } else { 0 };
     Config { flags, nat_port_first: half(old, 4), nat_port_last: half(old, 6), ..Config::default() }
 }
 

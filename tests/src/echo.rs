@@ -42,12 +42,29 @@ pub fn serve(namespace: &Namespace, port: u16) {
     });
 }
 
+/// How much a connection says.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Bytes of a round, at most.
+    pub most: u64,
+    /// Pause between two rounds.
+    pub pause: Duration,
+}
+
+impl Pace {
+    /// A few bytes now and then.
+    pub const TRICKLE: Pace = Pace { most: 4096, pause: Duration::from_millis(20) };
+    /// Windows are full all the time.
+    pub const BULK: Pace = Pace { most: 1 << 19, pause: Duration::ZERO };
+}
+
 /// Of each connection: how many rounds it made, or how it broke.
-type Rounds = Vec<Result<u64, String>>;
+pub type Rounds = Vec<Result<u64, String>>;
 
 /// Connections at work, on one thread in the client's namespace.
 #[derive(Debug)]
 pub struct Connections {
+    ends: Vec<[SocketAddr; 2]>,
     stop: Arc<AtomicBool>,
     echoed: Arc<AtomicU64>,
     thread: JoinHandle<Result<io::Result<Rounds>, DemoError>>,
@@ -56,17 +73,27 @@ pub struct Connections {
 impl Connections {
     /// Opens `count` connections to each address and returns when every one of them has had an answer.
     pub fn open(client: &Namespace, addresses: &[SocketAddr], count: usize) -> Result<Self, Error> {
+        Self::open_with(client, addresses, count, Pace::TRICKLE)
+    }
+
+    /// The same at another pace.
+    pub fn open_with(
+        client: &Namespace,
+        addresses: &[SocketAddr],
+        count: usize,
+        pace: Pace,
+    ) -> Result<Self, Error> {
         let stop = Arc::new(AtomicBool::new(false));
         let echoed = Arc::new(AtomicU64::new(0));
         let (stopped, counter) = (Arc::clone(&stop), Arc::clone(&echoed));
         let targets: Vec<_> = addresses.iter().flat_map(|a| std::iter::repeat_n(*a, count)).collect();
-        let connections = targets.len() as u64;
+        let mut ends: Vec<_> = targets.iter().map(|target| [*target; 2]).collect();
         let (ready, is_ready) = std::sync::mpsc::channel();
         let thread = client.thread(move || {
             let runtime = Builder::new_current_thread().enable_all().build()?;
             Ok(LocalSet::new().block_on(&runtime, async move {
                 let talks = targets.into_iter().zip(0..).map(|(address, number)| {
-                    talk(number, address, ready.clone(), Arc::clone(&stopped), Arc::clone(&counter))
+                    talk(number, address, pace, ready.clone(), Arc::clone(&stopped), Arc::clone(&counter))
                 });
                 let tasks: Vec<_> = talks.map(tokio::task::spawn_local).collect();
                 // What is left of it is in the tasks: when they have ended, nobody waits for them in vain.
@@ -78,9 +105,12 @@ impl Connections {
                 results
             }))
         });
-        let connections_open = (0..connections).all(|_| is_ready.recv_timeout(TIMEOUT).is_ok());
-        let connections = Connections { stop, echoed, thread };
-        if connections_open {
+        let all_open = (0..ends.len()).all(|_| {
+            let opened = is_ready.recv_timeout(TIMEOUT);
+            opened.map(|(number, source): (usize, _)| ends[number][0] = source).is_ok()
+        });
+        let connections = Connections { ends, stop, echoed, thread };
+        if all_open {
             return Ok(connections);
         }
         Err(format!("not every connection was answered: {:?}", connections.close()).into())
@@ -91,11 +121,21 @@ impl Connections {
         self.echoed.load(Ordering::Relaxed)
     }
 
+    /// Source and destination of each connection.
+    pub fn ends(&self) -> &[[SocketAddr; 2]] {
+        &self.ends
+    }
+
+    /// Ends them and says of each how it went.
+    pub fn end(self) -> Result<Rounds, Error> {
+        self.stop.store(true, Ordering::Relaxed);
+        Ok(self.thread.join().map_err(|_| "the thread of the connections panicked")???)
+    }
+
     /// Ends them; an error lists those that broke, or got other bytes than they had sent. Gives the number of
     /// rounds of the connection that had the fewest.
     pub fn close(self) -> Result<u64, Error> {
-        self.stop.store(true, Ordering::Relaxed);
-        let results = self.thread.join().map_err(|_| "the thread of the connections panicked")???;
+        let results = self.end()?;
         let broken: Vec<_> = results.iter().filter_map(|r| r.as_ref().err()).collect();
         if !broken.is_empty() {
             return Err(format!("{} of {} connections broke: {broken:?}", broken.len(), results.len()).into());
@@ -106,9 +146,10 @@ impl Connections {
 
 /// One connection: rounds of random length and content until told to stop.
 async fn talk(
-    number: u64,
+    number: usize,
     address: SocketAddr,
-    ready: std::sync::mpsc::Sender<()>,
+    pace: Pace,
+    ready: std::sync::mpsc::Sender<(usize, SocketAddr)>,
     stop: Arc<AtomicBool>,
     echoed: Arc<AtomicU64>,
 ) -> Result<u64, String> {
@@ -121,15 +162,15 @@ async fn talk(
     let at = |what: &str, round: u64, error: &dyn std::fmt::Display| {
         at(what, round, &format!("{error} (from {source})"))
     };
-    let mut random = number + 1;
+    let mut random = number as u64 + 1;
     let mut rounds = 0;
     while !stop.load(Ordering::Relaxed) {
-        let sent = noise(&mut random);
+        let sent = noise(&mut random, pace.most);
         let mut back = vec![0; sent.len()];
-        let exchange = async {
-            stream.write_all(&sent).await?;
-            stream.read_exact(&mut back).await
-        };
+        // At once: what is on its way and not read yet is bounded.
+        let (mut read, mut write) = stream.split();
+        let exchange =
+            async { tokio::try_join!(write.write_all(&sent), read.read_exact(&mut back)).map(drop) };
         let done = timeout(TIMEOUT, exchange).await.map_err(|e| at("echo", rounds, &e))?;
         done.map_err(|e| at("echo", rounds, &e))?;
         if back != sent {
@@ -139,22 +180,22 @@ async fn talk(
         echoed.fetch_add(1, Ordering::Relaxed);
         if rounds == 1 {
             // Nobody waits any more when another connection failed to open.
-            let _ = ready.send(());
+            let _ = ready.send((number, source));
         }
-        sleep(Duration::from_millis(20)).await;
+        sleep(pace.pause).await;
     }
     Ok(rounds)
 }
 
-/// 1 to 4096 bytes that depend on all that came before (xorshift64, Marsaglia 2003).
-fn noise(state: &mut u64) -> Vec<u8> {
+/// 1 to `most` bytes that depend on all that came before (xorshift64, Marsaglia 2003).
+fn noise(state: &mut u64, most: u64) -> Vec<u8> {
     let mut next = || {
         *state ^= *state << 13;
         *state ^= *state >> 7;
         *state ^= *state << 17;
         *state
     };
-    let length = next() % 4096 + 1;
+    let length = next() % most + 1;
     (0..length).map(|_| next() as u8).collect()
 }
 
@@ -174,9 +215,12 @@ mod tests {
         })
         .unwrap();
         let connections = Connections::open(&host, &addresses, 3).unwrap();
+        assert!(connections.ends().iter().all(|[source, target]| source.port() != 0 && source != target));
         let before = connections.echoed();
         crate::wait_until("more rounds", || Ok(connections.echoed() > before + 6)).unwrap();
         assert!(connections.close().unwrap() >= 1);
+        let bulk = Connections::open_with(&host, &addresses, 1, Pace::BULK).unwrap();
+        assert!(bulk.end().unwrap().iter().all(|rounds| rounds.as_ref().is_ok_and(|rounds| *rounds > 0)));
         let error = Connections::open(&host, &["127.0.0.1:9".parse().unwrap()], 2).unwrap_err().to_string();
         assert!(error.contains("2 of 2 connections broke"), "{error}");
     }

@@ -1,6 +1,6 @@
 //! The lab: the demo's topology with real routers, the `fairlead` of this workspace on every load balancer and
-//! backend, and things to hold against it: [`wait_until`], long-lived connections ([`echo`]), another router
-//! ([`bird`]).
+//! backend, and things to hold against it: [`wait_until`], long-lived connections ([`echo`]), floods ([`load`]), another
+//! router ([`bird`]).
 use controller::demo::{
     DemoError,
     http::{Load, Sample, Target, Traffic},
@@ -22,6 +22,7 @@ use std::{
 
 pub mod bird;
 pub mod echo;
+pub mod load;
 
 /// What a test of the lab fails with.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -233,22 +234,21 @@ pub fn fairlead() -> &'static Path {
         if let Some(path) = std::env::var_os("FAIRLEAD_BIN") {
             return path.into();
         }
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let mut build = Command::new(cargo);
-        build.args([
-            "build",
-            "--locked",
-            "-p",
-            "controller",
-            "--bin",
-            "fairlead",
-            "--message-format",
-            "json",
-        ]);
-        let output = build.output().unwrap_or_else(|e| panic!("{build:?}: {e}"));
-        let text = String::from_utf8_lossy(&output.stdout);
-        let mut messages = text.lines().filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok());
-        let path = messages.find_map(|m| Some(m["executable"].as_str()?.to_owned()));
-        path.unwrap_or_else(|| panic!("{build:?}: {}", String::from_utf8_lossy(&output.stderr))).into()
+        build(&["-p", "controller", "--bin", "fairlead"])
     })
+}
+
+/// An executable of this workspace, built when it is not up to date: for a bench as the bench is.
+fn build(what: &[&str]) -> PathBuf {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut build = Command::new(cargo);
+    build.args(["build", "--locked", "--message-format", "json"]).args(what);
+    if !cfg!(debug_assertions) {
+        build.arg("--release");
+    }
+    let output = build.output().unwrap_or_else(|e| panic!("{build:?}: {e}"));
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut messages = text.lines().filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok());
+    let path = messages.find_map(|m| Some(m["executable"].as_str()?.to_owned()));
+    path.unwrap_or_else(|| panic!("{build:?}: {}", String::from_utf8_lossy(&output.stderr))).into()
 }

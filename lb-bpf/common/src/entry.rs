@@ -396,6 +396,8 @@ impl Config {
     pub const DNAT: u32 = 1 << 1;
     /// Bit of `flags`: packets are reported in `events`.
     pub const EVENTS: u32 = 1 << 2;
+    /// Bit of `flags`: `reverse` is being filled from `reverse_before`, so what it does not have may be there.
+    pub const TAKING_OVER: u32 = 1 << 3;
 }
 
 /// Value of `backend_counters` (per-CPU array, same index as `backends`: the packets sent to the backend) and of

@@ -50,6 +50,8 @@ pub mod map {
     pub const FLOWS: &str = "flows";
     /// Hash, not preallocated: [`crate::FlowKey`] to [`crate::ReverseEntry`].
     pub const REVERSE: &str = "reverse";
+    /// Hash, not preallocated: `reverse` of the version before, while its entries are copied.
+    pub const REVERSE_BEFORE: &str = "reverse_before";
     /// Hash: [`crate::DecapKey`] to `u32`.
     pub const DECAP: &str = "decap";
     /// Array of one: [`crate::Config`].

@@ -14,7 +14,10 @@ use aya_ebpf::{
         BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC,
         bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, xdp_action,
     },
-    helpers::{bpf_l4_csum_replace, bpf_redirect, bpf_skb_adjust_room, bpf_skb_pull_data, bpf_skb_vlan_push, bpf_xdp_adjust_head},
+    helpers::{
+        bpf_l4_csum_replace, bpf_redirect, bpf_skb_adjust_room, bpf_skb_pull_data, bpf_skb_vlan_push,
+        bpf_xdp_adjust_head,
+    },
     programs::XdpContext,
 };
 use lb_bpf_common::{Action, Tags, Verdict, fold, proto};
@@ -43,6 +46,9 @@ pub trait Context {
     /// Changes the TCP or UDP checksum at `offset` for changed addresses and ports. What they add to the inverted
     /// checksum. `None` cannot happen after the packet was parsed. Pointers into the packet are void.
     fn fix_checksum(&self, offset: usize, is_udp: bool, addresses: u64, ports: u64) -> Option<()>;
+
+    /// Reports a packet whose flow is not in [`Scratch`], with a verdict.
+    fn report_early(&self, verdict: u32);
 
     /// Takes the VLAN tags off and notes them; whether what remains can be handled.
     fn strip(&self, tags: &mut Tags) -> bool;
@@ -142,6 +148,11 @@ impl Context for XdpContext {
     }
 
     #[inline(always)]
+    fn report_early(&self, verdict: u32) {
+        global::fairlead_xdp_report(self.ctx, verdict);
+    }
+
+    #[inline(always)]
     fn claim(&self) -> Verdict {
         global::verdict(global::fairlead_xdp_claim(self.ctx))
     }
@@ -183,7 +194,9 @@ impl Context for XdpContext {
                     _ => global::fairlead_icmpv6(self.ctx),
                 });
                 match Scratch::get() {
-                    Some(Scratch { ifindex, vlan, .. }) => Outcome { verdict, ifindex: *ifindex, vlan: *vlan },
+                    Some(Scratch { ifindex, vlan, .. }) => {
+                        Outcome { verdict, ifindex: *ifindex, vlan: *vlan }
+                    }
                     None => Outcome::verdict(Verdict::NotOurs),
                 }
             }
@@ -296,6 +309,11 @@ impl<const EGRESS: bool> Context for Skb<EGRESS> {
         let (tpid, tci) = (first as u16, u16::from_be((first >> 16) as u16));
         // SAFETY: the context is the kernel's. All pointers into the packet end here.
         unsafe { bpf_skb_vlan_push(self.0, tpid, tci) == 0 }
+    }
+
+    #[inline(always)]
+    fn report_early(&self, verdict: u32) {
+        global::fairlead_tc_report(self.0, verdict);
     }
 
     #[inline(always)]

@@ -7,7 +7,7 @@ use crate::{
     fragment, global,
     maps::{self, Scratch, backend_counters, slots, verdict_counters},
     nat,
-    packet::{ETH, Eth, Packet},
+    packet::{ETH, Packet, ether_type},
     parse::{Segment, Transport},
     vip,
 };
@@ -71,11 +71,7 @@ pub fn run<C: Context>(ctx: &C) -> i32 {
 #[inline(always)]
 fn handle<C: Context>(ctx: &C, tags: &Tags, bytes: u64) -> Outcome {
     let packet = ctx.packet();
-    let Some(eth) = packet.at::<Eth>(0) else {
-        return Outcome::verdict(Verdict::NotOurs);
-    };
-    // SAFETY: `at` has checked the bounds.
-    match unsafe { (*eth).ether_type } {
+    match ether_type(&packet) {
         V4::ETHER_TYPE => balance::<C, V4>(ctx, &packet, tags, bytes),
         V6::ETHER_TYPE => balance::<C, V6>(ctx, &packet, tags, bytes),
         _ => Outcome::verdict(Verdict::NotOurs),
@@ -104,29 +100,29 @@ fn balance<C: Context, F: Family>(ctx: &C, packet: &Packet, tags: &Tags, bytes: 
     if F::is_extension(network.proto) {
         let found = Found(global::unknown(ctx.behind_extensions()));
         if let Some(verdict) = found.put_into(&mut network) {
-            return Outcome::verdict(of_vip(&network.dst, config.vip_mask, verdict));
+            return of_vip(ctx, config, &network.dst, verdict);
         }
     }
     if C::FIRST && config.filters != 0 && ctx.is_filtered(config.filters) {
-        return Outcome::verdict(Verdict::Filtered);
+        return early(ctx, config, Outcome::verdict(Verdict::Filtered));
     }
     let later = matches!(network.part, Part::Later);
     if !matches!(network.proto, proto::TCP | proto::UDP) {
         if later {
-            return Outcome::verdict(of_vip(&network.dst, config.vip_mask, Verdict::Fragment));
+            return of_vip(ctx, config, &network.dst, Verdict::Fragment);
         }
-        return ctx.control::<F>(&network);
+        return early(ctx, config, ctx.control::<F>(&network));
     }
     let ports = if later {
         match fragment::ports(&network) {
             Some(ports) => ports,
-            None => return Outcome::verdict(of_vip(&network.dst, config.vip_mask, Verdict::Fragment)),
+            None => return of_vip(ctx, config, &network.dst, Verdict::Fragment),
         }
     } else {
         match packet.at::<[u16; 2]>(network.end) {
             // SAFETY: `at` has checked the bounds.
             Some(ports) => unsafe { *ports },
-            None => return Outcome::verdict(of_vip(&network.dst, config.vip_mask, Verdict::Malformed)),
+            None => return of_vip(ctx, config, &network.dst, Verdict::Malformed),
         }
     };
     let segment = Segment::new(network, ports);
@@ -228,9 +224,9 @@ impl<C: Context> Way<'_, C> {
         let mut backend = backend_at(slot.current);
         let is_clean = !decide::is_dirty(slot) && !matches!(backend, Some(it) if decide::is_tracked(it.mode));
         if !is_clean {
-            choice = self.choose(segment, transport, vip.service, slot_index, slot).map_err(|verdict| {
-                if matches!(verdict, Verdict::NoBackend) { nobody } else { verdict }
-            })?;
+            choice = self
+                .choose(segment, transport, vip.service, slot_index, slot)
+                .map_err(|verdict| if matches!(verdict, Verdict::NoBackend) { nobody } else { verdict })?;
             backend = backend_at(choice.index);
         }
         let backend = backend.ok_or(nobody)?;
@@ -307,9 +303,21 @@ pub const fn overhead(backend: &Backend) -> usize {
 
 /// `verdict` if the address is a VIP, for whatever port; else the packet is not ours.
 #[inline(always)]
-fn of_vip(addr: &Addr, mask: u32, verdict: Verdict) -> Verdict {
+fn of_vip<C: Context>(ctx: &C, config: &Config, addr: &Addr, verdict: Verdict) -> Outcome {
     let [a, b, c, d] = addr.0;
-    if global::fairlead_is_vip(a, b, c, d, mask) != 0 { verdict } else { Verdict::NotOurs }
+    match global::fairlead_is_vip(a, b, c, d, config.vip_mask) {
+        0 => Outcome::verdict(Verdict::NotOurs),
+        _ => early(ctx, config, Outcome::verdict(verdict)),
+    }
+}
+
+/// Reports a packet that is dropped before its service is looked for, if somebody wants to know.
+#[inline(always)]
+fn early<C: Context>(ctx: &C, config: &Config, outcome: Outcome) -> Outcome {
+    if config.flags & Config::EVENTS != 0 && matches!(outcome.verdict.action(), Action::Drop) {
+        ctx.report_early(outcome.verdict as u32);
+    }
+    outcome
 }
 
 /// Whether a service lets a client in.

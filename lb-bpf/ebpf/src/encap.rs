@@ -12,7 +12,9 @@ use lb_bpf_common::{Backend, GUE_PORT, Mode, Verdict, fold, proto};
 fn macs_of(backend: &Backend) -> Macs {
     const { assert!(core::mem::offset_of!(Backend, source_mac) == core::mem::offset_of!(Backend, next_hop) + 6) };
     // SAFETY: the two lie one behind the other.
-    unsafe { Macs::read((backend as *const Backend).cast::<u8>().add(core::mem::offset_of!(Backend, next_hop))) }
+    unsafe {
+        Macs::read((backend as *const Backend).cast::<u8>().add(core::mem::offset_of!(Backend, next_hop)))
+    }
 }
 
 /// Sends the packet, which [fits](crate::datapath::fits), to `backend` in a tunnel. The inner TTL sinks by one, for this host forwards (RFC 2003, section

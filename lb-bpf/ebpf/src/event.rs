@@ -1,10 +1,17 @@
 //! What is reported about single packets, while somebody wants to know.
-use crate::maps::{Scratch, config, events, service_drops};
+use crate::{
+    context::Context,
+    family::{Family, Part, V4, V6},
+    flow::Choice,
+    maps::{Scratch, config, events, service_drops},
+    packet::{ETH, ether_type},
+    parse::Segment,
+};
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
     helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
 };
-use lb_bpf_common::{Action, Counter, DropKey, Event, Verdict};
+use lb_bpf_common::{Action, Counter, DropKey, Event, Verdict, proto};
 
 /// Puts an event into the ring buffer: of a packet that is dropped or begins a flow always, of others by chance. The flow and
 /// where the packet went are in [`Scratch`]. If there is no room, there is no event.
@@ -34,6 +41,33 @@ pub fn report(service: u32, verdict: Verdict, ifindex: u32, bytes: u32) {
         flags: if choice.new != 0 { Event::NEW } else { 0 },
     });
     entry.submit(0);
+}
+
+/// Likewise of a packet whose flow is not in [`Scratch`] yet: it is read once more, with its ports if they are at hand.
+#[inline(always)]
+pub fn report_packet<C: Context>(ctx: &C, verdict: u32) {
+    let packet = ctx.packet();
+    let Some(all) = Scratch::get() else {
+        return;
+    };
+    let network = match ether_type(&packet) {
+        V4::ETHER_TYPE => V4::network(&packet, ETH),
+        V6::ETHER_TYPE => V6::network(&packet, ETH),
+        _ => None,
+    };
+    let Some(network) = network else {
+        return;
+    };
+    let has_ports = matches!(network.proto, proto::TCP | proto::UDP) && !matches!(network.part, Part::Later);
+    let ports = match packet.at::<[u16; 2]>(network.end) {
+        // SAFETY: `at` has checked the bounds.
+        Some(ports) if has_ports => unsafe { *ports },
+        _ => [0; 2],
+    };
+    (all.flow, all.choice) = (Segment::new(network, ports).flow, Choice::NONE);
+    if let Some(verdict) = Verdict::of(verdict) {
+        report(0, verdict, ctx.interface(), packet.len() as u32);
+    }
 }
 
 /// Counts a packet of a service that was not sent to a backend.

@@ -4,24 +4,17 @@ use crate::{
     datapath::count,
     family::{Family, Network, Part, V4, V6, extensions},
     maps::{Scratch, filter_counters, filters},
-    packet::{ETH, Eth, Packet, Tcp},
+    packet::{ETH, Packet, Tcp, ether_type},
 };
 use core::mem::offset_of;
 use lb_bpf_common::{Facts, Filter, proto};
-
-/// Most rules that are looked at: with more the verifier gives up.
-const MOST: u32 = 256;
 
 /// Applies the first `limit` entries of `filters`; whether one of them drops the packet. Each that matches counts it, up to
 /// the one that drops. What is no IP packet, or has extension headers that cannot be looked through, is let through.
 #[inline(always)]
 pub fn apply<C: Context>(ctx: &C, limit: u32) -> bool {
     let packet = ctx.packet();
-    let Some(eth) = packet.at::<Eth>(0) else {
-        return false;
-    };
-    // SAFETY: `at` has checked the bounds.
-    let network = match unsafe { (*eth).ether_type } {
+    let network = match ether_type(&packet) {
         V4::ETHER_TYPE => V4::network(&packet, ETH),
         V6::ETHER_TYPE => V6::network(&packet, ETH),
         _ => None,
@@ -41,13 +34,14 @@ pub fn apply<C: Context>(ctx: &C, limit: u32) -> bool {
 
 #[inline(always)]
 fn drops(packet: &Packet, facts: &Facts, limit: u32) -> bool {
-    let limit = if limit > MOST { MOST } else { limit };
+    let limit = if limit > Filter::MOST { Filter::MOST } else { limit };
     for index in 0..limit {
         let Some(filter) = filters.get(index) else {
             return false;
         };
         let in_use = filter.kind & Filter::IN_USE != 0;
-        if in_use && filter.matches(facts) && (filter.kind & Filter::BYTES == 0 || has_bytes(packet, filter)) {
+        if in_use && filter.matches(facts) && (filter.kind & Filter::BYTES == 0 || has_bytes(packet, filter))
+        {
             count(filter_counters.get_ptr_mut(index), packet.len() as u64, false);
             if filter.kind & Filter::DROP != 0 {
                 return true;

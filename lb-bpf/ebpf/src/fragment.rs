@@ -32,11 +32,5 @@ pub fn ports(network: &Network) -> Option<[u16; 2]> {
 
 #[inline(always)]
 const fn key(network: &Network) -> FragmentKey {
-    FragmentKey {
-        src: network.src,
-        dst: network.dst,
-        id: network.id,
-        proto: network.proto,
-        zero: [0; 3],
-    }
+    FragmentKey { src: network.src, dst: network.dst, id: network.id, proto: network.proto, zero: [0; 3] }
 }

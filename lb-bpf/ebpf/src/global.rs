@@ -9,7 +9,7 @@ use crate::{
     filter,
     flow::{self, Chosen},
     icmp, nat,
-    packet::Eth,
+    packet::ether_type,
     parse::Transport,
     vip,
 };
@@ -40,7 +40,7 @@ pub fn verdict(number: u32) -> Verdict {
 macro_rules! by_family {
     ($ctx:expr, $v4:expr, $v6:expr) => {{
         let ctx = XdpContext::new($ctx);
-        let verdict = match ether_type(&ctx) {
+        let verdict = match ether_type(&ctx.packet()) {
             V4::ETHER_TYPE => $v4(&ctx),
             V6::ETHER_TYPE => $v6(&ctx),
             _ => Verdict::NotOurs,
@@ -49,13 +49,11 @@ macro_rules! by_family {
     }};
 }
 
-#[inline(always)]
-fn ether_type<C: Context>(ctx: &C) -> u16 {
-    match ctx.packet().at::<Eth>(0) {
-        // SAFETY: `at` has checked the bounds.
-        Some(eth) => unsafe { (*eth).ether_type },
-        None => 0,
-    }
+/// Takes a way back over from the version before; 0: it has none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fairlead_take_over() -> u32 {
+    nat::take_over().is_some() as u32
 }
 
 /// Applies the packet filters to a frame; not 0: one drops it.
@@ -120,6 +118,22 @@ pub extern "C" fn fairlead_report(service: u32, verdict: u32, ifindex: u32, byte
     0
 }
 
+/// Reports a frame whose flow is nowhere yet. See [`event::report_packet`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fairlead_xdp_report(ctx: *mut xdp_md, verdict: u32) -> u32 {
+    event::report_packet(&XdpContext::new(ctx), verdict);
+    0
+}
+
+/// Likewise a socket buffer.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fairlead_tc_report(skb: *mut __sk_buff, verdict: u32) -> u32 {
+    event::report_packet(&Skb::<false>(skb), verdict);
+    0
+}
+
 /// What [`fairlead_xdp_reply`] and [`fairlead_tc_reply`] take as `judged`: the TCP flags of a packet that is good, or the
 /// verdict on it.
 #[inline(always)]
@@ -167,7 +181,7 @@ macro_rules! translate {
         #[inline(never)]
         pub extern "C" fn $request(raw: *mut $raw, transport: u32) -> u32 {
             let (ctx, transport) = ($context(raw), (transport & 0xfff) as usize);
-            let verdict = match ether_type(&ctx) {
+            let verdict = match ether_type(&ctx.packet()) {
                 V4::ETHER_TYPE => nat::translate_request::<_, V4>(&ctx, transport),
                 _ => nat::translate_request::<_, V6>(&ctx, transport),
             };
@@ -181,7 +195,7 @@ macro_rules! translate {
             let (ctx, transport) = ($context(raw), (transport & 0xfff) as usize);
             let fault = if judged & 0x100 != 0 { Verdict::of(judged >> 16) } else { None };
             let flags = judged as u8;
-            let verdict = match ether_type(&ctx) {
+            let verdict = match ether_type(&ctx.packet()) {
                 V4::ETHER_TYPE => nat::translate_reply::<_, V4>(&ctx, transport, flags, fault),
                 _ => nat::translate_reply::<_, V6>(&ctx, transport, flags, fault),
             };

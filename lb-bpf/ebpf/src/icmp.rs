@@ -193,7 +193,12 @@ impl<'a> Quote<'a> {
 
     /// From a backend's side, about a translated packet: to the client, about what the client sent.
     #[inline(always)]
-    fn to_client<F: Family>(&self, entry: &ReverseEntry, ifindex: &mut u32, tags: &mut Tags) -> Result<Verdict, Verdict> {
+    fn to_client<F: Family>(
+        &self,
+        entry: &ReverseEntry,
+        ifindex: &mut u32,
+        tags: &mut Tags,
+    ) -> Result<Verdict, Verdict> {
         if entry.ifindex == 0 {
             return Err(Verdict::NotOurs); // of this host itself, which knows its own errors
         }

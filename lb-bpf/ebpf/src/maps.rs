@@ -1,18 +1,18 @@
 //! The maps. What they hold is said in `lb_bpf_common`; the sizes here are only defaults that the loader
 //! replaces, so nothing in the programs may depend on them.
 #![expect(non_upper_case_globals, reason = "the name of the static is the name of the map")]
+use crate::{
+    flow::{Choice, Tracked},
+    nat::WayBack,
+};
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
     macros::btf_map,
 };
-use crate::{
-    flow::{Choice, Tracked},
-    nat::WayBack,
-};
 use lb_bpf_common::{
-    Backend, Config, Counter, DecapKey, DropKey, Event, Facts, Filter, FlowEntry, FlowKey, FragmentEntry, FragmentKey,
-    Frontend, Limit, ReverseEntry, Slot, Tags, Verdict, VipWord,
+    Backend, Config, Counter, DecapKey, DropKey, Event, Facts, Filter, FlowEntry, FlowKey, FragmentEntry,
+    FragmentKey, Frontend, Limit, ReverseEntry, Slot, Tags, Verdict, VipWord,
 };
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -50,6 +50,10 @@ pub static flows: HashMap<FlowKey, FlowEntry, 65536, NO_PREALLOC> = HashMap::new
 /// How replies are translated back.
 #[btf_map]
 pub static reverse: HashMap<FlowKey, ReverseEntry, 65536, NO_PREALLOC> = HashMap::new();
+
+/// `reverse` of the version before: an entry without its last field. Only in use while that version is replaced.
+#[btf_map]
+pub static reverse_before: HashMap<FlowKey, [u64; 7], 1, NO_PREALLOC> = HashMap::new();
 
 /// Tunnel ends of this host.
 #[btf_map]
@@ -106,6 +110,8 @@ pub struct Scratch {
     pub entry: FlowEntry,
     /// The way back of a tracked flow that is translated.
     pub way_back: WayBack,
+    /// Whose way back is taken over from the version before.
+    pub taken_over: FlowKey,
     /// Interface where a reply or an ICMP message goes out.
     pub ifindex: u32,
     /// The VLAN of an ICMP message that goes to a backend.

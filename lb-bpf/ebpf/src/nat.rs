@@ -4,7 +4,8 @@ use crate::{
     context::Context,
     family::{Addresses, Family, change, difference},
     flow::{backend_at, now, state_bits},
-    maps::{Scratch, config, flows, reverse},
+    global,
+    maps::{Scratch, config, flows, reverse, reverse_before},
     packet::{Eth, Macs, Tcp, Udp},
 };
 use aya_ebpf::bindings::BPF_NOEXIST;
@@ -15,8 +16,8 @@ use lb_bpf_common::{
     flow_hash, proto,
 };
 
-/// An entry of `reverse` while it is made: in [`Scratch`], for it is large.
-#[repr(C)]
+/// An entry of `reverse` while it is made: in [`Scratch`], for it is large. The value is written in words of 8 bytes, too.
+#[repr(C, align(8))]
 pub struct WayBack {
     key: FlowKey,
     value: ReverseEntry,
@@ -124,8 +125,35 @@ pub const fn is_port(all: &Config, port: u16) -> bool {
 /// The entry of a packet that is a reply.
 #[inline(always)]
 pub fn entry_of(flow: &FlowKey) -> Option<&'static mut ReverseEntry> {
+    let entry = installed(flow);
+    if entry.is_some() || config.get(0)?.flags & Config::TAKING_OVER == 0 {
+        return entry;
+    }
+    Scratch::get()?.taken_over = *flow;
+    if global::fairlead_take_over() == 0 { None } else { installed(flow) }
+}
+
+#[inline(always)]
+fn installed(flow: &FlowKey) -> Option<&'static mut ReverseEntry> {
     // SAFETY: entries are only freed after the program ends (RCU). Other CPUs write whole words.
     reverse.get_ptr_mut(flow).map(|entry| unsafe { &mut *entry })
+}
+
+/// Takes the entry over that the version before has for the key in [`Scratch`], if there is one.
+#[inline(always)]
+pub fn take_over() -> Option<()> {
+    let Scratch { taken_over, way_back: WayBack { value, .. }, .. } = Scratch::get()?;
+    let old = reverse_before.get_ptr(&*taken_over)?.cast::<u64>();
+    let words = (value as *mut ReverseEntry).cast::<u64>();
+    for i in 0..size_of::<[u64; 7]>() / 8 {
+        // SAFETY: a [`ReverseEntry`] begins with what it was before. Volatile, lest all words are held on the stack at
+        // once, which is short here.
+        unsafe { words.add(i).write_volatile(*old.add(i)) };
+    }
+    value.tags = Tags::NONE;
+    // Another CPU, or user space, may have been faster.
+    let _ = reverse.insert(&*taken_over, &*value, BPF_NOEXIST as u64);
+    Some(())
 }
 
 /// The entry of a packet that is a reply, if there may be any. One whose port is not of the range costs no lookup.
@@ -133,7 +161,7 @@ pub fn entry_of(flow: &FlowKey) -> Option<&'static mut ReverseEntry> {
 pub fn entry_of_reply(flow: &FlowKey) -> Option<&'static mut ReverseEntry> {
     let all = config.get(0)?;
     let source_is_translated = all.flags & Config::NAT != 0 && is_port(all, flow.dst_port);
-    if source_is_translated || all.flags & Config::DNAT != 0 { entry_of(flow) } else { None }
+    if source_is_translated || all.flags & Config::DNAT != 0 { installed(flow) } else { None }
 }
 
 /// Translates the request of the flow in [`Scratch`]: to the chosen backend, from this host or from the client still.

@@ -78,6 +78,16 @@ pub struct Eth {
     pub ether_type: u16,
 }
 
+/// The EtherType of a frame, network byte order; 0: it is too short for one.
+#[inline(always)]
+pub fn ether_type(packet: &Packet) -> u16 {
+    match packet.at::<Eth>(0) {
+        // SAFETY: `at` has checked the bounds.
+        Some(eth) => unsafe { (*eth).ether_type },
+        None => 0,
+    }
+}
+
 /// Destination and source address of an Ethernet header, in words that are quick to copy. Not in longer ones: what
 /// lies on the stack must be aligned, and in the map entries they are at multiples of 4.
 #[repr(C, packed(2))]

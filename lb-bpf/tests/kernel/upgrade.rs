@@ -11,10 +11,6 @@ use lb_bpf::{
 };
 use std::fs;
 
-/// Of connections through NAT that begin one after the other, as many may break: the one whose way back version 1 has noted
-/// at the very last, and whose answer comes before that is copied.
-const AT_THE_SWITCH: u64 = 1;
-
 /// The directories of pins that are there.
 fn pinned(network: &Network) -> Vec<String> {
     let names = fs::read_dir(&network.pin_dir).unwrap();
@@ -51,7 +47,7 @@ fn version_1_is_replaced_and_no_packet_is_lost() {
         assert_eq!(datapath.install(&stream::desired()).await.unwrap(), found);
         datapath.prune().await.unwrap();
         assert_eq!(datapath.operations(), 0, "all of it was taken over");
-        let rounds = traffic.stop(AT_THE_SWITCH);
+        let rounds = traffic.stop();
 
         let counters = datapath.counters().unwrap();
         let service = &counters.services[&ServiceKey("tunnel".into())];
@@ -101,7 +97,7 @@ fn a_replacement_that_breaks_off_is_finished_by_the_next_process() {
             assert_eq!(datapath.operations(), 0);
             traffic.go_on();
         }
-        traffic.stop(AT_THE_SWITCH);
+        traffic.stop();
     });
 }
 

@@ -1,5 +1,5 @@
 //! The datapath, packet by packet: a table of worlds, packets and what must become of them, run by the kernel
-//! (BPF_PROG_TEST_RUN). Needs root.
+//! (BPF_PROG_TEST_RUN), with tshark's opinion on what leaves. Needs root and tshark.
 #![expect(clippy::unwrap_used, reason = "a test: what fails is told by the panic")]
 
 mod decap;
@@ -16,6 +16,7 @@ mod rig;
 mod rules;
 mod scene;
 mod trace;
+mod tshark;
 
 use rig::Rig;
 use scene::Case;
@@ -32,6 +33,7 @@ fn run(cases: Vec<Case>) {
         case.run(rigs.entry(sizes).or_insert_with(|| Rig::load(sizes.0, sizes.1)));
     }
     println!("{} cases", cases.len());
+    tshark::approves(&cases);
 }
 
 #[test]

@@ -205,7 +205,7 @@ fn dnat(family: Family) -> Vec<Case> {
     let key = flow_key(&syn);
     let mut other_vip = base.clone();
     // The same client with the same port is at the same backend already, by another VIP.
-    let mut taken = lb_bpf::abi::ReverseEntry {
+    let taken = lb_bpf::abi::ReverseEntry {
         client: family.client().ip().into(),
         vip: family.own().into(),
         client_port: family.client().port().to_be(),
@@ -218,7 +218,6 @@ fn dnat(family: Family) -> Vec<Case> {
     };
     let of_backend = backend(family, Mode::Dnat, 1);
     other_vip.reverse = vec![(key.answer(&of_backend, 0), taken)];
-    taken.vip = family.vip().ip().into();
     vec![
         there_and_back("TCP", Transport::Tcp(SYN)),
         there_and_back("UDP", Transport::Udp),

@@ -255,10 +255,10 @@ fn shares(rows: &[ServiceRow]) -> Shares {
 }
 
 /// The maps of a balancer whose process is dead, as text, after a sweep.
-struct Maps(String);
+pub(crate) struct Maps(String);
 
 impl Maps {
-    fn of(lab: &Lab, balancer: usize) -> Result<Self, Error> {
+    pub(crate) fn of(lab: &Lab, balancer: usize) -> Result<Self, Error> {
         let pin_dir = Path::new("/sys/fs/bpf/fairlead").join(lab.instances[balancer].node());
         let options = Options {
             pin_dir,
@@ -289,6 +289,14 @@ impl Maps {
             words.map(pair).collect()
         };
         of_kind.map(pairs).collect()
+    }
+
+    /// How many flows have an entry.
+    pub(crate) fn flows(&self) -> usize {
+        // Of very many not each has a line.
+        let more =
+            self.lines("flows").iter().filter_map(|line| line["0"].parse::<usize>().ok()).sum::<usize>();
+        self.lines("flow").len() + more
     }
 
     fn shares(&self) -> Shares {

@@ -3,8 +3,10 @@
 mod addresses;
 mod backends;
 mod chaos;
+mod connections;
 mod directory;
 mod filters;
+mod flood;
 mod icmp;
 mod restart;
 mod routers;

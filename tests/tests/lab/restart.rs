@@ -33,6 +33,11 @@ pub(crate) fn add_echo(lab: &Lab) -> Result<(), Error> {
     Ok(())
 }
 
+/// The services of the echo as they are without b2.
+pub(crate) fn without_b2(echo: &str) -> String {
+    echo.replace(", {address: 10.1.0.12}", "").replace(", {address: \"fd00:20::12\"}", "")
+}
+
 pub(crate) fn ipip() -> Vec<SocketAddr> {
     WEB.map(|vip| SocketAddr::new(address(vip), 7007)).to_vec()
 }

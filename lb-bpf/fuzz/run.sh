@@ -1,0 +1,1 @@
+../../bgp-speaker/fuzz/run.sh

@@ -1,0 +1,160 @@
+//! A SYN flood of made-up clients against a VIP whose connections go on: none of them breaks, and memory stays within
+//! its bounds. `cargo test -p lab flood -- --nocapture` prints the rates.
+//!
+//! What a flood costs depends on where it falls. On clean slots of a mode without translation it costs nothing: no
+//! entry is made. On dirty slots, and under NAT, each SYN makes an entry until the table is full, and a sweep removes
+//! those that stay half-open. Nobody's entry is pushed out by that: connections that are known stay known.
+use crate::{
+    chaos::Maps,
+    connections::{go_on, set_echo},
+    restart::{add_echo, ipip, nat, without_b2},
+};
+use lab::{
+    Error, Lab, Routing, address,
+    echo::Connections,
+    load::{self, Load},
+};
+use lb_bpf::{Sizes, abi::map};
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+/// How long a flood lasts.
+const FLOOD: Duration = Duration::from_secs(2);
+/// Connections to each address.
+const CONNECTIONS: usize = 24;
+/// What a process may need more during a flood, bytes: buffers of the allocator.
+const SLACK: u64 = 8 << 20;
+
+/// How much memory lb1 needs, bytes.
+#[derive(Clone, Copy, Debug)]
+struct Memory {
+    /// The process, resident, without the maps that it shares with the kernel.
+    process: u64,
+    /// The table of flows, in the kernel.
+    flows: u64,
+}
+
+impl Memory {
+    fn of(lab: &Lab) -> Result<Self, Error> {
+        let host = &lab.balancer(0).namespace;
+        let mut pids = Command::new("ip");
+        pids.args(["netns", "pids", host.name()]);
+        let pids = String::from_utf8(pids.output()?.stdout)?;
+        let process = pids.lines().map(|pid| resident(pid.trim())).sum::<Result<u64, Error>>()?;
+        let mut bpftool = Command::new("bpftool");
+        bpftool.args(["-j", "map", "show", "pinned"]).arg(flows(lab)?);
+        let output = bpftool.output().map_err(|e| format!("bpftool (apt-get install bpftool): {e}"))?;
+        let map: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+        let flows = map["bytes_memlock"].as_u64().ok_or_else(|| format!("no size: {map}"))?;
+        Ok(Memory { process, flows })
+    }
+}
+
+/// Where the table of flows of lb1 is pinned.
+fn flows(lab: &Lab) -> Result<PathBuf, Error> {
+    let node = Path::new("/sys/fs/bpf/fairlead").join(lab.instances[0].node());
+    let pins = fs::read_dir(node)?.filter_map(|entry| Some(entry.ok()?.path().join(map::FLOWS)));
+    Ok(pins.into_iter().find(|pin| pin.exists()).ok_or("no table of flows is pinned")?)
+}
+
+fn resident(pid: &str) -> Result<u64, Error> {
+    let status = fs::read_to_string(Path::new("/proc").join(pid).join("status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let kilobytes = line.and_then(|line| line.split_whitespace().next()).ok_or("no RssAnon")?;
+    Ok(kilobytes.parse::<u64>()? * 1024)
+}
+
+/// Packets that the router has sent to the backends.
+fn arrived(lab: &Lab) -> Result<u64, Error> {
+    let packets = lab.topology.backends.iter().map(|backend| {
+        let link = lab.topology.router.namespace.ip_json(&["-s", "link", "show", "dev", &backend.name])?;
+        Ok(link[0]["stats64"]["tx"]["packets"].as_u64().ok_or_else(|| format!("no packets: {link}"))?)
+    });
+    packets.sum()
+}
+
+/// Floods an address from the router's link to lb1; prints how much, and gives the memory before and after.
+fn flood(lab: &Lab, vip: SocketAddr) -> Result<[Memory; 2], Error> {
+    let router = &lab.topology.router.namespace;
+    let lb1 = lab.balancer(0);
+    let load = Load {
+        tcp: true,
+        source: address(if vip.is_ipv4() { "100.64.0.0" } else { "2001:db8:64::" }),
+        destination: vip,
+        interface: lb1.name.clone(),
+        macs: [load::mac(router, "front")?, load::mac(&lb1.namespace, "eth0")?],
+        flows: 1 << 32,
+    };
+    load::program();
+    let (before, sent) = (Memory::of(lab)?, arrived(lab)?);
+    let offered = load.start(router, FLOOD).join().map_err(|_| "the generator panicked")??;
+    let (after, sent) = (Memory::of(lab)?, arrived(lab)? - sent);
+    println!(
+        "{vip}: {:.0} SYN/s offered, {:.0} reached a backend; {before:?}, then {after:?}",
+        offered.rate(),
+        sent as f64 / offered.seconds
+    );
+    assert!(offered.packets > 100_000 && sent > 10_000, "{offered:?}, of which {sent} arrived, is no flood");
+    Ok([before, after])
+}
+
+#[test]
+fn a_flood_on_clean_slots_costs_nothing() -> Result<(), Error> {
+    let mut lab = Lab::prepare(Routing::Static)?;
+    add_echo(&lab)?;
+    lab.start_fairlead()?;
+    let client = lab.topology.client.namespace.clone();
+    let connections = Connections::open(&client, &ipip(), CONNECTIONS)?;
+    for vip in ipip() {
+        let [before, after] = flood(&lab, vip)?;
+        assert_eq!(before.flows, after.flows, "entries were made");
+        assert!(after.process < before.process + SLACK, "{before:?}, then {after:?}");
+        go_on(&[&connections])?;
+    }
+    connections.close()?;
+    lab.instances[0].kill();
+    assert_eq!(Maps::of(&lab, 0)?.flows(), 0);
+    Ok(())
+}
+
+/// Tracked connections (their backend is drained, so their slots are dirty) and untracked ones, in one service.
+#[test]
+fn a_flood_on_dirty_slots_breaks_no_connection() -> Result<(), Error> {
+    outlives_flood(&ipip())
+}
+
+/// Every connection of NAT is tracked. The flood uses up the ports towards the backends, but nobody loses his.
+#[test]
+fn a_flood_on_nat_breaks_no_connection() -> Result<(), Error> {
+    outlives_flood(&nat())
+}
+
+fn outlives_flood(vips: &[SocketAddr]) -> Result<(), Error> {
+    let mut lab = Lab::prepare(Routing::Static)?;
+    add_echo(&lab)?;
+    lab.start_fairlead()?;
+    let client = lab.topology.client.namespace.clone();
+    let empty = Memory::of(&lab)?.flows;
+    let connections = Connections::open(&client, vips, CONNECTIONS)?;
+    let echo = without_b2(&lab.instances[0].read("echo.yaml")?);
+    set_echo(&mut lab, 0, &echo, 0.0)?;
+    go_on(&[&connections])?;
+    assert!(Memory::of(&lab)?.flows > empty, "no connection is tracked");
+    for vip in vips {
+        let [before, after] = flood(&lab, *vip)?;
+        assert!(after.process < before.process + SLACK, "{before:?}, then {after:?}");
+        go_on(&[&connections])?;
+    }
+    let full = Memory::of(&lab)?.flows;
+    connections.close()?;
+    lab.instances[0].kill();
+    let flows = Maps::of(&lab, 0)?.flows();
+    println!("{flows} flows have an entry, {} bytes", full - empty);
+    assert!(flows <= Sizes::default().flows as usize, "{flows}");
+    Ok(())
+}

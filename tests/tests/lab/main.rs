@@ -5,6 +5,7 @@ mod backends;
 mod chaos;
 mod connections;
 mod directory;
+mod filters;
 mod flood;
 mod icmp;
 mod restart;

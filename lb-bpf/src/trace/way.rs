@@ -2,7 +2,8 @@
 use super::{Chosen, Flow, FlowState, Holder, NextHop, Reply, Sent, SlotEntry, SlotState, Trace, VipEntry};
 use crate::{
     maps::{Chunk, Cursor, MapError, Maps},
-    service::{Endpoint, mode_label},
+    service::mode_label,
+    state::endpoint_of,
 };
 use lb_bpf_common::{
     Backend, Config, Facts, Filter, FlowEntry, FlowKey, GUE_PORT, Mode, ReverseEntry, Slot, Verdict, Vip,
@@ -108,7 +109,7 @@ impl<M: Maps> Way<'_, M> {
         trace.backend = Some(Chosen {
             endpoint: endpoint_of(&backend),
             index,
-            mode: mode_of(&backend).map_or("unknown", mode_label).to_owned(),
+            mode: Mode::of(backend.mode).map_or("unknown", mode_label).to_owned(),
             down: backend.flags & Backend::DOWN != 0,
             slots: table.iter().filter(|slot| slot.current == index).count() as u32,
         });
@@ -116,7 +117,7 @@ impl<M: Maps> Way<'_, M> {
             let why = format!("{why}; the next hop towards it is not resolved: up the stack");
             return Ok((Verdict::Unresolved, why));
         }
-        let mode = mode_of(&backend);
+        let mode = Mode::of(backend.mode);
         let has_outer_v4 = backend.header_sum != 0;
         let outer: u32 = match (mode, has_outer_v4) {
             (Some(Mode::Ipip), true) => 20,
@@ -375,14 +376,6 @@ fn is_full<V>(limit: u32, read: impl Fn(Cursor) -> Result<Chunk<V>, MapError>) -
 fn is_of(entry: &ReverseEntry, flow: &FlowKey) -> bool {
     (entry.client, entry.vip, entry.client_port, entry.vip_port)
         == (flow.src, flow.dst, flow.src_port, flow.dst_port)
-}
-
-fn endpoint_of(backend: &Backend) -> Endpoint {
-    Endpoint { address: backend.addr.into(), port: u16::from_be(backend.port) }
-}
-
-fn mode_of(backend: &Backend) -> Option<Mode> {
-    Mode::of(backend.mode)
 }
 
 fn mac(bytes: [u8; 6]) -> String {

@@ -82,6 +82,9 @@ pub struct PeerConfig {
     pub accept: Vec<IpNet>,
     /// Whether learned routes are passed on to this peer.
     pub export_learned: bool,
+    /// Graceful restart (RFC 4724, RFC 8538): how long the peer shall keep our routes while we are away, seconds, 0 to
+    /// 4095; none: not offered, and routes of neither side outlive a session.
+    pub graceful_restart: Option<u16>,
 }
 
 /// Timers of a session (RFC 4271 section 10).
@@ -178,8 +181,28 @@ pub struct PeerStatus {
     pub messages_received: u64,
     /// Messages sent.
     pub messages_sent: u64,
+    /// Graceful restart, if both sides offered it.
+    pub graceful_restart: Option<GracefulRestartStatus>,
     /// The last error of the session, in words: direction, code and subcode by name.
     pub last_error: Option<String>,
+}
+
+/// What an operator asks about graceful restart with a peer (RFC 4724).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GracefulRestartStatus {
+    /// How long the peer says to be away at most, seconds: so long its routes are kept.
+    pub restart_seconds: u16,
+    /// A NOTIFICATION ends the session gracefully, too (RFC 8538).
+    pub notification: bool,
+    /// Families whose routes are kept while the peer is away.
+    pub families: BTreeSet<Family>,
+    /// Prefixes that are kept of a session that is gone, until the peer confirms them.
+    pub stale_prefixes: u64,
+    /// Seconds until these are withdrawn; none: there are none.
+    pub stale_seconds: Option<u64>,
+    /// Families of which the peer has told all its routes (End-of-RIB) in this session.
+    pub end_of_rib: BTreeSet<Family>,
 }
 
 /// A row of `routes`. JSON keys are camelCase and stable.

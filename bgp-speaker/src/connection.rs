@@ -5,7 +5,7 @@ use crate::{
     Time,
     config::{Family, Global, PeerConfig, State},
     fsm::{Action, Event, Fsm},
-    negotiate::{self, Negotiated},
+    negotiate::{self, Negotiated, Start},
     random::Random,
     wire::{Context, MAX_LENGTH, Message, NextHop, Notification, Open},
 };
@@ -80,13 +80,14 @@ impl Connection {
         event: Event,
         global: &Global,
         config: &PeerConfig,
+        start: Start,
         now: Time,
         random: &mut Random,
     ) -> Vec<Action> {
         let actions = self.fsm.handle(event, now, random);
         for action in &actions {
             match action {
-                Action::SendOpen => self.send(&Message::Open(negotiate::open(global, config))),
+                Action::SendOpen => self.send(&Message::Open(negotiate::open(global, config, start))),
                 // A peer that reads nothing is not written to without end.
                 Action::SendKeepalive if self.waiting.len() > MAX_LENGTH => {}
                 Action::SendKeepalive => self.send(&Message::Keepalive),
@@ -98,7 +99,12 @@ impl Connection {
     }
 
     fn notify(&mut self, notification: &Notification) {
-        self.send(&Message::Notification(notification.clone()));
+        let terms = self.negotiated.as_ref().and_then(|session| session.graceful_restart.as_ref());
+        let notification = match terms {
+            Some(terms) if terms.notification && notification.is_hard() => notification.hardened(),
+            _ => notification.clone(),
+        };
+        self.send(&Message::Notification(notification));
     }
 
     /// Forgets what belonged to the TCP connection that is gone. What waits must be written before it is

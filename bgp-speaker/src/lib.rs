@@ -18,7 +18,7 @@ pub mod wire;
 
 pub use connection::{ConnectionId, Endpoints};
 #[cfg(feature = "net")]
-pub use net::{Handle, RoutePages, spawn};
+pub use net::{Handle, RoutePages, spawn, spawn_restarted};
 
 /// Time since a moment of the driver's choice; it never goes back.
 pub type Time = std::time::Duration;

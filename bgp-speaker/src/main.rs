@@ -19,7 +19,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run in the foreground until SIGTERM or SIGINT, then take leave of all peers.
+    /// Run in the foreground until SIGTERM or SIGINT, then take leave of all peers: without a word of those with
+    /// gracefulRestart, which keep our routes for that time.
     Run {
         /// YAML: asn, routerID, listen, peers, routes.
         #[arg(long)]

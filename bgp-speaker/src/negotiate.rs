@@ -2,9 +2,21 @@
 use crate::{
     config::{Family, Global, PeerConfig},
     fsm::SessionTimers,
-    wire::{AfiSafi, Capability, Context, MAX_LENGTH, Notification, Open, Reason},
+    wire::{AfiSafi, Capability, Context, GracefulRestart, MAX_LENGTH, Notification, Open, Reason},
 };
 use std::{collections::BTreeSet, net::Ipv4Addr};
+
+/// What our OPEN says about the life before this one (RFC 4724 section 3).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// There was none, or nothing is left of it.
+    #[default]
+    Cold,
+    /// It was a moment ago, and its routes are still forwarded.
+    Restarted,
+    /// It is this one.
+    Running,
+}
 
 /// What both sides agreed on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,12 +29,14 @@ pub(crate) struct Negotiated {
     pub(crate) route_refresh: bool,
     /// It understands where a refresh begins and ends (RFC 7313).
     pub(crate) enhanced_refresh: bool,
+    /// What the peer says about its restarts, if both sides offered that; `notification` if both said so.
+    pub(crate) graceful_restart: Option<GracefulRestart>,
     /// The peer's BGP identifier.
     pub(crate) router_id: Ipv4Addr,
 }
 
 /// The OPEN that we send.
-pub(crate) fn open(global: &Global, peer: &PeerConfig) -> Open {
+pub(crate) fn open(global: &Global, peer: &PeerConfig, start: Start) -> Open {
     let mut capabilities: Vec<_> =
         peer.families.iter().map(|&family| Capability::MultiProtocol(family.into())).collect();
     capabilities.extend([
@@ -30,6 +44,14 @@ pub(crate) fn open(global: &Global, peer: &PeerConfig) -> Open {
         Capability::EnhancedRouteRefresh,
         Capability::FourOctetAs(global.asn),
     ]);
+    capabilities.extend(peer.graceful_restart.map(|seconds| {
+        Capability::GracefulRestart(GracefulRestart {
+            restarting: start == Start::Restarted,
+            notification: true,
+            seconds,
+            families: peer.families.iter().map(|&family| (family.into(), start != Start::Cold)).collect(),
+        })
+    }));
     Open {
         asn: global.asn,
         hold_seconds: peer.timers.hold_seconds,
@@ -81,6 +103,11 @@ pub(crate) fn negotiate(global: &Global, peer: &PeerConfig, open: &Open) -> Resu
         timers: SessionTimers::negotiate(&peer.timers, open.hold_seconds),
         route_refresh: has(&Capability::RouteRefresh) || has(&Capability::EnhancedRouteRefresh),
         enhanced_refresh: has(&Capability::EnhancedRouteRefresh),
+        // Of several the last one counts (RFC 4724 section 3).
+        graceful_restart: open.capabilities.iter().rev().find_map(|capability| match capability {
+            Capability::GracefulRestart(restart) if peer.graceful_restart.is_some() => Some(restart.clone()),
+            _ => None,
+        }),
         router_id: open.router_id,
     })
 }

@@ -5,15 +5,20 @@
 //! there are two connections with the same peer, section 6.8 of RFC 4271 decides (and RFC 6286 when identifiers
 //! are equal): an Established one stays; else the one stays that was opened by the side with the higher identifier,
 //! and of two that the peer opened the newer one.
-//! The other is closed with Cease/Connection Collision Resolution.
+//! The other is closed with Cease/Connection Collision Resolution. But where both sides restart gracefully, a peer
+//! that comes back while its session still seems to be up has restarted without the end of its TCP connection having
+//! been seen (RFC 4724 section 4.2): then the new connection stays.
 use crate::{
     Time,
-    config::{Global, PeerConfig, State},
+    config::{Family, Global, PeerConfig, State},
     connection::{Connection, ConnectionId, Endpoints},
-    fsm::{Action, Down, Event, Fsm},
-    negotiate::{self, Negotiated},
+    fsm::{Action, Down, Event, Fsm, STABLE_AFTER},
+    negotiate::{self, Negotiated, Start},
     random::Random,
-    wire::{self, Context, Message, Notification, Open, Reason, RouteRefresh, Update, UpdateError},
+    wire::{
+        self, Context, GracefulRestart, Message, Notification, Open, Reason, RouteRefresh, Update,
+        UpdateError,
+    },
 };
 use std::mem;
 
@@ -29,12 +34,14 @@ pub(crate) enum Request {
     Close(ConnectionId, Vec<u8>),
     /// A session is up.
     Up(Negotiated),
+    /// The peer has told all its routes of the family.
+    EndOfRib(Family),
     /// A message of the session.
     Update(Update, Vec<UpdateError>),
     /// The peer wants our routes again, or says where its own begin and end.
     Refresh(RouteRefresh),
-    /// The session that was up is no more.
-    Down,
+    /// The session that was up is no more; its routes are kept on these terms (RFC 4724), or go.
+    Down(Option<GracefulRestart>),
 }
 
 /// The neighbour.
@@ -55,6 +62,7 @@ pub(crate) struct Peer {
 /// What the speaker lends to its peers.
 pub(crate) struct Tools<'a> {
     pub(crate) global: &'a Global,
+    pub(crate) start: Start,
     pub(crate) now: Time,
     pub(crate) random: &'a mut Random,
     pub(crate) next_connection: &'a mut u64,
@@ -143,6 +151,18 @@ impl Peer {
             self.event(Which::Accepted(0), Event::Stop(notification.clone()), tools);
         }
         self.event(Which::Dialer, Event::Stop(notification.clone()), tools);
+    }
+
+    /// Ends all connections like [`stop`](Self::stop), but the session without a word if the peer is to keep our routes
+    /// (RFC 4724 section 4.1).
+    pub(crate) fn leave(&mut self, notification: &Notification, tools: &mut Tools<'_>) {
+        let session = self.session().filter(|session| {
+            session.negotiated.as_ref().is_some_and(|negotiated| negotiated.graceful_restart.is_some())
+        });
+        if let Some(id) = session.and_then(|session| session.id) {
+            self.on(id, Event::Leave, tools);
+        }
+        self.stop(notification, tools);
     }
 
     /// Ends the session that is up, if there is one; the dialer tries again later.
@@ -250,8 +270,7 @@ impl Peer {
             Message::Keepalive => self.on(id, Event::Keepalive, tools),
             Message::Notification(notification) => self.on(id, Event::Notification(notification), tools),
             Message::Update(update) => self.routes(id, Request::Update(update, errors), tools),
-            // It matters to graceful restart only.
-            Message::EndOfRib(_) => self.on(id, Event::Routes, tools),
+            Message::EndOfRib(family) => self.routes(id, Request::EndOfRib(family), tools),
             Message::RouteRefresh(refresh) => self.routes(id, Request::Refresh(refresh), tools),
         }
     }
@@ -292,6 +311,9 @@ impl Peer {
 
     /// Section 6.8: whether the connection on which the OPEN came stays; if it does, its rivals are closed.
     fn survives(&mut self, id: ConnectionId, open: &Open, tools: &mut Tools<'_>) -> bool {
+        if let Some(dead) = self.session().filter(|session| is_dead(session, tools.now)).and_then(|s| s.id) {
+            self.on(dead, Event::TcpFailed("the peer has restarted".to_owned()), tools);
+        }
         let rivals: Vec<(ConnectionId, State, bool)> = self
             .connections()
             .filter(|rival| matches!(rival.fsm.state(), State::OpenConfirm | State::Established))
@@ -336,13 +358,16 @@ impl Peer {
 
     /// One event for one machine, and all that follows from it.
     fn event(&mut self, which: Which, event: Event, tools: &mut Tools<'_>) {
-        let stopped = matches!(event, Event::Stop(_));
+        let stopped = matches!(event, Event::Stop(_) | Event::Leave);
         let connection = match which {
             Which::Dialer => &mut self.dialer,
             Which::Accepted(at) => &mut self.accepted[at],
         };
         let was_up = connection.fsm.state() == State::Established;
-        let actions = connection.handle(event, tools.global, &self.config, tools.now, tools.random);
+        let terms = connection.negotiated.as_ref().and_then(|session| session.graceful_restart.clone());
+        let start = if self.established_count == 0 { tools.start } else { Start::Running };
+        let actions = connection.handle(event, tools.global, &self.config, start, tools.now, tools.random);
+        let terms = terms.filter(|terms| actions.iter().any(|action| keeps_routes(terms, action)));
         let mut up = None;
         for action in actions {
             let connection = self.get_mut(which);
@@ -372,7 +397,7 @@ impl Peer {
             }
         }
         if was_up && self.get_mut(which).fsm.state() != State::Established {
-            tools.requests.push(Request::Down);
+            tools.requests.push(Request::Down(terms));
         }
         if let Which::Accepted(at) = which
             && self.accepted[at].fsm.state() == State::Idle
@@ -418,6 +443,24 @@ impl Peer {
             Down::Received(notification) => format!("received {notification}"),
             Down::Tcp(reason) => format!("connection: {reason}"),
         });
+    }
+}
+
+/// Whether a session that is up must be one that the peer has forgotten, if its OPEN comes on another connection. Not
+/// soon after its start, when both sides have just dialled.
+fn is_dead(session: &Connection, now: Time) -> bool {
+    let terms = session.negotiated.as_ref().and_then(|negotiated| negotiated.graceful_restart.as_ref());
+    terms.is_some() && now.saturating_sub(session.fsm.since()) >= STABLE_AFTER
+}
+
+/// Whether the routes of a session outlive this end of it (RFC 4724 section 4.2, RFC 8538 section 4).
+fn keeps_routes(terms: &GracefulRestart, action: &Action) -> bool {
+    match action {
+        Action::Down(Down::Tcp(_)) => true,
+        Action::Down(Down::Sent(notification) | Down::Received(notification)) => {
+            terms.notification && !notification.is_hard()
+        }
+        _ => false,
     }
 }
 

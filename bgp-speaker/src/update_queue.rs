@@ -5,7 +5,8 @@
 //! bit for each prefix. A prefix whose export is what the peer was told already is not sent.
 //!
 //! The first dump of the table, and one that the peer asks for (RFC 2918), is a walk over all prefix numbers
-//! beside the queue; at its end stands End-of-RIB (RFC 4724 section 2), or the end of the refresh (RFC 7313).
+//! beside the queue; at its end stands End-of-RIB (RFC 4724 section 2), or the end of the refresh (RFC 7313). After a
+//! restart End-of-RIB is held back until [`release_end`](AdjRibOut::release_end).
 use crate::{
     config::Family,
     policy::Provenance,
@@ -30,6 +31,20 @@ pub(crate) struct AdjRibOut {
     queue: VecDeque<PrefixId>,
     queued: Vec<u64>,
     dump: Option<Dump>,
+    end: End,
+}
+
+/// Where End-of-RIB stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// It follows the first dump.
+    Follows,
+    /// It is held back.
+    Held,
+    /// The dump is over, and it is held back.
+    Owed,
+    /// It is to be sent, after what is queued.
+    Due,
 }
 
 #[derive(Debug)]
@@ -63,8 +78,8 @@ pub(crate) struct Filled {
 }
 
 impl AdjRibOut {
-    /// Everything is to be sent.
-    pub(crate) fn new(family: Family) -> Self {
+    /// Everything is to be sent; `holds_end`: but for End-of-RIB.
+    pub(crate) fn new(family: Family, holds_end: bool) -> Self {
         AdjRibOut {
             family,
             sent: Vec::new(),
@@ -72,12 +87,21 @@ impl AdjRibOut {
             queue: VecDeque::new(),
             queued: Vec::new(),
             dump: Some(Dump { next: 0, first: true, bounds: false }),
+            end: if holds_end { End::Held } else { End::Follows },
         }
     }
 
     /// Whether there is something to send.
     pub(crate) fn is_pending(&self) -> bool {
-        self.dump.is_some() || !self.queue.is_empty()
+        self.dump.is_some() || !self.queue.is_empty() || self.end == End::Due
+    }
+
+    /// End-of-RIB is not held back any more.
+    pub(crate) fn release_end(&mut self) {
+        self.end = match self.end {
+            End::Held | End::Follows => End::Follows,
+            End::Owed | End::Due => End::Due,
+        };
     }
 
     /// How many prefixes the peer knows.
@@ -150,7 +174,7 @@ impl AdjRibOut {
                 attributes.release(*sent);
             }
         }
-        *self = AdjRibOut { dump: None, ..AdjRibOut::new(self.family) };
+        *self = AdjRibOut { dump: None, ..AdjRibOut::new(self.family, false) };
         used
     }
 
@@ -262,15 +286,19 @@ impl AdjRibOut {
     }
 
     fn is_pending_but_dump_end(&self, table: &Table) -> bool {
-        !self.queue.is_empty() || self.dump.as_ref().is_none_or(|dump| dump.next < table.bound())
+        !self.queue.is_empty() || self.dump.as_ref().is_some_and(|dump| dump.next < table.bound())
     }
 
     fn end_dump(&mut self, out: &mut Vec<u8>, filled: &mut Filled) {
-        let Some(dump) = self.dump.take() else { return };
-        if dump.bounds {
+        let dump = self.dump.take();
+        if dump.as_ref().is_some_and(|dump| dump.bounds) {
             filled.messages += self.bound(RefreshKind::End, out);
         }
-        if dump.first {
+        if dump.is_some_and(|dump| dump.first) {
+            self.end = if self.end == End::Held { End::Owed } else { End::Due };
+        }
+        if self.end == End::Due {
+            self.end = End::Follows;
             let end = Message::EndOfRib(self.family).encode(&Context::default(), out);
             filled.messages += end.unwrap_or_default() as u64;
         }

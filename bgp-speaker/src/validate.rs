@@ -1,5 +1,8 @@
 //! Whether a configuration makes sense, before anything of it takes effect.
-use crate::config::{Asn, ConfigError, Global, PeerAsn, PeerConfig, Route};
+use crate::{
+    config::{Asn, ConfigError, Global, PeerAsn, PeerConfig, Route},
+    wire::MAX_RESTART_SECONDS,
+};
 use ipnet::IpNet;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -88,6 +91,9 @@ fn peer(peer: &PeerConfig, global: Option<&Global>) -> Result<(), ConfigError> {
             return error("import.accept", &reason);
         }
     }
+    if peer.graceful_restart.is_some_and(|seconds| seconds > MAX_RESTART_SECONDS) {
+        return error("gracefulRestart.seconds", "must be 0 to 4095 (RFC 4724 section 3)");
+    }
     Ok(())
 }
 
@@ -161,6 +167,7 @@ mod tests {
             max_prefixes: None,
             accept: vec![],
             export_learned: false,
+            graceful_restart: None,
         };
         change(&mut config);
         config
@@ -190,7 +197,7 @@ mod tests {
     #[test]
     fn peers_that_make_no_sense() {
         type Case = (fn(&mut PeerConfig), &'static str);
-        let cases: [Case; 16] = [
+        let cases: [Case; 18] = [
             (|_| (), ""),
             (|peer| peer.timers = Timers { hold_seconds: 0, keepalive_seconds: 0, ..peer.timers }, ""),
             (|peer| peer.asn = PeerAsn::Is(Asn(0)), "asn: 0 is reserved (RFC 7607)"),
@@ -222,6 +229,11 @@ mod tests {
             (|peer| peer.local_address = Some(IpAddr::from([0; 4])), "localAddress: is no unicast address"),
             (|peer| peer.address = IpAddr::from([224, 0, 0, 1]), "address: is no unicast address"),
             (|peer| peer.address = IpAddr::from([0; 4]), "address: is no unicast address"),
+            (|peer| peer.graceful_restart = Some(4095), ""),
+            (
+                |peer| peer.graceful_restart = Some(4096),
+                "gracefulRestart.seconds: must be 0 to 4095 (RFC 4724 section 3)",
+            ),
         ];
         let ours = Global { asn: Asn(65000), router_id: [1, 1, 1, 1].into(), listen: [].into() };
         for (change, fault) in cases {

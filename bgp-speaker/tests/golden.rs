@@ -5,8 +5,8 @@ use bgp_speaker::{
     config::{Asn, Family},
     wire::{
         AfiSafi, Aggregator, Announcement, AsPath, Attributes, Capability, Context, Decoded,
-        ExtendedCommunity, Message, NextHop, Notification, Open, Origin, Reach, Reason, RefreshKind,
-        RouteRefresh, Update, decode, frame,
+        ExtendedCommunity, GracefulRestart, Message, NextHop, Notification, Open, Origin, Reach, Reason,
+        RefreshKind, RouteRefresh, Update, decode, frame,
     },
 };
 use std::{collections::BTreeSet, fs, net::IpAddr, path::PathBuf};
@@ -87,7 +87,10 @@ fn table() -> Vec<(&'static str, Context, Form, Message)> {
     let (ipv4, ipv6) = (Family::Ipv4Unicast, Family::Ipv6Unicast);
     let families = [C::MultiProtocol(ipv4.into()), C::MultiProtocol(ipv6.into())];
     let with = |more: &[C]| [&families, more].concat();
-    let restart = other(64, &[0, 120, 0, 1, 1, 0, 0, 2, 1, 0]);
+    let restart = |restarting, notification| {
+        let families = vec![(ipv4.into(), false), (ipv6.into(), false)];
+        C::GracefulRestart(GracefulRestart { restarting, notification, seconds: 120, families })
+    };
     let frr = [
         C::MultiProtocol(ipv4.into()),
         C::MultiProtocol(ipv6.into()),
@@ -98,7 +101,7 @@ fn table() -> Vec<(&'static str, Context, Form, Message)> {
         other(6, &[]),
         other(69, &[0, 1, 1, 1, 0, 2, 1, 1]),
         other(73, b"\x02vm\x00"),
-        other(64, &[0xC0, 120, 0, 1, 1, 0, 0, 2, 1, 0]),
+        restart(true, true),
         other(71, &[0, 1, 1, 0x80, 0, 0, 0, 0, 2, 1, 0x80, 0, 0, 0]),
     ];
     let aggregate = || Attributes {
@@ -142,7 +145,7 @@ fn table() -> Vec<(&'static str, Context, Form, Message)> {
                 with(&[
                     C::RouteRefresh,
                     other(6, &[]),
-                    restart.clone(),
+                    restart(false, false),
                     C::FourOctetAs(Asn(65002)),
                     C::EnhancedRouteRefresh,
                     other(71, &[]),
@@ -154,7 +157,11 @@ fn table() -> Vec<(&'static str, Context, Form, Message)> {
             "bird-open-two-octet",
             external(),
             Same,
-            open(65002, 2, with(&[C::RouteRefresh, restart, C::EnhancedRouteRefresh, other(71, &[])])),
+            open(
+                65002,
+                2,
+                with(&[C::RouteRefresh, restart(false, false), C::EnhancedRouteRefresh, other(71, &[])]),
+            ),
         ),
         ("bird-keepalive", external(), Same, Message::Keepalive),
         ("frr-aggregate", external(), Other, announced("198.18.0.1", &["192.0.2.0/24"], aggregate())),

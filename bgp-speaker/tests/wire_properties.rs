@@ -4,8 +4,9 @@ use bgp_speaker::{
     config::{Asn, Family},
     wire::{
         AfiSafi, Aggregator, Announcement, AsPath, Attributes, Capability, Community, Context,
-        ExtendedCommunity, LargeCommunity, Message, NextHop, Notification, Open, Origin, Partial, Reach,
-        Reason, RefreshKind, RouteRefresh, Segment, Unknown, Update, announce, decode, frame,
+        ExtendedCommunity, GracefulRestart, LargeCommunity, MAX_RESTART_SECONDS, Message, NextHop,
+        Notification, Open, Origin, Partial, Reach, Reason, RefreshKind, RouteRefresh, Segment, Unknown,
+        Update, announce, decode, frame,
     },
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -136,14 +137,26 @@ fn reach() -> impl Strategy<Value = Reach> {
 }
 
 fn capability() -> impl Strategy<Value = Capability> {
-    let other = prop_oneof![3..65u8, 71..=255u8];
+    let other = prop_oneof![3..64u8, 71..=255u8];
     prop_oneof![
         any::<(u16, u8)>().prop_map(|(afi, safi)| Capability::MultiProtocol(AfiSafi { afi, safi })),
         Just(Capability::RouteRefresh),
         Just(Capability::EnhancedRouteRefresh),
+        graceful_restart(),
         (other, vec(any::<u8>(), 0..=255))
             .prop_map(|(code, value)| Capability::Other { code, value: value.into() }),
     ]
+}
+
+fn graceful_restart() -> impl Strategy<Value = Capability> {
+    let families = vec(any::<(u16, u8, bool)>(), 0..60);
+    (any::<bool>(), any::<bool>(), 0..=MAX_RESTART_SECONDS, families).prop_map(
+        |(restarting, notification, seconds, families)| {
+            let family = |(afi, safi, forwarding)| (AfiSafi { afi, safi }, forwarding);
+            let families = families.into_iter().map(family).collect();
+            Capability::GracefulRestart(GracefulRestart { restarting, notification, seconds, families })
+        },
+    )
 }
 
 fn open() -> impl Strategy<Value = Open> {

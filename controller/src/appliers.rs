@@ -62,6 +62,8 @@ pub trait Speaker: Send {
     fn set_peers(&self, peers: Vec<PeerConfig>) -> impl Future<Output = Result<(), Self::Error>> + Send;
     /// What it announces: the whole set.
     fn set_routes(&self, routes: Vec<Route>) -> impl Future<Output = Result<(), Self::Error>> + Send;
+    /// The last set of routes is all that there is to announce: what peers keep of the process before may go.
+    fn routes_complete(&self) -> impl Future<Output = ()> + Send;
     /// Returns when the peers have been told of the last set of routes, as far as that can be known.
     fn flushed(&self) -> impl Future<Output = ()> + Send;
     /// Peers whose session is established.
@@ -185,6 +187,10 @@ impl Speaker for bgp_speaker::Handle {
 
     async fn set_routes(&self, routes: Vec<Route>) -> Result<(), Self::Error> {
         bgp_speaker::Handle::set_routes(self, routes).await
+    }
+
+    async fn routes_complete(&self) {
+        bgp_speaker::Handle::routes_complete(self).await;
     }
 
     async fn flushed(&self) {

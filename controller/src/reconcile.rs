@@ -232,7 +232,13 @@ impl<S: Store, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler<S, D, B,
             None => Vec::new(),
         };
         errors.note("speaker.set_peers", self.speaker.set_peers(peers).await);
-        errors.note("speaker.set_routes", self.speaker.set_routes(desired.routes.clone()).await).is_some()
+        let routes = self.speaker.set_routes(desired.routes.clone()).await;
+        let told = errors.note("speaker.set_routes", routes).is_some();
+        if told {
+            // The first pass after a restart adopts what is installed, health included: nothing is missing.
+            self.speaker.routes_complete().await;
+        }
+        told
     }
 
     /// Forgets the health of what is no longer checked: should it come back, it is unknown.

@@ -123,7 +123,8 @@ pub enum StartError {
     },
 }
 
-/// Runs until SIGTERM or SIGINT: then the peers are told, and the datapath stays in the kernel.
+/// Runs until SIGTERM or SIGINT: then the peers are told, but for those that keep our routes over a restart, and the
+/// datapath stays in the kernel.
 pub async fn run(options: Options) -> Result<(), StartError> {
     let mut signals =
         Signals::new().map_err(|source| StartError::Host { what: "catching signals", source })?;
@@ -141,7 +142,9 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         sizes: Default::default(),
     })
     .await?;
-    let speaker = bgp_speaker::spawn();
+    // What was announced before and is still forwarded shall stay with the peers that keep it.
+    let forwards = !datapath.installed().services.is_empty();
+    let speaker = if forwards { bgp_speaker::spawn_restarted() } else { bgp_speaker::spawn() };
 
     let (faults, tracer) = (store.faults(), datapath.tracer()?);
     let (flows, events) = (Flows::default(), datapath.events()?);
@@ -191,7 +194,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     // The loop first: it must not set anything while the speaker goes.
     parts.shutdown().await;
     if timeout(FAREWELL, speaker.shutdown()).await.is_err() {
-        tracing::warn!(limit = ?FAREWELL, "the peers did not take the Cease");
+        tracing::warn!(limit = ?FAREWELL, "the peers did not take our leave");
     }
     outcome
 }

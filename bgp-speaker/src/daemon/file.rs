@@ -83,12 +83,12 @@ struct PeerSpec {
     export: Export,
     #[serde(default)]
     add_path: AddPath,
+    graceful_restart: Option<GracefulRestart>,
     // Not supported yet.
     interface: Option<Value>,
     discover: Option<Value>,
     auth: Option<Value>,
     ttl_security: Option<Value>,
-    graceful_restart: Option<Value>,
     bfd: Option<Value>,
 }
 
@@ -166,6 +166,12 @@ struct Export {
     learned: bool,
 }
 
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct GracefulRestart {
+    seconds: u16,
+}
+
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct AddPath {
@@ -194,7 +200,6 @@ impl PeerSpec {
             ("discover", self.discover.is_some()),
             ("auth", self.auth.is_some()),
             ("ttlSecurity", self.ttl_security.is_some()),
-            ("gracefulRestart", self.graceful_restart.is_some()),
             ("bfd", self.bfd.is_some()),
             ("addPath.send", self.add_path.send),
             ("addPath.receive", self.add_path.receive),
@@ -224,6 +229,7 @@ impl PeerSpec {
             max_prefixes: self.max_prefixes,
             accept: self.import.accept.into_iter().flat_map(|Accept(prefixes)| prefixes).collect(),
             export_learned: self.export.learned,
+            graceful_restart: self.graceful_restart.map(|restart| restart.seconds),
         })
     }
 }
@@ -295,7 +301,7 @@ routerID: 198.18.0.2
 listen: ["198.18.0.2:179"]
 peers:
 - {address: 198.18.0.1, asn: 65001, localAddress: 198.18.0.2, timers: {holdSeconds: 9}, import: {accept: [any]}, export: {learned: true}}
-- {address: "fd00:18::1", asn: internal, families: [ipv6-unicast], ebgpMultihop: {ttl: 4}, maxPrefixes: 10, import: {accept: [10.0.0.0/8]}}
+- {address: "fd00:18::1", asn: internal, families: [ipv6-unicast], ebgpMultihop: {ttl: 4}, maxPrefixes: 10, gracefulRestart: {seconds: 120}, import: {accept: [10.0.0.0/8]}}
 routes:
 - {prefix: 203.0.113.0/24, communities: ["65002:1", "65002:1:2", no-export], med: 10, prepend: 2, localPref: 200}
 - {prefix: "2001:db8:1::/48"}
@@ -315,6 +321,7 @@ routes:
             (config::PeerAsn::Is(Asn(65002)), Some(4), Some(10))
         );
         assert_eq!((peers[1].accept.len(), peers[1].export_learned, peers[1].port), (1, false, 179));
+        assert_eq!((peers[0].graceful_restart, peers[1].graceful_restart), (None, Some(120)));
         let attributes = &routes[0].attributes;
         assert_eq!(attributes.communities, [65002 << 16 | 1, 0xFFFF_FF01].into());
         assert_eq!(attributes.large_communities, [(65002, 1, 2)].into());

@@ -54,11 +54,13 @@ async fn serve(file: file::Config, config: &Path, socket: &Path) -> Result<(), F
         signals().map_err(|error| Failure::Refused(format!("cannot wait for signals: {error}")))?;
     let api = api::Server::bind(socket)
         .map_err(|error| Failure::Refused(format!("api socket {}: {error}", socket.display())))?;
-    let speaker = bgp_speaker::spawn();
+    // What the routes lead to is not of this process, and outlives it.
+    let speaker = bgp_speaker::spawn_restarted();
     // Who we are comes last, for with it we listen: whoever connects then is known.
     speaker.set_routes(file.routes).await.map_err(refused)?;
     speaker.set_peers(file.peers).await.map_err(refused)?;
     speaker.set_global(file.global).await.map_err(refused)?;
+    speaker.routes_complete().await;
     tracing::info!(config = %config.display(), api = %socket.display(), "running");
     tokio::select! {
         _ = terminate.recv() => (),

@@ -45,6 +45,8 @@ pub enum Event {
     StartPassive,
     /// End for good, with this NOTIFICATION if there is a connection.
     Stop(Notification),
+    /// End for good, without a word (RFC 4724 section 4.1: the peer is to keep our routes).
+    Leave,
     /// The time that [`Fsm::next_deadline`] gave has come.
     Tick,
     /// TCP is connected.
@@ -206,7 +208,9 @@ impl Fsm {
             }
             (Idle, _) | (_, Event::Start | Event::StartPassive) => vec![],
 
-            (Connect | Active, Event::Stop(_)) => self.stop(now, vec![Action::Disconnect]),
+            (Connect | Active, Event::Stop(_)) | (_, Event::Leave) => {
+                self.stop(now, vec![Action::Disconnect])
+            }
             (_, Event::Stop(notification)) => self.stop(
                 now,
                 vec![Action::SendNotification(notification.clone()), Action::Down(Down::Sent(notification))],

@@ -64,6 +64,7 @@ fn event(name: &str) -> Event {
         "Start" => Event::Start,
         "StartPassive" => Event::StartPassive,
         "Stop" => Event::Stop(cease()),
+        "Leave" => Event::Leave,
         "TcpConnected" => Event::TcpConnected,
         "TcpFailed" => Event::TcpFailed("reset".to_owned()),
         "Open" => Event::Open(Ok(session())),
@@ -83,6 +84,7 @@ const TABLE: &str = "
 Idle        Start        Connect     connect
 Idle        StartPassive Active
 Idle        Stop         Idle
+Idle        Leave        Idle
 Idle        TcpConnected Idle
 Idle        TcpFailed    Idle
 Idle        Open         Idle
@@ -95,6 +97,7 @@ Idle        Tick         Idle
 Connect     Start        Connect
 Connect     StartPassive Connect
 Connect     Stop         Idle        disconnect
+Connect     Leave        Idle        disconnect
 Connect     TcpConnected OpenSent    open
 Connect     TcpFailed    Active      disconnect, down(tcp)
 Connect     Open         Connect
@@ -107,6 +110,7 @@ Connect     Tick         Connect
 Active      Start        Active
 Active      StartPassive Active
 Active      Stop         Idle        disconnect
+Active      Leave        Idle        disconnect
 Active      TcpConnected OpenSent    open
 Active      TcpFailed    Active      disconnect, down(tcp)
 Active      Open         Active
@@ -119,6 +123,7 @@ Active      Tick         Active
 OpenSent    Start        OpenSent
 OpenSent    StartPassive OpenSent
 OpenSent    Stop         Idle        notify 6/2, down(sent)
+OpenSent    Leave        Idle        disconnect
 OpenSent    TcpConnected OpenSent
 OpenSent    TcpFailed    Active      disconnect, down(tcp)
 OpenSent    Open         OpenConfirm keepalive
@@ -131,6 +136,7 @@ OpenSent    Tick         OpenSent
 OpenConfirm Start        OpenConfirm
 OpenConfirm StartPassive OpenConfirm
 OpenConfirm Stop         Idle        notify 6/2, down(sent)
+OpenConfirm Leave        Idle        disconnect
 OpenConfirm TcpConnected OpenConfirm
 OpenConfirm TcpFailed    Active      disconnect, down(tcp)
 OpenConfirm Open         Active      notify 5/2, down(sent)
@@ -143,6 +149,7 @@ OpenConfirm Tick         OpenConfirm
 Established Start        Established
 Established StartPassive Established
 Established Stop         Idle        notify 6/2, down(sent)
+Established Leave        Idle        disconnect
 Established TcpConnected Established
 Established TcpFailed    Active      disconnect, down(tcp)
 Established Open         Active      notify 5/3, down(sent)
@@ -158,7 +165,7 @@ Established Tick         Established
 fn transition_table() {
     let mut random = Random::new(1);
     let rows: Vec<&str> = TABLE.lines().filter(|line| !line.is_empty()).collect();
-    assert_eq!(rows.len(), 6 * 12, "every event in every state");
+    assert_eq!(rows.len(), 6 * 13, "every event in every state");
     for row in rows {
         let mut columns = row.split_whitespace();
         let (from, name, to) = (columns.next().unwrap(), columns.next().unwrap(), columns.next().unwrap());
@@ -288,6 +295,7 @@ fn any_event() -> impl Strategy<Value = &'static str> {
         "Start",
         "StartPassive",
         "Stop",
+        "Leave",
         "TcpConnected",
         "TcpFailed",
         "Open",

@@ -91,11 +91,11 @@ impl Drop for Listener {
 }
 
 impl Driver {
-    pub(super) fn new(changed: watch::Sender<u64>) -> Self {
+    pub(super) fn new(changed: watch::Sender<u64>, start: impl FnOnce(Speaker) -> Speaker) -> Self {
         let (sender, events) = mpsc::channel(EVENTS);
         Driver {
             // Keyed with randomness from the system.
-            speaker: Speaker::new(RandomState::new().build_hasher().finish()),
+            speaker: start(Speaker::new(RandomState::new().build_hasher().finish())),
             epoch: Instant::now(),
             listeners: BTreeMap::new(),
             connections: BTreeMap::new(),
@@ -160,6 +160,11 @@ impl Driver {
             Command::SetRoutes(routes, answer) => {
                 let result = self.speaker.set_routes(routes);
                 reply(answer, result.map(|outputs| self.perform(outputs)));
+            }
+            Command::RoutesComplete(answer) => {
+                let outputs = self.speaker.routes_complete();
+                self.perform(outputs);
+                reply(answer, ());
             }
             Command::Flushed(answer) => {
                 self.flushes.retain(|waiting| !waiting.is_closed());

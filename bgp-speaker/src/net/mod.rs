@@ -14,7 +14,10 @@ mod connection;
 mod driver;
 mod socket;
 
-use crate::config::{ConfigError, Global, PeerConfig, PeerStatus, Route, RouteStatus};
+use crate::{
+    config::{ConfigError, Global, PeerConfig, PeerStatus, Route, RouteStatus},
+    speaker::Speaker,
+};
 use driver::Driver;
 use ipnet::IpNet;
 use std::time::Duration;
@@ -58,6 +61,7 @@ enum Command {
     SetGlobal(Global, oneshot::Sender<Result<(), ConfigError>>),
     SetPeers(Vec<PeerConfig>, oneshot::Sender<Result<(), ConfigError>>),
     SetRoutes(Vec<Route>, oneshot::Sender<Result<(), ConfigError>>),
+    RoutesComplete(oneshot::Sender<()>),
     Flushed(oneshot::Sender<()>),
     Peers(oneshot::Sender<Vec<PeerStatus>>),
     Prefixes(oneshot::Sender<Vec<IpNet>>),
@@ -67,9 +71,20 @@ enum Command {
 
 /// Starts a speaker, on the tokio runtime of the caller. It is idle until [`Handle::set_global`].
 pub fn spawn() -> Handle {
+    spawn_with(|speaker| speaker)
+}
+
+/// The same in the place of one that ran before, whose routes are still forwarded: peers that keep routes over a restart
+/// (RFC 4724) are told so. They go on to keep what [`Handle::set_routes`] does not name until
+/// [`Handle::routes_complete`].
+pub fn spawn_restarted() -> Handle {
+    spawn_with(Speaker::restarted)
+}
+
+fn spawn_with(start: impl FnOnce(Speaker) -> Speaker) -> Handle {
     let (commands, receiver) = mpsc::channel(16);
     let (changed, changes) = watch::channel(0);
-    tokio::spawn(Driver::new(changed).run(receiver));
+    tokio::spawn(Driver::new(changed, start).run(receiver));
     Handle { commands, changes }
 }
 
@@ -96,6 +111,12 @@ impl Handle {
     /// A field that makes no sense; nothing changes then.
     pub async fn set_routes(&self, routes: Vec<Route>) -> Result<(), ConfigError> {
         self.ask(|answer| Command::SetRoutes(routes, answer)).await.unwrap_or_else(shut_down)
+    }
+
+    /// After [`spawn_restarted`]: all routes that there are to announce have been set. Peers may forget what was not
+    /// announced again. Without this they may after two minutes.
+    pub async fn routes_complete(&self) {
+        self.ask(Command::RoutesComplete).await;
     }
 
     /// Returns when the kernel has taken the UPDATEs of the last [`set_routes`](Handle::set_routes) for every
@@ -132,7 +153,8 @@ impl Handle {
         self.changes.clone()
     }
 
-    /// Ends all sessions with Cease/Administrative Shutdown and closes all sockets; returns when that is done.
+    /// Ends all sessions and closes all sockets; returns when that is done. Peers that keep routes over a restart (RFC
+    /// 4724) see the connection close and keep ours, the others get Cease/Administrative Shutdown.
     pub async fn shutdown(&self) {
         self.ask(Command::Shutdown).await;
     }

@@ -117,6 +117,7 @@ impl Speaker {
         let (Some(negotiated), Some(ends)) = (&session.negotiated, &session.endpoints) else { return };
         let exporter = PeerExporter {
             source,
+            deferring: self.own_start.deferring,
             own: &self.own,
             neighbours: &self
                 .rib
@@ -155,6 +156,8 @@ impl Speaker {
 
 struct PeerExporter<'a> {
     source: Source,
+    /// Learned routes are held back.
+    deferring: bool,
     own: &'a BTreeMap<IpNet, Vec<OwnRoute>>,
     /// By number of the source: whether it is internal.
     neighbours: &'a [bool],
@@ -165,6 +168,7 @@ impl Exporter for PeerExporter<'_> {
     fn provenance(&self, path: &Path) -> Option<Provenance> {
         match path.source {
             Source::LOCAL => Some(Provenance::Own),
+            _ if self.deferring => None,
             // What a peer told is not told to it (split horizon).
             source if source == self.source => None,
             source if self.neighbours.get(usize::from(source.0)) == Some(&true) => Some(Provenance::Internal),

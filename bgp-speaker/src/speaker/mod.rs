@@ -12,6 +12,7 @@
 //!  set_global, set_peers, set_routes ──────────────────┘
 //! ```
 mod export;
+mod restart;
 mod session;
 mod status;
 
@@ -125,6 +126,7 @@ pub struct Speaker {
     own: BTreeMap<IpNet, Vec<OwnRoute>>,
     random: Random,
     next_connection: u64,
+    own_start: restart::Own,
 }
 
 /// A peer and what its session has.
@@ -141,6 +143,8 @@ struct Slot {
     keeps_refused: bool,
     /// Paths that a refresh of the peer has not confirmed yet, by family (RFC 7313 section 4).
     unconfirmed: BTreeMap<Family, BTreeSet<PrefixId>>,
+    /// Its routes over a restart.
+    kept: restart::Kept,
 }
 
 /// A route of ours to some peers.
@@ -164,6 +168,7 @@ impl Speaker {
             own: BTreeMap::new(),
             random: Random::new(seed),
             next_connection: 0,
+            own_start: restart::Own::default(),
         }
     }
 
@@ -184,6 +189,7 @@ impl Speaker {
             self.stop_all(&Reason::OTHER_CONFIGURATION_CHANGE.into(), now, &mut outputs);
         }
         self.global = Some(global);
+        self.started(now);
         if !same {
             self.rebuild_own_routes();
             for source in self.sources() {
@@ -212,6 +218,7 @@ impl Speaker {
         for source in gone {
             let notification = Reason::PEER_DECONFIGURED.into();
             self.with_peer(source, now, &mut outputs, |peer, tools| peer.stop(&notification, tools));
+            self.forget_stale(source);
             if let Some(slot) = self.peers[usize::from(source.0)].take() {
                 self.by_address.remove(&slot.peer.config.address);
             }
@@ -286,6 +293,7 @@ impl Speaker {
                         self.with_peer(source, now, &mut outputs, |peer, tools| peer.tick(tools));
                     }
                 }
+                self.restart_tick(now);
             }
         }
         self.finish(outputs)
@@ -293,7 +301,8 @@ impl Speaker {
 
     /// When [`Input::Tick`] is due; may be in the past: at once.
     pub fn next_deadline(&self) -> Option<Time> {
-        self.slots().filter_map(|(_, slot)| slot.peer.next_deadline()).min()
+        let peers = self.slots().filter_map(|(_, slot)| slot.peer.next_deadline());
+        peers.chain(self.restart_deadline()).min()
     }
 
     /// Appends what is to be written to a connection, about `limit` octets (a batch of UPDATEs more at most);
@@ -309,10 +318,15 @@ impl Speaker {
         self.slots().any(|(_, slot)| slot.out.values().any(AdjRibOut::is_pending))
     }
 
-    /// Ends all sessions with Cease/Administrative Shutdown, and forgets the peers.
+    /// Ends all sessions, and forgets the peers. Peers that keep routes over a restart (RFC 4724) see the connection
+    /// close, the others get Cease/Administrative Shutdown.
     pub fn shutdown(&mut self, now: Time) -> Vec<Output> {
         let mut outputs = Vec::new();
-        self.stop_all(&Reason::ADMINISTRATIVE_SHUTDOWN.into(), now, &mut outputs);
+        let notification = Reason::ADMINISTRATIVE_SHUTDOWN.into();
+        for source in self.sources() {
+            self.with_peer(source, now, &mut outputs, |peer, tools| peer.leave(&notification, tools));
+            self.forget_stale(source);
+        }
         self.peers.clear();
         self.rib.neighbours.clear();
         self.by_address.clear();
@@ -335,6 +349,7 @@ impl Speaker {
             refused: 0,
             keeps_refused: false,
             unconfirmed: BTreeMap::new(),
+            kept: restart::Kept::default(),
         });
         if self.global.is_some() {
             self.with_peer(source, now, outputs, |peer, tools| peer.start(tools));
@@ -353,6 +368,9 @@ impl Speaker {
             self.with_peer(source, now, outputs, |peer, tools| {
                 peer.stop(&notification, tools);
             });
+            if (old.asn, old.graceful_restart.is_some()) != (config.asn, config.graceful_restart.is_some()) {
+                self.forget_stale(source);
+            }
             if self.global.is_some() {
                 self.with_peer(source, now, outputs, |peer, tools| peer.start(tools));
             }
@@ -399,6 +417,7 @@ impl Speaker {
         };
         let mut tools = Tools {
             global,
+            start: self.own_start.start,
             now,
             random: &mut self.random,
             next_connection: &mut self.next_connection,
@@ -454,7 +473,7 @@ impl Speaker {
 fn session_of(config: &PeerConfig) -> impl PartialEq + use<> {
     let timers = (config.timers.hold_seconds, config.timers.keepalive_seconds);
     let ends = (config.asn, config.port, config.local_address, config.multihop_ttl);
-    (ends, timers, config.families.clone())
+    (ends, timers, config.families.clone(), config.graceful_restart)
 }
 
 fn ttl(config: &PeerConfig, global: &Global) -> u8 {

@@ -11,7 +11,8 @@ use crate::{
     rib::{Change, Path, PathAttributes, PrefixId, Source},
     update_queue::AdjRibOut,
     wire::{
-        AfiSafi, Announcement, Message, Notification, Reason, RefreshKind, RouteRefresh, Update, UpdateError,
+        AfiSafi, Announcement, GracefulRestart, Message, Notification, Reason, RefreshKind, RouteRefresh,
+        Update, UpdateError,
     },
 };
 use ipnet::IpNet;
@@ -36,8 +37,8 @@ impl Speaker {
                     self.by_connection.remove(&connection);
                     outputs.push(Output::Close { connection, last });
                 }
-                Request::Up(negotiated) => self.up(source, &negotiated),
-                Request::Down => self.down(source),
+                Request::Up(negotiated) => self.up(source, &negotiated, now),
+                Request::Down(terms) => self.down(source, terms.as_ref(), now),
                 // Of a session that ended for what came before.
                 _ if !self.is_up(source) => {}
                 Request::Update(update, errors) => {
@@ -46,6 +47,7 @@ impl Speaker {
                     self.check_max_prefixes(source, now, outputs);
                 }
                 Request::Refresh(refresh) => self.refresh(source, refresh),
+                Request::EndOfRib(family) => self.end_of_rib(source, family),
             }
         }
     }
@@ -66,31 +68,31 @@ impl Speaker {
         self.slot(source).is_some_and(|slot| !slot.out.is_empty())
     }
 
-    fn up(&mut self, source: Source, negotiated: &Negotiated) {
+    fn up(&mut self, source: Source, negotiated: &Negotiated, now: Time) {
+        let deferring = self.own_start.deferring;
         let Some(slot) = self.slot_mut(source) else { return };
         slot.keeps_refused = !negotiated.route_refresh;
-        slot.out =
-            negotiated.context.families.iter().map(|&family| (family, AdjRibOut::new(family))).collect();
+        let families = negotiated.context.families.iter();
+        slot.out = families.map(|&family| (family, AdjRibOut::new(family, deferring))).collect();
         let neighbour = Neighbour {
             internal: negotiated.context.internal,
             router_id: negotiated.router_id,
             address: slot.peer.config.address,
         };
         self.rib.neighbours[usize::from(source.0)] = Some(neighbour);
+        self.restart_up(source, negotiated.graceful_restart.as_ref(), now);
+        self.end_deferral();
     }
 
-    fn down(&mut self, source: Source) {
+    fn down(&mut self, source: Source, terms: Option<&GracefulRestart>, now: Time) {
         let Some(slot) = self.slot_mut(source) else { return };
         let out = std::mem::take(&mut slot.out);
         slot.unconfirmed.clear();
         for (family, mut out) in out {
             let used = out.clear(&mut self.rib.attributes);
             self.release_unused(family, used);
-            let ids: Vec<PrefixId> = self.rib.table(family).ids().collect();
-            for id in ids {
-                self.withdraw(source, family, id);
-            }
         }
+        self.restart_down(source, terms, now);
     }
 
     /// Errors of an UPDATE that were handled (RFC 7606): the operator may want to know.
@@ -159,7 +161,7 @@ impl Speaker {
     }
 
     /// The path of a source is no more.
-    fn withdraw(&mut self, source: Source, family: Family, id: PrefixId) {
+    pub(super) fn withdraw(&mut self, source: Source, family: Family, id: PrefixId) {
         if let Some(change) = self.rib.remove(family, id, source) {
             self.counted(source, family, &change, None);
             self.release_unused(family, [id]);
@@ -182,6 +184,7 @@ impl Speaker {
             if let Some(unconfirmed) = slot.unconfirmed.get_mut(&family) {
                 unconfirmed.remove(&change.prefix);
             }
+            slot.kept.confirm(family, change.prefix);
         }
         if change.best {
             self.mark(family, change.prefix);
@@ -201,6 +204,8 @@ impl Speaker {
                 session.messages_sent +=
                     out.refresh(enhanced, &mut self.rib.attributes, &mut session.waiting);
             }
+            // Before its first End-of-RIB the peer has not told everything once.
+            RefreshKind::Begin if slot.kept.is_stale(family) => {}
             RefreshKind::Begin => {
                 let table = self.rib.table(family);
                 let told = |id: &PrefixId| table.paths(*id).iter().any(|path| path.source == source);
@@ -234,7 +239,8 @@ impl Speaker {
         let accept = slot.peer.config.accept.clone();
         let families: BTreeSet<Family> = slot.out.keys().copied().collect();
         let keeps_refused = slot.keeps_refused;
-        for &family in &families {
+        // Of a peer that is away, too: its routes may be kept.
+        for family in [Family::Ipv4Unicast, Family::Ipv6Unicast] {
             let ids: Vec<PrefixId> = self.rib.table(family).ids().collect();
             for id in ids {
                 let table = self.rib.table(family);

@@ -46,6 +46,7 @@ impl Speaker {
                     prefixes_sent: slot.out.values().map(AdjRibOut::announced).sum(),
                     messages_received,
                     messages_sent,
+                    graceful_restart: slot.kept.status(now),
                     last_error: peer.last_error.clone(),
                 }
             })

@@ -6,6 +6,7 @@ use super::{
 use crate::config::{Asn, Family};
 use nom::{
     Parser,
+    multi::many0,
     number::complete::{be_u8, be_u16, be_u32},
 };
 use std::fmt;
@@ -48,6 +49,8 @@ pub enum Capability {
     RouteRefresh,
     /// Four-octet AS numbers (RFC 6793), code 65, with the sender's AS.
     FourOctetAs(Asn),
+    /// Graceful restart (RFC 4724), code 64.
+    GracefulRestart(GracefulRestart),
     /// Enhanced route refresh (RFC 7313), code 70.
     EnhancedRouteRefresh,
     /// Any other, as received.
@@ -59,12 +62,34 @@ pub enum Capability {
     },
 }
 
+/// What a speaker says about its restarts (RFC 4724 section 3, RFC 8538 section 2).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct GracefulRestart {
+    /// R: the sender has just restarted, and waits for nobody's End-of-RIB.
+    pub restarting: bool,
+    /// N: a NOTIFICATION ends a session as gracefully as the loss of TCP does, but for a Hard Reset.
+    pub notification: bool,
+    /// Restart Time: how long the sender is away at most, seconds, 0 to 4095.
+    pub seconds: u16,
+    /// Families whose routes are to be kept, and F: whether packets are still forwarded along those of before. None:
+    /// the sender keeps the routes of others, no more.
+    pub families: Vec<(AfiSafi, bool)>,
+}
+
+/// Longest Restart Time in seconds (RFC 4724 section 3: 12 bits).
+pub const MAX_RESTART_SECONDS: u16 = 4095;
+/// Flag R, and the same bit of a family: F.
+const FIRST: u8 = 0x80;
+/// Flag N.
+const SECOND: u8 = 0x40;
+
 impl Capability {
     /// The capability code.
     pub fn code(&self) -> u8 {
         match self {
             Capability::MultiProtocol(_) => 1,
             Capability::RouteRefresh => 2,
+            Capability::GracefulRestart(_) => 64,
             Capability::FourOctetAs(_) => 65,
             Capability::EnhancedRouteRefresh => 70,
             Capability::Other { code, .. } => *code,
@@ -79,6 +104,7 @@ impl fmt::Display for Capability {
             Capability::MultiProtocol(AfiSafi { afi, safi }) => write!(f, "multiprotocol {afi}/{safi}"),
             Capability::RouteRefresh => f.write_str("route-refresh"),
             Capability::FourOctetAs(asn) => write!(f, "four-octet-as {}", asn.0),
+            Capability::GracefulRestart(restart) => write!(f, "graceful-restart {}", restart.seconds),
             Capability::EnhancedRouteRefresh => f.write_str("enhanced-route-refresh"),
             Capability::Other { code, .. } => match name(*code) {
                 Some(name) => f.write_str(name),
@@ -96,7 +122,6 @@ fn name(code: u8) -> Option<&'static str> {
         6 => "extended-message",
         8 => "multiple-labels",
         9 => "role",
-        64 => "graceful-restart",
         67 => "dynamic-capability",
         68 => "multisession",
         69 => "add-path",
@@ -122,12 +147,21 @@ pub(super) fn parse(input: &[u8]) -> Parsed<'_, Capability> {
     let capability = match code {
         1 => whole(afi_safi, value).map(|(family, _)| Capability::MultiProtocol(family)),
         2 if value.is_empty() => Ok(Capability::RouteRefresh),
+        64 => whole(graceful_restart, value).map(Capability::GracefulRestart),
         65 => whole(be_u32, value).map(|asn| Capability::FourOctetAs(Asn(asn))),
         70 if value.is_empty() => Ok(Capability::EnhancedRouteRefresh),
         2 | 70 => Err(Malformed(None)),
         code => Ok(Capability::Other { code, value: value.into() }),
     };
     Ok((rest, capability.map_err(nom::Err::Failure)?))
+}
+
+fn graceful_restart(input: &[u8]) -> Parsed<'_, GracefulRestart> {
+    let family = (be_u16, be_u8, be_u8).map(|(afi, safi, flags)| (AfiSafi { afi, safi }, flags & FIRST != 0));
+    let (rest, (head, families)) = (be_u16, many0(family)).parse(input)?;
+    let [flags, _] = head.to_be_bytes();
+    let (restarting, notification) = (flags & FIRST != 0, flags & SECOND != 0);
+    Ok((rest, GracefulRestart { restarting, notification, seconds: head & MAX_RESTART_SECONDS, families }))
 }
 
 /// Appends a capability.
@@ -143,16 +177,32 @@ pub(super) fn write(out: &mut Vec<u8>, capability: &Capability) -> Result<(), En
             out.push(4);
             out.extend_from_slice(&asn.0.to_be_bytes());
         }
-        Capability::RouteRefresh | Capability::EnhancedRouteRefresh => out.push(0),
-        Capability::Other { value, .. } => {
-            let length = u8::try_from(value.len()).map_err(|_| EncodeError::TooLong {
-                what: "a capability",
-                length: value.len(),
-                max: usize::from(u8::MAX),
+        Capability::GracefulRestart(restart) => {
+            let flags =
+                if restart.restarting { FIRST } else { 0 } | if restart.notification { SECOND } else { 0 };
+            let head = u16::from(flags) << 8 | restart.seconds.min(MAX_RESTART_SECONDS);
+            block(out, |out| {
+                out.extend_from_slice(&head.to_be_bytes());
+                for (AfiSafi { afi, safi }, forwarding) in &restart.families {
+                    out.extend_from_slice(&afi.to_be_bytes());
+                    out.extend_from_slice(&[*safi, if *forwarding { FIRST } else { 0 }]);
+                }
             })?;
-            out.push(length);
-            out.extend_from_slice(value);
         }
+        Capability::RouteRefresh | Capability::EnhancedRouteRefresh => out.push(0),
+        Capability::Other { value, .. } => block(out, |out| out.extend_from_slice(value))?,
     }
+    Ok(())
+}
+
+/// Appends what `content` writes, preceded by its length in one octet.
+fn block(out: &mut Vec<u8>, content: impl FnOnce(&mut Vec<u8>)) -> Result<(), EncodeError> {
+    let start = out.len();
+    out.push(0);
+    content(out);
+    let length = out.len() - start - 1;
+    let max = usize::from(u8::MAX);
+    out[start] =
+        u8::try_from(length).map_err(|_| EncodeError::TooLong { what: "a capability", length, max })?;
     Ok(())
 }

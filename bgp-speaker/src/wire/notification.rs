@@ -133,6 +133,42 @@ impl Notification {
         (!text.is_empty()).then(|| text.chars().flat_map(escape).collect())
     }
 
+    /// Whether the session is to end for good even if both sides keep routes over a NOTIFICATION (RFC 8538 section 3):
+    /// whoever says this does not mean to come back soon, or not with these routes.
+    pub fn is_hard(&self) -> bool {
+        matches!(
+            self.reason,
+            Reason::HARD_RESET
+                | Reason::MAX_PREFIXES_REACHED
+                | Reason::ADMINISTRATIVE_SHUTDOWN
+                | Reason::PEER_DECONFIGURED
+                | Reason::BFD_DOWN
+        )
+    }
+
+    /// The same inside a Hard Reset, which says it to a peer that keeps routes over a NOTIFICATION (RFC 8538 section
+    /// 3.1).
+    pub fn hardened(&self) -> Self {
+        if self.reason == Reason::HARD_RESET {
+            return self.clone();
+        }
+        let data = [&[self.reason.code, self.reason.subcode], self.data.as_slice()].concat();
+        Notification { reason: Reason::HARD_RESET, data }
+    }
+
+    /// What is inside a Hard Reset.
+    fn softened(&self) -> Option<Self> {
+        match (self.reason, self.data.as_slice()) {
+            // One inside another would make no sense, and has no end.
+            (Reason::HARD_RESET, &[code, subcode, ref data @ ..])
+                if (Reason { code, subcode }) != Reason::HARD_RESET =>
+            {
+                Some(Notification::new(Reason { code, subcode }, data))
+            }
+            _ => None,
+        }
+    }
+
     /// Parses what follows the header.
     pub(super) fn parse(body: &[u8]) -> Result<Notification, Notification> {
         let (code, subcode, data) =
@@ -150,6 +186,9 @@ impl Notification {
     }
 
     fn text(&self) -> String {
+        if let Some(inside) = self.softened() {
+            return format!(" ({inside})");
+        }
         match (self.communication(), self.data.as_slice()) {
             (Some(text), _) => format!(" \"{text}\""),
             (None, []) => String::new(),
@@ -182,6 +221,21 @@ mod tests {
         ] {
             assert_eq!(Reason { code, subcode }.to_string(), name);
         }
+    }
+
+    #[test]
+    fn a_hard_reset_carries_the_reason() {
+        let shutdown = Notification::with_communication(Reason::ADMINISTRATIVE_SHUTDOWN, "bye");
+        let hard = shutdown.hardened();
+        assert_eq!((hard.reason, hard.data.as_slice()), (Reason::HARD_RESET, &b"\x06\x02\x03bye"[..]));
+        assert_eq!(hard.to_string(), "Cease/Hard Reset (Cease/Administrative Shutdown \"bye\")");
+        assert_eq!(hard.hardened(), hard);
+        assert_eq!(
+            Notification::new(Reason::HARD_RESET, [6, 9, 6, 9]).to_string(),
+            "Cease/Hard Reset (06090609)"
+        );
+        assert!(hard.is_hard() && shutdown.is_hard());
+        assert!(!Notification::from(Reason::HOLD_TIMER_EXPIRED).is_hard());
     }
 
     #[test]

@@ -97,6 +97,12 @@ impl Process {
         Process(command.spawn().unwrap())
     }
 
+    /// Kills it as a crash would: nothing is said to anybody.
+    pub(crate) fn crash(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+
     pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) {
         let pid = i32::try_from(self.0.id()).unwrap();
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
@@ -162,5 +168,6 @@ pub(crate) fn peer() -> PeerConfig {
         max_prefixes: None,
         accept: vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()],
         export_learned: false,
+        graceful_restart: None,
     }
 }

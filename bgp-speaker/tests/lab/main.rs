@@ -4,5 +4,6 @@ mod command;
 mod harness;
 mod others;
 mod raw;
+mod restart;
 mod routers;
 mod sessions;

@@ -32,6 +32,14 @@ pub(crate) trait Router {
     }
 }
 
+/// A router that keeps forwarding over a restart (RFC 4724).
+pub(crate) trait Restarts: Router {
+    /// Its daemon dies.
+    fn crash(&mut self);
+    /// And is started again, without [`PASSING`].
+    fn come_back(&mut self, cable: &Cable);
+}
+
 pub(crate) struct Frr {
     directory: String,
     bgpd: Process,
@@ -57,6 +65,8 @@ impl Router for Frr {
         let config = format!(
             "router bgp {ROUTER_ASN}
  bgp router-id {ROUTER}
+ bgp graceful-restart
+ bgp graceful-restart preserve-fw-state
  no bgp ebgp-requires-policy
  no bgp network import-check
  neighbor {US} remote-as {OUR_ASN}
@@ -79,21 +89,13 @@ route-map THEIRS permit 10
             THEIRS[0], THEIRS[1]
         );
         let directory = cable.directory.display().to_string();
-        let (zebra_conf, bgpd_conf) = (cable.file("zebra.conf", ""), cable.file("bgpd.conf", &config));
+        cable.file("zebra.conf", "");
+        cable.file("bgpd.conf", &config);
         // FRR runs as a user of its own.
         run("chown", &["-R", "frr:frr", &directory]);
-        let daemon = |name: &str, config: &Path, more: &[&str]| {
-            let (pid, api) = (format!("{directory}/{name}.pid"), format!("{directory}/zserv.api"));
-            let config = config.display().to_string();
-            let common =
-                ["-f", &config, "-i", &pid, "--vty_socket", &directory, "-z", &api, "-A", "127.0.0.1"];
-            let log = cable.directory.join(format!("{name}.log"));
-            let arguments = [&common[..], more].concat();
-            Process::start(&cable.router, &format!("/usr/lib/frr/{name}"), &arguments, &log)
-        };
-        let zebra = daemon("zebra", &zebra_conf, &["-s", "90000000"]);
+        let zebra = frr_daemon(cable, "zebra", &["-s", "90000000"]);
         wait_until("zebra is there", || Path::new(&format!("{directory}/zserv.api")).exists());
-        let bgpd = daemon("bgpd", &bgpd_conf, &[]);
+        let bgpd = frr_daemon(cable, "bgpd", &[]);
         wait_until("bgpd is there", || Path::new(&format!("{directory}/bgpd.vty")).exists());
         Frr { directory, bgpd, _zebra: zebra }
     }
@@ -133,6 +135,38 @@ route-map THEIRS permit 10
     }
 }
 
+impl Restarts for Frr {
+    fn crash(&mut self) {
+        self.bgpd.crash();
+    }
+
+    fn come_back(&mut self, cable: &Cable) {
+        let vty = cable.directory.join("bgpd.vty");
+        fs::remove_file(&vty).unwrap();
+        forget_passing(cable, "bgpd.conf");
+        self.bgpd = frr_daemon(cable, "bgpd", &[]);
+        wait_until("bgpd is there again", || vty.exists());
+    }
+}
+
+fn frr_daemon(cable: &Cable, name: &str, more: &[&str]) -> Process {
+    let directory = cable.directory.display();
+    let [config, pid] = ["conf", "pid"].map(|end| format!("{directory}/{name}.{end}"));
+    let (api, directory) = (format!("{directory}/zserv.api"), directory.to_string());
+    let common = ["-f", &config, "-i", &pid, "--vty_socket", &directory, "-z", &api, "-A", "127.0.0.1"];
+    let log = cable.directory.join(format!("{name}.log"));
+    let arguments = [&common[..], more].concat();
+    Process::start(&cable.router, &format!("/usr/lib/frr/{name}"), &arguments, &log)
+}
+
+/// Takes [`PASSING`] out of a configuration.
+fn forget_passing(cable: &Cable, file: &str) {
+    let path = cable.directory.join(file);
+    let config = fs::read_to_string(&path).unwrap();
+    let lines: Vec<&str> = config.lines().filter(|line| !line.contains(PASSING)).collect();
+    fs::write(path, lines.join("\n") + "\n").unwrap();
+}
+
 pub(crate) struct Bird {
     control: String,
     bird: Process,
@@ -160,19 +194,16 @@ protocol static passing {{ ipv4; route {PASSING} blackhole; }}
 protocol static s6 {{ ipv6; route {} blackhole {{ {attributes} }}; }}
 protocol bgp peer {{
   local {ROUTER} as {ROUTER_ASN}; neighbor {US} as {OUR_ASN};
-  hold time 9; keepalive time 3; connect delay time 1; connect retry time 1; error wait time 1,2;
+  graceful restart on; hold time 9; keepalive time 3; connect delay time 1; connect retry time 1; error wait time 1,2;
   ipv4 {{ import all; export filter announced; }};
   ipv6 {{ import all; export filter announced; next hop address {ROUTER6}; }};
 }}
 ",
             THEIRS[0], THEIRS[1]
         );
-        let config = cable.file("bird.conf", &config).display().to_string();
+        cable.file("bird.conf", &config);
         let control = cable.directory.join("bird.ctl").display().to_string();
-        let log = cable.directory.join("bird.log");
-        let arguments = ["-f", "-c", &config, "-s", &control];
-        let bird = Process::start(&cable.router, "/usr/sbin/bird", &arguments, &log);
-        wait_until("bird is there", || fs::metadata(&control).is_ok());
+        let bird = bird_daemon(cable, &control, &[]);
         Bird { control, bird }
     }
 
@@ -210,4 +241,24 @@ protocol bgp peer {{
     fn process(&self) -> &Process {
         &self.bird
     }
+}
+
+impl Restarts for Bird {
+    fn crash(&mut self) {
+        self.bird.crash();
+    }
+
+    fn come_back(&mut self, cable: &Cable) {
+        fs::remove_file(&self.control).unwrap();
+        forget_passing(cable, "bird.conf");
+        self.bird = bird_daemon(cable, &self.control, &["-R"]);
+    }
+}
+
+fn bird_daemon(cable: &Cable, control: &str, more: &[&str]) -> Process {
+    let config = cable.directory.join("bird.conf").display().to_string();
+    let arguments = [&["-f", "-c", &config, "-s", control][..], more].concat();
+    let bird = Process::start(&cable.router, "/usr/sbin/bird", &arguments, &cable.directory.join("bird.log"));
+    wait_until("bird is there", || fs::metadata(control).is_ok());
+    bird
 }

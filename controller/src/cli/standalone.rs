@@ -8,8 +8,9 @@ use std::{net::SocketAddr, path::PathBuf};
 /// Every file in the directory that ends in .yaml, .yml or .json counts; changes are taken up at once, all of
 /// them or none: while the directory has a fault, what was in force stays in force. Needs root.
 ///
-/// SIGTERM and SIGINT end the BGP sessions with a Cease and leave the datapath in the kernel, where it forwards
-/// on. The next start takes it up as it is.
+/// SIGTERM and SIGINT end the BGP sessions with a Cease (without a word where there is gracefulRestart: these peers
+/// keep our routes for its time) and leave the datapath in the kernel, where it forwards on. The next start takes it
+/// up as it is.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Directory of the YAML files.

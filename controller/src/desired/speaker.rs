@@ -107,5 +107,6 @@ fn peer_config(address: IpAddr, peer: &BGPPeer, own: Asn) -> PeerConfig {
         max_prefixes: Some(spec.max_prefixes.get()),
         accept,
         export_learned: false,
+        graceful_restart: spec.graceful_restart.as_ref().map(|restart| restart.seconds.get()),
     }
 }

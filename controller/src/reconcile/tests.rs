@@ -56,6 +56,8 @@ struct World {
     filters: BTreeSet<String>,
     sampled: Option<NonZeroU32>,
     routes: Vec<Route>,
+    /// Peers may forget what the process before announced.
+    complete: bool,
     /// What peers may have been told and not been told otherwise.
     known: BTreeSet<IpNet>,
     statuses: StatusSet,
@@ -198,6 +200,10 @@ impl Speaker for FakeSpeaker {
         world.routes = routes;
         world.check("set_routes");
         Ok(())
+    }
+
+    async fn routes_complete(&self) {
+        self.0.lock().unwrap().complete = true;
     }
 
     async fn flushed(&self) {
@@ -379,9 +385,11 @@ async fn play(steps: Vec<(Step, BTreeSet<Fail>)>) -> Result<(), TestCaseError> {
                     (slots, world.routes.clone())
                 };
                 let before = snapshot(&world);
+                world.lock().unwrap().complete = false;
                 fake = start(&world);
                 prop_assert!(pass(&mut fake, &world, &present).await);
                 prop_assert_eq!(snapshot(&world), before, "a restart moved something");
+                prop_assert!(world.lock().unwrap().complete);
             }
             Step::Nothing => {}
         }

@@ -6,8 +6,8 @@ use crate::{
     ConnectionId, Endpoints, Time,
     speaker::{Input, Output, Speaker},
     wire::{
-        Announcement, AsPath, Attributes, Capability, Community, Context, Message, Notification, Open, Reach,
-        Reason, RefreshKind, RouteRefresh, Update,
+        Announcement, AsPath, Attributes, Capability, Community, Context, GracefulRestart, Message,
+        Notification, Open, Reach, Reason, RefreshKind, RouteRefresh, Update,
     },
 };
 use ipnet::IpNet;
@@ -50,6 +50,8 @@ enum Said {
         hold: u16,
         four_octet: bool,
         refresh: bool,
+        /// Graceful restart: flags R, N, and F of both families; 0: not offered.
+        restart: u8,
     },
     Keepalive,
     Update {
@@ -76,7 +78,7 @@ fn prefix(net: u8) -> IpNet {
 impl Said {
     fn bytes(&self, host: u8, asn: u32) -> Vec<u8> {
         let message = match self {
-            Said::Open { other_as, id, hold, four_octet, refresh } => {
+            Said::Open { other_as, id, hold, four_octet, refresh, restart } => {
                 let asn = Asn(if *other_as { 64999 } else { asn });
                 let mut capabilities = vec![
                     Capability::MultiProtocol(Family::Ipv4Unicast.into()),
@@ -85,6 +87,15 @@ impl Said {
                 capabilities.extend(four_octet.then_some(Capability::FourOctetAs(asn)));
                 capabilities.extend(refresh.then_some(Capability::RouteRefresh));
                 capabilities.extend((*refresh && *four_octet).then_some(Capability::EnhancedRouteRefresh));
+                let families = [Family::Ipv4Unicast, Family::Ipv6Unicast];
+                capabilities.extend((*restart > 0).then(|| {
+                    Capability::GracefulRestart(GracefulRestart {
+                        restarting: restart & 1 != 0,
+                        notification: restart & 2 != 0,
+                        seconds: 5,
+                        families: families.map(|family| (family.into(), restart & 4 != 0)).into(),
+                    })
+                }));
                 let router_id = Ipv4Addr::new(10, 0, *id, host);
                 Message::Open(Open { asn, hold_seconds: *hold, router_id, capabilities })
             }
@@ -149,13 +160,15 @@ fn said() -> impl Strategy<Value = Said> {
         prop::sample::select(vec![0u16, 3, 9, 90]),
         prop::bool::weighted(0.8),
         prop::bool::weighted(0.8),
+        0u8..8,
     )
-        .prop_map(|(other_as, id, hold, four_octet, refresh)| Said::Open {
+        .prop_map(|(other_as, id, hold, four_octet, refresh, restart)| Said::Open {
             other_as,
             id,
             hold,
             four_octet,
             refresh,
+            restart,
         });
     let plain = prop_oneof![
         1 => open,
@@ -207,7 +220,8 @@ fn step() -> impl Strategy<Value = Step> {
 fn shape() -> impl Strategy<Value = u8> {
     let bit =
         |bit: u8, often: f64| prop::bool::weighted(often).prop_map(move |set| if set { bit } else { 0 });
-    (bit(1, 0.8), bit(2, 0.8), bit(4, 0.8), bit(8, 0.2)).prop_map(|(a, b, c, d)| a | b | c | d)
+    (bit(1, 0.8), bit(2, 0.8), bit(4, 0.8), bit(8, 0.2), bit(16, 0.8))
+        .prop_map(|(a, b, c, d, e)| a | b | c | d | e)
 }
 
 struct Driver {
@@ -230,7 +244,7 @@ impl Driver {
             asns: (1..=HOSTS).map(|host| (host, asn(host, 0))).collect(),
         };
         driver.step(Step::Global(0));
-        driver.step(Step::Peers((1..=HOSTS).map(|host| (host - 1, 7)).collect()));
+        driver.step(Step::Peers((1..=HOSTS).map(|host| (host - 1, 23)).collect()));
         driver
     }
 
@@ -263,7 +277,9 @@ impl Driver {
                 self.step(Step::Accept(host));
                 // Refused where the peer is not configured.
                 let Some(at) = self.live.len().checked_sub(1) else { return };
-                let open = Said::Open { other_as: false, id: 0, hold: 90, four_octet: true, refresh: true };
+                let restart = 4 + host % 4;
+                let open =
+                    Said::Open { other_as: false, id: 0, hold: 90, four_octet: true, refresh: true, restart };
                 self.say(at, &[vec![open, Said::Keepalive], updates].concat(), None);
             }
             Step::Close(at) => {
@@ -297,6 +313,7 @@ impl Driver {
                         config.accept = vec!["10.0.0.0/14".parse().unwrap()];
                     }
                     config.max_prefixes = (shape & 4 == 0).then_some(3);
+                    config.graceful_restart = (shape & 16 != 0).then_some(60);
                     config
                 });
                 let configs = configs.collect();

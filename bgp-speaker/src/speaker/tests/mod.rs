@@ -1,5 +1,6 @@
 //! Whole speakers in virtual time.
 mod histories;
+mod restart;
 mod sessions;
 mod sim;
 mod virtual_time;
@@ -29,6 +30,7 @@ fn peer(host: u8, asn: u32) -> PeerConfig {
         max_prefixes: None,
         accept: vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()],
         export_learned: true,
+        graceful_restart: None,
     }
 }
 

@@ -43,6 +43,15 @@ enum Event {
     Closed { to: End },
 }
 
+impl Event {
+    fn is_to(&self, host: usize) -> bool {
+        match self {
+            Event::Dial { from, .. } => from.0 == host,
+            Event::Answer { to, .. } | Event::Bytes { to, .. } | Event::Closed { to } => to.0 == host,
+        }
+    }
+}
+
 impl World {
     /// `hosts` speakers at 10.0.0.0 and on; nobody is configured yet.
     pub(super) fn new(hosts: usize, seed: u64) -> Self {
@@ -96,6 +105,25 @@ impl World {
                 self.at(self.now, Event::Closed { to: other });
             }
         }
+    }
+
+    /// The process of a host is another one: the kernel closes its connections.
+    pub(super) fn replace(&mut self, host: usize, speaker: Speaker) {
+        let ours: Vec<End> = self.ends.keys().filter(|end| end.0 == host).copied().collect();
+        for end in ours {
+            if let Some(other) = self.ends.remove(&end) {
+                let at = self.arrival(other);
+                self.at(at, Event::Closed { to: other });
+            }
+        }
+        self.nodes[host] = Node { speaker, watch: Watch::default(), changes: Vec::new() };
+        // What was on its way to the process before is nobody's.
+        self.events.retain(|_, event| !event.is_to(host));
+    }
+
+    /// A host forgets all connections with another one, which hears nothing of it.
+    pub(super) fn forget(&mut self, host: usize, other: usize) {
+        self.ends.retain(|one, two| (one.0, two.0) != (host, other) && (one.0, two.0) != (other, host));
     }
 
     /// Runs until `end`.

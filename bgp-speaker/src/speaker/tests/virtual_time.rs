@@ -310,12 +310,18 @@ proptest! {
     fn any_flaps_end_in_the_same_routes(
         seed: u64,
         internal: bool,
+        graceful: bool,
         flaps in prop::collection::vec(flap(), 1..40),
     ) {
         let asns = [65001, if internal { 65001 } else { 65002 }];
         let mut world = pair(asns, seed);
         let mut routes = [vec![], vec![]];
         let mut configs = [peer(1, asns[1]), peer(0, asns[0])];
+        for (host, config) in configs.iter_mut().enumerate() {
+            config.graceful_restart = graceful.then_some(60);
+            let config = config.clone();
+            world.with(host, |speaker, now| speaker.set_peers(vec![config], now).unwrap());
+        }
         for flap in flaps {
             match flap {
                 Flap::Run(millis) => world.run(Duration::from_millis(millis)),

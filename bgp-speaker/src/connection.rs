@@ -7,9 +7,12 @@ use crate::{
     fsm::{Action, Event, Fsm},
     negotiate::{self, Negotiated, Start},
     random::Random,
-    wire::{Context, MAX_LENGTH, Message, NextHop, Notification, Open},
+    wire::{Context, Message, NextHop, Notification, Open},
 };
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+
+/// How long a peer may take nothing at least (RFC 9687 section 4).
+pub(crate) const SEND_HOLD: Duration = Duration::from_secs(8 * 60);
 
 /// Names a TCP connection, or an attempt to make one. Never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,6 +44,8 @@ pub(crate) struct Connection {
     pub(crate) negotiated: Option<Negotiated>,
     pub(crate) messages_received: u64,
     pub(crate) messages_sent: u64,
+    /// Since when the peer has taken nothing of what waits, as far as keepalives have found.
+    blocked_since: Option<Time>,
 }
 
 impl Connection {
@@ -55,6 +60,7 @@ impl Connection {
             negotiated: None,
             messages_received: 0,
             messages_sent: 0,
+            blocked_since: None,
         }
     }
 
@@ -89,13 +95,26 @@ impl Connection {
             match action {
                 Action::SendOpen => self.send(&Message::Open(negotiate::open(global, config, start))),
                 // A peer that reads nothing is not written to without end.
-                Action::SendKeepalive if self.waiting.len() > MAX_LENGTH => {}
-                Action::SendKeepalive => self.send(&Message::Keepalive),
+                Action::SendKeepalive
+                    if self.fsm.state() == State::Established && !self.waiting.is_empty() =>
+                {
+                    self.blocked_since.get_or_insert(now);
+                }
+                Action::SendKeepalive => {
+                    self.blocked_since = None;
+                    self.send(&Message::Keepalive);
+                }
                 Action::SendNotification(notification) => self.notify(notification),
                 Action::Connect | Action::Disconnect | Action::Up | Action::Down(_) => {}
             }
         }
         actions
+    }
+
+    /// Whether the peer has taken nothing for so long that the session is as good as dead (SendHoldTimer, RFC 9687).
+    pub(crate) fn is_stuck(&self, now: Time) -> bool {
+        let hold = Duration::from_secs(self.fsm.session().map_or(0, |session| session.hold_seconds).into());
+        self.blocked_since.is_some_and(|since| now.saturating_sub(since) >= SEND_HOLD.max(hold * 2))
     }
 
     fn notify(&mut self, notification: &Notification) {
@@ -115,6 +134,7 @@ impl Connection {
         self.received = Vec::new();
         self.open = None;
         self.negotiated = None;
+        self.blocked_since = None;
         std::mem::take(&mut self.waiting)
     }
 }

@@ -224,6 +224,9 @@ impl Peer {
         if dialer {
             self.event(Which::Dialer, Event::Tick, tools);
         }
+        if let Some(id) = self.session().filter(|session| session.is_stuck(tools.now)).and_then(|s| s.id) {
+            self.on(id, Event::Error(Reason::SEND_HOLD_TIMER_EXPIRED.into()), tools);
+        }
     }
 
     /// Bytes of the connection with this name. Stops at the first message that ends it.

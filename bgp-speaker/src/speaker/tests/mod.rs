@@ -3,6 +3,7 @@ mod histories;
 mod restart;
 mod sessions;
 mod sim;
+mod slow;
 mod virtual_time;
 
 use crate::config::{Asn, Family, Global, PeerAsn, PeerConfig, Route, RouteAttributes, Timers};

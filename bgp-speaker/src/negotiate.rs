@@ -2,7 +2,10 @@
 use crate::{
     config::{Family, Global, PeerConfig},
     fsm::SessionTimers,
-    wire::{AfiSafi, Capability, Context, GracefulRestart, MAX_LENGTH, Notification, Open, Reason},
+    wire::{
+        AfiSafi, Capability, Context, GracefulRestart, MAX_EXTENDED_LENGTH, MAX_LENGTH, Notification, Open,
+        Reason,
+    },
 };
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
@@ -42,6 +45,7 @@ pub(crate) fn open(global: &Global, peer: &PeerConfig, start: Start) -> Open {
     capabilities.extend([
         Capability::RouteRefresh,
         Capability::EnhancedRouteRefresh,
+        Capability::ExtendedMessage,
         Capability::FourOctetAs(global.asn),
     ]);
     capabilities.extend(peer.graceful_restart.map(|seconds| {
@@ -98,7 +102,7 @@ pub(crate) fn negotiate(global: &Global, peer: &PeerConfig, open: &Open) -> Resu
                 .any(|capability| matches!(capability, Capability::FourOctetAs(_))),
             internal,
             families,
-            max_length: MAX_LENGTH,
+            max_length: if has(&Capability::ExtendedMessage) { MAX_EXTENDED_LENGTH } else { MAX_LENGTH },
         },
         timers: SessionTimers::negotiate(&peer.timers, open.hold_seconds),
         route_refresh: has(&Capability::RouteRefresh) || has(&Capability::EnhancedRouteRefresh),

@@ -98,7 +98,7 @@ fn table() -> Vec<(&'static str, Context, Form, Message)> {
         C::RouteRefresh,
         C::EnhancedRouteRefresh,
         C::FourOctetAs(Asn(65001)),
-        other(6, &[]),
+        C::ExtendedMessage,
         other(69, &[0, 1, 1, 1, 0, 2, 1, 1]),
         other(73, b"\x02vm\x00"),
         restart(true, true),
@@ -144,7 +144,7 @@ fn table() -> Vec<(&'static str, Context, Form, Message)> {
                 2,
                 with(&[
                     C::RouteRefresh,
-                    other(6, &[]),
+                    C::ExtendedMessage,
                     restart(false, false),
                     C::FourOctetAs(Asn(65002)),
                     C::EnhancedRouteRefresh,

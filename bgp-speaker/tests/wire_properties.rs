@@ -137,11 +137,12 @@ fn reach() -> impl Strategy<Value = Reach> {
 }
 
 fn capability() -> impl Strategy<Value = Capability> {
-    let other = prop_oneof![3..64u8, 71..=255u8];
+    let other = prop_oneof![3..6u8, 7..64u8, 71..=255u8];
     prop_oneof![
         any::<(u16, u8)>().prop_map(|(afi, safi)| Capability::MultiProtocol(AfiSafi { afi, safi })),
         Just(Capability::RouteRefresh),
         Just(Capability::EnhancedRouteRefresh),
+        Just(Capability::ExtendedMessage),
         graceful_restart(),
         (other, vec(any::<u8>(), 0..=255))
             .prop_map(|(code, value)| Capability::Other { code, value: value.into() }),

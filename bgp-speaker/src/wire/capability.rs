@@ -49,6 +49,8 @@ pub enum Capability {
     RouteRefresh,
     /// Four-octet AS numbers (RFC 6793), code 65, with the sender's AS.
     FourOctetAs(Asn),
+    /// Messages of up to 65535 octets (RFC 8654), code 6.
+    ExtendedMessage,
     /// Graceful restart (RFC 4724), code 64.
     GracefulRestart(GracefulRestart),
     /// Enhanced route refresh (RFC 7313), code 70.
@@ -89,6 +91,7 @@ impl Capability {
         match self {
             Capability::MultiProtocol(_) => 1,
             Capability::RouteRefresh => 2,
+            Capability::ExtendedMessage => 6,
             Capability::GracefulRestart(_) => 64,
             Capability::FourOctetAs(_) => 65,
             Capability::EnhancedRouteRefresh => 70,
@@ -104,6 +107,7 @@ impl fmt::Display for Capability {
             Capability::MultiProtocol(AfiSafi { afi, safi }) => write!(f, "multiprotocol {afi}/{safi}"),
             Capability::RouteRefresh => f.write_str("route-refresh"),
             Capability::FourOctetAs(asn) => write!(f, "four-octet-as {}", asn.0),
+            Capability::ExtendedMessage => f.write_str("extended-message"),
             Capability::GracefulRestart(restart) => write!(f, "graceful-restart {}", restart.seconds),
             Capability::EnhancedRouteRefresh => f.write_str("enhanced-route-refresh"),
             Capability::Other { code, .. } => match name(*code) {
@@ -119,7 +123,6 @@ fn name(code: u8) -> Option<&'static str> {
     Some(match code {
         3 => "outbound-route-filtering",
         5 => "extended-next-hop",
-        6 => "extended-message",
         8 => "multiple-labels",
         9 => "role",
         67 => "dynamic-capability",
@@ -147,10 +150,11 @@ pub(super) fn parse(input: &[u8]) -> Parsed<'_, Capability> {
     let capability = match code {
         1 => whole(afi_safi, value).map(|(family, _)| Capability::MultiProtocol(family)),
         2 if value.is_empty() => Ok(Capability::RouteRefresh),
+        6 if value.is_empty() => Ok(Capability::ExtendedMessage),
         64 => whole(graceful_restart, value).map(Capability::GracefulRestart),
         65 => whole(be_u32, value).map(|asn| Capability::FourOctetAs(Asn(asn))),
         70 if value.is_empty() => Ok(Capability::EnhancedRouteRefresh),
-        2 | 70 => Err(Malformed(None)),
+        2 | 6 | 70 => Err(Malformed(None)),
         code => Ok(Capability::Other { code, value: value.into() }),
     };
     Ok((rest, capability.map_err(nom::Err::Failure)?))
@@ -189,7 +193,9 @@ pub(super) fn write(out: &mut Vec<u8>, capability: &Capability) -> Result<(), En
                 }
             })?;
         }
-        Capability::RouteRefresh | Capability::EnhancedRouteRefresh => out.push(0),
+        Capability::RouteRefresh | Capability::ExtendedMessage | Capability::EnhancedRouteRefresh => {
+            out.push(0)
+        }
         Capability::Other { value, .. } => block(out, |out| out.extend_from_slice(value))?,
     }
     Ok(())

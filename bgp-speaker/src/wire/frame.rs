@@ -1,5 +1,5 @@
 //! Framing: from a stream of bytes to messages (RFC 4271 sections 4.1 and 6.1).
-use super::{Context, HEADER_LENGTH, Notification, Reason};
+use super::{Context, HEADER_LENGTH, MAX_LENGTH, Notification, Reason};
 
 /// Marker of every message.
 pub(super) const MARKER: [u8; 16] = [0xFF; 16];
@@ -21,10 +21,10 @@ impl Kind {
             .find(|kind| *kind as u8 == code)
     }
 
-    /// Whether a message of the type can be so long, header included (RFC 4271 section 6.1, RFC 2918).
+    /// Whether a message of the type can be so long, header included (RFC 4271 section 6.1, RFC 2918, RFC 8654).
     fn allows(self, length: usize) -> bool {
         match self {
-            Kind::Open => length >= 29,
+            Kind::Open => (29..=MAX_LENGTH).contains(&length),
             Kind::Update | Kind::RouteRefresh => length >= 23,
             Kind::Notification => length >= 21,
             Kind::Keepalive => length == HEADER_LENGTH,
@@ -74,7 +74,7 @@ pub(super) fn write(out: &mut Vec<u8>, kind: Kind, body: impl FnOnce(&mut Vec<u8
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::MAX_EXTENDED_LENGTH, *};
 
     fn message(length: u16, kind: u8) -> Vec<u8> {
         let mut bytes = MARKER.to_vec();
@@ -92,6 +92,14 @@ mod tests {
         }
         assert_eq!(frame(&bytes, &Context::default()).unwrap().unwrap().len(), 23);
         assert_eq!(frame(&bytes[23..], &Context::default()).unwrap().unwrap().len(), 19);
+    }
+
+    #[test]
+    fn extended_messages() {
+        let context = Context { max_length: MAX_EXTENDED_LENGTH, ..Context::default() };
+        for (length, kind, valid) in [(65535, 2, true), (4097, 3, true), (4097, 1, false), (4096, 1, true)] {
+            assert_eq!(frame(&message(length, kind), &context).is_ok(), valid, "{length} {kind}");
+        }
     }
 
     #[test]

@@ -39,6 +39,8 @@ use std::collections::BTreeSet;
 pub const HEADER_LENGTH: usize = 19;
 /// Length of the longest message in octets (RFC 4271 section 4.1).
 pub const MAX_LENGTH: usize = 4096;
+/// The same where both sides have the capability, but for OPEN and KEEPALIVE (RFC 8654 section 4).
+pub const MAX_EXTENDED_LENGTH: usize = 65535;
 
 /// What both sides agreed on: it decides how an UPDATE is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +51,7 @@ pub struct Context {
     pub internal: bool,
     /// Families that both sides support; routes of others are ignored.
     pub families: BTreeSet<Family>,
-    /// Longest UPDATE or NOTIFICATION in octets: [`MAX_LENGTH`].
+    /// Longest UPDATE, NOTIFICATION or ROUTE-REFRESH in octets: [`MAX_LENGTH`] or [`MAX_EXTENDED_LENGTH`].
     pub max_length: usize,
 }
 

@@ -439,6 +439,29 @@ fn a_route_that_fits_into_no_message_is_not_announced() {
     assert!(error.starts_with("cannot announce: "), "{error}");
 }
 
+/// Where the peer takes longer messages it is announced in one of them (RFC 8654).
+#[test]
+fn extended_messages_if_both_want_them() {
+    let mut script = Script::new(vec![peer(1, 65001)]);
+    let connection = script.accept(1);
+    let extended = open(1, |open| open.capabilities.push(Capability::ExtendedMessage));
+    script.say(connection, &[extended, Message::Keepalive]);
+    let mut large = route("10.1.0.0/16", 1);
+    large.attributes.communities = (0..1100).collect();
+    script.speaker.set_routes(vec![large]).unwrap();
+    let mut bytes = Vec::new();
+    script.speaker.transmit(connection, usize::MAX / 2, &mut bytes);
+    assert!(bytes.len() > wire::MAX_LENGTH);
+    let extended = Context { max_length: wire::MAX_EXTENDED_LENGTH, ..context() };
+    let (mut rest, mut longest) = (&bytes[..], 0);
+    while let Some(message) = wire::frame(rest, &extended).unwrap() {
+        rest = &rest[message.len()..];
+        longest = longest.max(message.len());
+    }
+    assert!(longest > 4400 && rest.is_empty(), "{longest}");
+    assert_eq!(script.speaker.peers(NOW)[0].last_error, None);
+}
+
 #[test]
 fn routes_that_came_through_us_are_refused() {
     let mut script = Script::new(vec![peer(1, 65001)]);

@@ -383,11 +383,17 @@ impl Seen {
     fn context(&self) -> Context {
         let four = |open: &Open| open.capabilities.iter().any(|c| matches!(c, Capability::FourOctetAs(_)));
         let opens = (&self.sent.open, &self.received.open);
+        let extended = |open: &Option<Open>| {
+            open.as_ref().is_some_and(|open| open.capabilities.contains(&Capability::ExtendedMessage))
+        };
         Context {
             four_octet_as: self.received.open.as_ref().is_some_and(four),
             internal: matches!(opens, (Some(ours), Some(theirs)) if ours.asn == theirs.asn),
             families: [Family::Ipv4Unicast, Family::Ipv6Unicast].into(),
-            ..Context::default()
+            max_length: match opens {
+                (ours, theirs) if extended(ours) && extended(theirs) => wire::MAX_EXTENDED_LENGTH,
+                _ => wire::MAX_LENGTH,
+            },
         }
     }
 }

@@ -122,3 +122,47 @@ fn connections_survive_when_the_router_moves_them() -> Result<(), Error> {
     assert!(connections.close()? > 20);
     Ok(())
 }
+
+/// With graceful restart the router moves no flow when a load balancer's process ends, in whatever way, and comes back:
+/// not even connections through NAT break, which their load balancer alone can serve.
+#[test]
+fn a_router_that_keeps_the_routes_notices_no_restart() -> Result<(), Error> {
+    let mut lab = Lab::prepare(Routing::Frr)?;
+    add_echo(&lab)?;
+    let peers = include_str!("../../../deploy/examples/bgp.yaml");
+    let graceful = peers.replace("  asn: 65000\n", "  asn: 65000\n  gracefulRestart: {seconds: 60}\n");
+    assert_ne!(graceful, peers);
+    for instance in &lab.instances {
+        instance.write("bgp.yaml", &graceful)?;
+    }
+    lab.start_fairlead()?;
+    let client = lab.topology.client.namespace.clone();
+    let connections = echo::Connections::open(&client, &[ipip(), nat()].concat(), 8)?;
+    let mut traffic = lab.traffic();
+    let mut samples = watch(&mut traffic, Duration::from_secs(1))?;
+    for (balancer, address) in [(0, "10.0.0.2"), (1, "10.0.0.3")] {
+        for crash in [false, true] {
+            if crash {
+                lab.instances[balancer].kill();
+            } else {
+                let status = lab.instances[balancer].terminate()?;
+                assert!(status.success(), "{status}");
+            }
+            let established = |lab: &Lab| {
+                let frr = lab.frr.as_ref().ok_or("no FRR")?;
+                let shown = frr.vtysh(&format!("show bgp neighbors {address} json"))?;
+                Ok::<_, Error>(shown.contains("\"bgpState\":\"Established\""))
+            };
+            wait_until("the session is lost", || Ok(!established(&lab)?))?;
+            lab.wait_next_hops(&[WEB, API].concat(), &[0, 1])?;
+            samples.extend(watch(&mut traffic, Duration::from_secs(1))?);
+            lab.instances[balancer].start()?;
+            wait_until("the session is back", || established(&lab))?;
+            samples.extend(watch(&mut traffic, Duration::from_secs(1))?);
+            lab.wait_next_hops(&[WEB, API].concat(), &[0, 1])?;
+        }
+    }
+    assert_eq!(failures(&samples), [""; 0], "of {}", samples.len());
+    assert!(connections.close()? > 20);
+    Ok(())
+}

@@ -195,6 +195,7 @@ fn with_peers(count: u8, accept: bool) -> Bench {
         accept: if accept { vec!["0.0.0.0/0".parse().expect("valid")] } else { vec![] },
         export_learned: host > 1,
         graceful_restart: None,
+        role: None,
     });
     speaker.set_peers(configs.collect(), NOW).expect("valid");
     let connections = (1..=count).map(|host| establish(&mut speaker, host)).collect();

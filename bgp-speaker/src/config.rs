@@ -85,6 +85,50 @@ pub struct PeerConfig {
     /// Graceful restart (RFC 4724, RFC 8538): how long the peer shall keep our routes while we are away, seconds, 0 to
     /// 4095; none: not offered, and routes of neither side outlive a session.
     pub graceful_restart: Option<u16>,
+    /// What we are to an external neighbour (RFC 9234): route leaks are neither taken in nor made; none: nothing is
+    /// known of that.
+    pub role: Option<LocalRole>,
+}
+
+/// What two neighbours are to each other (RFC 9234 section 3), seen from one of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the names are the RFC's")]
+pub enum Role {
+    Provider = 0,
+    RouteServer = 1,
+    RouteServerClient = 2,
+    Customer = 3,
+    Peer = 4,
+}
+
+impl Role {
+    /// The role of a number on the wire.
+    pub fn from_code(code: u8) -> Option<Self> {
+        use Role::*;
+        [Provider, RouteServer, RouteServerClient, Customer, Peer]
+            .into_iter()
+            .find(|role| *role as u8 == code)
+    }
+
+    /// What the other side must be.
+    pub fn counterpart(self) -> Self {
+        match self {
+            Role::Provider => Role::Customer,
+            Role::RouteServer => Role::RouteServerClient,
+            Role::RouteServerClient => Role::RouteServer,
+            Role::Customer => Role::Provider,
+            Role::Peer => Role::Peer,
+        }
+    }
+}
+
+/// Our role towards a neighbour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LocalRole {
+    /// What we are.
+    pub local: Role,
+    /// A neighbour that does not say what it is gets no session.
+    pub strict: bool,
 }
 
 /// Timers of a session (RFC 4271 section 10).

@@ -1,6 +1,6 @@
 //! Our OPEN, and what it and the peer's make together (RFC 4271 sections 4.2 and 6.2, RFC 5492).
 use crate::{
-    config::{Family, Global, PeerConfig},
+    config::{Family, Global, LocalRole, PeerConfig},
     fsm::SessionTimers,
     wire::{
         AfiSafi, Capability, Context, GracefulRestart, MAX_EXTENDED_LENGTH, MAX_LENGTH, Notification, Open,
@@ -48,6 +48,7 @@ pub(crate) fn open(global: &Global, peer: &PeerConfig, start: Start) -> Open {
         Capability::ExtendedMessage,
         Capability::FourOctetAs(global.asn),
     ]);
+    capabilities.extend(peer.role.map(|role| Capability::Role(role.local as u8)));
     capabilities.extend(peer.graceful_restart.map(|seconds| {
         Capability::GracefulRestart(GracefulRestart {
             restarting: start == Start::Restarted,
@@ -74,6 +75,9 @@ pub(crate) fn negotiate(global: &Global, peer: &PeerConfig, open: &Open) -> Resu
     // RFC 6286 section 2.2: the identifier is unique within an AS only.
     if internal && open.router_id == global.router_id {
         return Err(Reason::BAD_BGP_IDENTIFIER.into());
+    }
+    if let Some(role) = peer.role {
+        check_role(role, open)?;
     }
     let offered: Vec<AfiSafi> = open
         .capabilities
@@ -114,6 +118,20 @@ pub(crate) fn negotiate(global: &Global, peer: &PeerConfig, open: &Open) -> Resu
         }),
         router_id: open.router_id,
     })
+}
+
+/// RFC 9234 section 4.2: the peer says once what it is, or often the same; where it says nothing, we need not insist.
+fn check_role(ours: LocalRole, open: &Open) -> Result<(), Notification> {
+    let mut said = open.capabilities.iter().filter_map(|capability| match capability {
+        Capability::Role(code) => Some(*code),
+        _ => None,
+    });
+    let wanted = ours.local.counterpart() as u8;
+    let matches = match said.next() {
+        Some(first) => first == wanted && said.all(|code| code == wanted),
+        None => !ours.strict,
+    };
+    if matches { Ok(()) } else { Err(Reason::ROLE_MISMATCH.into()) }
 }
 
 /// The capabilities that the peer lacks, as they stand in an OPEN (RFC 5492 section 5).

@@ -3,7 +3,7 @@
 //! The default is RFC 8212's: nothing is accepted, nothing learned is passed on. Routes of our own go to the peers
 //! that they name.
 use crate::{
-    config::{Asn, Family},
+    config::{Asn, Family, Role},
     decision::DEFAULT_LOCAL_PREF,
     rib::PathAttributes,
     wire::{AsPath, Attributes, Community, NextHop, Unknown},
@@ -27,6 +27,22 @@ pub(crate) fn is_loop(attributes: &Attributes, asn: Asn, router_id: Ipv4Addr) ->
         || attributes.cluster_list.contains(&router_id)
 }
 
+/// Whether a route from an external neighbour is a leak: it went down or sideways before, and comes up or sideways now
+/// (RFC 9234 section 5, rules 1 and 2 of ingress). Ours is `role`.
+pub(crate) fn is_leak(role: Role, otc: Option<Asn>, neighbour: Asn) -> bool {
+    match (role, otc) {
+        (Role::Provider | Role::RouteServer, Some(_)) => true,
+        (Role::Peer, Some(asn)) => asn != neighbour,
+        _ => false,
+    }
+}
+
+/// Whether what the neighbour tells is for our customers only (rule 3 of ingress), and is not told to it (rule 2 of
+/// egress).
+pub(crate) fn is_for_customers_only(role: Role) -> bool {
+    matches!(role, Role::Customer | Role::Peer | Role::RouteServerClient)
+}
+
 /// Where the best route of a prefix comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Provenance {
@@ -45,6 +61,8 @@ pub(crate) struct Export<'a> {
     pub(crate) internal: bool,
     pub(crate) address: IpAddr,
     pub(crate) learned: bool,
+    /// What we are to the peer (RFC 9234).
+    pub(crate) role: Option<Role>,
     /// Our own addresses on this session, by family: next-hop self.
     pub(crate) next_hops: &'a BTreeMap<Family, NextHop>,
 }
@@ -58,6 +76,10 @@ impl Export<'_> {
         route: &PathAttributes,
     ) -> Option<PathAttributes> {
         if from != Provenance::Own && !self.may_learn(from, &route.attributes) {
+            return None;
+        }
+        let otc = route.attributes.otc;
+        if otc.is_some() && self.role.is_some_and(is_for_customers_only) {
             return None;
         }
         let own_address = self.next_hops.get(&family).copied();
@@ -90,6 +112,10 @@ impl Export<'_> {
             attributes.cluster_list = Vec::new();
             // Non-transitive over AS borders (RFC 4360 section 2, bit 0x40).
             attributes.extended_communities.retain(|community| community.0[0] & 0x40 == 0);
+            if matches!(self.role, Some(Role::Provider | Role::Peer | Role::RouteServer)) {
+                // Rule 1 of egress in RFC 9234 section 5.
+                attributes.otc = otc.or(Some(self.local_asn));
+            }
             if from != Provenance::Own {
                 // MED is for the neighbour AS alone (RFC 4271 section 5.1.4).
                 attributes.med = None;
@@ -124,7 +150,7 @@ mod tests {
 
     fn export(internal: bool, next_hops: &BTreeMap<Family, NextHop>) -> Export<'_> {
         let address = "10.0.0.9".parse().unwrap();
-        Export { local_asn: Asn(65010), internal, address, learned: true, next_hops }
+        Export { local_asn: Asn(65010), internal, address, learned: true, role: None, next_hops }
     }
 
     fn own_address() -> BTreeMap<Family, NextHop> {
@@ -155,6 +181,37 @@ mod tests {
             assert!(!accepts(&accept, &prefix), "{prefix}");
         }
         assert!(!accepts(&[], &accept[0]));
+    }
+
+    /// RFC 9234 section 5: each role, without OTC and with one of the neighbour (65001) or of somebody else.
+    #[test]
+    fn only_to_customer() {
+        use Role::*;
+        for (role, leaks, told, marked) in [
+            (Provider, [false, true, true], [true, true, true], Some(Asn(65010))),
+            (RouteServer, [false, true, true], [true, true, true], Some(Asn(65010))),
+            (RouteServerClient, [false, false, false], [true, false, false], None),
+            (Customer, [false, false, false], [true, false, false], None),
+            (Peer, [false, false, true], [true, false, false], Some(Asn(65010))),
+        ] {
+            for (at, otc) in [None, Some(Asn(65001)), Some(Asn(65002))].into_iter().enumerate() {
+                assert_eq!(is_leak(role, otc, Asn(65001)), leaks[at], "{role:?} {otc:?}");
+                let mut route = learned();
+                route.attributes.otc = otc;
+                let next_hops = own_address();
+                let export = Export { role: Some(role), ..export(false, &next_hops) };
+                let heard = export.apply(Family::Ipv4Unicast, Provenance::External, &route);
+                assert_eq!(heard.is_some(), told[at], "{role:?} {otc:?}");
+                if let Some(heard) = heard {
+                    assert_eq!(heard.attributes.otc, otc.or(marked), "{role:?} {otc:?}");
+                }
+            }
+        }
+        // Without a role it is passed on as it is.
+        let mut route = learned();
+        route.attributes.otc = Some(Asn(65002));
+        let heard = export(false, &own_address()).apply(Family::Ipv4Unicast, Provenance::External, &route);
+        assert_eq!(heard.unwrap().attributes.otc, Some(Asn(65002)));
     }
 
     #[test]

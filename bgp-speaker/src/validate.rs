@@ -86,6 +86,9 @@ fn peer(peer: &PeerConfig, global: Option<&Global>) -> Result<(), ConfigError> {
     if peer.multihop_ttl.is_some() && global.is_some_and(|global| peer.asn.is_internal(global.asn)) {
         return error("ebgpMultihop", "is for external peers only");
     }
+    if peer.role.is_some() && global.is_some_and(|global| peer.asn.is_internal(global.asn)) {
+        return error("role", "is for external peers only (RFC 9234 section 4)");
+    }
     for entry in &peer.accept {
         if let Some(reason) = host_bits(entry) {
             return error("import.accept", &reason);
@@ -168,6 +171,7 @@ mod tests {
             accept: vec![],
             export_learned: false,
             graceful_restart: None,
+            role: None,
         };
         change(&mut config);
         config

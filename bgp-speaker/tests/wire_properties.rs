@@ -71,8 +71,9 @@ fn attributes() -> impl Strategy<Value = Attributes> {
         btree_set(large, 0..4),
         any::<Option<Ipv4Addr>>(),
         vec(any::<Ipv4Addr>(), 0..3),
-        btree_map(33..=255u8, unknown, 0..3),
+        btree_map(36..=255u8, unknown, 0..3),
         any::<bool>(),
+        option::of(asn()),
     );
     (classic, others).prop_map(
         |(
@@ -85,6 +86,7 @@ fn attributes() -> impl Strategy<Value = Attributes> {
                 cluster_list,
                 unknown,
                 partial,
+                otc,
             ),
         )| Attributes {
             partial: partial_of(partial, aggregator.is_some(), !communities.is_empty()),
@@ -99,6 +101,7 @@ fn attributes() -> impl Strategy<Value = Attributes> {
             cluster_list,
             extended_communities,
             large_communities,
+            otc,
             unknown,
         },
     )
@@ -137,12 +140,13 @@ fn reach() -> impl Strategy<Value = Reach> {
 }
 
 fn capability() -> impl Strategy<Value = Capability> {
-    let other = prop_oneof![3..6u8, 7..64u8, 71..=255u8];
+    let other = prop_oneof![3..6u8, 7..9u8, 10..64u8, 71..=255u8];
     prop_oneof![
         any::<(u16, u8)>().prop_map(|(afi, safi)| Capability::MultiProtocol(AfiSafi { afi, safi })),
         Just(Capability::RouteRefresh),
         Just(Capability::EnhancedRouteRefresh),
         Just(Capability::ExtendedMessage),
+        any::<u8>().prop_map(Capability::Role),
         graceful_restart(),
         (other, vec(any::<u8>(), 0..=255))
             .prop_map(|(code, value)| Capability::Other { code, value: value.into() }),

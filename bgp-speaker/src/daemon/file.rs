@@ -1,7 +1,7 @@
 //! The configuration file: YAML to what the speaker is asked for. The fields of a peer are those of a BGPPeer;
 //! what is not supported yet is refused by its name.
 use bgp_speaker::{
-    config::{self, Asn, Family, Global, PeerConfig, Route, RouteAttributes, Timers},
+    config::{self, Asn, Family, Global, LocalRole, PeerConfig, Role, Route, RouteAttributes, Timers},
     wire::{Community, LargeCommunity},
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -84,6 +84,7 @@ struct PeerSpec {
     #[serde(default)]
     add_path: AddPath,
     graceful_restart: Option<GracefulRestart>,
+    role: Option<RoleSpec>,
     // Not supported yet.
     interface: Option<Value>,
     discover: Option<Value>,
@@ -168,6 +169,14 @@ struct Export {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct RoleSpec {
+    local: Role,
+    #[serde(default)]
+    strict: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct GracefulRestart {
     seconds: u16,
 }
@@ -230,6 +239,7 @@ impl PeerSpec {
             accept: self.import.accept.into_iter().flat_map(|Accept(prefixes)| prefixes).collect(),
             export_learned: self.export.learned,
             graceful_restart: self.graceful_restart.map(|restart| restart.seconds),
+            role: self.role.map(|RoleSpec { local, strict }| LocalRole { local, strict }),
         })
     }
 }
@@ -300,7 +310,7 @@ asn: 65002
 routerID: 198.18.0.2
 listen: ["198.18.0.2:179"]
 peers:
-- {address: 198.18.0.1, asn: 65001, localAddress: 198.18.0.2, timers: {holdSeconds: 9}, import: {accept: [any]}, export: {learned: true}}
+- {address: 198.18.0.1, asn: 65001, localAddress: 198.18.0.2, timers: {holdSeconds: 9}, role: {local: Customer}, import: {accept: [any]}, export: {learned: true}}
 - {address: "fd00:18::1", asn: internal, families: [ipv6-unicast], ebgpMultihop: {ttl: 4}, maxPrefixes: 10, gracefulRestart: {seconds: 120}, import: {accept: [10.0.0.0/8]}}
 routes:
 - {prefix: 203.0.113.0/24, communities: ["65002:1", "65002:1:2", no-export], med: 10, prepend: 2, localPref: 200}
@@ -322,6 +332,7 @@ routes:
         );
         assert_eq!((peers[1].accept.len(), peers[1].export_learned, peers[1].port), (1, false, 179));
         assert_eq!((peers[0].graceful_restart, peers[1].graceful_restart), (None, Some(120)));
+        assert_eq!(peers[0].role, Some(LocalRole { local: Role::Customer, strict: false }));
         let attributes = &routes[0].attributes;
         assert_eq!(attributes.communities, [65002 << 16 | 1, 0xFFFF_FF01].into());
         assert_eq!(attributes.large_communities, [(65002, 1, 2)].into());

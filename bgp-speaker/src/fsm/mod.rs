@@ -16,7 +16,7 @@
 //! `5/1` and the like: that NOTIFICATION (RFC 6608 subcodes), then *again*. *again*: the dialer passes through
 //! Idle and is started anew at once with a passive TCP connection (events 14 and 5 of section 8.1.2), that is, it
 //! is Active until the next attempt is due; an accepted machine is Idle for good. A NOTIFICATION from the peer and
-//! a message that does not decode lead to *again* from any state, `Stop` leads to Idle.
+//! a message that does not decode lead to *again* from any state, `Stop` and `Leave` lead to Idle.
 //!
 //! Attempts back off: the delay doubles with each failure to 8 times the first one, with jitter. A session that
 //! ends soon after it came up counts as a failure, too: this damps peers that accept and then reject us

@@ -130,6 +130,7 @@ impl Speaker {
                 internal: negotiated.context.internal,
                 address: slot.peer.config.address,
                 learned: slot.peer.config.export_learned,
+                role: slot.peer.config.role.map(|role| role.local),
                 next_hops: &ends.next_hops,
             },
         };

@@ -473,7 +473,7 @@ impl Speaker {
 fn session_of(config: &PeerConfig) -> impl PartialEq + use<> {
     let timers = (config.timers.hold_seconds, config.timers.keepalive_seconds);
     let ends = (config.asn, config.port, config.local_address, config.multihop_ttl);
-    (ends, timers, config.families.clone(), config.graceful_restart)
+    (ends, timers, config.families.clone(), config.graceful_restart, config.role)
 }
 
 fn ttl(config: &PeerConfig, global: &Global) -> u8 {

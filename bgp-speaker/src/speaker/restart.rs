@@ -170,11 +170,12 @@ impl Speaker {
         let mut stale = BTreeMap::new();
         for family in [Family::Ipv4Unicast, Family::Ipv6Unicast] {
             let table = self.rib.table(family);
-            let told = |id: &PrefixId| table.paths(*id).iter().any(|path| path.source == source);
-            let ids: Vec<PrefixId> = table.ids().filter(told).collect();
-            if kept.contains(&family) && !ids.is_empty() {
-                stale.insert(family, ids.into_iter().collect());
+            if kept.contains(&family) {
+                let told = |id: &PrefixId| table.paths(*id).iter().any(|path| path.source == source);
+                let ids: BTreeSet<PrefixId> = table.ids().filter(told).collect();
+                stale.extend((!ids.is_empty()).then_some((family, ids)));
             } else {
+                let ids: Vec<PrefixId> = table.ids().collect();
                 ids.into_iter().for_each(|id| self.withdraw(source, family, id));
             }
         }

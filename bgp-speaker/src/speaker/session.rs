@@ -119,9 +119,17 @@ impl Speaker {
         }
     }
 
-    fn announced(&mut self, source: Source, announced: Announcement) {
+    fn announced(&mut self, source: Source, mut announced: Announcement) {
         let (Some(global), Some(slot)) = (&self.global, self.slot(source)) else { return };
-        let is_loop = policy::is_loop(&announced.attributes, global.asn, global.router_id);
+        let mut is_loop = policy::is_loop(&announced.attributes, global.asn, global.router_id);
+        let neighbour = slot.peer.session().and_then(|session| session.open.as_ref()).map(|open| open.asn);
+        if let (Some(role), Some(neighbour)) = (slot.peer.config.role, neighbour) {
+            let otc = &mut announced.attributes.otc;
+            is_loop |= policy::is_leak(role.local, *otc, neighbour);
+            if policy::is_for_customers_only(role.local) {
+                otc.get_or_insert(neighbour);
+            }
+        }
         let accept = slot.peer.config.accept.clone();
         let keeps_refused = slot.keeps_refused && slot.refused < MAX_REFUSED;
         let own_addresses: Vec<_> = slot

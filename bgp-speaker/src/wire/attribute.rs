@@ -1,7 +1,7 @@
 //! Path attributes (RFC 4271 section 5) as a value: what a route says about itself, whatever its family.
 use super::{
     AsPath, Community, ExtendedCommunity, LargeCommunity,
-    rules::{AGGREGATOR, COMMUNITIES, EXTENDED_COMMUNITIES, LARGE_COMMUNITIES},
+    rules::{AGGREGATOR, COMMUNITIES, EXTENDED_COMMUNITIES, LARGE_COMMUNITIES, OTC},
 };
 use crate::config::Asn;
 use std::{
@@ -36,6 +36,8 @@ pub struct Attributes {
     pub extended_communities: BTreeSet<ExtendedCommunity>,
     /// LARGE COMMUNITIES (RFC 8092).
     pub large_communities: BTreeSet<LargeCommunity>,
+    /// Only to Customer (RFC 9234): the AS that told the route to a customer or a peer.
+    pub otc: Option<Asn>,
     /// Optional transitive attributes that this speaker does not know, by type code. Who passes them on sets
     /// [`PARTIAL`](Unknown::PARTIAL) (RFC 4271 section 5). Those that are not transitive end here.
     pub unknown: BTreeMap<u8, Unknown>,
@@ -67,6 +69,7 @@ impl Partial {
             COMMUNITIES => 2,
             EXTENDED_COMMUNITIES => 4,
             LARGE_COMMUNITIES => 8,
+            OTC => 16,
             _ => 0,
         }
     }

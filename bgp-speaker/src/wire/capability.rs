@@ -3,7 +3,7 @@ use super::{
     EncodeError,
     parse::{Malformed, Parsed, short_block, whole},
 };
-use crate::config::{Asn, Family};
+use crate::config::{Asn, Family, Role};
 use nom::{
     Parser,
     multi::many0,
@@ -51,6 +51,8 @@ pub enum Capability {
     FourOctetAs(Asn),
     /// Messages of up to 65535 octets (RFC 8654), code 6.
     ExtendedMessage,
+    /// The sender's role (RFC 9234), code 9, as on the wire.
+    Role(u8),
     /// Graceful restart (RFC 4724), code 64.
     GracefulRestart(GracefulRestart),
     /// Enhanced route refresh (RFC 7313), code 70.
@@ -92,6 +94,7 @@ impl Capability {
             Capability::MultiProtocol(_) => 1,
             Capability::RouteRefresh => 2,
             Capability::ExtendedMessage => 6,
+            Capability::Role(_) => 9,
             Capability::GracefulRestart(_) => 64,
             Capability::FourOctetAs(_) => 65,
             Capability::EnhancedRouteRefresh => 70,
@@ -108,6 +111,10 @@ impl fmt::Display for Capability {
             Capability::RouteRefresh => f.write_str("route-refresh"),
             Capability::FourOctetAs(asn) => write!(f, "four-octet-as {}", asn.0),
             Capability::ExtendedMessage => f.write_str("extended-message"),
+            Capability::Role(code) => match Role::from_code(*code) {
+                Some(role) => write!(f, "role {role:?}"),
+                None => write!(f, "role {code}"),
+            },
             Capability::GracefulRestart(restart) => write!(f, "graceful-restart {}", restart.seconds),
             Capability::EnhancedRouteRefresh => f.write_str("enhanced-route-refresh"),
             Capability::Other { code, .. } => match name(*code) {
@@ -124,7 +131,6 @@ fn name(code: u8) -> Option<&'static str> {
         3 => "outbound-route-filtering",
         5 => "extended-next-hop",
         8 => "multiple-labels",
-        9 => "role",
         67 => "dynamic-capability",
         68 => "multisession",
         69 => "add-path",
@@ -151,6 +157,7 @@ pub(super) fn parse(input: &[u8]) -> Parsed<'_, Capability> {
         1 => whole(afi_safi, value).map(|(family, _)| Capability::MultiProtocol(family)),
         2 if value.is_empty() => Ok(Capability::RouteRefresh),
         6 if value.is_empty() => Ok(Capability::ExtendedMessage),
+        9 => whole(be_u8, value).map(Capability::Role),
         64 => whole(graceful_restart, value).map(Capability::GracefulRestart),
         65 => whole(be_u32, value).map(|asn| Capability::FourOctetAs(Asn(asn))),
         70 if value.is_empty() => Ok(Capability::EnhancedRouteRefresh),
@@ -181,6 +188,7 @@ pub(super) fn write(out: &mut Vec<u8>, capability: &Capability) -> Result<(), En
             out.push(4);
             out.extend_from_slice(&asn.0.to_be_bytes());
         }
+        Capability::Role(code) => out.extend_from_slice(&[1, *code]),
         Capability::GracefulRestart(restart) => {
             let flags =
                 if restart.restarting { FIRST } else { 0 } | if restart.notification { SECOND } else { 0 };

@@ -223,6 +223,9 @@ fn path_attributes(attributes: &Attributes, next_hop: Option<Ipv4Addr>, context:
             out.extend_from_slice(&part.to_be_bytes());
         }
     });
+    if let Some(asn) = attributes.otc {
+        writer.attribute(rules::OTC, |out| write_asn(out, asn, true));
+    }
     writer.finish()
 }
 

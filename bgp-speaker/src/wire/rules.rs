@@ -37,6 +37,7 @@ pub(super) const EXTENDED_COMMUNITIES: u8 = 16;
 pub(super) const AS4_PATH: u8 = 17;
 pub(super) const AS4_AGGREGATOR: u8 = 18;
 pub(super) const LARGE_COMMUNITIES: u8 = 32;
+pub(super) const OTC: u8 = 35;
 
 pub(super) const OPTIONAL: u8 = 0x80;
 pub(super) const TRANSITIVE: u8 = 0x40;
@@ -49,9 +50,8 @@ pub(super) fn flags_of(code: u8) -> Option<u8> {
     match code {
         ORIGIN | AS_PATH | NEXT_HOP | LOCAL_PREF | ATOMIC_AGGREGATE => Some(TRANSITIVE),
         MED | ORIGINATOR_ID | CLUSTER_LIST | MP_REACH | MP_UNREACH => Some(OPTIONAL),
-        AGGREGATOR | COMMUNITIES | EXTENDED_COMMUNITIES | AS4_PATH | AS4_AGGREGATOR | LARGE_COMMUNITIES => {
-            Some(OPTIONAL | TRANSITIVE)
-        }
+        AGGREGATOR | COMMUNITIES | EXTENDED_COMMUNITIES | AS4_PATH | AS4_AGGREGATOR | LARGE_COMMUNITIES
+        | OTC => Some(OPTIONAL | TRANSITIVE),
         _ => None,
     }
 }
@@ -202,6 +202,7 @@ impl PathAttributes {
             }
             AS4_AGGREGATOR => self.as4_aggregator = Some(aggregator(value, true)?),
             LARGE_COMMUNITIES => attributes.large_communities = list(large_community, value)?,
+            OTC => attributes.otc = Some(Asn(exact(be_u32, value, withdraw)?)), // RFC 9234 section 5
             _ if raw.flags & OPTIONAL == 0 => {
                 let reason = Reason::UNRECOGNIZED_WELL_KNOWN_ATTRIBUTE;
                 return Err(Fault { severity: Severity::SessionReset, reason });

@@ -169,5 +169,6 @@ pub(crate) fn peer() -> PeerConfig {
         accept: vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()],
         export_learned: false,
         graceful_restart: None,
+        role: None,
     }
 }

@@ -1,13 +1,13 @@
 //! Sessions with real routers: both families over one session, routes both ways, and everything that may happen to
 //! a session.
 use super::{
-    harness::{Cable, Process, US, US6, global, peer, run, wait_for, wait_until, within},
+    harness::{Cable, Process, ROUTER_ASN, US, US6, global, peer, run, wait_for, wait_until, within},
     others::{GoBgp, OpenBgpd},
     routers::{Bird, Frr, PASSING, Router, THEIRS},
 };
 use bgp_speaker::{
     Handle,
-    config::{PeerConfig, PeerStatus, Route, RouteAttributes, RouteStatus, Timers},
+    config::{LocalRole, PeerConfig, PeerStatus, Role, Route, RouteAttributes, RouteStatus, Timers},
     spawn,
 };
 use nix::sys::signal::Signal;
@@ -208,5 +208,27 @@ fn keepalives_keep_a_session_of_three_seconds() {
         let status = status(&speaker).await;
         assert_eq!((status.state.as_str(), status.established_count), ("Established", 1));
         assert!(router.is_established());
+    });
+}
+
+/// FRR as our provider (RFC 9234): no session unless the roles fit.
+#[test]
+fn roles_with_frr() {
+    let cable = Cable::new();
+    within(&cable.us, async {
+        let router = Frr::start(&cable);
+        let strict = format!("neighbor {US} local-role provider strict-mode");
+        router.show(&["configure terminal", &format!("router bgp {ROUTER_ASN}"), &strict]);
+        let with = |local| PeerConfig { role: Some(LocalRole { local, strict: true }), ..peer() };
+        let speaker = speaker(with(Role::Peer)).await;
+        wait_for("they do not fit", || async {
+            status(&speaker).await.last_error.is_some_and(|error| error.contains("Role Mismatch"))
+        })
+        .await;
+        speaker.set_peers(vec![with(Role::Customer)]).await.unwrap();
+        wait_for_state(&speaker, "Established", 1).await;
+        assert!(status(&speaker).await.capabilities.contains(&"role Provider".to_owned()));
+        wait_for("theirs", || async { learned(&speaker, THEIRS[0]).await.is_some() }).await;
+        wait_for("ours at the router", || ready(!router.route(OURS[0]).is_empty())).await;
     });
 }

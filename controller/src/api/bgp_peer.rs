@@ -68,6 +68,9 @@ pub struct BGPPeerSpec {
     /// Routes outlive a restart of either side (RFC 4724).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub graceful_restart: Option<GracefulRestart>,
+    /// What the node is to an external neighbour: route leaks are neither taken in nor made (RFC 9234).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<LocalRole>,
     /// The path is watched (RFC 5880).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bfd: Option<Bfd>,
@@ -288,6 +291,45 @@ pub struct EbgpMultihop {
 pub struct GracefulRestart {
     /// How long, in seconds, routes are kept for us.
     pub seconds: RestartSeconds,
+}
+
+/// What the node is to the neighbour (RFC 9234).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LocalRole {
+    /// What we are.
+    pub local: Role,
+    /// A neighbour that does not say what it is gets no session.
+    #[serde(default)]
+    pub strict: bool,
+}
+
+/// What two neighbours are to each other (RFC 9234 section 3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Role {
+    /// The neighbour is a customer of ours.
+    Provider,
+    /// The neighbour is a client of our route server.
+    RouteServer,
+    /// The neighbour is a route server.
+    RouteServerClient,
+    /// The neighbour is our provider.
+    Customer,
+    /// Each tells the other its own routes and those of its customers.
+    Peer,
+}
+
+impl From<Role> for bgp_speaker::config::Role {
+    fn from(role: Role) -> Self {
+        use bgp_speaker::config::Role as Speaker;
+        match role {
+            Role::Provider => Speaker::Provider,
+            Role::RouteServer => Speaker::RouteServer,
+            Role::RouteServerClient => Speaker::RouteServerClient,
+            Role::Customer => Speaker::Customer,
+            Role::Peer => Speaker::Peer,
+        }
+    }
 }
 
 /// Bidirectional forwarding detection (RFC 5880).

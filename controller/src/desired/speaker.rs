@@ -107,6 +107,11 @@ fn peer_config(address: IpAddr, peer: &BGPPeer, own: Asn) -> PeerConfig {
         max_prefixes: Some(spec.max_prefixes.get()),
         accept,
         export_learned: false,
+        role: spec
+            .role
+            .as_ref()
+            .filter(|_| !asn.is_internal(own))
+            .map(|role| config::LocalRole { local: role.local.into(), strict: role.strict }),
         graceful_restart: spec.graceful_restart.as_ref().map(|restart| restart.seconds.get()),
     }
 }

@@ -6,7 +6,9 @@ mod sim;
 mod slow;
 mod virtual_time;
 
-use crate::config::{Asn, Family, Global, PeerAsn, PeerConfig, Route, RouteAttributes, Timers};
+use crate::config::{
+    Asn, Family, Global, LocalRole, PeerAsn, PeerConfig, Role, Route, RouteAttributes, Timers,
+};
 use std::net::{IpAddr, Ipv4Addr};
 
 /// The speaker at 10.0.0.`host`.
@@ -32,6 +34,7 @@ fn peer(host: u8, asn: u32) -> PeerConfig {
         accept: vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()],
         export_learned: true,
         graceful_restart: None,
+        role: None,
     }
 }
 

@@ -439,6 +439,55 @@ fn a_route_that_fits_into_no_message_is_not_announced() {
     assert!(error.starts_with("cannot announce: "), "{error}");
 }
 
+/// A customer of us that says so, says something else, or nothing (RFC 9234 section 4.2).
+#[test]
+fn roles_must_match() {
+    let said = |roles: &'static [u8]| {
+        open(1, |open| open.capabilities.extend(roles.iter().map(|role| Capability::Role(*role))))
+    };
+    for (strict, roles, fits) in [
+        (true, &[3][..], true),
+        (true, &[3, 3], true),
+        (true, &[], false),
+        (false, &[], true),
+        (false, &[0], false),
+        (false, &[3, 4], false),
+        (false, &[77], false),
+    ] {
+        let role = Some(LocalRole { local: Role::Provider, strict });
+        let mut script = Script::new(vec![PeerConfig { role, ..peer(1, 65001) }]);
+        let connection = script.accept(1);
+        script.say(connection, &[said(roles)]);
+        let refused = (!fits).then_some("OPEN Message Error/Role Mismatch");
+        assert_eq!(script.last(connection).as_deref(), refused, "{strict} {roles:?}");
+    }
+}
+
+/// What a provider tells is marked, told to a customer, and to no other provider; what comes from a customer with the
+/// mark is a leak.
+#[test]
+fn routes_of_a_provider_are_for_customers() {
+    let with = |host: u8, local| {
+        let role = Some(LocalRole { local, strict: false });
+        PeerConfig { role, ..peer(host, 65000 + u32::from(host)) }
+    };
+    let mut script =
+        Script::new(vec![with(1, Role::Customer), with(2, Role::Customer), with(3, Role::Provider)]);
+    let [provider, other, customer] = [1, 2, 3].map(|host| script.establish(host));
+    for connection in [provider, other, customer] {
+        script.hear(connection);
+    }
+    script.say(provider, &[told(1, &["10.1.0.0/16"])]);
+    assert_eq!(words(&script.hear(other)), "");
+    let heard = script.hear(customer);
+    let [Message::Update(Update { announced: Some(announced), .. })] = &heard[..] else { panic!() };
+    assert_eq!(announced.attributes.otc, Some(Asn(65001)));
+    let Message::Update(mut leak) = told(3, &["10.3.0.0/16"]) else { panic!() };
+    leak.announced.as_mut().unwrap().attributes.otc = Some(Asn(65001));
+    script.say(customer, &[told(3, &["10.4.0.0/16"]), Message::Update(leak)]);
+    assert_eq!(words(&script.hear(provider)), "+10.4.0.0/16");
+}
+
 /// Where the peer takes longer messages it is announced in one of them (RFC 8654).
 #[test]
 fn extended_messages_if_both_want_them() {

@@ -10,4 +10,5 @@ mod flood;
 mod icmp;
 mod restart;
 mod routers;
+mod segment;
 mod trace;

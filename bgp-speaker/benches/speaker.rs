@@ -191,6 +191,7 @@ fn with_peers(count: u8, accept: bool) -> Bench {
         timers: Timers::default(),
         families: [Family::Ipv4Unicast].into(),
         multihop_ttl: None,
+        ttl_security_hops: None,
         max_prefixes: None,
         accept: if accept { vec!["0.0.0.0/0".parse().expect("valid")] } else { vec![] },
         export_learned: host > 1,

@@ -76,6 +76,9 @@ pub struct PeerConfig {
     /// TTL of our packets for a neighbour that is not on the link (`ebgpMultihop.ttl`); none: 1 for external
     /// peers, 64 for internal ones.
     pub multihop_ttl: Option<u8>,
+    /// The neighbour is so many links away, 1 to 254, and packets from further away are dropped (GTSM, RFC 5082);
+    /// ours leave with a TTL of 255. Not together with `multihop_ttl`.
+    pub ttl_security_hops: Option<u8>,
     /// More prefixes than this from the peer end the session (Cease, subcode 1, RFC 4486).
     pub max_prefixes: Option<u32>,
     /// Which prefixes are taken in; empty: none. A prefix matches an entry that contains it.

@@ -83,6 +83,12 @@ fn peer(peer: &PeerConfig, global: Option<&Global>) -> Result<(), ConfigError> {
     if peer.multihop_ttl.is_some() && global.is_some_and(|global| peer.asn.is_internal(global.asn)) {
         return error("ebgpMultihop", "is for external peers only");
     }
+    if peer.ttl_security_hops.is_some_and(|hops| !(1..=254).contains(&hops)) {
+        return error("ttlSecurity.hops", "must be 1 to 254");
+    }
+    if peer.ttl_security_hops.is_some() && peer.multihop_ttl.is_some() {
+        return error("ttlSecurity", "and ebgpMultihop exclude each other");
+    }
     for entry in &peer.accept {
         if let Some(reason) = host_bits(entry) {
             return error("import.accept", &reason);
@@ -158,6 +164,7 @@ mod tests {
             timers: Timers::default(),
             families: [Family::Ipv4Unicast].into(),
             multihop_ttl: None,
+            ttl_security_hops: None,
             max_prefixes: None,
             accept: vec![],
             export_learned: false,
@@ -190,7 +197,7 @@ mod tests {
     #[test]
     fn peers_that_make_no_sense() {
         type Case = (fn(&mut PeerConfig), &'static str);
-        let cases: [Case; 16] = [
+        let cases: [Case; 19] = [
             (|_| (), ""),
             (|peer| peer.timers = Timers { hold_seconds: 0, keepalive_seconds: 0, ..peer.timers }, ""),
             (|peer| peer.asn = PeerAsn::Is(Asn(0)), "asn: 0 is reserved (RFC 7607)"),
@@ -209,6 +216,12 @@ mod tests {
             (
                 |peer| (peer.multihop_ttl, peer.asn) = (Some(4), PeerAsn::Is(Asn(65000))),
                 "ebgpMultihop: is for external peers only",
+            ),
+            (|peer| peer.ttl_security_hops = Some(254), ""),
+            (|peer| peer.ttl_security_hops = Some(255), "ttlSecurity.hops: must be 1 to 254"),
+            (
+                |peer| (peer.multihop_ttl, peer.ttl_security_hops) = (Some(4), Some(1)),
+                "ttlSecurity: and ebgpMultihop exclude each other",
             ),
             (
                 |peer| peer.accept = vec!["10.0.0.1/8".parse().unwrap()],

@@ -76,6 +76,7 @@ struct PeerSpec {
     #[serde(default = "all_families")]
     families: BTreeSet<Family>,
     ebgp_multihop: Option<Multihop>,
+    ttl_security: Option<TtlSecurity>,
     max_prefixes: Option<u32>,
     #[serde(default)]
     import: Import,
@@ -87,7 +88,6 @@ struct PeerSpec {
     interface: Option<Value>,
     discover: Option<Value>,
     auth: Option<Value>,
-    ttl_security: Option<Value>,
     graceful_restart: Option<Value>,
     bfd: Option<Value>,
 }
@@ -153,6 +153,12 @@ struct Multihop {
     ttl: u8,
 }
 
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct TtlSecurity {
+    hops: u8,
+}
+
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct Import {
@@ -193,7 +199,6 @@ impl PeerSpec {
             ("interface", self.interface.is_some()),
             ("discover", self.discover.is_some()),
             ("auth", self.auth.is_some()),
-            ("ttlSecurity", self.ttl_security.is_some()),
             ("gracefulRestart", self.graceful_restart.is_some()),
             ("bfd", self.bfd.is_some()),
             ("addPath.send", self.add_path.send),
@@ -221,6 +226,7 @@ impl PeerSpec {
             timers,
             families: self.families,
             multihop_ttl: self.ebgp_multihop.map(|multihop| multihop.ttl),
+            ttl_security_hops: self.ttl_security.map(|security| security.hops),
             max_prefixes: self.max_prefixes,
             accept: self.import.accept.into_iter().flat_map(|Accept(prefixes)| prefixes).collect(),
             export_learned: self.export.learned,
@@ -294,7 +300,7 @@ asn: 65002
 routerID: 198.18.0.2
 listen: ["198.18.0.2:179"]
 peers:
-- {address: 198.18.0.1, asn: 65001, localAddress: 198.18.0.2, timers: {holdSeconds: 9}, import: {accept: [any]}, export: {learned: true}}
+- {address: 198.18.0.1, asn: 65001, localAddress: 198.18.0.2, timers: {holdSeconds: 9}, ttlSecurity: {hops: 2}, import: {accept: [any]}, export: {learned: true}}
 - {address: "fd00:18::1", asn: internal, families: [ipv6-unicast], ebgpMultihop: {ttl: 4}, maxPrefixes: 10, import: {accept: [10.0.0.0/8]}}
 routes:
 - {prefix: 203.0.113.0/24, communities: ["65002:1", "65002:1:2", no-export], med: 10, prepend: 2, localPref: 200}
@@ -310,6 +316,7 @@ routes:
             Timers { hold_seconds: 9, keepalive_seconds: 3, connect_retry_seconds: 5 }
         );
         assert_eq!((peers[0].accept.len(), peers[0].export_learned, peers[0].families.len()), (2, true, 2));
+        assert_eq!((peers[0].ttl_security_hops, peers[1].ttl_security_hops), (Some(2), None));
         assert_eq!(
             (peers[1].asn, peers[1].multihop_ttl, peers[1].max_prefixes),
             (config::PeerAsn::Is(Asn(65002)), Some(4), Some(10))

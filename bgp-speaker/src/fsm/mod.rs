@@ -268,7 +268,8 @@ impl Fsm {
             }
             let mut actions = self.connect(now, random);
             if given_up {
-                actions.insert(0, Action::Disconnect);
+                let silence = Down::Tcp("no answer".to_owned());
+                actions.splice(0..0, [Action::Disconnect, Action::Down(silence)]);
             }
             return actions;
         }

@@ -230,8 +230,10 @@ impl Driver {
 
     fn accepted(&mut self, stream: TcpStream) -> io::Result<()> {
         let endpoints = endpoints(&stream)?;
-        match self.speaker.ttl(endpoints.remote.ip()) {
-            Some(ttl) if self.tasks.len() + self.held.len() < MAX_TASKS => socket::prepare(&stream, ttl)?,
+        match self.speaker.transport(endpoints.remote.ip()) {
+            Some(transport) if self.tasks.len() + self.held.len() < MAX_TASKS => {
+                socket::prepare(&stream, &transport)?;
+            }
             // A stranger: not worth a task.
             _ => return Err(io::Error::other(format!("{}: no such peer", endpoints.remote.ip()))),
         }
@@ -274,10 +276,10 @@ impl Driver {
     fn perform(&mut self, outputs: Vec<Output>) {
         for output in outputs {
             match output {
-                Output::Connect { connection, remote, local, ttl } => {
+                Output::Connect { connection, remote, local, transport } => {
                     let events = self.sender.clone();
                     let task = self.tasks.spawn(async move {
-                        let result = socket::dial(remote, local, ttl).await;
+                        let result = socket::dial(remote, local, &transport).await;
                         // The driver may have ended.
                         let _: Result<_, _> = events.send(Event::Dialled(connection, result)).await;
                     });

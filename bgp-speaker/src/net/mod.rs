@@ -12,6 +12,7 @@
 mod addresses;
 mod connection;
 mod driver;
+mod options;
 mod socket;
 
 use crate::config::{ConfigError, Global, PeerConfig, PeerStatus, Route, RouteStatus};

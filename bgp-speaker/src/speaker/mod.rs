@@ -23,6 +23,7 @@ use crate::{
     peer::{Peer, Tools},
     random::Random,
     rib::{AttributesId, Path, PrefixId, Rib, Source},
+    transport::Transport,
     update_queue::AdjRibOut,
     validate,
     wire::{Notification, Reason},
@@ -86,8 +87,8 @@ pub enum Output {
         remote: SocketAddr,
         /// Address to dial from; none: any.
         local: Option<IpAddr>,
-        /// TTL or hop limit of our packets.
-        ttl: u8,
+        /// What to make it with.
+        transport: Transport,
     },
     /// Write `last` (after what was taken from [`Speaker::transmit`] before), then close; or stop dialing. The name
     /// means nothing to the speaker any more.
@@ -243,11 +244,11 @@ impl Speaker {
         ConnectionId(self.next_connection)
     }
 
-    /// TTL or hop limit for connections with a neighbour; none: no such neighbour, or no AS of our own yet.
-    pub fn ttl(&self, peer: IpAddr) -> Option<u8> {
+    /// What connections with a neighbour are made with; none: no such neighbour, or no AS of our own yet.
+    pub fn transport(&self, peer: IpAddr) -> Option<Transport> {
         let global = self.global.as_ref()?;
         let source = self.by_address.get(&peer)?;
-        self.slot(*source).map(|slot| ttl(&slot.peer.config, global))
+        self.slot(*source).map(|slot| Transport::new(&slot.peer.config, global))
     }
 
     /// One input. Inputs about connections that the speaker has forgotten do nothing.
@@ -453,12 +454,8 @@ impl Speaker {
 /// What a session was negotiated with: a change needs another session.
 fn session_of(config: &PeerConfig) -> impl PartialEq + use<> {
     let timers = (config.timers.hold_seconds, config.timers.keepalive_seconds);
-    let ends = (config.asn, config.port, config.local_address, config.multihop_ttl);
-    (ends, timers, config.families.clone())
-}
-
-fn ttl(config: &PeerConfig, global: &Global) -> u8 {
-    config.multihop_ttl.unwrap_or(if config.asn.is_internal(global.asn) { 64 } else { 1 })
+    let ends = (config.asn, config.port, config.local_address);
+    (ends, (config.multihop_ttl, config.ttl_security_hops), timers, config.families.clone())
 }
 
 fn family_of(prefix: &IpNet) -> Family {

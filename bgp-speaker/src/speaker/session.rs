@@ -1,5 +1,5 @@
 //! What a session brings in: it comes up, tells routes, asks for ours, goes down.
-use super::{Output, Slot, Speaker, family_of, ttl};
+use super::{Output, Slot, Speaker, family_of};
 use crate::{
     Time,
     config::Family,
@@ -9,6 +9,7 @@ use crate::{
     peer::Request,
     policy,
     rib::{Change, Path, PathAttributes, PrefixId, Source},
+    transport::Transport,
     update_queue::AdjRibOut,
     wire::{
         AfiSafi, Announcement, Message, Notification, Reason, RefreshKind, RouteRefresh, Update, UpdateError,
@@ -57,7 +58,7 @@ impl Speaker {
             connection,
             remote: SocketAddr::new(config.address, config.port),
             local: config.local_address,
-            ttl: ttl(config, global),
+            transport: Transport::new(config, global),
         });
         self.by_connection.insert(connection, source);
     }

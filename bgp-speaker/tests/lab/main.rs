@@ -6,3 +6,4 @@ mod others;
 mod raw;
 mod routers;
 mod sessions;
+mod transport;

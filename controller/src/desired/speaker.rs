@@ -104,6 +104,7 @@ fn peer_config(address: IpAddr, peer: &BGPPeer, own: Asn) -> PeerConfig {
             .as_ref()
             .filter(|_| !asn.is_internal(own))
             .map(|multihop| multihop.ttl.get()),
+        ttl_security_hops: spec.ttl_security.as_ref().map(|security| security.hops.get()),
         max_prefixes: Some(spec.max_prefixes.get()),
         accept,
         export_learned: false,

@@ -26,6 +26,7 @@ fn peer(host: u8, asn: u32) -> PeerConfig {
         timers: Timers { hold_seconds: 9, keepalive_seconds: 3, connect_retry_seconds: 2 },
         families: [Family::Ipv4Unicast, Family::Ipv6Unicast].into(),
         multihop_ttl: None,
+        ttl_security_hops: None,
         max_prefixes: None,
         accept: vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()],
         export_learned: true,

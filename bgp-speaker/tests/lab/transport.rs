@@ -1,0 +1,121 @@
+//! What TCP connections are made with, against FRR and BIRD, over IPv4 and IPv6, dialled and accepted: GTSM.
+use super::{
+    harness::{
+        Cable, OUR_ASN, ROUTER, ROUTER_ASN, ROUTER6, US, US6, global, peer, run, wait_for, wait_until, within,
+    },
+    routers::{Bird, Frr},
+};
+use bgp_speaker::{
+    Handle,
+    config::{Global, PeerConfig, PeerStatus},
+    spawn,
+};
+
+/// We listen on both addresses.
+fn both_addresses() -> Global {
+    let listen = [format!("{US}:179"), format!("[{US6}]:179")];
+    Global { listen: listen.map(|address| address.parse().unwrap()).into(), ..global() }
+}
+
+/// The router over IPv4 and over IPv6.
+fn both(change: impl Fn(&mut PeerConfig)) -> Vec<PeerConfig> {
+    [(ROUTER, US), (ROUTER6, US6)]
+        .map(|(address, local)| {
+            let (address, local) = (address.parse().unwrap(), local.parse().unwrap());
+            let mut config = PeerConfig { address, local_address: Some(local), ..peer() };
+            change(&mut config);
+            config
+        })
+        .into()
+}
+
+/// FRR with a session over each family; `lines` are for each neighbour, after its address.
+fn frr(cable: &Cable, lines: &[&str]) -> Frr {
+    let neighbor = |address: &str| -> String {
+        let common = [&format!("remote-as {OUR_ASN}")[..], "timers 3 9", "timers connect 1"];
+        let lines = common.iter().chain(lines).map(|line| format!(" neighbor {address} {line}\n"));
+        lines.collect()
+    };
+    let sessions = neighbor(US) + &neighbor(US6);
+    let config = format!(
+        "router bgp {ROUTER_ASN}\n bgp router-id {ROUTER}\n no bgp ebgp-requires-policy\n{sessions} \
+         address-family ipv6 unicast\n  neighbor {US6} activate\n exit-address-family\n"
+    );
+    Frr::launch(cable, &config)
+}
+
+fn bird_config(lines: &str) -> String {
+    let session = |name: &str, local: &str, remote: &str| {
+        format!(
+            "protocol bgp {name} {{ local {local} as {ROUTER_ASN}; neighbor {remote} as {OUR_ASN};
+  hold time 9; keepalive time 3; connect delay time 1; connect retry time 1; error wait time 1,2; {lines}
+  ipv4 {{ import all; export none; }}; ipv6 {{ import all; export none; }}; }}\n"
+        )
+    };
+    let sessions = session("v4", ROUTER, US) + &session("v6", ROUTER6, US6);
+    format!("router id {ROUTER};\nprotocol device {{}}\n{sessions}")
+}
+
+/// BIRD with a session over each family; `lines` are for each.
+fn bird(cable: &Cable, lines: &str) -> Bird {
+    Bird::launch(cable, &bird_config(lines))
+}
+
+async fn speaker(peers: Vec<PeerConfig>) -> Handle {
+    let speaker = spawn();
+    speaker.set_global(both_addresses()).await.unwrap();
+    speaker.set_peers(peers).await.unwrap();
+    speaker
+}
+
+async fn wait_for_all(speaker: &Handle, what: &str, is_so: impl Fn(&PeerStatus) -> bool) {
+    wait_for(what, || async { speaker.peers().await.iter().all(&is_so) }).await;
+}
+
+fn is_established(peer: &PeerStatus) -> bool {
+    peer.state == "Established"
+}
+
+/// We dial, or the router does: what the other one needs is refused where it dials.
+const NOBODY_LISTENS: u16 = 1;
+
+#[test]
+fn gtsm() {
+    let secure = |config: &mut PeerConfig| config.ttl_security_hops = Some(1);
+    let waits = |config: &mut PeerConfig| (config.ttl_security_hops, config.port) = (Some(1), NOBODY_LISTENS);
+    for (passive, peers) in [(true, both(secure)), (false, both(waits))] {
+        let cable = Cable::new();
+        within(&cable.us, async {
+            let lines = ["ttl-security hops 1", "passive"];
+            let _router = frr(&cable, &lines[..1 + usize::from(passive)]);
+            let speaker = speaker(peers.clone()).await;
+            wait_for_all(&speaker, "FRR with GTSM", is_established).await;
+        });
+        let cable = Cable::new();
+        within(&cable.us, async {
+            let _router =
+                bird(&cable, if passive { "ttl security on; passive;" } else { "ttl security on;" });
+            let speaker = speaker(peers).await;
+            wait_for_all(&speaker, "BIRD with GTSM", is_established).await;
+        });
+    }
+}
+
+/// A router without it sends with a TTL of 1, and is not heard.
+#[test]
+fn gtsm_on_one_side_alone() {
+    let cable = Cable::new();
+    within(&cable.us, async {
+        let _router = bird(&cable, "passive;");
+        let peers = both(|config| config.ttl_security_hops = Some(1));
+        let speaker = speaker(peers).await;
+        wait_until("BIRD repeats itself on both sessions", || {
+            let shown = run("ip", &["netns", "exec", &cable.router, "ss", "-Htino", "sport", "=", ":179"]);
+            shown.lines().filter(|line| line.contains("retrans:")).count() >= 2
+        });
+        assert!(speaker.peers().await.iter().all(|peer| peer.established_count == 0));
+        // Without it on our side all is well: the change makes another session.
+        speaker.set_peers(both(|_| ())).await.unwrap();
+        wait_for_all(&speaker, "sessions without GTSM", is_established).await;
+    });
+}

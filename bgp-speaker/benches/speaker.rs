@@ -192,6 +192,7 @@ fn with_peers(count: u8, accept: bool) -> Bench {
         families: [Family::Ipv4Unicast].into(),
         multihop_ttl: None,
         ttl_security_hops: None,
+        md5: None,
         max_prefixes: None,
         accept: if accept { vec!["0.0.0.0/0".parse().expect("valid")] } else { vec![] },
         export_learned: host > 1,

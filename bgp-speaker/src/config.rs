@@ -1,5 +1,6 @@
 //! What the speaker is asked for: who it is, whom it talks to, what it announces. Whole sets, compared with
 //! what is in force.
+use crate::transport::Md5Key;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -79,6 +80,9 @@ pub struct PeerConfig {
     /// The neighbour is so many links away, 1 to 254, and packets from further away are dropped (GTSM, RFC 5082);
     /// ours leave with a TTL of 255. Not together with `multihop_ttl`.
     pub ttl_security_hops: Option<u8>,
+    /// Key of the TCP MD5 signature (RFC 2385); none: segments are not signed. A change does not end a session: it goes
+    /// on if the neighbour's key changes, too, before the hold time is over.
+    pub md5: Option<Md5Key>,
     /// More prefixes than this from the peer end the session (Cease, subcode 1, RFC 4486).
     pub max_prefixes: Option<u32>,
     /// Which prefixes are taken in; empty: none. A prefix matches an entry that contains it.

@@ -10,7 +10,7 @@ use crate::{
     Time,
     config::{Global, PeerConfig, State},
     connection::{Connection, ConnectionId, Endpoints},
-    fsm::{Action, Down, Event, Fsm},
+    fsm::{self, Action, Down, Event, Fsm},
     negotiate::{self, Negotiated},
     random::Random,
     wire::{self, Context, Message, Notification, Open, Reason, RouteRefresh, Update, UpdateError},
@@ -416,6 +416,10 @@ impl Peer {
             }
             Down::Sent(notification) => format!("sent {notification}"),
             Down::Received(notification) => format!("received {notification}"),
+            // A wrong signature is not answered: nobody says more than that.
+            Down::Tcp(reason) if self.config.md5.is_some() && reason == fsm::NO_ANSWER => {
+                format!("connection: {reason}: the MD5 keys may differ")
+            }
             Down::Tcp(reason) => format!("connection: {reason}"),
         });
     }

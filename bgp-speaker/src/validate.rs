@@ -165,6 +165,7 @@ mod tests {
             families: [Family::Ipv4Unicast].into(),
             multihop_ttl: None,
             ttl_security_hops: None,
+            md5: None,
             max_prefixes: None,
             accept: vec![],
             export_learned: false,

@@ -1,6 +1,7 @@
 //! The configuration file: YAML to what the speaker is asked for. The fields of a peer are those of a BGPPeer;
 //! what is not supported yet is refused by its name.
 use bgp_speaker::{
+    Md5Key,
     config::{self, Asn, Family, Global, PeerConfig, Route, RouteAttributes, Timers},
     wire::{Community, LargeCommunity},
 };
@@ -10,8 +11,10 @@ use serde_yaml_ng::Value;
 use std::{
     collections::BTreeSet,
     fmt,
+    fs::File,
+    io::Read,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::Path,
+    path::{Path, PathBuf},
     str::FromStr,
 };
 
@@ -29,7 +32,7 @@ pub(super) fn read(path: &Path) -> Result<Config, String> {
 }
 
 fn parse(text: &str) -> Result<Config, String> {
-    let file: File = serde_path_to_error::deserialize(serde_yaml_ng::Deserializer::from_str(text))
+    let file: Document = serde_path_to_error::deserialize(serde_yaml_ng::Deserializer::from_str(text))
         .map_err(|error| described(&error.path().to_string(), &error.inner().to_string()))?;
     let asn = file.asn;
     let peers = file.peers.into_iter().enumerate();
@@ -51,7 +54,7 @@ fn described(path: &str, reason: &str) -> String {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct File {
+struct Document {
     asn: Asn,
     #[serde(rename = "routerID")]
     router_id: Ipv4Addr,
@@ -77,6 +80,7 @@ struct PeerSpec {
     families: BTreeSet<Family>,
     ebgp_multihop: Option<Multihop>,
     ttl_security: Option<TtlSecurity>,
+    auth: Option<Auth>,
     max_prefixes: Option<u32>,
     #[serde(default)]
     import: Import,
@@ -87,7 +91,6 @@ struct PeerSpec {
     // Not supported yet.
     interface: Option<Value>,
     discover: Option<Value>,
-    auth: Option<Value>,
     graceful_restart: Option<Value>,
     bfd: Option<Value>,
 }
@@ -159,6 +162,49 @@ struct TtlSecurity {
     hops: u8,
 }
 
+/// The key of the TCP MD5 signature: here, or alone in a file.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Auth {
+    md5_password: Option<Secret>,
+    md5_password_file: Option<PathBuf>,
+}
+
+impl Auth {
+    fn key(self) -> Result<Md5Key, String> {
+        let (field, octets) = match (self.md5_password, self.md5_password_file) {
+            (Some(Secret(text)), None) => ("md5Password", text.into_bytes()),
+            (None, Some(path)) => ("md5PasswordFile", password(&path)?),
+            _ => return Err("md5Password: needs exactly one of md5Password and md5PasswordFile".to_owned()),
+        };
+        Md5Key::new(octets).map_err(|error| format!("{field}: {error}"))
+    }
+}
+
+/// What a file holds, but for the end of its line.
+fn password(path: &Path) -> Result<Vec<u8>, String> {
+    let mut octets = Vec::new();
+    // More would be too long for a key.
+    let read = File::open(path).and_then(|file| file.take(128).read_to_end(&mut octets));
+    read.map_err(|error| format!("md5PasswordFile: {}: {error}", path.display()))?;
+    if octets.ends_with(b"\n") {
+        octets.pop();
+    }
+    Ok(octets)
+}
+
+/// A text that no error shows.
+struct Secret(String);
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Value::deserialize(deserializer)? {
+            Value::String(text) => Ok(Secret(text)),
+            _ => Err(de::Error::custom("want a text: put it in quotes")),
+        }
+    }
+}
+
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct Import {
@@ -198,7 +244,6 @@ impl PeerSpec {
         let unsupported = [
             ("interface", self.interface.is_some()),
             ("discover", self.discover.is_some()),
-            ("auth", self.auth.is_some()),
             ("gracefulRestart", self.graceful_restart.is_some()),
             ("bfd", self.bfd.is_some()),
             ("addPath.send", self.add_path.send),
@@ -226,6 +271,7 @@ impl PeerSpec {
             timers,
             families: self.families,
             multihop_ttl: self.ebgp_multihop.map(|multihop| multihop.ttl),
+            md5: self.auth.map(Auth::key).transpose().map_err(|error| format!("auth.{error}"))?,
             ttl_security_hops: self.ttl_security.map(|security| security.hops),
             max_prefixes: self.max_prefixes,
             accept: self.import.accept.into_iter().flat_map(|Accept(prefixes)| prefixes).collect(),
@@ -301,7 +347,7 @@ routerID: 198.18.0.2
 listen: ["198.18.0.2:179"]
 peers:
 - {address: 198.18.0.1, asn: 65001, localAddress: 198.18.0.2, timers: {holdSeconds: 9}, ttlSecurity: {hops: 2}, import: {accept: [any]}, export: {learned: true}}
-- {address: "fd00:18::1", asn: internal, families: [ipv6-unicast], ebgpMultihop: {ttl: 4}, maxPrefixes: 10, import: {accept: [10.0.0.0/8]}}
+- {address: "fd00:18::1", asn: internal, families: [ipv6-unicast], ebgpMultihop: {ttl: 4}, auth: {md5Password: s3cret}, maxPrefixes: 10, import: {accept: [10.0.0.0/8]}}
 routes:
 - {prefix: 203.0.113.0/24, communities: ["65002:1", "65002:1:2", no-export], med: 10, prepend: 2, localPref: 200}
 - {prefix: "2001:db8:1::/48"}
@@ -322,6 +368,7 @@ routes:
             (config::PeerAsn::Is(Asn(65002)), Some(4), Some(10))
         );
         assert_eq!((peers[1].accept.len(), peers[1].export_learned, peers[1].port), (1, false, 179));
+        assert_eq!((&peers[0].md5, &peers[1].md5), (&None, &Md5Key::new(*b"s3cret").ok()));
         let attributes = &routes[0].attributes;
         assert_eq!(attributes.communities, [65002 << 16 | 1, 0xFFFF_FF01].into());
         assert_eq!(attributes.large_communities, [(65002, 1, 2)].into());
@@ -339,14 +386,18 @@ routes:
             ("[any]", "[all]", "peers[0].import.accept[0]: `all`: want a prefix or `any`"),
             ("asn: internal", "asn: outside", "peers[1].asn: "),
             ("asn: internal", "asn: 4294967296", "peers[1].asn: "),
+            (
+                "md5Password: s3cret",
+                "md5Password: 12345",
+                "peers[1].auth.md5Password: want a text: put it in quotes",
+            ),
+            ("md5Password: s3cret", "md5Password: ''", "peers[1].auth.md5Password: is 0 octets long"),
+            ("md5Password: s3cret", "md5PasswordFile: /nowhere", "peers[1].auth.md5PasswordFile: /nowhere: "),
+            ("md5Password: s3cret", "", "peers[1].auth.md5Password: needs exactly one"),
             ("maxPrefixes: 10", "bfd: {}", "peers[1].bfd: not supported yet"),
             ("maxPrefixes: 10", "import: {install: true}", "duplicate"),
             ("maxPrefixes: 10", "addPath: {send: true}", "peers[1].addPath.send: not supported yet"),
-            (
-                "maxPrefixes: 10",
-                "auth: {md5SecretRef: {name: a, key: b}}",
-                "peers[1].auth: not supported yet",
-            ),
+            ("md5Password: s3cret", "md5SecretRef: {}", "peers[1].auth.md5SecretRef: unknown field"),
             ("address: \"fd00:18::1\", ", "", "peers[1].address: missing"),
             ("\"65002:1\"", "\"65002:x\"", "routes[0].communities[0]: `65002:x`: want AS:VALUE"),
             ("2001:db8:1::/48", "2001:db8:1::/129", "routes[1].prefix: "),

@@ -33,6 +33,8 @@ use std::{cmp, time::Duration};
 pub const LARGE_HOLD_TIME: Duration = Duration::from_secs(240);
 /// A session that lived shorter than this counts as a failed attempt.
 pub const STABLE_AFTER: Duration = Duration::from_secs(10);
+/// Why an attempt ended that nobody answered.
+pub(crate) const NO_ANSWER: &str = "no answer";
 /// The delay between attempts doubles at most this often.
 const MAX_DOUBLINGS: u32 = 3;
 
@@ -268,7 +270,7 @@ impl Fsm {
             }
             let mut actions = self.connect(now, random);
             if given_up {
-                let silence = Down::Tcp("no answer".to_owned());
+                let silence = Down::Tcp(NO_ANSWER.to_owned());
                 actions.splice(0..0, [Action::Disconnect, Action::Down(silence)]);
             }
             return actions;

@@ -1,4 +1,7 @@
 //! Socket options of TCP that no library has, by system calls.
+use crate::Md5Key;
+use ipnet::IpNet;
+use nix::sys::socket::SockaddrStorage;
 use std::{
     io, mem,
     net::SocketAddr,
@@ -8,6 +11,8 @@ use std::{
 
 /// `IP_MINTTL` of linux/in.h.
 const IP_MINTTL: libc::c_int = 21;
+/// `TCP_MD5SIG_FLAG_PREFIX` of linux/tcp.h.
+const TCP_MD5SIG_FLAG_PREFIX: u8 = 1;
 /// `IPV6_MINHOPCOUNT` of linux/in6.h.
 const IPV6_MINHOPCOUNT: libc::c_int = 73;
 
@@ -46,6 +51,42 @@ pub(super) fn saved_syn_ttl(socket: &impl AsFd, remote: SocketAddr) -> io::Resul
         return Err(io::Error::last_os_error());
     }
     Ok((length > at).then(|| packet[at as usize]))
+}
+
+/// `struct tcp_md5sig` of linux/tcp.h.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct TcpMd5Sig {
+    address: SockaddrStorage,
+    flags: u8,
+    prefix_length: u8,
+    key_length: u16,
+    interface: libc::c_int,
+    key: [u8; Md5Key::MAX_LENGTH],
+}
+
+/// Signs segments to the addresses of `remote`, and drops those from there that have another signature (RFC 2385);
+/// none: what was set for exactly these addresses does not hold any more. A connection that is established changes
+/// its key so, too.
+pub(super) fn set_md5(socket: &impl AsFd, remote: IpNet, key: Option<&Md5Key>) -> io::Result<()> {
+    let octets = key.map_or(&[][..], Md5Key::octets);
+    let mut signature = TcpMd5Sig {
+        address: SocketAddr::new(remote.addr(), 0).into(),
+        flags: TCP_MD5SIG_FLAG_PREFIX,
+        prefix_length: remote.prefix_len(),
+        key_length: octets.len() as u16,
+        interface: 0,
+        key: [0; Md5Key::MAX_LENGTH],
+    };
+    signature.key[..octets.len()].copy_from_slice(octets);
+    match set(socket, libc::IPPROTO_TCP, libc::TCP_MD5SIG_EXT, &signature) {
+        // There is no key that could be taken away.
+        Err(error) if key.is_none() && error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => {
+            Err(io::Error::other("no room for more keys: net.core.optmem_max is too small"))
+        }
+        result => result,
+    }
 }
 
 /// `setsockopt` with a plain C value.

@@ -1,8 +1,10 @@
 //! Sockets as BGP wants them.
 use super::options;
-use crate::Transport;
+use crate::{Md5Key, Transport};
+use ipnet::IpNet;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use std::{
+    collections::BTreeMap,
     io,
     net::{IpAddr, SocketAddr},
 };
@@ -11,8 +13,8 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 
-/// Listens on one address of one family.
-pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+/// Listens on one address of one family; connections from the addresses of `keys` must be signed.
+pub(super) fn listen(address: SocketAddr, keys: &BTreeMap<IpNet, Md5Key>) -> io::Result<TcpListener> {
     let socket = tcp(address)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
@@ -21,6 +23,9 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     // The answer to a handshake passes the GTSM of any peer; what follows has the TTL of the peer (`prepare`).
     set_ttl(&socket, address, u8::MAX)?;
     options::save_syn(&socket)?;
+    for (remote, key) in keys.iter().filter(|(remote, _)| remote.addr().is_ipv4() == address.is_ipv4()) {
+        options::set_md5(&socket, *remote, Some(key))?;
+    }
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
@@ -34,6 +39,9 @@ pub(super) async fn dial(
 ) -> io::Result<TcpStream> {
     let socket = tcp(remote)?;
     set_transport(&socket, remote, transport)?;
+    if let Some(key) = &transport.md5 {
+        options::set_md5(&socket, remote.ip().into(), Some(key))?;
+    }
     if let Some(local) = local {
         socket.bind(&SocketAddr::new(local, 0).into())?;
     }

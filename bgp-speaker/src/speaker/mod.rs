@@ -23,7 +23,7 @@ use crate::{
     peer::{Peer, Tools},
     random::Random,
     rib::{AttributesId, Path, PrefixId, Rib, Source},
-    transport::Transport,
+    transport::{Md5Key, Transport},
     update_queue::AdjRibOut,
     validate,
     wire::{Notification, Reason},
@@ -200,7 +200,7 @@ impl Speaker {
     /// # Errors
     /// [`ConfigError`]; nothing changes then.
     pub fn set_peers(&mut self, peers: Vec<PeerConfig>, now: Time) -> Result<Vec<Output>, ConfigError> {
-        validate::peers(&peers, self.global.as_ref())?;
+        self.check_peers(&peers)?;
         let mut outputs = Vec::new();
         let wanted: BTreeMap<IpAddr, PeerConfig> =
             peers.into_iter().map(|peer| (peer.address, peer)).collect();
@@ -225,6 +225,14 @@ impl Speaker {
             }
         }
         Ok(self.finish(outputs))
+    }
+
+    /// What [`set_peers`](Speaker::set_peers) would refuse.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn check_peers(&self, peers: &[PeerConfig]) -> Result<(), ConfigError> {
+        validate::peers(peers, self.global.as_ref())
     }
 
     /// Sets the routes to announce, the whole set. What did not change is not sent again. Where several routes
@@ -449,6 +457,12 @@ impl Speaker {
     fn slot_mut(&mut self, source: Source) -> Option<&mut Slot> {
         self.peers.get_mut(usize::from(source.0))?.as_mut()
     }
+}
+
+/// Keys by address.
+pub(crate) fn md5_keys<'a>(peers: impl IntoIterator<Item = &'a PeerConfig>) -> BTreeMap<IpNet, Md5Key> {
+    let key = |peer: &PeerConfig| Some((peer.address.into(), peer.md5.clone()?));
+    peers.into_iter().filter_map(key).collect()
 }
 
 /// What a session was negotiated with: a change needs another session.

@@ -160,6 +160,7 @@ pub(crate) fn peer() -> PeerConfig {
         families: [Family::Ipv4Unicast, Family::Ipv6Unicast].into(),
         multihop_ttl: None,
         ttl_security_hops: None,
+        md5: None,
         max_prefixes: None,
         accept: vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()],
         export_learned: false,

@@ -1,4 +1,4 @@
-//! What TCP connections are made with, against FRR and BIRD, over IPv4 and IPv6, dialled and accepted: GTSM.
+//! What TCP connections are made with, against FRR and BIRD, over IPv4 and IPv6, dialled and accepted: GTSM, MD5 signatures.
 use super::{
     harness::{
         Cable, OUR_ASN, ROUTER, ROUTER_ASN, ROUTER6, US, US6, global, peer, run, wait_for, wait_until, within,
@@ -6,7 +6,7 @@ use super::{
     routers::{Bird, Frr},
 };
 use bgp_speaker::{
-    Handle,
+    Handle, Md5Key,
     config::{Global, PeerConfig, PeerStatus},
     spawn,
 };
@@ -117,5 +117,98 @@ fn gtsm_on_one_side_alone() {
         // Without it on our side all is well: the change makes another session.
         speaker.set_peers(both(|_| ())).await.unwrap();
         wait_for_all(&speaker, "sessions without GTSM", is_established).await;
+    });
+}
+
+fn key(text: &str) -> Option<Md5Key> {
+    Some(Md5Key::new(text.as_bytes()).unwrap())
+}
+
+/// What a router is asked to use as its key from now on.
+trait Signing {
+    fn change_key(&self, cable: &Cable, key: &str);
+}
+
+impl Signing for Frr {
+    fn change_key(&self, _: &Cable, key: &str) {
+        let router = format!("router bgp {ROUTER_ASN}");
+        for address in [US, US6] {
+            self.show(&["configure terminal", &router, &format!("neighbor {address} password {key}")]);
+        }
+    }
+}
+
+impl Signing for Bird {
+    fn change_key(&self, cable: &Cable, key: &str) {
+        cable.file("bird.conf", &bird_config(&format!("password \"{key}\";")));
+        self.ask("configure");
+    }
+}
+
+/// Right key, key changed on both sides, key changed here alone, and back.
+async fn signed<R: Signing>(cable: &Cable, router: R, port: u16) {
+    let with = |text: &str| both(|config| (config.md5, config.port) = (key(text), port));
+    let speaker = speaker(with("first")).await;
+    wait_for_all(&speaker, "signed sessions", is_established).await;
+    // A change ends nothing by itself.
+    speaker.set_peers(with("second")).await.unwrap();
+    assert!(speaker.peers().await.iter().all(is_established));
+    // Whether the router starts anew or goes on: with the same key it is heard.
+    router.change_key(cable, "second");
+    wait_for_all(&speaker, "sessions with the second key", is_established).await;
+    let before: u64 = speaker.peers().await.iter().map(|peer| peer.messages_received).sum();
+    wait_for("messages with the second key", || async {
+        let peers = speaker.peers().await;
+        peers.iter().all(is_established)
+            && peers.iter().map(|p| p.messages_received).sum::<u64>() >= before + 4
+    })
+    .await;
+    // A peer that does not follow is lost when its hold time is over, and not heard any more.
+    speaker.set_peers(with("third")).await.unwrap();
+    wait_for_all(&speaker, "the wrong key", |peer| peer.state != "Established" && peer.last_error.is_some())
+        .await;
+    if port != NOBODY_LISTENS {
+        wait_for_all(&speaker, "the reason", |peer| {
+            peer.last_error
+                .as_ref()
+                .is_some_and(|error| error == "connection: no answer: the MD5 keys may differ")
+        })
+        .await;
+    }
+    speaker.set_peers(with("second")).await.unwrap();
+    wait_for_all(&speaker, "sessions with the key of the router", is_established).await;
+}
+
+#[test]
+fn signed_sessions_with_frr_that_we_dial() {
+    let cable = Cable::new();
+    within(&cable.us, signed(&cable, frr(&cable, &["password first", "passive"]), 179));
+}
+
+#[test]
+fn signed_sessions_with_frr_that_it_dials() {
+    let cable = Cable::new();
+    within(&cable.us, signed(&cable, frr(&cable, &["password first"]), NOBODY_LISTENS));
+}
+
+#[test]
+fn signed_sessions_with_bird() {
+    let cable = Cable::new();
+    within(&cable.us, signed(&cable, bird(&cable, "password \"first\";"), 179));
+}
+
+/// Without a key on one side nobody hears anybody.
+#[test]
+fn unsigned_peers_of_a_signer_stay_closed() {
+    let cable = Cable::new();
+    within(&cable.us, async {
+        let _router = frr(&cable, &["password first"]);
+        let speaker = speaker(both(|_| ())).await;
+        wait_for_all(&speaker, "no answer", |peer| {
+            peer.last_error.as_ref().is_some_and(|error| error == "connection: no answer")
+        })
+        .await;
+        speaker.set_peers(both(|config| config.md5 = key("first"))).await.unwrap();
+        wait_for_all(&speaker, "signed sessions", is_established).await;
     });
 }

@@ -27,6 +27,7 @@ fn peer(host: u8, asn: u32) -> PeerConfig {
         families: [Family::Ipv4Unicast, Family::Ipv6Unicast].into(),
         multihop_ttl: None,
         ttl_security_hops: None,
+        md5: None,
         max_prefixes: None,
         accept: vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()],
         export_learned: true,

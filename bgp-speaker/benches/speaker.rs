@@ -187,6 +187,7 @@ fn with_peers(count: u8, accept: bool) -> Bench {
         address: IpAddr::from([10, 0, 0, host]),
         asn: PeerAsn::Is(Asn(65000 + u32::from(host))),
         port: 179,
+        passive: false,
         local_address: None,
         timers: Timers::default(),
         families: [Family::Ipv4Unicast].into(),

@@ -68,6 +68,8 @@ pub struct PeerConfig {
     pub asn: PeerAsn,
     /// TCP port of the neighbour.
     pub port: u16,
+    /// The neighbour is not dialled: it has to.
+    pub passive: bool,
     /// Address to dial from; none: the kernel chooses.
     pub local_address: Option<IpAddr>,
     /// Timers.
@@ -89,6 +91,31 @@ pub struct PeerConfig {
     pub accept: Vec<IpNet>,
     /// Whether learned routes are passed on to this peer.
     pub export_learned: bool,
+}
+
+/// Neighbours that are known by the range of their addresses: each is there from its first connection to the end of its
+/// session, and is never dialled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerRange {
+    /// Their addresses, without host bits. Of ranges that overlap the longest prefix counts; a [`PeerConfig`] of an
+    /// address counts before all.
+    pub prefix: IpNet,
+    /// At most so many of them at a time, 1 to 10000; one that is too many is a stranger.
+    pub limit: u16,
+    /// What each of them is. Its address is [`PeerRange::name`]; it stands for all of them in [`Route::peers`].
+    pub peer: PeerConfig,
+}
+
+impl PeerRange {
+    /// The address that stands for the range: the first one of it.
+    pub fn name(&self) -> IpAddr {
+        self.prefix.network()
+    }
+
+    /// The neighbour of the range with this address.
+    pub(crate) fn member(&self, address: IpAddr) -> PeerConfig {
+        PeerConfig { address, passive: true, ..self.peer.clone() }
+    }
 }
 
 /// Timers of a session (RFC 4271 section 10).
@@ -116,7 +143,7 @@ pub struct Route {
     pub prefix: IpNet,
     /// Its attributes.
     pub attributes: RouteAttributes,
-    /// Peers that hear of it; none: all.
+    /// Peers that hear of it, ranges by their [`name`](PeerRange::name); none: all.
     pub peers: Option<BTreeSet<IpAddr>>,
 }
 

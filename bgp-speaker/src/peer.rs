@@ -63,7 +63,8 @@ pub(crate) struct Tools<'a> {
 
 impl Peer {
     pub(crate) fn new(config: PeerConfig, now: Time) -> Self {
-        let dialer = Connection::new(Fsm::dialer(config.timers, now));
+        let mut dialer = Connection::new(Fsm::dialer(config.timers, now));
+        dialer.fsm.set_passive(config.passive);
         Peer {
             config,
             dialer,
@@ -152,8 +153,9 @@ impl Peer {
         }
     }
 
-    /// Takes new timers into the dialer.
+    /// Takes what changed in the configuration to the connections.
     pub(crate) fn set_timers(&mut self) {
+        self.dialer.fsm.set_passive(self.config.passive);
         let timers = self.config.timers;
         self.connections_mut().for_each(|connection| connection.fsm.set_timers(timers));
     }
@@ -181,6 +183,11 @@ impl Peer {
         connection.endpoints = Some(endpoints);
         self.accepted.push(connection);
         self.event(Which::Accepted(self.accepted.len() - 1), Event::TcpConnected, tools);
+    }
+
+    /// Whether there is no connection, and none is tried.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.connections().all(|connection| connection.id.is_none())
     }
 
     /// An event of the connection with this name.

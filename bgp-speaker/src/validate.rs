@@ -1,5 +1,5 @@
 //! Whether a configuration makes sense, before anything of it takes effect.
-use crate::config::{Asn, ConfigError, Global, PeerAsn, PeerConfig, Route};
+use crate::config::{Asn, ConfigError, Global, PeerAsn, PeerConfig, PeerRange, Route};
 use ipnet::IpNet;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -38,6 +38,31 @@ pub(crate) fn peers(peers: &[PeerConfig], global: Option<&Global>) -> Result<(),
                 "is there more than once",
             ));
         }
+    }
+    Ok(())
+}
+
+/// The whole set of ranges.
+pub(crate) fn ranges(ranges: &[PeerRange], global: Option<&Global>) -> Result<(), ConfigError> {
+    let mut prefixes = BTreeSet::new();
+    for range in ranges {
+        let error =
+            |field, reason: &str| Err(ConfigError::new(format!("range {}", range.prefix), field, reason));
+        if let Some(reason) = host_bits(&range.prefix) {
+            return error("prefix", &reason);
+        }
+        if range.prefix.prefix_len() == 0 {
+            return error("prefix", "is everybody");
+        }
+        if !(1..=MAX_PEERS).contains(&usize::from(range.limit)) {
+            return error("limit", "must be 1 to 10000");
+        }
+        if !prefixes.insert(range.prefix) {
+            return error("prefix", "is there more than once");
+        }
+        let named = PeerConfig { address: range.name(), ..range.peer.clone() };
+        peer(&named, global)
+            .map_err(|fault| ConfigError { object: format!("range {}", range.prefix), ..fault })?;
     }
     Ok(())
 }
@@ -160,6 +185,7 @@ mod tests {
             address: IpAddr::from([10, 0, 0, 1]),
             asn: PeerAsn::Is(Asn(65001)),
             port: 179,
+            passive: false,
             local_address: None,
             timers: Timers::default(),
             families: [Family::Ipv4Unicast].into(),
@@ -246,6 +272,24 @@ mod tests {
         }
         let twice = [peer_with(|_| ()), peer_with(|peer| peer.asn = PeerAsn::Is(Asn(7)))];
         assert_eq!(words(peers(&twice, None)), "peer 10.0.0.1: address: is there more than once");
+    }
+
+    #[test]
+    fn ranges_that_make_no_sense() {
+        let range = |prefix: &str, limit| PeerRange {
+            prefix: prefix.parse().unwrap(),
+            limit,
+            peer: peer_with(|_| ()),
+        };
+        let check = |all: &[PeerRange]| words(ranges(all, None));
+        assert_eq!(check(&[range("10.0.0.0/24", 1), range("10.0.0.0/8", 10_000)]), "");
+        assert_eq!(check(&[range("10.0.0.0/24", 0)]), "range 10.0.0.0/24: limit: must be 1 to 10000");
+        assert_eq!(check(&[range("0.0.0.0/0", 1)]), "range 0.0.0.0/0: prefix: is everybody");
+        let twice = [range("10.0.0.0/24", 1), range("10.0.0.0/24", 2)];
+        assert_eq!(check(&twice), "range 10.0.0.0/24: prefix: is there more than once");
+        let mut wrong = range("10.0.0.0/24", 1);
+        wrong.peer.families.clear();
+        assert_eq!(check(&[wrong]), "range 10.0.0.0/24: families: is empty: name at least one");
     }
 
     #[test]

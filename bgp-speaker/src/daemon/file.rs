@@ -2,7 +2,7 @@
 //! what is not supported yet is refused by its name.
 use bgp_speaker::{
     Md5Key,
-    config::{self, Asn, Family, Global, PeerConfig, Route, RouteAttributes, Timers},
+    config::{self, Asn, Family, Global, PeerConfig, PeerRange, Route, RouteAttributes, Timers},
     wire::{Community, LargeCommunity},
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -23,6 +23,7 @@ use std::{
 pub(super) struct Config {
     pub(super) global: Global,
     pub(super) peers: Vec<PeerConfig>,
+    pub(super) ranges: Vec<PeerRange>,
     pub(super) routes: Vec<Route>,
 }
 
@@ -35,12 +36,24 @@ fn parse(text: &str) -> Result<Config, String> {
     let file: Document = serde_path_to_error::deserialize(serde_yaml_ng::Deserializer::from_str(text))
         .map_err(|error| described(&error.path().to_string(), &error.inner().to_string()))?;
     let asn = file.asn;
-    let peers = file.peers.into_iter().enumerate();
-    let peers =
-        peers.map(|(index, peer)| peer.config(asn).map_err(|error| format!("peers[{index}].{error}")));
+    let (mut peers, mut ranges) = (Vec::new(), Vec::new());
+    for (index, mut peer) in file.peers.into_iter().enumerate() {
+        let range = peer.range.take();
+        if let Some(Range { prefix, .. }) = range.as_ref().filter(|_| peer.address.is_none()) {
+            peer.address = Some(prefix.network());
+        } else if range.is_some() {
+            return Err(format!("peers[{index}].range: and address exclude each other"));
+        }
+        let peer = peer.config(asn).map_err(|error| format!("peers[{index}].{error}"))?;
+        match range {
+            Some(Range { prefix, limit }) => ranges.push(PeerRange { prefix, limit, peer }),
+            None => peers.push(peer),
+        }
+    }
     Ok(Config {
         global: Global { asn, router_id: file.router_id, listen: file.listen },
-        peers: peers.collect::<Result<_, _>>()?,
+        peers,
+        ranges,
         routes: file.routes.into_iter().map(RouteSpec::route).collect(),
     })
 }
@@ -70,9 +83,13 @@ struct Document {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct PeerSpec {
     address: Option<IpAddr>,
+    /// Instead of an address: neighbours that come by themselves.
+    range: Option<Range>,
     asn: PeerAsn,
     #[serde(default = "bgp_port")]
     port: u16,
+    #[serde(default)]
+    passive: bool,
     local_address: Option<IpAddr>,
     #[serde(default)]
     timers: TimersSpec,
@@ -93,6 +110,13 @@ struct PeerSpec {
     discover: Option<Value>,
     graceful_restart: Option<Value>,
     bfd: Option<Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Range {
+    prefix: IpNet,
+    limit: u16,
 }
 
 fn bgp_port() -> u16 {
@@ -267,6 +291,7 @@ impl PeerSpec {
                 PeerAsn::External => config::PeerAsn::External,
             },
             port: self.port,
+            passive: self.passive,
             local_address: self.local_address,
             timers,
             families: self.families,
@@ -348,6 +373,7 @@ listen: ["198.18.0.2:179"]
 peers:
 - {address: 198.18.0.1, asn: 65001, localAddress: 198.18.0.2, timers: {holdSeconds: 9}, ttlSecurity: {hops: 2}, import: {accept: [any]}, export: {learned: true}}
 - {address: "fd00:18::1", asn: internal, families: [ipv6-unicast], ebgpMultihop: {ttl: 4}, auth: {md5Password: s3cret}, maxPrefixes: 10, import: {accept: [10.0.0.0/8]}}
+- {range: {prefix: 198.18.1.0/24, limit: 10}, asn: external, passive: true}
 routes:
 - {prefix: 203.0.113.0/24, communities: ["65002:1", "65002:1:2", no-export], med: 10, prepend: 2, localPref: 200}
 - {prefix: "2001:db8:1::/48"}
@@ -355,7 +381,7 @@ routes:
 
     #[test]
     fn the_example_of_the_manual() {
-        let Config { global, peers, routes } = parse(EXAMPLE).unwrap();
+        let Config { global, peers, ranges, routes } = parse(EXAMPLE).unwrap();
         assert_eq!((global.asn, global.listen.len()), (Asn(65002), 1));
         assert_eq!(
             peers[0].timers,
@@ -369,6 +395,8 @@ routes:
         );
         assert_eq!((peers[1].accept.len(), peers[1].export_learned, peers[1].port), (1, false, 179));
         assert_eq!((&peers[0].md5, &peers[1].md5), (&None, &Md5Key::new(*b"s3cret").ok()));
+        assert_eq!((ranges[0].limit, ranges[0].peer.passive, ranges.len()), (10, true, 1));
+        assert_eq!(ranges[0].name(), IpAddr::from([198, 18, 1, 0]));
         let attributes = &routes[0].attributes;
         assert_eq!(attributes.communities, [65002 << 16 | 1, 0xFFFF_FF01].into());
         assert_eq!(attributes.large_communities, [(65002, 1, 2)].into());
@@ -397,6 +425,7 @@ routes:
             ("maxPrefixes: 10", "bfd: {}", "peers[1].bfd: not supported yet"),
             ("maxPrefixes: 10", "import: {install: true}", "duplicate"),
             ("maxPrefixes: 10", "addPath: {send: true}", "peers[1].addPath.send: not supported yet"),
+            ("range: {", "address: 10.0.0.1, range: {", "peers[2].range: and address exclude each other"),
             ("md5Password: s3cret", "md5SecretRef: {}", "peers[1].auth.md5SecretRef: unknown field"),
             ("address: \"fd00:18::1\", ", "", "peers[1].address: missing"),
             ("\"65002:1\"", "\"65002:x\"", "routes[0].communities[0]: `65002:x`: want AS:VALUE"),

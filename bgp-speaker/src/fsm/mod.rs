@@ -120,6 +120,7 @@ pub struct Fsm {
     state: State,
     since: Time,
     timers: Timers,
+    passive: bool,
     session: Option<SessionTimers>,
     failures: u32,
     retry_at: Option<Time>,
@@ -141,6 +142,7 @@ impl Fsm {
             state: State::Idle,
             since: now,
             timers,
+            passive: false,
             session: None,
             failures: 0,
             retry_at: None,
@@ -177,6 +179,12 @@ impl Fsm {
     /// Takes new timers; a session keeps what it negotiated.
     pub fn set_timers(&mut self, timers: Timers) {
         self.timers = timers;
+    }
+
+    /// Never dials: waits in Active for the peer to do it (section 8.1.1, PassiveTcpEstablishment). To be said before
+    /// the machine starts.
+    pub fn set_passive(&mut self, passive: bool) {
+        self.passive = passive;
     }
 
     /// When [`Event::Tick`] is due.
@@ -283,6 +291,10 @@ impl Fsm {
     }
 
     fn connect(&mut self, now: Time, random: &mut Random) -> Vec<Action> {
+        if self.passive {
+            self.wait(now, random);
+            return vec![];
+        }
         self.enter(State::Connect, now);
         self.retry_at = Some(now + self.retry_delay(random));
         vec![Action::Connect]
@@ -315,7 +327,7 @@ impl Fsm {
 
     fn wait(&mut self, now: Time, random: &mut Random) {
         self.enter(State::Active, now);
-        self.retry_at = Some(now + self.retry_delay(random));
+        self.retry_at = (!self.passive).then(|| now + self.retry_delay(random));
     }
 
     fn enter(&mut self, state: State, now: Time) {

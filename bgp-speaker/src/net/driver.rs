@@ -6,8 +6,8 @@ use super::{
 };
 use crate::{
     ConnectionId, Endpoints, Md5Key, Time,
-    config::{ConfigError, Global, PeerConfig},
-    speaker::{self, Input, Output, Speaker},
+    config::{ConfigError, Global, PeerConfig, PeerRange},
+    speaker::{Input, Output, Speaker},
 };
 use ipnet::IpNet;
 use std::{
@@ -165,6 +165,7 @@ impl Driver {
             Command::SetPeers(peers, answer) => {
                 reply(answer, self.set_peers(peers));
             }
+            Command::SetRanges(ranges, answer) => reply(answer, self.set_ranges(ranges)),
             Command::SetRoutes(routes, answer) => {
                 let result = self.speaker.set_routes(routes);
                 reply(answer, result.map(|outputs| self.perform(outputs)));
@@ -204,16 +205,29 @@ impl Driver {
     /// Gives the listeners their keys before anything changes.
     fn set_peers(&mut self, peers: Vec<PeerConfig>) -> Result<(), ConfigError> {
         self.speaker.check_peers(&peers)?;
-        self.set_keys(speaker::md5_keys(&peers))?;
+        self.set_keys(md5_keys(&peers, self.speaker.ranges()))?;
         let outputs = self.speaker.set_peers(peers, self.now())?;
         self.perform(outputs);
+        self.change_session_keys();
+        Ok(())
+    }
+
+    fn set_ranges(&mut self, ranges: Vec<PeerRange>) -> Result<(), ConfigError> {
+        self.speaker.check_ranges(&ranges)?;
+        self.set_keys(md5_keys(self.speaker.peer_configs(), &ranges))?;
+        let outputs = self.speaker.set_ranges(ranges, self.now())?;
+        self.perform(outputs);
+        self.change_session_keys();
+        Ok(())
+    }
+
+    fn change_session_keys(&self) {
         for connection in self.connections.values() {
             if let Connection::Open { remote, key, .. } = connection {
                 let wanted = self.speaker.transport(*remote).and_then(|transport| transport.md5);
                 key.send_if_modified(|key| mem::replace(key, wanted.clone()) != wanted);
             }
         }
-        Ok(())
     }
 
     /// Changes the keys of the listeners. After an error they have those of before.
@@ -390,6 +404,16 @@ impl Driver {
         self.events.close();
         while self.tasks.join_next().await.is_some() {}
     }
+}
+
+/// Keys of those who sign, by their addresses.
+fn md5_keys<'a>(
+    peers: impl IntoIterator<Item = &'a PeerConfig>,
+    ranges: &'a [PeerRange],
+) -> BTreeMap<IpNet, Md5Key> {
+    let peers = peers.into_iter().map(|peer| (IpNet::from(peer.address), peer));
+    let all = peers.chain(ranges.iter().map(|range| (range.prefix, &range.peer)));
+    all.filter_map(|(remote, peer)| Some((remote, peer.md5.clone()?))).collect()
 }
 
 fn reply<T>(answer: oneshot::Sender<T>, value: T) {

@@ -117,6 +117,7 @@ impl Speaker {
         let (Some(negotiated), Some(ends)) = (&session.negotiated, &session.endpoints) else { return };
         let exporter = PeerExporter {
             source,
+            name: slot.range.map_or(slot.peer.config.address, |range| range.network()),
             own: &self.own,
             neighbours: &self
                 .rib
@@ -155,6 +156,8 @@ impl Speaker {
 
 struct PeerExporter<'a> {
     source: Source,
+    /// By which routes name the peer: its address, or that of its range.
+    name: IpAddr,
     own: &'a BTreeMap<IpNet, Vec<OwnRoute>>,
     /// By number of the source: whether it is internal.
     neighbours: &'a [bool],
@@ -177,9 +180,7 @@ impl Exporter for PeerExporter<'_> {
             return Some(path.attributes);
         }
         let routes = self.own.get(prefix)?;
-        let named = |route: &&OwnRoute| {
-            route.peers.as_ref().is_some_and(|peers| peers.contains(&self.policy.address))
-        };
+        let named = |route: &&OwnRoute| route.peers.as_ref().is_some_and(|peers| peers.contains(&self.name));
         let route =
             routes.iter().find(named).or_else(|| routes.iter().find(|route| route.peers.is_none()))?;
         Some(route.attributes)

@@ -155,6 +155,7 @@ pub(crate) fn peer() -> PeerConfig {
         address: ROUTER.parse::<IpAddr>().unwrap(),
         asn: PeerAsn::Is(Asn(ROUTER_ASN)),
         port: 179,
+        passive: false,
         local_address: Some(US.parse().unwrap()),
         timers: Timers { hold_seconds: 9, keepalive_seconds: 3, connect_retry_seconds: 1 },
         families: [Family::Ipv4Unicast, Family::Ipv6Unicast].into(),

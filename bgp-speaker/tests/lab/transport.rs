@@ -1,4 +1,5 @@
-//! What TCP connections are made with, against FRR and BIRD, over IPv4 and IPv6, dialled and accepted: GTSM, MD5 signatures.
+//! What TCP connections are made with, against FRR and BIRD, over IPv4 and IPv6, dialled and accepted: GTSM, MD5 signatures, and
+//! peers that only dial us.
 use super::{
     harness::{
         Cable, OUR_ASN, ROUTER, ROUTER_ASN, ROUTER6, US, US6, global, peer, run, wait_for, wait_until, within,
@@ -7,9 +8,10 @@ use super::{
 };
 use bgp_speaker::{
     Handle, Md5Key,
-    config::{Global, PeerConfig, PeerStatus},
+    config::{Global, PeerAsn, PeerConfig, PeerRange, PeerStatus},
     spawn,
 };
+use ipnet::IpNet;
 
 /// We listen on both addresses.
 fn both_addresses() -> Global {
@@ -210,5 +212,42 @@ fn unsigned_peers_of_a_signer_stay_closed() {
         .await;
         speaker.set_peers(both(|config| config.md5 = key("first"))).await.unwrap();
         wait_for_all(&speaker, "signed sessions", is_established).await;
+    });
+}
+
+/// The router is nobody's peer but one of a range, over both families; the range has a key.
+#[test]
+fn ranges_with_a_key() {
+    let ranges = |text: &str| {
+        both(|config| config.md5 = key(text)).into_iter().map(|peer| {
+            let prefix =
+                IpNet::new(peer.address, if peer.address.is_ipv4() { 24 } else { 64 }).unwrap().trunc();
+            let peer =
+                PeerConfig { address: prefix.network(), asn: PeerAsn::External, local_address: None, ..peer };
+            PeerRange { prefix, limit: 2, peer }
+        })
+    };
+    let cable = Cable::new();
+    within(&cable.us, async {
+        let router = bird(&cable, "password \"first\";");
+        let speaker = speaker(Vec::new()).await;
+        speaker.set_ranges(ranges("first").collect()).await.unwrap();
+        let are_up = |count: usize| {
+            let speaker = speaker.clone();
+            async move {
+                let peers = speaker.peers().await;
+                peers.len() == count && peers.iter().all(is_established)
+            }
+        };
+        wait_for("members of both ranges", || are_up(2)).await;
+        let established: Vec<_> = speaker.peers().await.iter().map(|peer| peer.address.to_string()).collect();
+        assert_eq!(established, [ROUTER, ROUTER6]);
+        // Another key: the sessions live until the router follows, and are there after it has.
+        speaker.set_ranges(ranges("second").collect()).await.unwrap();
+        assert!(are_up(2).await);
+        router.change_key(&cable, "second");
+        wait_for("members with the second key", || are_up(2)).await;
+        drop(router);
+        wait_for("members are forgotten", || async { speaker.peers().await.is_empty() }).await;
     });
 }

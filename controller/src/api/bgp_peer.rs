@@ -49,6 +49,9 @@ pub struct BGPPeerSpec {
     /// TCP port of the neighbour.
     #[serde(default = "bgp_port")]
     pub port: Port,
+    /// The neighbour is not dialled: it has to.
+    #[serde(default)]
+    pub passive: bool,
     /// Timers of the session.
     #[serde(default)]
     pub timers: Timers,

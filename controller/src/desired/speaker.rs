@@ -117,6 +117,7 @@ fn peer_config(address: IpAddr, peer: &BGPPeer, own: Asn, md5: Option<Md5Key>) -
         address,
         asn,
         port: spec.port.get(),
+        passive: spec.passive,
         local_address: None,
         timers: Timers {
             hold_seconds: spec.timers.hold_seconds.get(),

@@ -22,6 +22,7 @@ fn peer(host: u8, asn: u32) -> PeerConfig {
         address: address(host),
         asn: PeerAsn::Is(Asn(asn)),
         port: 179,
+        passive: false,
         local_address: None,
         timers: Timers { hold_seconds: 9, keepalive_seconds: 3, connect_retry_seconds: 2 },
         families: [Family::Ipv4Unicast, Family::Ipv6Unicast].into(),

@@ -1,4 +1,6 @@
 //! One speaker and peers that follow a script, message by message.
+mod ranges;
+
 use super::*;
 use crate::{
     ConnectionId, Endpoints, Time,

@@ -4,7 +4,7 @@ use crate::transport::Md5Key;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
@@ -89,8 +89,44 @@ pub struct PeerConfig {
     pub max_prefixes: Option<u32>,
     /// Which prefixes are taken in; empty: none. A prefix matches an entry that contains it.
     pub accept: Vec<IpNet>,
+    /// Which of these are taken in nevertheless.
+    pub import: ImportFilter,
     /// Whether learned routes are passed on to this peer.
     pub export_learned: bool,
+    /// What the peer is told otherwise, by family; none: as it is.
+    pub export: BTreeMap<Family, ExportPolicy>,
+}
+
+/// What is not taken in although it is accepted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImportFilter {
+    /// Prefixes that one of these contains.
+    pub deny: Vec<IpNet>,
+    /// Routes that have none of these communities, standard (RFC 1997) and large (RFC 8092) ones together; where there
+    /// are none of them, communities do not matter.
+    pub communities: BTreeSet<u32>,
+    /// See `communities`.
+    pub large_communities: BTreeSet<(u32, u32, u32)>,
+}
+
+/// Changes to the routes that a peer is told, learned ones and our own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExportPolicy {
+    /// To internal peers, too, learned routes have our address as the next hop. To external ones all have.
+    pub next_hop_self: bool,
+    /// The peer is to look for other ways: GRACEFUL_SHUTDOWN is added, and to internal peers LOCAL_PREF is 0 (RFC 8326
+    /// section 4).
+    pub graceful_shutdown: bool,
+    /// How many times our AS is prepended more, 0 to 16, to external peers only.
+    pub prepend: u8,
+    /// MULTI_EXIT_DISC; none: that of the route.
+    pub med: Option<u32>,
+    /// LOCAL_PREF, to internal peers only; none: that of the route.
+    pub local_pref: Option<u32>,
+    /// Standard communities that are added.
+    pub communities: BTreeSet<u32>,
+    /// Large communities that are added.
+    pub large_communities: BTreeSet<(u32, u32, u32)>,
 }
 
 /// Neighbours that are known by the range of their addresses: each is there from its first connection to the end of its
@@ -162,6 +198,9 @@ pub struct RouteAttributes {
     pub med: Option<u32>,
     /// How many times our AS is prepended more, 0 to 16.
     pub prepend: u8,
+    /// Link bandwidth, octets per second (draft-ietf-idr-link-bandwidth): the share of traffic that we want beside
+    /// others who announce the prefix. Transitive to external peers, who would not get it otherwise.
+    pub link_bandwidth: Option<u64>,
 }
 
 /// State of a session (RFC 4271 section 8.2.2).

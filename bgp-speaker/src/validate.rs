@@ -114,10 +114,13 @@ fn peer(peer: &PeerConfig, global: Option<&Global>) -> Result<(), ConfigError> {
     if peer.ttl_security_hops.is_some() && peer.multihop_ttl.is_some() {
         return error("ttlSecurity", "and ebgpMultihop exclude each other");
     }
-    for entry in &peer.accept {
-        if let Some(reason) = host_bits(entry) {
-            return error("import.accept", &reason);
+    for (field, list) in [("import.accept", &peer.accept), ("import.deny", &peer.import.deny)] {
+        if let Some(reason) = list.iter().find_map(host_bits) {
+            return error(field, &reason);
         }
+    }
+    if peer.export.values().any(|policy| policy.prepend > MAX_PREPEND) {
+        return error("export.prepend", "must be 0 to 16");
     }
     Ok(())
 }
@@ -195,6 +198,8 @@ mod tests {
             max_prefixes: None,
             accept: vec![],
             export_learned: false,
+            import: Default::default(),
+            export: Default::default(),
         };
         change(&mut config);
         config

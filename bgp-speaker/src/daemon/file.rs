@@ -2,7 +2,10 @@
 //! what is not supported yet is refused by its name.
 use bgp_speaker::{
     Md5Key,
-    config::{self, Asn, Family, Global, PeerConfig, PeerRange, Route, RouteAttributes, Timers},
+    config::{
+        self, Asn, ExportPolicy, Family, Global, ImportFilter, PeerConfig, PeerRange, Route, RouteAttributes,
+        Timers,
+    },
     wire::{Community, LargeCommunity},
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -233,13 +236,47 @@ impl<'de> Deserialize<'de> for Secret {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct Import {
     accept: Vec<Accept>,
+    deny: Vec<Accept>,
+    communities: Vec<AnyCommunity>,
     install: bool,
+}
+
+impl Import {
+    fn filter(deny: Vec<Accept>, communities: Vec<AnyCommunity>) -> ImportFilter {
+        let (communities, large_communities) = by_kind(communities);
+        ImportFilter { deny: prefixes(deny), communities, large_communities }
+    }
 }
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct Export {
     learned: bool,
+    next_hop_self: bool,
+    graceful_shutdown: bool,
+    prepend: u8,
+    med: Option<u32>,
+    local_pref: Option<u32>,
+    communities: Vec<AnyCommunity>,
+}
+
+impl Export {
+    fn policy(self) -> ExportPolicy {
+        let (communities, large_communities) = by_kind(self.communities);
+        ExportPolicy {
+            next_hop_self: self.next_hop_self,
+            graceful_shutdown: self.graceful_shutdown,
+            prepend: self.prepend,
+            med: self.med,
+            local_pref: self.local_pref,
+            communities,
+            large_communities,
+        }
+    }
+}
+
+fn prefixes(entries: Vec<Accept>) -> Vec<IpNet> {
+    entries.into_iter().flat_map(|Accept(prefixes)| prefixes).collect()
 }
 
 #[derive(Default, Deserialize)]
@@ -299,8 +336,13 @@ impl PeerSpec {
             md5: self.auth.map(Auth::key).transpose().map_err(|error| format!("auth.{error}"))?,
             ttl_security_hops: self.ttl_security.map(|security| security.hops),
             max_prefixes: self.max_prefixes,
-            accept: self.import.accept.into_iter().flat_map(|Accept(prefixes)| prefixes).collect(),
+            accept: prefixes(self.import.accept),
+            import: Import::filter(self.import.deny, self.import.communities),
             export_learned: self.export.learned,
+            export: {
+                let policy = self.export.policy();
+                all_families().into_iter().map(|family| (family, policy.clone())).collect()
+            },
         })
     }
 }
@@ -316,27 +358,21 @@ struct RouteSpec {
     med: Option<u32>,
     #[serde(default)]
     prepend: u8,
+    link_bandwidth: Option<u64>,
 }
 
 impl RouteSpec {
     fn route(self) -> Route {
-        let mut attributes = RouteAttributes {
+        let (communities, large_communities) = by_kind(self.communities);
+        let attributes = RouteAttributes {
             next_hop: self.next_hop,
+            communities,
+            large_communities,
             local_pref: self.local_pref,
             med: self.med,
             prepend: self.prepend,
-            ..RouteAttributes::default()
+            link_bandwidth: self.link_bandwidth,
         };
-        for community in self.communities {
-            match community {
-                AnyCommunity::Standard(Community(value)) => {
-                    attributes.communities.insert(value);
-                }
-                AnyCommunity::Large(LargeCommunity { global, local1, local2 }) => {
-                    attributes.large_communities.insert((global, local1, local2));
-                }
-            }
-        }
         Route { prefix: self.prefix, attributes, peers: None }
     }
 }
@@ -345,6 +381,18 @@ impl RouteSpec {
 enum AnyCommunity {
     Standard(Community),
     Large(LargeCommunity),
+}
+
+/// Standard and large ones.
+fn by_kind(all: Vec<AnyCommunity>) -> (BTreeSet<u32>, BTreeSet<(u32, u32, u32)>) {
+    let (mut standard, mut large) = (BTreeSet::new(), BTreeSet::new());
+    for community in all {
+        match community {
+            AnyCommunity::Standard(Community(value)) => drop(standard.insert(value)),
+            AnyCommunity::Large(community) => drop(large.insert(community.parts())),
+        }
+    }
+    (standard, large)
 }
 
 impl<'de> Deserialize<'de> for AnyCommunity {
@@ -372,10 +420,10 @@ routerID: 198.18.0.2
 listen: ["198.18.0.2:179"]
 peers:
 - {address: 198.18.0.1, asn: 65001, localAddress: 198.18.0.2, timers: {holdSeconds: 9}, ttlSecurity: {hops: 2}, import: {accept: [any]}, export: {learned: true}}
-- {address: "fd00:18::1", asn: internal, families: [ipv6-unicast], ebgpMultihop: {ttl: 4}, auth: {md5Password: s3cret}, maxPrefixes: 10, import: {accept: [10.0.0.0/8]}}
+- {address: "fd00:18::1", asn: internal, families: [ipv6-unicast], ebgpMultihop: {ttl: 4}, auth: {md5Password: s3cret}, maxPrefixes: 10, import: {accept: [10.0.0.0/8], deny: [10.1.0.0/16], communities: ["65001:1"]}, export: {nextHopSelf: true, gracefulShutdown: true, prepend: 3, med: 4, localPref: 5, communities: ["1:2:3"]}}
 - {range: {prefix: 198.18.1.0/24, limit: 10}, asn: external, passive: true}
 routes:
-- {prefix: 203.0.113.0/24, communities: ["65002:1", "65002:1:2", no-export], med: 10, prepend: 2, localPref: 200}
+- {prefix: 203.0.113.0/24, communities: ["65002:1", "65002:1:2", no-export], med: 10, prepend: 2, localPref: 200, linkBandwidth: 125000}
 - {prefix: "2001:db8:1::/48"}
 "#;
 
@@ -395,12 +443,21 @@ routes:
         );
         assert_eq!((peers[1].accept.len(), peers[1].export_learned, peers[1].port), (1, false, 179));
         assert_eq!((&peers[0].md5, &peers[1].md5), (&None, &Md5Key::new(*b"s3cret").ok()));
+        assert_eq!(
+            (peers[1].import.deny.len(), &peers[1].import.communities),
+            (1, &[65001 << 16 | 1].into())
+        );
+        let policy = &peers[1].export[&Family::Ipv4Unicast];
+        assert_eq!((policy.next_hop_self, policy.graceful_shutdown, policy.prepend), (true, true, 3));
+        assert_eq!((policy.med, policy.local_pref), (Some(4), Some(5)));
+        assert_eq!(policy.large_communities, [(1, 2, 3)].into());
+        assert_eq!(peers[0].export[&Family::Ipv6Unicast], ExportPolicy::default());
         assert_eq!((ranges[0].limit, ranges[0].peer.passive, ranges.len()), (10, true, 1));
         assert_eq!(ranges[0].name(), IpAddr::from([198, 18, 1, 0]));
         let attributes = &routes[0].attributes;
         assert_eq!(attributes.communities, [65002 << 16 | 1, 0xFFFF_FF01].into());
         assert_eq!(attributes.large_communities, [(65002, 1, 2)].into());
-        assert_eq!(routes.len(), 2);
+        assert_eq!((routes.len(), attributes.link_bandwidth), (2, Some(125_000)));
     }
 
     #[test]

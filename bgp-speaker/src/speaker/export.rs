@@ -6,7 +6,7 @@ use crate::{
     policy::{Export, Provenance},
     rib::{AttributesId, Path, PathAttributes, PrefixId, Source},
     update_queue::Exporter,
-    wire::{AsPath, Attributes, Community, LargeCommunity, NextHop},
+    wire::{AsPath, Attributes, Community, ExtendedCommunity, LargeCommunity, NextHop},
 };
 use ipnet::IpNet;
 use std::{collections::BTreeMap, mem, net::IpAddr};
@@ -130,6 +130,7 @@ impl Speaker {
                 internal: negotiated.context.internal,
                 address: slot.peer.config.address,
                 learned: slot.peer.config.export_learned,
+                changes: &slot.peer.config.export,
                 next_hops: &ends.next_hops,
             },
         };
@@ -200,10 +201,11 @@ fn own_attributes(route: &RouteAttributes, asn: Asn) -> PathAttributes {
             med: route.med,
             local_pref: route.local_pref,
             communities: route.communities.iter().copied().map(Community).collect(),
-            large_communities: route
-                .large_communities
-                .iter()
-                .map(|&(global, local1, local2)| LargeCommunity { global, local1, local2 })
+            large_communities: route.large_communities.iter().copied().map(LargeCommunity::from).collect(),
+            extended_communities: route
+                .link_bandwidth
+                .map(|bandwidth| ExtendedCommunity::link_bandwidth(asn, bandwidth))
+                .into_iter()
                 .collect(),
             ..Attributes::default()
         },

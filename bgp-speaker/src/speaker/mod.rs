@@ -387,10 +387,10 @@ impl Speaker {
             }
             return;
         }
-        if old.accept != config.accept {
+        if (&old.accept, &old.import) != (&config.accept, &config.import) {
             self.import_policy_changed(source);
         }
-        if old.export_learned != config.export_learned {
+        if (old.export_learned, &old.export) != (config.export_learned, &config.export) {
             self.export_policy_changed(source);
         }
         self.check_max_prefixes(source, now, outputs);

@@ -3,6 +3,7 @@
 mod command;
 mod harness;
 mod others;
+mod policy;
 mod raw;
 mod routers;
 mod sessions;

@@ -2,14 +2,16 @@
 use super::Node;
 use crate::{
     api::{
-        BGPPeer, PeerAsn, Prefix, Secret, bgp_peer::SecretReference, bgp_router::RouterOverride,
+        BGPPeer, Community, PeerAsn, Prefix, Secret,
+        bgp_peer::{Import, SecretReference},
+        bgp_router::RouterOverride,
         scalar::quoted,
     },
     observed::Observed,
 };
 use bgp_speaker::{
     Md5Key,
-    config::{self, Asn, Global, PeerConfig, Timers},
+    config::{self, Asn, ExportPolicy, Global, ImportFilter, PeerConfig, Timers},
 };
 use ipnet::IpNet;
 use std::{
@@ -100,14 +102,7 @@ fn v4(address: &IpAddr) -> Option<Ipv4Addr> {
 
 fn peer_config(address: IpAddr, peer: &BGPPeer, own: Asn, md5: Option<Md5Key>) -> PeerConfig {
     let spec = &peer.spec;
-    let any = [IpNet::V4(ipnet::Ipv4Net::default()), IpNet::V6(ipnet::Ipv6Net::default())];
-    let mut accept = Vec::new();
-    for prefix in &spec.import.accept {
-        match prefix {
-            Prefix::Any => accept.extend(any),
-            Prefix::Within(net) => accept.push(*net),
-        }
-    }
+    let export = ExportPolicy { graceful_shutdown: spec.graceful_shutdown, ..ExportPolicy::default() };
     let asn = match spec.asn {
         PeerAsn::Number(asn) => config::PeerAsn::Is(Asn(asn.get())),
         PeerAsn::Internal => config::PeerAsn::Is(own),
@@ -133,7 +128,34 @@ fn peer_config(address: IpAddr, peer: &BGPPeer, own: Asn, md5: Option<Md5Key>) -
         md5,
         ttl_security_hops: spec.ttl_security.as_ref().map(|security| security.hops.get()),
         max_prefixes: Some(spec.max_prefixes.get()),
-        accept,
+        accept: prefixes(&spec.import.accept),
+        import: import_filter(&spec.import),
         export_learned: false,
+        export: spec.families.iter().map(|family| ((*family).into(), export.clone())).collect(),
     }
+}
+
+fn prefixes(declared: &[Prefix]) -> Vec<IpNet> {
+    let any = [IpNet::V4(ipnet::Ipv4Net::default()), IpNet::V6(ipnet::Ipv6Net::default())];
+    let mut prefixes = Vec::new();
+    for prefix in declared {
+        match prefix {
+            Prefix::Any => prefixes.extend(any),
+            Prefix::Within(net) => prefixes.push(*net),
+        }
+    }
+    prefixes
+}
+
+fn import_filter(import: &Import) -> ImportFilter {
+    let mut filter = ImportFilter { deny: prefixes(&import.deny), ..ImportFilter::default() };
+    for community in &import.communities {
+        match *community {
+            Community::Standard(value) => drop(filter.communities.insert(value)),
+            Community::Large(global, first, second) => {
+                filter.large_communities.insert((global, first, second));
+            }
+        }
+    }
+    filter
 }

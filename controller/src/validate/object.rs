@@ -238,7 +238,6 @@ impl Faults {
 
     fn advertisement(&mut self, spec: &BGPAdvertisementSpec) {
         self.not_yet(spec.source != Source::LoadBalancer, "source");
-        self.not_yet(spec.attributes.link_bandwidth.is_some(), "attributes.linkBandwidth");
         self.selector("serviceSelector", &spec.service_selector);
         self.selector("poolSelector", &spec.pool_selector);
         self.selector("nodeSelector", &spec.node_selector);

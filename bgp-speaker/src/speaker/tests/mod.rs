@@ -32,6 +32,8 @@ fn peer(host: u8, asn: u32) -> PeerConfig {
         max_prefixes: None,
         accept: vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()],
         export_learned: true,
+        import: Default::default(),
+        export: Default::default(),
     }
 }
 

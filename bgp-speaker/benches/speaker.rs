@@ -195,6 +195,8 @@ fn with_peers(count: u8, accept: bool) -> Bench {
         ttl_security_hops: None,
         md5: None,
         max_prefixes: None,
+        max_prefixes_restart_seconds: 60,
+        shutdown: None,
         accept: if accept { vec!["0.0.0.0/0".parse().expect("valid")] } else { vec![] },
         export_learned: host > 1,
         import: Default::default(),

@@ -87,6 +87,10 @@ pub struct PeerConfig {
     pub md5: Option<Md5Key>,
     /// More prefixes than this from the peer end the session (Cease, subcode 1, RFC 4486).
     pub max_prefixes: Option<u32>,
+    /// For so many seconds the peer stays down then; it comes back at once when `max_prefixes` changes.
+    pub max_prefixes_restart_seconds: u32,
+    /// The peer is shut down, and is told so with this text (RFC 9003), 0 to 255 octets; none: it is not.
+    pub shutdown: Option<String>,
     /// Which prefixes are taken in; empty: none. A prefix matches an entry that contains it.
     pub accept: Vec<IpNet>,
     /// Which of these are taken in nevertheless.
@@ -153,6 +157,9 @@ impl PeerRange {
         PeerConfig { address, passive: true, ..self.peer.clone() }
     }
 }
+
+/// Default of [`PeerConfig::max_prefixes_restart_seconds`]: long enough for a peer not to flap.
+pub const MAX_PREFIXES_RESTART_SECONDS: u32 = 300;
 
 /// Timers of a session (RFC 4271 section 10).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

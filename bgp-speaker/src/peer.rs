@@ -43,6 +43,8 @@ pub(crate) struct Peer {
     pub(crate) config: PeerConfig,
     dialer: Connection,
     accepted: Vec<Connection>,
+    /// Until then there are no connections.
+    down_until: Option<Time>,
     state: State,
     pub(crate) since: Time,
     pub(crate) established_count: u64,
@@ -69,6 +71,7 @@ impl Peer {
             config,
             dialer,
             accepted: Vec::new(),
+            down_until: None,
             state: State::Idle,
             since: now,
             established_count: 0,
@@ -130,11 +133,16 @@ impl Peer {
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Time> {
-        self.connections().filter_map(|connection| connection.fsm.next_deadline()).min()
+        let deadlines = self.connections().filter_map(|connection| connection.fsm.next_deadline());
+        deadlines.chain(self.down_until).min()
     }
 
-    /// Dials at once.
+    /// Dials at once, unless the peer is shut down.
     pub(crate) fn start(&mut self, tools: &mut Tools<'_>) {
+        self.down_until = None;
+        if self.config.shutdown.is_some() {
+            return;
+        }
         self.event(Which::Dialer, Event::Start, tools);
     }
 
@@ -144,6 +152,26 @@ impl Peer {
             self.event(Which::Accepted(0), Event::Stop(notification.clone()), tools);
         }
         self.event(Which::Dialer, Event::Stop(notification.clone()), tools);
+    }
+
+    /// Ends all connections; there are no others until then.
+    pub(crate) fn stop_until(&mut self, end: Time, notification: &Notification, tools: &mut Tools<'_>) {
+        self.reset(notification.clone(), tools);
+        self.stop(notification, tools);
+        self.down_until = Some(end);
+    }
+
+    /// What the peer is told when its session has to be another one.
+    pub(crate) fn farewell(&self) -> Notification {
+        match &self.config.shutdown {
+            Some(text) => Notification::with_communication(Reason::ADMINISTRATIVE_SHUTDOWN, text),
+            None => Reason::OTHER_CONFIGURATION_CHANGE.into(),
+        }
+    }
+
+    /// Whether it takes no connections for now.
+    pub(crate) fn is_kept_down(&self) -> bool {
+        self.down_until.is_some() || self.config.shutdown.is_some()
     }
 
     /// Ends the session that is up, if there is one; the dialer tries again later.
@@ -170,6 +198,10 @@ impl Peer {
 
     /// A connection came in.
     pub(crate) fn accept(&mut self, id: ConnectionId, endpoints: Endpoints, tools: &mut Tools<'_>) {
+        if self.is_kept_down() {
+            tools.requests.push(Request::Close(id, Vec::new()));
+            return;
+        }
         if self.accepted.len() >= MAX_ACCEPTED {
             // The oldest that is not up makes room: a peer that dials anew has given that one up.
             let oldest = self.accepted.iter().position(|other| other.fsm.state() != State::Established);
@@ -187,7 +219,7 @@ impl Peer {
 
     /// Whether there is no connection, and none is tried.
     pub(crate) fn is_alone(&self) -> bool {
-        self.connections().all(|connection| connection.id.is_none())
+        self.down_until.is_none() && self.connections().all(|connection| connection.id.is_none())
     }
 
     /// An event of the connection with this name.
@@ -199,6 +231,9 @@ impl Peer {
 
     /// The time has come for some connection.
     pub(crate) fn tick(&mut self, tools: &mut Tools<'_>) {
+        if self.down_until.is_some_and(|end| end <= tools.now) {
+            self.start(tools);
+        }
         let due = |connection: &Connection| {
             connection.fsm.next_deadline().is_some_and(|deadline| deadline <= tools.now)
         };

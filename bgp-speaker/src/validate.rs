@@ -89,6 +89,9 @@ fn peer(peer: &PeerConfig, global: Option<&Global>) -> Result<(), ConfigError> {
             return error("localAddress", "is the address of the peer");
         }
     }
+    if peer.shutdown.as_ref().is_some_and(|text| text.len() > 255) {
+        return error("shutdown", "is longer than 255 octets (RFC 9003)");
+    }
     if peer.families.is_empty() {
         return error("families", "is empty: name at least one");
     }
@@ -196,6 +199,8 @@ mod tests {
             ttl_security_hops: None,
             md5: None,
             max_prefixes: None,
+            max_prefixes_restart_seconds: 60,
+            shutdown: None,
             accept: vec![],
             export_learned: false,
             import: Default::default(),
@@ -229,7 +234,7 @@ mod tests {
     #[test]
     fn peers_that_make_no_sense() {
         type Case = (fn(&mut PeerConfig), &'static str);
-        let cases: [Case; 19] = [
+        let cases: [Case; 21] = [
             (|_| (), ""),
             (|peer| peer.timers = Timers { hold_seconds: 0, keepalive_seconds: 0, ..peer.timers }, ""),
             (|peer| peer.asn = PeerAsn::Is(Asn(0)), "asn: 0 is reserved (RFC 7607)"),
@@ -250,6 +255,8 @@ mod tests {
                 "ebgpMultihop: is for external peers only",
             ),
             (|peer| peer.ttl_security_hops = Some(254), ""),
+            (|peer| peer.shutdown = Some("x".repeat(255)), ""),
+            (|peer| peer.shutdown = Some("x".repeat(256)), "shutdown: is longer than 255 octets (RFC 9003)"),
             (|peer| peer.ttl_security_hops = Some(255), "ttlSecurity.hops: must be 1 to 254"),
             (
                 |peer| (peer.multihop_ttl, peer.ttl_security_hops) = (Some(4), Some(1)),

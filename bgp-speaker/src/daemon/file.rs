@@ -102,6 +102,9 @@ struct PeerSpec {
     ttl_security: Option<TtlSecurity>,
     auth: Option<Auth>,
     max_prefixes: Option<u32>,
+    #[serde(default = "restart_seconds")]
+    max_prefixes_restart_seconds: u32,
+    shutdown: Option<String>,
     #[serde(default)]
     import: Import,
     #[serde(default)]
@@ -124,6 +127,10 @@ struct Range {
 
 fn bgp_port() -> u16 {
     179
+}
+
+fn restart_seconds() -> u32 {
+    config::MAX_PREFIXES_RESTART_SECONDS
 }
 
 fn all_families() -> BTreeSet<Family> {
@@ -336,6 +343,8 @@ impl PeerSpec {
             md5: self.auth.map(Auth::key).transpose().map_err(|error| format!("auth.{error}"))?,
             ttl_security_hops: self.ttl_security.map(|security| security.hops),
             max_prefixes: self.max_prefixes,
+            max_prefixes_restart_seconds: self.max_prefixes_restart_seconds,
+            shutdown: self.shutdown,
             accept: prefixes(self.import.accept),
             import: Import::filter(self.import.deny, self.import.communities),
             export_learned: self.export.learned,
@@ -420,7 +429,7 @@ routerID: 198.18.0.2
 listen: ["198.18.0.2:179"]
 peers:
 - {address: 198.18.0.1, asn: 65001, localAddress: 198.18.0.2, timers: {holdSeconds: 9}, ttlSecurity: {hops: 2}, import: {accept: [any]}, export: {learned: true}}
-- {address: "fd00:18::1", asn: internal, families: [ipv6-unicast], ebgpMultihop: {ttl: 4}, auth: {md5Password: s3cret}, maxPrefixes: 10, import: {accept: [10.0.0.0/8], deny: [10.1.0.0/16], communities: ["65001:1"]}, export: {nextHopSelf: true, gracefulShutdown: true, prepend: 3, med: 4, localPref: 5, communities: ["1:2:3"]}}
+- {address: "fd00:18::1", asn: internal, families: [ipv6-unicast], ebgpMultihop: {ttl: 4}, auth: {md5Password: s3cret}, maxPrefixes: 10, maxPrefixesRestartSeconds: 5, shutdown: bye, import: {accept: [10.0.0.0/8], deny: [10.1.0.0/16], communities: ["65001:1"]}, export: {nextHopSelf: true, gracefulShutdown: true, prepend: 3, med: 4, localPref: 5, communities: ["1:2:3"]}}
 - {range: {prefix: 198.18.1.0/24, limit: 10}, asn: external, passive: true}
 routes:
 - {prefix: 203.0.113.0/24, communities: ["65002:1", "65002:1:2", no-export], med: 10, prepend: 2, localPref: 200, linkBandwidth: 125000}
@@ -447,6 +456,8 @@ routes:
             (peers[1].import.deny.len(), &peers[1].import.communities),
             (1, &[65001 << 16 | 1].into())
         );
+        assert_eq!((peers[0].max_prefixes_restart_seconds, &peers[0].shutdown), (300, &None));
+        assert_eq!((peers[1].max_prefixes_restart_seconds, peers[1].shutdown.as_deref()), (5, Some("bye")));
         let policy = &peers[1].export[&Family::Ipv4Unicast];
         assert_eq!((policy.next_hop_self, policy.graceful_shutdown, policy.prepend), (true, true, 3));
         assert_eq!((policy.med, policy.local_pref), (Some(4), Some(5)));

@@ -378,9 +378,8 @@ impl Speaker {
         let old = std::mem::replace(&mut slot.peer.config, config.clone());
         slot.peer.set_timers();
         if session_of(&old) != session_of(&config) {
-            let notification = Reason::OTHER_CONFIGURATION_CHANGE.into();
             self.with_peer(source, now, outputs, |peer, tools| {
-                peer.stop(&notification, tools);
+                peer.stop(&peer.farewell(), tools);
             });
             if self.global.is_some() {
                 self.with_peer(source, now, outputs, |peer, tools| peer.start(tools));
@@ -392,6 +391,13 @@ impl Speaker {
         }
         if (old.export_learned, &old.export) != (config.export_learned, &config.export) {
             self.export_policy_changed(source);
+        }
+        if old.max_prefixes != config.max_prefixes {
+            self.with_peer(source, now, outputs, |peer, tools| {
+                if peer.is_kept_down() {
+                    peer.start(tools);
+                }
+            });
         }
         self.check_max_prefixes(source, now, outputs);
     }
@@ -484,7 +490,8 @@ impl Speaker {
 fn session_of(config: &PeerConfig) -> impl PartialEq + use<> {
     let timers = (config.timers.hold_seconds, config.timers.keepalive_seconds);
     let ends = (config.asn, config.port, config.local_address, config.passive);
-    (ends, (config.multihop_ttl, config.ttl_security_hops), timers, config.families.clone())
+    let ttl = (config.multihop_ttl, config.ttl_security_hops);
+    (ends, ttl, timers, config.families.clone(), config.shutdown.clone())
 }
 
 fn family_of(prefix: &IpNet) -> Family {

@@ -16,7 +16,7 @@ use crate::{
     },
 };
 use ipnet::IpNet;
-use std::{collections::BTreeSet, net::SocketAddr};
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 /// So many refused routes of a peer are kept at most.
 const MAX_REFUSED: u64 = 1_000_000;
@@ -228,7 +228,8 @@ impl Speaker {
             let AfiSafi { afi, safi } = family.into();
             let data = [&afi.to_be_bytes()[..], &[safi], &max.to_be_bytes()].concat();
             let notification = Notification::new(Reason::MAX_PREFIXES_REACHED, data);
-            self.with_peer(source, now, outputs, |peer, tools| peer.reset(notification, tools));
+            let end = now + Duration::from_secs(slot.peer.config.max_prefixes_restart_seconds.into());
+            self.with_peer(source, now, outputs, |peer, tools| peer.stop_until(end, &notification, tools));
         }
     }
 

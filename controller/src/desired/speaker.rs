@@ -128,6 +128,8 @@ fn peer_config(address: IpAddr, peer: &BGPPeer, own: Asn, md5: Option<Md5Key>) -
         md5,
         ttl_security_hops: spec.ttl_security.as_ref().map(|security| security.hops.get()),
         max_prefixes: Some(spec.max_prefixes.get()),
+        max_prefixes_restart_seconds: config::MAX_PREFIXES_RESTART_SECONDS,
+        shutdown: None,
         accept: prefixes(&spec.import.accept),
         import: import_filter(&spec.import),
         export_learned: false,

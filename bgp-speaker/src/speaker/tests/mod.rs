@@ -30,6 +30,8 @@ fn peer(host: u8, asn: u32) -> PeerConfig {
         ttl_security_hops: None,
         md5: None,
         max_prefixes: None,
+        max_prefixes_restart_seconds: 60,
+        shutdown: None,
         accept: vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()],
         export_learned: true,
         import: Default::default(),

@@ -1,4 +1,5 @@
 //! One speaker and peers that follow a script, message by message.
+mod down;
 mod ranges;
 
 use super::*;

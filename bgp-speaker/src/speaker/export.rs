@@ -6,7 +6,7 @@ use crate::{
     policy::{Export, Provenance},
     rib::{AttributesId, Path, PathAttributes, PrefixId, Source},
     update_queue::Exporter,
-    wire::{AsPath, Attributes, Community, LargeCommunity, NextHop},
+    wire::{AsPath, Attributes, Community, ExtendedCommunity, LargeCommunity, NextHop},
 };
 use ipnet::IpNet;
 use std::{collections::BTreeMap, mem, net::IpAddr};
@@ -117,6 +117,7 @@ impl Speaker {
         let (Some(negotiated), Some(ends)) = (&session.negotiated, &session.endpoints) else { return };
         let exporter = PeerExporter {
             source,
+            name: slot.range.map_or(slot.peer.config.address, |range| range.network()),
             deferring: self.own_start.deferring,
             own: &self.own,
             neighbours: &self
@@ -130,6 +131,7 @@ impl Speaker {
                 internal: negotiated.context.internal,
                 address: slot.peer.config.address,
                 learned: slot.peer.config.export_learned,
+                changes: &slot.peer.config.export,
                 role: slot.peer.config.role.map(|role| role.local),
                 next_hops: &ends.next_hops,
             },
@@ -157,6 +159,8 @@ impl Speaker {
 
 struct PeerExporter<'a> {
     source: Source,
+    /// By which routes name the peer: its address, or that of its range.
+    name: IpAddr,
     /// Learned routes are held back.
     deferring: bool,
     own: &'a BTreeMap<IpNet, Vec<OwnRoute>>,
@@ -182,9 +186,7 @@ impl Exporter for PeerExporter<'_> {
             return Some(path.attributes);
         }
         let routes = self.own.get(prefix)?;
-        let named = |route: &&OwnRoute| {
-            route.peers.as_ref().is_some_and(|peers| peers.contains(&self.policy.address))
-        };
+        let named = |route: &&OwnRoute| route.peers.as_ref().is_some_and(|peers| peers.contains(&self.name));
         let route =
             routes.iter().find(named).or_else(|| routes.iter().find(|route| route.peers.is_none()))?;
         Some(route.attributes)
@@ -204,10 +206,11 @@ fn own_attributes(route: &RouteAttributes, asn: Asn) -> PathAttributes {
             med: route.med,
             local_pref: route.local_pref,
             communities: route.communities.iter().copied().map(Community).collect(),
-            large_communities: route
-                .large_communities
-                .iter()
-                .map(|&(global, local1, local2)| LargeCommunity { global, local1, local2 })
+            large_communities: route.large_communities.iter().copied().map(LargeCommunity::from).collect(),
+            extended_communities: route
+                .link_bandwidth
+                .map(|bandwidth| ExtendedCommunity::link_bandwidth(asn, bandwidth))
+                .into_iter()
                 .collect(),
             ..Attributes::default()
         },

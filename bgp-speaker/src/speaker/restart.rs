@@ -69,6 +69,11 @@ impl Kept {
         }
     }
 
+    /// Whether routes of a session that is gone are kept.
+    pub(super) fn is_needed(&self) -> bool {
+        !self.stale.is_empty()
+    }
+
     pub(super) fn is_stale(&self, family: Family) -> bool {
         self.stale.contains_key(&family)
     }
@@ -117,6 +122,7 @@ impl Speaker {
         for source in self.sources() {
             if self.slot(source).and_then(|slot| slot.kept.until).is_some_and(|until| until <= now) {
                 self.forget_stale(source);
+                self.let_go(source);
             }
         }
         if self.own_start.deadline().is_some_and(|deadline| deadline <= now) {

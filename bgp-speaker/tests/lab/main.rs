@@ -3,7 +3,9 @@
 mod command;
 mod harness;
 mod others;
+mod policy;
 mod raw;
 mod restart;
 mod routers;
 mod sessions;
+mod transport;

@@ -1,7 +1,7 @@
 //! FRR and BIRD at the other end of the cable, each with the same routes.
-use super::harness::{Cable, OUR_ASN, Process, ROUTER, ROUTER_ASN, ROUTER6, US, run, wait_until};
+use super::harness::{Cable, OUR_ASN, Process, ROUTER, ROUTER_ASN, ROUTER6, US, listens, run, wait_until};
 use nix::sys::signal::Signal;
-use std::{fs, path::Path};
+use std::fs;
 
 /// What both routers announce: MED 7, their AS twice more, communities 65001:1 and 65001:1:2.
 pub(crate) const THEIRS: [&str; 2] = ["10.1.0.0/16", "2001:db8:a::/48"];
@@ -47,6 +47,20 @@ pub(crate) struct Frr {
 }
 
 impl Frr {
+    /// zebra, and bgpd with this configuration.
+    pub(crate) fn launch(cable: &Cable, config: &str) -> Self {
+        let directory = cable.directory.display().to_string();
+        cable.file("zebra.conf", "");
+        cable.file("bgpd.conf", config);
+        // FRR runs as a user of its own.
+        run("chown", &["-R", "frr:frr", &directory]);
+        let zebra = frr_daemon(cable, "zebra", &["-s", "90000000"]);
+        wait_until("zebra is there", || listens(format!("{directory}/zserv.api")));
+        let bgpd = frr_daemon(cable, "bgpd", &[]);
+        wait_until("bgpd is there", || listens(format!("{directory}/bgpd.vty")));
+        Frr { directory, bgpd, _zebra: zebra }
+    }
+
     pub(crate) fn show(&self, commands: &[&str]) -> String {
         let commands = commands.iter().flat_map(|command| ["-c", *command]);
         run("vtysh", &["--vty_socket", &self.directory].into_iter().chain(commands).collect::<Vec<_>>())
@@ -88,16 +102,7 @@ route-map THEIRS permit 10
 ",
             THEIRS[0], THEIRS[1]
         );
-        let directory = cable.directory.display().to_string();
-        cable.file("zebra.conf", "");
-        cable.file("bgpd.conf", &config);
-        // FRR runs as a user of its own.
-        run("chown", &["-R", "frr:frr", &directory]);
-        let zebra = frr_daemon(cable, "zebra", &["-s", "90000000"]);
-        wait_until("zebra is there", || Path::new(&format!("{directory}/zserv.api")).exists());
-        let bgpd = frr_daemon(cable, "bgpd", &[]);
-        wait_until("bgpd is there", || Path::new(&format!("{directory}/bgpd.vty")).exists());
-        Frr { directory, bgpd, _zebra: zebra }
+        Frr::launch(cable, &config)
     }
 
     fn is_established(&self) -> bool {
@@ -145,7 +150,7 @@ impl Restarts for Frr {
         fs::remove_file(&vty).unwrap();
         forget_passing(cable, "bgpd.conf");
         self.bgpd = frr_daemon(cable, "bgpd", &[]);
-        wait_until("bgpd is there again", || vty.exists());
+        wait_until("bgpd is there again", || listens(&vty));
     }
 }
 
@@ -173,7 +178,15 @@ pub(crate) struct Bird {
 }
 
 impl Bird {
-    fn ask(&self, question: &str) -> String {
+    /// BIRD with this configuration.
+    pub(crate) fn launch(cable: &Cable, config: &str) -> Self {
+        cable.file("bird.conf", config);
+        let control = cable.directory.join("bird.ctl").display().to_string();
+        let bird = bird_daemon(cable, &control, &[]);
+        Bird { control, bird }
+    }
+
+    pub(crate) fn ask(&self, question: &str) -> String {
         run("birdc", &["-s", &self.control, question])
     }
 }
@@ -201,10 +214,7 @@ protocol bgp peer {{
 ",
             THEIRS[0], THEIRS[1]
         );
-        cable.file("bird.conf", &config);
-        let control = cable.directory.join("bird.ctl").display().to_string();
-        let bird = bird_daemon(cable, &control, &[]);
-        Bird { control, bird }
+        Bird::launch(cable, &config)
     }
 
     fn is_established(&self) -> bool {
@@ -259,6 +269,6 @@ fn bird_daemon(cable: &Cable, control: &str, more: &[&str]) -> Process {
     let config = cable.directory.join("bird.conf").display().to_string();
     let arguments = [&["-f", "-c", &config, "-s", control][..], more].concat();
     let bird = Process::start(&cable.router, "/usr/sbin/bird", &arguments, &cable.directory.join("bird.log"));
-    wait_until("bird is there", || fs::metadata(control).is_ok());
+    wait_until("bird is there", || listens(control));
     bird
 }

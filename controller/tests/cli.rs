@@ -360,11 +360,16 @@ fn usage_is_2() {
         &["validate"],
         &["standalone"],
         &["standalone", "--config-dir", "/", "--metrics", "9617"],
+        &["standalone", "--config-dir", "/", "--map-size", "slots"],
     ] {
         let output = fairlead().args(args).output().unwrap();
         assert_eq!((code(&output), stdout(&output)), (2, ""), "{args:?}");
         assert!(!stderr(&output).is_empty());
     }
+    let sizes = ["standalone", "--config-dir", "/", "--map-size", "slots=4096", "--map-size", "flows=0"];
+    let output = fairlead().args(sizes).output().unwrap();
+    let expected = "fairlead: --map-size: flows=0: expected a number from 1 to 268435456\n";
+    assert_eq!((code(&output), stderr(&output)), (2, expected));
     let output = fairlead().args(["get", "pods"]).output().unwrap();
     assert!(
         stderr(&output).contains("AddressPool, LoadBalancer"),

@@ -2,7 +2,10 @@
 //! something changes that matters. The packet path never looks at routes or neighbours.
 mod watch;
 
-use crate::state::{Hop, NextHop, NextHops};
+use crate::{
+    interfaces::Interfaces,
+    state::{Hop, NextHop, NextHops},
+};
 use futures::TryStreamExt;
 use rtnetlink::{
     Handle, RouteMessageBuilder,
@@ -49,11 +52,11 @@ struct Route {
 }
 
 impl Resolver {
-    /// Opens the sockets, in the network namespace of the calling thread.
-    pub(crate) fn open() -> io::Result<Self> {
+    /// Opens the sockets, in the network namespace of the calling thread. Of `interfaces`, those matter that come and go.
+    pub(crate) fn open(interfaces: Interfaces) -> io::Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
-        let watch = Watch::open()?;
+        let watch = Watch::open(interfaces)?;
         Ok(Resolver { handle, watch, routes: BTreeMap::new(), asked: BTreeMap::new() })
     }
 

@@ -8,6 +8,7 @@ mod directory;
 mod filters;
 mod flood;
 mod icmp;
+mod pods;
 mod restart;
 mod routers;
 mod trace;

@@ -1,5 +1,5 @@
 //! The command as a program: exit codes and outputs, against a server on a unix socket in a directory of its own.
-//! What is expected stands in `tests/cli/`; `FAIRLEAD_WRITE=1 cargo test -p controller --test cli` writes it anew, for review.
+//! What is expected stands in `tests/cli/`; `FAIRLEAD_REWRITE=1 cargo test -p controller --test cli` writes it anew, for review.
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails the test")]
 use axum::{Json, Router, body::Body, extract::RawQuery, http::StatusCode, routing::get};
 use controller::{
@@ -140,7 +140,7 @@ fn golden(file: &str) -> String {
 
 /// Compares with the file, or writes it.
 fn assert_golden(file: &str, actual: &str) {
-    if std::env::var_os("FAIRLEAD_WRITE").is_some() {
+    if std::env::var_os("FAIRLEAD_REWRITE").is_some() {
         fs::write(golden_path(file), actual).unwrap();
     }
     assert_eq!(actual, golden(file), "{file}");

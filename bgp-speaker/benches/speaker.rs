@@ -187,13 +187,20 @@ fn with_peers(count: u8, accept: bool) -> Bench {
         address: IpAddr::from([10, 0, 0, host]),
         asn: PeerAsn::Is(Asn(65000 + u32::from(host))),
         port: 179,
+        passive: false,
         local_address: None,
         timers: Timers::default(),
         families: [Family::Ipv4Unicast].into(),
         multihop_ttl: None,
+        ttl_security_hops: None,
+        md5: None,
         max_prefixes: None,
+        max_prefixes_restart_seconds: 60,
+        shutdown: None,
         accept: if accept { vec!["0.0.0.0/0".parse().expect("valid")] } else { vec![] },
         export_learned: host > 1,
+        import: Default::default(),
+        export: Default::default(),
     });
     speaker.set_peers(configs.collect(), NOW).expect("valid");
     let connections = (1..=count).map(|host| establish(&mut speaker, host)).collect();

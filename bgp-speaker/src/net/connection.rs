@@ -1,6 +1,6 @@
 //! One TCP connection: moves bytes between the kernel and the driver, and knows nothing of BGP.
-use super::driver::Event;
-use crate::ConnectionId;
+use super::{driver::Event, options};
+use crate::{ConnectionId, Md5Key};
 use socket2::SockRef;
 use std::{
     io::{self, Read},
@@ -9,7 +9,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::timeout,
 };
 
@@ -35,6 +35,7 @@ pub(super) async fn run(
     id: ConnectionId,
     mut stream: TcpStream,
     mut orders: mpsc::Receiver<Order>,
+    mut keys: watch::Receiver<Option<Md5Key>>,
     events: mpsc::Sender<Event>,
 ) {
     let (mut writing, mut written) = (Vec::new(), 0);
@@ -55,6 +56,10 @@ pub(super) async fn run(
                 Some(Order::Close(last)) => break last,
                 None => break Vec::new(),
             },
+            Ok(()) = keys.changed() => {
+                sign(&stream, keys.borrow_and_update().as_ref());
+                continue;
+            }
             result = writer.write(&writing[written..]), if alive && written < writing.len() => match result {
                 Ok(octets) => {
                     written += octets;
@@ -83,6 +88,14 @@ pub(super) async fn run(
         io::Result::Ok(())
     })
     .await;
+}
+
+/// Signs with another key from now on. Where that fails the peer will not hear us, and the session ends in time.
+fn sign(stream: &TcpStream, key: Option<&Md5Key>) {
+    let signed = stream.peer_addr().and_then(|remote| options::set_md5(stream, remote.ip().into(), key));
+    if let Err(error) = signed {
+        tracing::warn!(%error, "key of a connection not changed");
+    }
 }
 
 async fn read_some(reader: &mut tokio::net::tcp::ReadHalf<'_>, read: &mut Vec<u8>) -> io::Result<()> {

@@ -3,6 +3,8 @@
 mod command;
 mod harness;
 mod others;
+mod policy;
 mod raw;
 mod routers;
 mod sessions;
+mod transport;

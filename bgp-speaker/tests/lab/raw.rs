@@ -1,7 +1,10 @@
 //! A peer made of a socket and bytes: what no router would send, and the exact answer.
 use super::{
     command::BINARY,
-    harness::{self, Cable, OUR_ASN, Process, ROUTER, ROUTER_ASN, US, enter, global, wait_for, within},
+    harness::{
+        self, Cable, OUR_ASN, Process, ROUTER, ROUTER_ASN, US, enter, global, run, wait_for, wait_until,
+        within,
+    },
 };
 use bgp_speaker::{
     config::{Asn, Family, PeerConfig, Route, RouteAttributes, Timers},
@@ -12,9 +15,10 @@ use nix::{
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
     unistd::Pid,
 };
+use socket2::{Domain, SockAddr, Socket, Type};
 use std::{
-    io::{Read, Write},
-    net::{IpAddr, Ipv4Addr, Shutdown, TcpListener, TcpStream},
+    io::{ErrorKind, Read, Write},
+    net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     thread,
     time::{Duration, Instant},
 };
@@ -41,10 +45,15 @@ impl Raw {
 
     /// Dials, from the address that this peer is known by.
     fn dial() -> Self {
+        Raw::dial_with_ttl(64)
+    }
+
+    fn dial_with_ttl(ttl: u32) -> Self {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            match TcpStream::connect((US, 179)) {
-                Ok(stream) => return Raw::new(stream),
+            let socket = socket(ttl);
+            match socket.connect(&speaker()) {
+                Ok(()) => return Raw::new(socket.into()),
                 Err(error) => assert!(Instant::now() < deadline, "{error}"),
             }
             thread::yield_now();
@@ -304,7 +313,7 @@ fn a_peer_that_does_not_read_delays_no_other() {
     });
     let routes: Vec<Route> = routes.collect();
     let cable = Cable::new();
-    harness::run("ip", &["-n", &cable.router, "address", "add", "198.18.0.9/24", "dev", "router0"]);
+    run("ip", &["-n", &cable.router, "address", "add", "198.18.0.9/24", "dev", "router0"]);
     let peers = vec![peer(), PeerConfig { address: second.parse().unwrap(), ..peer() }];
     let namespace = cable.router.clone();
     thread::scope(|scope| {
@@ -361,12 +370,21 @@ fn resident() -> usize {
 }
 
 fn dial_from(address: &str) -> TcpStream {
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    let local = std::net::SocketAddr::new(address.parse::<IpAddr>().unwrap(), 0);
+    let socket = socket(64);
+    let local = SocketAddr::new(address.parse::<IpAddr>().unwrap(), 0);
     socket.bind(&local.into()).unwrap();
-    let remote: std::net::SocketAddr = format!("{US}:179").parse().unwrap();
-    socket.connect(&remote.into()).unwrap();
+    socket.connect(&speaker()).unwrap();
     socket.into()
+}
+
+fn socket(ttl: u32) -> Socket {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_ttl_v4(ttl).unwrap();
+    socket
+}
+
+fn speaker() -> SockAddr {
+    SocketAddr::new(US.parse().unwrap(), 179).into()
 }
 
 /// A stranger gets nothing, not even an OPEN.
@@ -382,13 +400,47 @@ fn strangers_are_turned_away() {
     assert_ne!(OUR_ASN, ROUTER_ASN);
 }
 
+/// A peer with GTSM is heard with the highest TTL only.
+#[test]
+fn what_came_from_far_is_not_heard() {
+    let guarded = PeerConfig { ttl_security_hops: Some(1), ..peer() };
+    against(vec![guarded], Vec::new(), || {
+        let mut raw = Raw::dial_with_ttl(255);
+        assert!(matches!(raw.receive(), Some(Message::Open(_))));
+        raw.stream.set_ttl(254).unwrap();
+        raw.send(&open(ROUTER));
+        wait_until("TCP repeats itself", || {
+            run("ss", &["-Htino", "dport", "=", ":179"]).lines().any(|line| line.contains("retrans:"))
+        });
+        raw.stream.set_nonblocking(true).unwrap();
+        assert!(raw.stream.read(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock));
+        raw.stream.set_nonblocking(false).unwrap();
+        raw.stream.set_ttl(255).unwrap();
+        assert_eq!(raw.receive(), Some(Message::Keepalive));
+    });
+}
+
+/// A handshake from further away than a peer with GTSM is a stranger's, whatever is said after it.
+#[test]
+fn handshakes_from_far_are_closed() {
+    let guarded = PeerConfig { ttl_security_hops: Some(2), ..peer() };
+    against(vec![guarded], Vec::new(), || {
+        // Says that the speaker knows its peers by now.
+        let near = Raw::dial_with_ttl(254).establish();
+        let mut far = Raw::dial_with_ttl(253);
+        // End of stream, or a reset.
+        assert!(!matches!(far.stream.read(&mut [0]), Ok(1)));
+        drop(near);
+    });
+}
+
 /// What one external peer tells, octet by octet as it leaves to another one: our AS before a full segment, our
 /// address as the next hop, without MED; unknown transitive attributes with Partial, others not at all.
 #[test]
 fn transit() {
     let second = "198.18.0.9";
     let cable = Cable::new();
-    harness::run("ip", &["-n", &cable.router, "address", "add", "198.18.0.9/24", "dev", "router0"]);
+    run("ip", &["-n", &cable.router, "address", "add", "198.18.0.9/24", "dev", "router0"]);
     let peers = vec![peer(), PeerConfig { address: second.parse().unwrap(), export_learned: true, ..peer() }];
     let namespace = cable.router.clone();
     let octets = |text: &str| -> Vec<u8> {

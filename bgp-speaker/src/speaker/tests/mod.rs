@@ -22,13 +22,20 @@ fn peer(host: u8, asn: u32) -> PeerConfig {
         address: address(host),
         asn: PeerAsn::Is(Asn(asn)),
         port: 179,
+        passive: false,
         local_address: None,
         timers: Timers { hold_seconds: 9, keepalive_seconds: 3, connect_retry_seconds: 2 },
         families: [Family::Ipv4Unicast, Family::Ipv6Unicast].into(),
         multihop_ttl: None,
+        ttl_security_hops: None,
+        md5: None,
         max_prefixes: None,
+        max_prefixes_restart_seconds: 60,
+        shutdown: None,
         accept: vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()],
         export_learned: true,
+        import: Default::default(),
+        export: Default::default(),
     }
 }
 

@@ -6,6 +6,7 @@ use std::{
     fs::{self, File},
     future::Future,
     net::{IpAddr, Ipv4Addr},
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -22,7 +23,7 @@ pub(crate) const ROUTER6: &str = "fd00:18::1";
 pub(crate) const OUR_ASN: u32 = 65002;
 pub(crate) const ROUTER_ASN: u32 = 65001;
 
-const PATIENCE: Duration = Duration::from_secs(40);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A namespace for the speaker and one for the router, and a directory for files.
 pub(crate) struct Cable {
@@ -109,6 +110,11 @@ impl Drop for Process {
         let _: Result<_, _> = self.0.kill();
         let _: Result<_, _> = self.0.wait();
     }
+}
+
+/// Whether somebody accepts connections on a unix socket; the file is there before that.
+pub(crate) fn listens(socket: impl AsRef<Path>) -> bool {
+    UnixStream::connect(socket).is_ok()
 }
 
 /// Moves this thread into a namespace: the sockets that it makes from now on are there.

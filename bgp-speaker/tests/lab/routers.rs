@@ -1,7 +1,7 @@
 //! FRR and BIRD at the other end of the cable, each with the same routes.
-use super::harness::{Cable, OUR_ASN, Process, ROUTER, ROUTER_ASN, ROUTER6, US, run, wait_until};
+use super::harness::{Cable, OUR_ASN, Process, ROUTER, ROUTER_ASN, ROUTER6, US, listens, run, wait_until};
 use nix::sys::signal::Signal;
-use std::{fs, path::Path};
+use std::path::Path;
 
 /// What both routers announce: MED 7, their AS twice more, communities 65001:1 and 65001:1:2.
 pub(crate) const THEIRS: [&str; 2] = ["10.1.0.0/16", "2001:db8:a::/48"];
@@ -55,9 +55,9 @@ impl Frr {
             Process::start(&cable.router, &format!("/usr/lib/frr/{name}"), &arguments, &log)
         };
         let zebra = daemon("zebra", &zebra_conf, &["-s", "90000000"]);
-        wait_until("zebra is there", || Path::new(&format!("{directory}/zserv.api")).exists());
+        wait_until("zebra is there", || listens(format!("{directory}/zserv.api")));
         let bgpd = daemon("bgpd", &bgpd_conf, &[]);
-        wait_until("bgpd is there", || Path::new(&format!("{directory}/bgpd.vty")).exists());
+        wait_until("bgpd is there", || listens(format!("{directory}/bgpd.vty")));
         Frr { directory, bgpd, _zebra: zebra }
     }
 
@@ -151,7 +151,7 @@ impl Bird {
         let log = cable.directory.join("bird.log");
         let arguments = ["-f", "-c", &config, "-s", &control];
         let bird = Process::start(&cable.router, "/usr/sbin/bird", &arguments, &log);
-        wait_until("bird is there", || fs::metadata(&control).is_ok());
+        wait_until("bird is there", || listens(&control));
         Bird { control, bird }
     }
 

@@ -1,7 +1,7 @@
 //! Capabilities (RFC 5492).
 use super::{
     EncodeError,
-    parse::{Malformed, Parsed, short_block, whole},
+    parse::{Malformed, Parsed, repeat, short_block, whole},
 };
 use crate::config::{Asn, Family, Role};
 use nom::{
@@ -47,6 +47,8 @@ pub enum Capability {
     MultiProtocol(AfiSafi),
     /// Route refresh (RFC 2918), code 2.
     RouteRefresh,
+    /// Next hops of another family (RFC 8950), code 5: routes of the families may have next hops of the AFI beside.
+    ExtendedNextHop(Vec<(AfiSafi, u16)>),
     /// Four-octet AS numbers (RFC 6793), code 65, with the sender's AS.
     FourOctetAs(Asn),
     /// Messages of up to 65535 octets (RFC 8654), code 6.
@@ -93,6 +95,7 @@ impl Capability {
         match self {
             Capability::MultiProtocol(_) => 1,
             Capability::RouteRefresh => 2,
+            Capability::ExtendedNextHop(_) => 5,
             Capability::ExtendedMessage => 6,
             Capability::Role(_) => 9,
             Capability::GracefulRestart(_) => 64,
@@ -109,6 +112,7 @@ impl fmt::Display for Capability {
         match self {
             Capability::MultiProtocol(AfiSafi { afi, safi }) => write!(f, "multiprotocol {afi}/{safi}"),
             Capability::RouteRefresh => f.write_str("route-refresh"),
+            Capability::ExtendedNextHop(_) => f.write_str("extended-next-hop"),
             Capability::FourOctetAs(asn) => write!(f, "four-octet-as {}", asn.0),
             Capability::ExtendedMessage => f.write_str("extended-message"),
             Capability::Role(code) => match Role::from_code(*code) {
@@ -129,7 +133,6 @@ impl fmt::Display for Capability {
 fn name(code: u8) -> Option<&'static str> {
     Some(match code {
         3 => "outbound-route-filtering",
-        5 => "extended-next-hop",
         8 => "multiple-labels",
         67 => "dynamic-capability",
         68 => "multisession",
@@ -156,6 +159,15 @@ pub(super) fn parse(input: &[u8]) -> Parsed<'_, Capability> {
     let capability = match code {
         1 => whole(afi_safi, value).map(|(family, _)| Capability::MultiProtocol(family)),
         2 if value.is_empty() => Ok(Capability::RouteRefresh),
+        5 => {
+            let mut families = Vec::new();
+            let each = (be_u16, be_u16, be_u16);
+            repeat(each, value, |(afi, safi, next_hop)| {
+                // The SAFI has two octets here (section 4); no larger one is known.
+                families.extend(u8::try_from(safi).ok().map(|safi| (AfiSafi { afi, safi }, next_hop)));
+            })
+            .map(|()| Capability::ExtendedNextHop(families))
+        }
         6 if value.is_empty() => Ok(Capability::ExtendedMessage),
         9 => whole(be_u8, value).map(Capability::Role),
         64 => whole(graceful_restart, value).map(Capability::GracefulRestart),
@@ -183,6 +195,12 @@ pub(super) fn write(out: &mut Vec<u8>, capability: &Capability) -> Result<(), En
             out.push(4);
             out.extend_from_slice(&afi.to_be_bytes());
             out.extend_from_slice(&[0, *safi]);
+        }
+        Capability::ExtendedNextHop(families) => {
+            let octets = families.iter().flat_map(|(AfiSafi { afi, safi }, next_hop)| {
+                [*afi, u16::from(*safi), *next_hop].into_iter().flat_map(u16::to_be_bytes)
+            });
+            block(out, |out| out.extend(octets))?;
         }
         Capability::FourOctetAs(asn) => {
             out.push(4);

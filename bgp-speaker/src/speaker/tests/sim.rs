@@ -394,6 +394,7 @@ impl Seen {
                 (ours, theirs) if extended(ours) && extended(theirs) => wire::MAX_EXTENDED_LENGTH,
                 _ => wire::MAX_LENGTH,
             },
+            ..Context::default()
         }
     }
 }

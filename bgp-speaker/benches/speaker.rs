@@ -194,6 +194,7 @@ fn with_peers(count: u8, accept: bool) -> Bench {
         max_prefixes: None,
         accept: if accept { vec!["0.0.0.0/0".parse().expect("valid")] } else { vec![] },
         export_learned: host > 1,
+        bfd: None,
     });
     speaker.set_peers(configs.collect(), NOW).expect("valid");
     let connections = (1..=count).map(|host| establish(&mut speaker, host)).collect();

@@ -1,5 +1,6 @@
 //! What the speaker is asked for: who it is, whom it talks to, what it announces. Whole sets, compared with
 //! what is in force.
+pub use crate::bfd::BfdStatus;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -82,6 +83,19 @@ pub struct PeerConfig {
     pub accept: Vec<IpNet>,
     /// Whether learned routes are passed on to this peer.
     pub export_learned: bool,
+    /// How the path to the peer is watched; none: it is not.
+    pub bfd: Option<Bfd>,
+}
+
+/// Bidirectional forwarding detection (RFC 5880): when the path to the peer fails, the session ends at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bfd {
+    /// We want to send no faster, milliseconds, 10 to 3600000.
+    pub min_tx_millis: u32,
+    /// We can receive no faster, milliseconds, 10 to 3600000.
+    pub min_rx_millis: u32,
+    /// So many of our packets may be missed before the peer takes the path for dead, 1 to 255.
+    pub multiplier: u8,
 }
 
 /// Timers of a session (RFC 4271 section 10).
@@ -180,6 +194,9 @@ pub struct PeerStatus {
     pub messages_sent: u64,
     /// The last error of the session, in words: direction, code and subcode by name.
     pub last_error: Option<String>,
+    /// How the path to the peer is; none: it is not watched.
+    #[serde(default)]
+    pub bfd: Option<BfdStatus>,
 }
 
 /// A row of `routes`. JSON keys are camelCase and stable.

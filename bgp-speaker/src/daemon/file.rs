@@ -1,7 +1,7 @@
 //! The configuration file: YAML to what the speaker is asked for. The fields of a peer are those of a BGPPeer;
 //! what is not supported yet is refused by its name.
 use bgp_speaker::{
-    config::{self, Asn, Family, Global, PeerConfig, Route, RouteAttributes, Timers},
+    config::{self, Asn, Bfd, Family, Global, PeerConfig, Route, RouteAttributes, Timers},
     wire::{Community, LargeCommunity},
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -81,6 +81,7 @@ struct PeerSpec {
     import: Import,
     #[serde(default)]
     export: Export,
+    bfd: Option<BfdSpec>,
     #[serde(default)]
     add_path: AddPath,
     // Not supported yet.
@@ -89,7 +90,6 @@ struct PeerSpec {
     auth: Option<Value>,
     ttl_security: Option<Value>,
     graceful_restart: Option<Value>,
-    bfd: Option<Value>,
 }
 
 fn bgp_port() -> u16 {
@@ -153,6 +153,14 @@ struct Multihop {
     ttl: u8,
 }
 
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct BfdSpec {
+    min_tx_millis: u32,
+    min_rx_millis: u32,
+    multiplier: u8,
+}
+
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct Import {
@@ -195,7 +203,6 @@ impl PeerSpec {
             ("auth", self.auth.is_some()),
             ("ttlSecurity", self.ttl_security.is_some()),
             ("gracefulRestart", self.graceful_restart.is_some()),
-            ("bfd", self.bfd.is_some()),
             ("addPath.send", self.add_path.send),
             ("addPath.receive", self.add_path.receive),
             ("import.install", self.import.install),
@@ -224,6 +231,11 @@ impl PeerSpec {
             max_prefixes: self.max_prefixes,
             accept: self.import.accept.into_iter().flat_map(|Accept(prefixes)| prefixes).collect(),
             export_learned: self.export.learned,
+            bfd: self.bfd.map(|BfdSpec { min_tx_millis, min_rx_millis, multiplier }| Bfd {
+                min_tx_millis,
+                min_rx_millis,
+                multiplier,
+            }),
         })
     }
 }
@@ -295,7 +307,7 @@ routerID: 198.18.0.2
 listen: ["198.18.0.2:179"]
 peers:
 - {address: 198.18.0.1, asn: 65001, localAddress: 198.18.0.2, timers: {holdSeconds: 9}, import: {accept: [any]}, export: {learned: true}}
-- {address: "fd00:18::1", asn: internal, families: [ipv6-unicast], ebgpMultihop: {ttl: 4}, maxPrefixes: 10, import: {accept: [10.0.0.0/8]}}
+- {address: "fd00:18::1", asn: internal, families: [ipv6-unicast], ebgpMultihop: {ttl: 4}, bfd: {minTxMillis: 50, minRxMillis: 60, multiplier: 3}, maxPrefixes: 10, import: {accept: [10.0.0.0/8]}}
 routes:
 - {prefix: 203.0.113.0/24, communities: ["65002:1", "65002:1:2", no-export], med: 10, prepend: 2, localPref: 200}
 - {prefix: "2001:db8:1::/48"}
@@ -314,6 +326,8 @@ routes:
             (peers[1].asn, peers[1].multihop_ttl, peers[1].max_prefixes),
             (config::PeerAsn::Is(Asn(65002)), Some(4), Some(10))
         );
+        let bfd = Bfd { min_tx_millis: 50, min_rx_millis: 60, multiplier: 3 };
+        assert_eq!((peers[0].bfd, peers[1].bfd), (None, Some(bfd)));
         assert_eq!((peers[1].accept.len(), peers[1].export_learned, peers[1].port), (1, false, 179));
         let attributes = &routes[0].attributes;
         assert_eq!(attributes.communities, [65002 << 16 | 1, 0xFFFF_FF01].into());
@@ -332,7 +346,7 @@ routes:
             ("[any]", "[all]", "peers[0].import.accept[0]: `all`: want a prefix or `any`"),
             ("asn: internal", "asn: outside", "peers[1].asn: "),
             ("asn: internal", "asn: 4294967296", "peers[1].asn: "),
-            ("maxPrefixes: 10", "bfd: {}", "peers[1].bfd: not supported yet"),
+            ("minTxMillis: 50, ", "", "peers[1].bfd: missing field `minTxMillis`"),
             ("maxPrefixes: 10", "import: {install: true}", "duplicate"),
             ("maxPrefixes: 10", "addPath: {send: true}", "peers[1].addPath.send: not supported yet"),
             (

@@ -11,12 +11,14 @@
 //!  bytes ─> connection (frame, decode) ─> fsm ─> peer ─┬─> rib ─> update_queue of each peer ─> transmit
 //!  set_global, set_peers, set_routes ──────────────────┘
 //! ```
+mod bfd;
 mod export;
 mod session;
 mod status;
 
 use crate::{
     Time,
+    bfd::Path as WatchedPath,
     config::{ConfigError, Family, Global, PeerConfig, Route, RouteAttributes, State},
     connection::{ConnectionId, Endpoints},
     fsm::Event,
@@ -71,6 +73,13 @@ pub enum Input<'a> {
         /// Why, in words.
         reason: String,
     },
+    /// The path to a peer failed: its BFD session was up and is down (see [`Output::Watch`]).
+    PathFailed {
+        /// The neighbour.
+        peer: IpAddr,
+        /// Whether the peer's BFD does not share the fate of its control plane (the C bit, RFC 5882 section 4.3).
+        control_plane_independent: bool,
+    },
     /// The time of [`Speaker::next_deadline`] has come.
     Tick,
 }
@@ -101,6 +110,13 @@ pub enum Output {
     Transmit {
         /// Which connection.
         connection: ConnectionId,
+    },
+    /// Watch the path to a peer in this way from now on, and tell [`Input::PathFailed`].
+    Watch {
+        /// The neighbour.
+        peer: IpAddr,
+        /// The path; none: it is not to be watched any more.
+        path: Option<WatchedPath>,
     },
     /// The state of a peer is another one now.
     StateChanged {
@@ -141,6 +157,8 @@ struct Slot {
     keeps_refused: bool,
     /// Paths that a refresh of the peer has not confirmed yet, by family (RFC 7313 section 4).
     unconfirmed: BTreeMap<Family, BTreeSet<PrefixId>>,
+    /// How its path is watched.
+    watched: Option<WatchedPath>,
 }
 
 /// A route of ours to some peers.
@@ -188,6 +206,7 @@ impl Speaker {
             self.rebuild_own_routes();
             for source in self.sources() {
                 self.with_peer(source, now, &mut outputs, |peer, tools| peer.start(tools));
+                self.watch(source, &mut outputs);
             }
         }
         Ok(self.finish(outputs))
@@ -213,6 +232,9 @@ impl Speaker {
             let notification = Reason::PEER_DECONFIGURED.into();
             self.with_peer(source, now, &mut outputs, |peer, tools| peer.stop(&notification, tools));
             if let Some(slot) = self.peers[usize::from(source.0)].take() {
+                if slot.watched.is_some() {
+                    outputs.push(Output::Watch { peer: slot.peer.config.address, path: None });
+                }
                 self.by_address.remove(&slot.peer.config.address);
             }
             self.rib.neighbours[usize::from(source.0)] = None;
@@ -279,6 +301,10 @@ impl Speaker {
                     peer.on(connection, Event::TcpFailed(reason), tools);
                 });
             }
+            // The C bit matters where routes outlive their session: see the function.
+            Input::PathFailed { peer, control_plane_independent: _ } => {
+                self.path_failed(peer, now, &mut outputs);
+            }
             Input::Tick => {
                 for source in self.sources() {
                     let due = self.slot(source).and_then(|slot| slot.peer.next_deadline());
@@ -335,10 +361,12 @@ impl Speaker {
             refused: 0,
             keeps_refused: false,
             unconfirmed: BTreeMap::new(),
+            watched: None,
         });
         if self.global.is_some() {
             self.with_peer(source, now, outputs, |peer, tools| peer.start(tools));
         }
+        self.watch(source, outputs);
     }
 
     fn change_peer(&mut self, source: Source, config: PeerConfig, now: Time, outputs: &mut Vec<Output>) {
@@ -348,6 +376,7 @@ impl Speaker {
         }
         let old = std::mem::replace(&mut slot.peer.config, config.clone());
         slot.peer.set_timers();
+        self.watch(source, outputs);
         if session_of(&old) != session_of(&config) {
             let notification = Reason::OTHER_CONFIGURATION_CHANGE.into();
             self.with_peer(source, now, outputs, |peer, tools| {
@@ -414,6 +443,7 @@ impl Speaker {
                 state: slot.peer.state(),
                 last_error: slot.peer.last_error.clone(),
             });
+            self.watch(source, outputs);
         }
     }
 

@@ -47,6 +47,8 @@ impl Speaker {
                     messages_received,
                     messages_sent,
                     last_error: peer.last_error.clone(),
+                    // The driver knows: see [`Output::Watch`](super::Output::Watch).
+                    bfd: None,
                 }
             })
             .collect()

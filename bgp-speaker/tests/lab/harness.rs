@@ -162,5 +162,6 @@ pub(crate) fn peer() -> PeerConfig {
         max_prefixes: None,
         accept: vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()],
         export_learned: false,
+        bfd: None,
     }
 }

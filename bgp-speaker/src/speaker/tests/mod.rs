@@ -29,6 +29,7 @@ fn peer(host: u8, asn: u32) -> PeerConfig {
         max_prefixes: None,
         accept: vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()],
         export_learned: true,
+        bfd: None,
     }
 }
 

@@ -34,6 +34,8 @@ pub(super) struct Node {
     pub(super) speaker: Speaker,
     pub(super) watch: Watch,
     pub(super) changes: Vec<(Time, State)>,
+    /// Paths that a BFD would watch.
+    pub(super) watched: Vec<(IpAddr, WatchedPath)>,
 }
 
 enum Event {
@@ -50,6 +52,7 @@ impl World {
             speaker: Speaker::new(seed.wrapping_add(host as u64)),
             watch: Watch::default(),
             changes: Vec::new(),
+            watched: Vec::new(),
         };
         World {
             now: Duration::from_secs(100),
@@ -183,7 +186,7 @@ impl World {
         }
     }
 
-    fn input(&mut self, host: usize, input: Input<'_>) {
+    pub(super) fn input(&mut self, host: usize, input: Input<'_>) {
         let outputs = self.nodes[host].speaker.handle(input, self.now);
         self.outputs(host, outputs);
     }
@@ -211,6 +214,10 @@ impl World {
                         let at = self.arrival(other);
                         self.at(at, Event::Closed { to: other });
                     }
+                }
+                Output::Watch { peer, path } => {
+                    self.nodes[host].watched.retain(|(address, _)| *address != peer);
+                    self.nodes[host].watched.extend(path.map(|path| (peer, path)));
                 }
                 Output::StateChanged { state, .. } => self.nodes[host].changes.push((self.now, state)),
             }

@@ -107,5 +107,10 @@ fn peer_config(address: IpAddr, peer: &BGPPeer, own: Asn) -> PeerConfig {
         max_prefixes: Some(spec.max_prefixes.get()),
         accept,
         export_learned: false,
+        bfd: spec.bfd.as_ref().map(|bfd| config::Bfd {
+            min_tx_millis: bfd.min_tx_millis.get(),
+            min_rx_millis: bfd.min_rx_millis.get(),
+            multiplier: bfd.multiplier.get(),
+        }),
     }
 }

@@ -233,7 +233,6 @@ impl Faults {
         self.not_yet(spec.auth.is_some(), "auth");
         self.not_yet(spec.ttl_security.is_some(), "ttlSecurity");
         self.not_yet(spec.graceful_restart.is_some(), "gracefulRestart");
-        self.not_yet(spec.bfd.is_some(), "bfd");
         self.not_yet(spec.add_path != AddPath::default(), "addPath");
         self.not_yet(spec.import.install, "import.install");
     }

@@ -1,4 +1,5 @@
 //! Whole speakers in virtual time.
+mod bfd;
 mod histories;
 mod sessions;
 mod sim;

@@ -1,10 +1,11 @@
 //! What the speaker is asked for: who it is, whom it talks to, what it announces. Whole sets, compared with
 //! what is in force.
 pub use crate::bfd::BfdStatus;
+use crate::transport::Md5Key;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
@@ -68,6 +69,8 @@ pub struct PeerConfig {
     pub asn: PeerAsn,
     /// TCP port of the neighbour.
     pub port: u16,
+    /// The neighbour is not dialled: it has to.
+    pub passive: bool,
     /// Address to dial from; none: the kernel chooses.
     pub local_address: Option<IpAddr>,
     /// Timers.
@@ -77,12 +80,26 @@ pub struct PeerConfig {
     /// TTL of our packets for a neighbour that is not on the link (`ebgpMultihop.ttl`); none: 1 for external
     /// peers, 64 for internal ones.
     pub multihop_ttl: Option<u8>,
+    /// The neighbour is so many links away, 1 to 254, and packets from further away are dropped (GTSM, RFC 5082);
+    /// ours leave with a TTL of 255. Not together with `multihop_ttl`.
+    pub ttl_security_hops: Option<u8>,
+    /// Key of the TCP MD5 signature (RFC 2385); none: segments are not signed. A change does not end a session: it goes
+    /// on if the neighbour's key changes, too, before the hold time is over.
+    pub md5: Option<Md5Key>,
     /// More prefixes than this from the peer end the session (Cease, subcode 1, RFC 4486).
     pub max_prefixes: Option<u32>,
+    /// For so many seconds the peer stays down then; it comes back at once when `max_prefixes` changes.
+    pub max_prefixes_restart_seconds: u32,
+    /// The peer is shut down, and is told so with this text (RFC 9003), 0 to 255 octets; none: it is not.
+    pub shutdown: Option<String>,
     /// Which prefixes are taken in; empty: none. A prefix matches an entry that contains it.
     pub accept: Vec<IpNet>,
+    /// Which of these are taken in nevertheless.
+    pub import: ImportFilter,
     /// Whether learned routes are passed on to this peer.
     pub export_learned: bool,
+    /// What the peer is told otherwise, by family; none: as it is.
+    pub export: BTreeMap<Family, ExportPolicy>,
     /// How the path to the peer is watched; none: it is not.
     pub bfd: Option<Bfd>,
 }
@@ -97,6 +114,66 @@ pub struct Bfd {
     /// So many of our packets may be missed before the peer takes the path for dead, 1 to 255.
     pub multiplier: u8,
 }
+
+/// What is not taken in although it is accepted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImportFilter {
+    /// Prefixes that one of these contains.
+    pub deny: Vec<IpNet>,
+    /// Routes that have none of these communities, standard (RFC 1997) and large (RFC 8092) ones together; where there
+    /// are none of them, communities do not matter.
+    pub communities: BTreeSet<u32>,
+    /// See `communities`.
+    pub large_communities: BTreeSet<(u32, u32, u32)>,
+}
+
+/// Changes to the routes that a peer is told, learned ones and our own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExportPolicy {
+    /// To internal peers, too, learned routes have our address as the next hop. To external ones all have.
+    pub next_hop_self: bool,
+    /// The peer is to look for other ways: GRACEFUL_SHUTDOWN is added, and to internal peers LOCAL_PREF is 0 (RFC 8326
+    /// section 4).
+    pub graceful_shutdown: bool,
+    /// How many times our AS is prepended more, 0 to 16, to external peers only.
+    pub prepend: u8,
+    /// MULTI_EXIT_DISC; none: that of the route.
+    pub med: Option<u32>,
+    /// LOCAL_PREF, to internal peers only; none: that of the route.
+    pub local_pref: Option<u32>,
+    /// Standard communities that are added.
+    pub communities: BTreeSet<u32>,
+    /// Large communities that are added.
+    pub large_communities: BTreeSet<(u32, u32, u32)>,
+}
+
+/// Neighbours that are known by the range of their addresses: each is there from its first connection to the end of its
+/// session, and is never dialled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerRange {
+    /// Their addresses, without host bits. Of ranges that overlap the longest prefix counts; a [`PeerConfig`] of an
+    /// address counts before all.
+    pub prefix: IpNet,
+    /// At most so many of them at a time, 1 to 10000; one that is too many is a stranger.
+    pub limit: u16,
+    /// What each of them is. Its address is [`PeerRange::name`]; it stands for all of them in [`Route::peers`].
+    pub peer: PeerConfig,
+}
+
+impl PeerRange {
+    /// The address that stands for the range: the first one of it.
+    pub fn name(&self) -> IpAddr {
+        self.prefix.network()
+    }
+
+    /// The neighbour of the range with this address.
+    pub(crate) fn member(&self, address: IpAddr) -> PeerConfig {
+        PeerConfig { address, passive: true, ..self.peer.clone() }
+    }
+}
+
+/// Default of [`PeerConfig::max_prefixes_restart_seconds`]: long enough for a peer not to flap.
+pub const MAX_PREFIXES_RESTART_SECONDS: u32 = 300;
 
 /// Timers of a session (RFC 4271 section 10).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,7 +200,7 @@ pub struct Route {
     pub prefix: IpNet,
     /// Its attributes.
     pub attributes: RouteAttributes,
-    /// Peers that hear of it; none: all.
+    /// Peers that hear of it, ranges by their [`name`](PeerRange::name); none: all.
     pub peers: Option<BTreeSet<IpAddr>>,
 }
 
@@ -142,6 +219,9 @@ pub struct RouteAttributes {
     pub med: Option<u32>,
     /// How many times our AS is prepended more, 0 to 16.
     pub prepend: u8,
+    /// Link bandwidth, octets per second (draft-ietf-idr-link-bandwidth): the share of traffic that we want beside
+    /// others who announce the prefix. Transitive to external peers, who would not get it otherwise.
+    pub link_bandwidth: Option<u64>,
 }
 
 /// State of a session (RFC 4271 section 8.2.2).

@@ -13,6 +13,7 @@ mod policy;
 pub mod random;
 mod rib;
 pub mod speaker;
+mod transport;
 mod update_queue;
 mod validate;
 pub mod wire;
@@ -20,6 +21,7 @@ pub mod wire;
 pub use connection::{ConnectionId, Endpoints};
 #[cfg(feature = "net")]
 pub use net::{Handle, RoutePages, spawn};
+pub use transport::{Md5Key, Md5KeyError, Transport};
 
 /// Time since a moment of the driver's choice; it never goes back.
 pub type Time = std::time::Duration;

@@ -10,7 +10,7 @@ use crate::{
     Time,
     config::{Global, PeerConfig, State},
     connection::{Connection, ConnectionId, Endpoints},
-    fsm::{Action, Down, Event, Fsm},
+    fsm::{self, Action, Down, Event, Fsm},
     negotiate::{self, Negotiated},
     random::Random,
     wire::{self, Context, Message, Notification, Open, Reason, RouteRefresh, Update, UpdateError},
@@ -43,6 +43,8 @@ pub(crate) struct Peer {
     pub(crate) config: PeerConfig,
     dialer: Connection,
     accepted: Vec<Connection>,
+    /// Until then there are no connections.
+    down_until: Option<Time>,
     state: State,
     pub(crate) since: Time,
     pub(crate) established_count: u64,
@@ -63,11 +65,13 @@ pub(crate) struct Tools<'a> {
 
 impl Peer {
     pub(crate) fn new(config: PeerConfig, now: Time) -> Self {
-        let dialer = Connection::new(Fsm::dialer(config.timers, now));
+        let mut dialer = Connection::new(Fsm::dialer(config.timers, now));
+        dialer.fsm.set_passive(config.passive);
         Peer {
             config,
             dialer,
             accepted: Vec::new(),
+            down_until: None,
             state: State::Idle,
             since: now,
             established_count: 0,
@@ -129,11 +133,16 @@ impl Peer {
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Time> {
-        self.connections().filter_map(|connection| connection.fsm.next_deadline()).min()
+        let deadlines = self.connections().filter_map(|connection| connection.fsm.next_deadline());
+        deadlines.chain(self.down_until).min()
     }
 
-    /// Dials at once.
+    /// Dials at once, unless the peer is shut down.
     pub(crate) fn start(&mut self, tools: &mut Tools<'_>) {
+        self.down_until = None;
+        if self.config.shutdown.is_some() {
+            return;
+        }
         self.event(Which::Dialer, Event::Start, tools);
     }
 
@@ -145,6 +154,26 @@ impl Peer {
         self.event(Which::Dialer, Event::Stop(notification.clone()), tools);
     }
 
+    /// Ends all connections; there are no others until then.
+    pub(crate) fn stop_until(&mut self, end: Time, notification: &Notification, tools: &mut Tools<'_>) {
+        self.reset(notification.clone(), tools);
+        self.stop(notification, tools);
+        self.down_until = Some(end);
+    }
+
+    /// What the peer is told when its session has to be another one.
+    pub(crate) fn farewell(&self) -> Notification {
+        match &self.config.shutdown {
+            Some(text) => Notification::with_communication(Reason::ADMINISTRATIVE_SHUTDOWN, text),
+            None => Reason::OTHER_CONFIGURATION_CHANGE.into(),
+        }
+    }
+
+    /// Whether it takes no connections for now.
+    pub(crate) fn is_kept_down(&self) -> bool {
+        self.down_until.is_some() || self.config.shutdown.is_some()
+    }
+
     /// Ends the session that is up, if there is one; the dialer tries again later.
     pub(crate) fn reset(&mut self, notification: Notification, tools: &mut Tools<'_>) {
         if let Some(id) = self.session().and_then(|connection| connection.id) {
@@ -152,8 +181,9 @@ impl Peer {
         }
     }
 
-    /// Takes new timers into the dialer.
+    /// Takes what changed in the configuration to the connections.
     pub(crate) fn set_timers(&mut self) {
+        self.dialer.fsm.set_passive(self.config.passive);
         let timers = self.config.timers;
         self.connections_mut().for_each(|connection| connection.fsm.set_timers(timers));
     }
@@ -168,6 +198,10 @@ impl Peer {
 
     /// A connection came in.
     pub(crate) fn accept(&mut self, id: ConnectionId, endpoints: Endpoints, tools: &mut Tools<'_>) {
+        if self.is_kept_down() {
+            tools.requests.push(Request::Close(id, Vec::new()));
+            return;
+        }
         if self.accepted.len() >= MAX_ACCEPTED {
             // The oldest that is not up makes room: a peer that dials anew has given that one up.
             let oldest = self.accepted.iter().position(|other| other.fsm.state() != State::Established);
@@ -183,6 +217,11 @@ impl Peer {
         self.event(Which::Accepted(self.accepted.len() - 1), Event::TcpConnected, tools);
     }
 
+    /// Whether there is no connection, and none is tried.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.down_until.is_none() && self.connections().all(|connection| connection.id.is_none())
+    }
+
     /// An event of the connection with this name.
     pub(crate) fn on(&mut self, id: ConnectionId, event: Event, tools: &mut Tools<'_>) {
         if let Some(which) = self.which(id) {
@@ -192,6 +231,9 @@ impl Peer {
 
     /// The time has come for some connection.
     pub(crate) fn tick(&mut self, tools: &mut Tools<'_>) {
+        if self.down_until.is_some_and(|end| end <= tools.now) {
+            self.start(tools);
+        }
         let due = |connection: &Connection| {
             connection.fsm.next_deadline().is_some_and(|deadline| deadline <= tools.now)
         };
@@ -416,6 +458,10 @@ impl Peer {
             }
             Down::Sent(notification) => format!("sent {notification}"),
             Down::Received(notification) => format!("received {notification}"),
+            // A wrong signature is not answered: nobody says more than that.
+            Down::Tcp(reason) if self.config.md5.is_some() && reason == fsm::NO_ANSWER => {
+                format!("connection: {reason}: the MD5 keys may differ")
+            }
             Down::Tcp(reason) => format!("connection: {reason}"),
         });
     }

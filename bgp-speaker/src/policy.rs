@@ -3,20 +3,50 @@
 //! The default is RFC 8212's: nothing is accepted, nothing learned is passed on. Routes of our own go to the peers
 //! that they name.
 use crate::{
-    config::{Asn, Family},
+    config::{Asn, ExportPolicy, Family, ImportFilter, PeerConfig},
     decision::DEFAULT_LOCAL_PREF,
     rib::PathAttributes,
-    wire::{AsPath, Attributes, Community, NextHop, Unknown},
+    wire::{AsPath, Attributes, Community, ExtendedCommunity, LargeCommunity, NextHop, Unknown},
 };
 use ipnet::IpNet;
 use std::{
     collections::BTreeMap,
+    mem,
     net::{IpAddr, Ipv4Addr},
 };
 
-/// Whether the import policy takes a prefix: an entry must contain it.
-pub(crate) fn accepts(accept: &[IpNet], prefix: &IpNet) -> bool {
-    accept.iter().any(|entry| entry.contains(prefix))
+/// What is taken in from a peer.
+#[derive(Clone, Debug)]
+pub(crate) struct Import {
+    accept: Vec<IpNet>,
+    filter: ImportFilter,
+}
+
+impl Import {
+    pub(crate) fn new(config: &PeerConfig) -> Self {
+        Import { accept: config.accept.clone(), filter: config.import.clone() }
+    }
+
+    /// Whether a route is taken: an entry must contain the prefix, and nothing must forbid it.
+    pub(crate) fn accepts(&self, prefix: &IpNet, attributes: &Attributes) -> bool {
+        let contains = |list: &[IpNet]| list.iter().any(|entry| entry.contains(prefix));
+        contains(&self.accept) && !contains(&self.filter.deny) && self.has_community(attributes)
+    }
+
+    fn has_community(&self, attributes: &Attributes) -> bool {
+        let ImportFilter { communities, large_communities, .. } = &self.filter;
+        (communities.is_empty() && large_communities.is_empty())
+            || attributes.communities.iter().any(|community| communities.contains(&community.0))
+            || attributes.large_communities.iter().any(|large| large_communities.contains(&large.parts()))
+    }
+}
+
+/// A route that its sender is about to take back is the last choice (RFC 8326 section 4.3). Inside our AS whoever took
+/// it in has seen to that.
+pub(crate) fn honour_graceful_shutdown(attributes: &mut Attributes, internal: bool) {
+    if !internal && attributes.communities.contains(&Community::GRACEFUL_SHUTDOWN) {
+        attributes.local_pref = Some(0);
+    }
 }
 
 /// Whether a route came through us before: our AS in the path (RFC 4271 section 9.1.2), or inside our AS through
@@ -45,6 +75,7 @@ pub(crate) struct Export<'a> {
     pub(crate) internal: bool,
     pub(crate) address: IpAddr,
     pub(crate) learned: bool,
+    pub(crate) changes: &'a BTreeMap<Family, ExportPolicy>,
     /// Our own addresses on this session, by family: next-hop self.
     pub(crate) next_hops: &'a BTreeMap<Family, NextHop>,
 }
@@ -60,12 +91,14 @@ impl Export<'_> {
         if from != Provenance::Own && !self.may_learn(from, &route.attributes) {
             return None;
         }
+        let unchanged = ExportPolicy::default();
+        let changes = self.changes.get(&family).unwrap_or(&unchanged);
         let own_address = self.next_hops.get(&family).copied();
         let next_hop = match (from, route.next_hop) {
             (Provenance::Own, Some(given)) => given,
             // Unchanged inside the AS (RFC 4271 section 5.1.3 case 1).
             (Provenance::External | Provenance::Internal, Some(learned))
-                if self.internal && !is_link_local(learned.address) =>
+                if self.internal && !changes.next_hop_self && !is_link_local(learned.address) =>
             {
                 // A link-local address is nothing beyond its link (RFC 2545 section 3).
                 NextHop { link_local: None, ..learned }
@@ -88,6 +121,11 @@ impl Export<'_> {
             attributes.local_pref = None;
             attributes.originator_id = None;
             attributes.cluster_list = Vec::new();
+            if from == Provenance::Own {
+                let own = mem::take(&mut attributes.extended_communities);
+                attributes.extended_communities =
+                    own.into_iter().map(ExtendedCommunity::transitive).collect();
+            }
             // Non-transitive over AS borders (RFC 4360 section 2, bit 0x40).
             attributes.extended_communities.retain(|community| community.0[0] & 0x40 == 0);
             if from != Provenance::Own {
@@ -95,10 +133,28 @@ impl Export<'_> {
                 attributes.med = None;
             }
         }
+        self.change(changes, &mut attributes);
         for unknown in attributes.unknown.values_mut() {
             unknown.flags |= Unknown::PARTIAL;
         }
         Some(PathAttributes { next_hop: Some(next_hop), attributes })
+    }
+
+    fn change(&self, changes: &ExportPolicy, attributes: &mut Attributes) {
+        if self.internal {
+            attributes.local_pref = changes.local_pref.or(attributes.local_pref);
+        } else {
+            attributes.as_path.prepend(self.local_asn, usize::from(changes.prepend));
+        }
+        attributes.med = changes.med.or(attributes.med);
+        attributes.communities.extend(changes.communities.iter().copied().map(Community));
+        attributes
+            .large_communities
+            .extend(changes.large_communities.iter().copied().map(LargeCommunity::from));
+        if changes.graceful_shutdown {
+            attributes.communities.insert(Community::GRACEFUL_SHUTDOWN);
+            attributes.local_pref = self.internal.then_some(0);
+        }
     }
 
     /// Whether the peer may hear of a learned route at all.
@@ -122,9 +178,11 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
+    static UNCHANGED: BTreeMap<Family, ExportPolicy> = BTreeMap::new();
+
     fn export(internal: bool, next_hops: &BTreeMap<Family, NextHop>) -> Export<'_> {
         let address = "10.0.0.9".parse().unwrap();
-        Export { local_asn: Asn(65010), internal, address, learned: true, next_hops }
+        Export { local_asn: Asn(65010), internal, address, learned: true, changes: &UNCHANGED, next_hops }
     }
 
     fn own_address() -> BTreeMap<Family, NextHop> {
@@ -147,14 +205,106 @@ mod tests {
     #[test]
     fn accept_lists() {
         let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpNet>>();
-        let accept = nets(&["10.0.0.0/8", "::/0"]);
+        let filter = ImportFilter { deny: nets(&["10.2.0.0/16"]), ..ImportFilter::default() };
+        let mut import = Import { accept: nets(&["10.0.0.0/8", "::/0"]), filter };
+        let none = Attributes::default();
         for prefix in nets(&["10.0.0.0/8", "10.1.0.0/16", "2001:db8::/32"]) {
-            assert!(accepts(&accept, &prefix), "{prefix}");
+            assert!(import.accepts(&prefix, &none), "{prefix}");
         }
-        for prefix in nets(&["0.0.0.0/0", "11.0.0.0/8"]) {
-            assert!(!accepts(&accept, &prefix), "{prefix}");
+        for prefix in nets(&["0.0.0.0/0", "11.0.0.0/8", "10.2.0.0/16", "10.2.3.0/24"]) {
+            assert!(!import.accepts(&prefix, &none), "{prefix}");
         }
-        assert!(!accepts(&[], &accept[0]));
+        import.accept.clear();
+        assert!(!import.accepts(&nets(&["10.0.0.0/8"])[0], &none));
+    }
+
+    #[test]
+    fn communities_that_are_asked_for() {
+        let prefix = "10.0.0.0/8".parse().unwrap();
+        let filter = ImportFilter {
+            communities: [7].into(),
+            large_communities: [(1, 2, 3)].into(),
+            ..ImportFilter::default()
+        };
+        let import = Import { accept: vec![prefix], filter };
+        let large = |local2| LargeCommunity { global: 1, local1: 2, local2 };
+        for (communities, large_communities, accepted) in [
+            (vec![], vec![], false),
+            (vec![6, 8], vec![large(4)], false),
+            (vec![6, 7], vec![], true),
+            (vec![], vec![large(3)], true),
+        ] {
+            let attributes = Attributes {
+                communities: communities.into_iter().map(Community).collect(),
+                large_communities: large_communities.into_iter().collect(),
+                ..Attributes::default()
+            };
+            assert_eq!(import.accepts(&prefix, &attributes), accepted, "{attributes:?}");
+        }
+    }
+
+    #[test]
+    fn routes_that_end_soon_are_the_last_choice() {
+        for (community, internal, local_pref) in [
+            (Community::GRACEFUL_SHUTDOWN, false, Some(0)),
+            (Community::GRACEFUL_SHUTDOWN, true, Some(200)),
+            (Community::NO_EXPORT, false, Some(200)),
+        ] {
+            let mut attributes = learned().attributes;
+            attributes.communities.insert(community);
+            honour_graceful_shutdown(&mut attributes, internal);
+            assert_eq!(attributes.local_pref, local_pref, "{community} {internal}");
+        }
+    }
+
+    #[test]
+    fn what_a_peer_is_told_otherwise() {
+        let policy = ExportPolicy {
+            next_hop_self: true,
+            prepend: 2,
+            med: Some(9),
+            local_pref: Some(50),
+            communities: [7].into(),
+            large_communities: [(1, 2, 3)].into(),
+            ..ExportPolicy::default()
+        };
+        let (next_hops, changes) = (own_address(), [(Family::Ipv4Unicast, policy.clone())].into());
+        let told = |internal, changes: &BTreeMap<Family, ExportPolicy>| {
+            let export = Export { changes, ..export(internal, &next_hops) };
+            export.apply(Family::Ipv4Unicast, Provenance::External, &learned()).unwrap()
+        };
+        let (inside, outside) = (told(true, &changes), told(false, &changes));
+        assert_eq!(inside.next_hop, Some(IpAddr::from([10, 0, 0, 1]).into()));
+        assert_eq!(inside.attributes.as_path.to_string(), "65001");
+        assert_eq!((inside.attributes.local_pref, inside.attributes.med), (Some(50), Some(9)));
+        assert_eq!(outside.attributes.as_path.to_string(), "65010 65010 65010 65001");
+        assert_eq!((outside.attributes.local_pref, outside.attributes.med), (None, Some(9)));
+        for told in [inside, outside] {
+            assert_eq!(told.attributes.communities, [Community(7)].into());
+            assert_eq!(told.attributes.large_communities.len(), 1);
+        }
+        // The policy of the other family.
+        let other = [(Family::Ipv6Unicast, policy.clone())].into();
+        assert_eq!(told(true, &other), told(true, &UNCHANGED));
+        let drain = [(Family::Ipv4Unicast, ExportPolicy { graceful_shutdown: true, ..policy })].into();
+        for (internal, local_pref) in [(true, Some(0)), (false, None)] {
+            let told = told(internal, &drain);
+            assert!(told.attributes.communities.contains(&Community::GRACEFUL_SHUTDOWN));
+            assert_eq!(told.attributes.local_pref, local_pref);
+        }
+    }
+
+    #[test]
+    fn our_link_bandwidth_is_told_to_external_peers() {
+        let mut route = learned();
+        route.attributes.extended_communities = [ExtendedCommunity::link_bandwidth(Asn(65010), 1)].into();
+        let next_hops = own_address();
+        let kind = |internal, from| {
+            let told = export(internal, &next_hops).apply(Family::Ipv4Unicast, from, &route);
+            told.unwrap().attributes.extended_communities.first().map(|community| community.0[0])
+        };
+        assert_eq!((kind(false, Provenance::Own), kind(true, Provenance::Own)), (Some(0), Some(0x40)));
+        assert_eq!(kind(false, Provenance::External), None);
     }
 
     #[test]

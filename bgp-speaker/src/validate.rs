@@ -1,5 +1,5 @@
 //! Whether a configuration makes sense, before anything of it takes effect.
-use crate::config::{Asn, ConfigError, Global, PeerAsn, PeerConfig, Route};
+use crate::config::{Asn, ConfigError, Global, PeerAsn, PeerConfig, PeerRange, Route};
 use ipnet::IpNet;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -42,6 +42,31 @@ pub(crate) fn peers(peers: &[PeerConfig], global: Option<&Global>) -> Result<(),
     Ok(())
 }
 
+/// The whole set of ranges.
+pub(crate) fn ranges(ranges: &[PeerRange], global: Option<&Global>) -> Result<(), ConfigError> {
+    let mut prefixes = BTreeSet::new();
+    for range in ranges {
+        let error =
+            |field, reason: &str| Err(ConfigError::new(format!("range {}", range.prefix), field, reason));
+        if let Some(reason) = host_bits(&range.prefix) {
+            return error("prefix", &reason);
+        }
+        if range.prefix.prefix_len() == 0 {
+            return error("prefix", "is everybody");
+        }
+        if !(1..=MAX_PEERS).contains(&usize::from(range.limit)) {
+            return error("limit", "must be 1 to 10000");
+        }
+        if !prefixes.insert(range.prefix) {
+            return error("prefix", "is there more than once");
+        }
+        let named = PeerConfig { address: range.name(), ..range.peer.clone() };
+        peer(&named, global)
+            .map_err(|fault| ConfigError { object: format!("range {}", range.prefix), ..fault })?;
+    }
+    Ok(())
+}
+
 fn peer(peer: &PeerConfig, global: Option<&Global>) -> Result<(), ConfigError> {
     let error = |field, reason: &str| Err(ConfigError::new(format!("peer {}", peer.address), field, reason));
     if !is_unicast(peer.address) {
@@ -63,6 +88,9 @@ fn peer(peer: &PeerConfig, global: Option<&Global>) -> Result<(), ConfigError> {
         if local == peer.address {
             return error("localAddress", "is the address of the peer");
         }
+    }
+    if peer.shutdown.as_ref().is_some_and(|text| text.len() > 255) {
+        return error("shutdown", "is longer than 255 octets (RFC 9003)");
     }
     if peer.families.is_empty() {
         return error("families", "is empty: name at least one");
@@ -95,10 +123,19 @@ fn peer(peer: &PeerConfig, global: Option<&Global>) -> Result<(), ConfigError> {
             return error("bfd.multiplier", "must be 1 to 255");
         }
     }
-    for entry in &peer.accept {
-        if let Some(reason) = host_bits(entry) {
-            return error("import.accept", &reason);
+    if peer.ttl_security_hops.is_some_and(|hops| !(1..=254).contains(&hops)) {
+        return error("ttlSecurity.hops", "must be 1 to 254");
+    }
+    if peer.ttl_security_hops.is_some() && peer.multihop_ttl.is_some() {
+        return error("ttlSecurity", "and ebgpMultihop exclude each other");
+    }
+    for (field, list) in [("import.accept", &peer.accept), ("import.deny", &peer.import.deny)] {
+        if let Some(reason) = list.iter().find_map(host_bits) {
+            return error(field, &reason);
         }
+    }
+    if peer.export.values().any(|policy| policy.prepend > MAX_PREPEND) {
+        return error("export.prepend", "must be 0 to 16");
     }
     Ok(())
 }
@@ -168,13 +205,20 @@ mod tests {
             address: IpAddr::from([10, 0, 0, 1]),
             asn: PeerAsn::Is(Asn(65001)),
             port: 179,
+            passive: false,
             local_address: None,
             timers: Timers::default(),
             families: [Family::Ipv4Unicast].into(),
             multihop_ttl: None,
+            ttl_security_hops: None,
+            md5: None,
             max_prefixes: None,
+            max_prefixes_restart_seconds: 60,
+            shutdown: None,
             accept: vec![],
             export_learned: false,
+            import: Default::default(),
+            export: Default::default(),
             bfd: None,
         };
         change(&mut config);
@@ -205,7 +249,7 @@ mod tests {
     #[test]
     fn peers_that_make_no_sense() {
         type Case = (fn(&mut PeerConfig), &'static str);
-        let cases: [Case; 19] = [
+        let cases: [Case; 24] = [
             (|_| (), ""),
             (|peer| peer.timers = Timers { hold_seconds: 0, keepalive_seconds: 0, ..peer.timers }, ""),
             (|peer| peer.asn = PeerAsn::Is(Asn(0)), "asn: 0 is reserved (RFC 7607)"),
@@ -234,6 +278,14 @@ mod tests {
                 |peer| (peer.multihop_ttl, peer.asn) = (Some(4), PeerAsn::Is(Asn(65000))),
                 "ebgpMultihop: is for external peers only",
             ),
+            (|peer| peer.ttl_security_hops = Some(254), ""),
+            (|peer| peer.shutdown = Some("x".repeat(255)), ""),
+            (|peer| peer.shutdown = Some("x".repeat(256)), "shutdown: is longer than 255 octets (RFC 9003)"),
+            (|peer| peer.ttl_security_hops = Some(255), "ttlSecurity.hops: must be 1 to 254"),
+            (
+                |peer| (peer.multihop_ttl, peer.ttl_security_hops) = (Some(4), Some(1)),
+                "ttlSecurity: and ebgpMultihop exclude each other",
+            ),
             (
                 |peer| peer.accept = vec!["10.0.0.1/8".parse().unwrap()],
                 "import.accept: 10.0.0.1/8 has host bits set; 10.0.0.0/8 has not",
@@ -256,6 +308,24 @@ mod tests {
         }
         let twice = [peer_with(|_| ()), peer_with(|peer| peer.asn = PeerAsn::Is(Asn(7)))];
         assert_eq!(words(peers(&twice, None)), "peer 10.0.0.1: address: is there more than once");
+    }
+
+    #[test]
+    fn ranges_that_make_no_sense() {
+        let range = |prefix: &str, limit| PeerRange {
+            prefix: prefix.parse().unwrap(),
+            limit,
+            peer: peer_with(|_| ()),
+        };
+        let check = |all: &[PeerRange]| words(ranges(all, None));
+        assert_eq!(check(&[range("10.0.0.0/24", 1), range("10.0.0.0/8", 10_000)]), "");
+        assert_eq!(check(&[range("10.0.0.0/24", 0)]), "range 10.0.0.0/24: limit: must be 1 to 10000");
+        assert_eq!(check(&[range("0.0.0.0/0", 1)]), "range 0.0.0.0/0: prefix: is everybody");
+        let twice = [range("10.0.0.0/24", 1), range("10.0.0.0/24", 2)];
+        assert_eq!(check(&twice), "range 10.0.0.0/24: prefix: is there more than once");
+        let mut wrong = range("10.0.0.0/24", 1);
+        wrong.peer.families.clear();
+        assert_eq!(check(&[wrong]), "range 10.0.0.0/24: families: is empty: name at least one");
     }
 
     #[test]

@@ -31,7 +31,13 @@ pub enum ClientError {
         /// Why it failed.
         source: io::Error,
     },
-    /// What listens there did not answer, or not like an instance of this version.
+    /// Nobody answered in time: the instance is starting still, or it hangs.
+    #[error("no answer from {} within {} s; is it starting?", .socket.display(), TIMEOUT.as_secs())]
+    Late {
+        /// Where it was tried.
+        socket: PathBuf,
+    },
+    /// What listens there did not answer like an instance of this version.
     #[error("no usable answer from {}: {reason}; is it a running fairlead of this version?", .socket.display())]
     Answer {
         /// Where it was tried.
@@ -55,7 +61,7 @@ pub struct Refusal {
 pub async fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T, ClientError> {
     let answer = |reason: String| ClientError::Answer { socket: socket.to_owned(), reason };
     let exchange = tokio::time::timeout(TIMEOUT, exchange(socket, path, whole));
-    let body = exchange.await.map_err(|_| answer(format!("nothing within {} s", TIMEOUT.as_secs())))??;
+    let body = exchange.await.map_err(|_| ClientError::Late { socket: socket.to_owned() })??;
     serde_json::from_slice(&body).map_err(|e| answer(e.to_string()))
 }
 

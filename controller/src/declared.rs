@@ -1,6 +1,6 @@
 //! What users declared: all objects, typed and checked, as one value.
 use crate::{
-    api::{AddressPool, BGPAdvertisement, BGPPeer, BGPRouter, LoadBalancer, PacketFilter},
+    api::{AddressPool, BGPAdvertisement, BGPPeer, BGPRouter, LoadBalancer, PacketFilter, Secret},
     status::StatusSet,
 };
 use k8s_openapi::api::core::v1::Node;
@@ -26,6 +26,8 @@ pub struct Declared {
     pub packet_filters: BTreeMap<String, Arc<PacketFilter>>,
     /// Nodes, for their labels.
     pub nodes: BTreeMap<String, Arc<Node>>,
+    /// What nobody else is to read.
+    pub secrets: BTreeMap<String, Arc<Secret>>,
     /// The statuses as last published: an address takes effect only when it has come back in here.
     pub statuses: StatusSet,
 }

@@ -5,6 +5,7 @@
 use crate::{
     api::{
         API_VERSION, AddressPool, BGPAdvertisement, BGPPeer, BGPRouter, Kind, LoadBalancer, PacketFilter,
+        Secret,
         scalar::quoted,
         selector::{is_subdomain, key_fault, value_fault},
     },
@@ -38,6 +39,7 @@ pub enum Object {
     BGPAdvertisement(Arc<BGPAdvertisement>),
     PacketFilter(Arc<PacketFilter>),
     Node(Arc<Node>),
+    Secret(Arc<Secret>),
 }
 
 /// An object and where it stands.
@@ -62,6 +64,7 @@ impl Object {
             Object::BGPAdvertisement(_) => Kind::BGPAdvertisement,
             Object::PacketFilter(_) => Kind::PacketFilter,
             Object::Node(_) => Kind::Node,
+            Object::Secret(_) => Kind::Secret,
         }
     }
 }
@@ -168,6 +171,9 @@ fn parse_document(tree: &Value) -> Result<Option<(String, Object)>, BadDocument>
             Kind::PacketFilter => Object::PacketFilter(custom(kind, map, metadata, PacketFilter::new)?),
             // Only the labels of a node count here; the rest is Kubernetes' business.
             Kind::Node => Object::Node(Arc::new(Node { metadata, ..Node::default() })),
+            Kind::Secret => Secret::read(metadata, map)
+                .map(|secret| Object::Secret(Arc::new(secret)))
+                .map_err(|(field, reason)| BadDocument::new(&field, reason))?,
         };
         Ok(Some((name, object)))
     };
@@ -178,13 +184,12 @@ fn parse_document(tree: &Value) -> Result<Option<(String, Object)>, BadDocument>
 }
 
 /// Kinds that the design knows and this version does not read.
-const NOT_YET: [&str; 8] = [
+const NOT_YET: [&str; 7] = [
     "ServicePolicy",
     "ClusterLink",
     "NodeState",
     "Service",
     "EndpointSlice",
-    "Secret",
     "ServiceExport",
     "ServiceImport",
 ];
@@ -236,10 +241,12 @@ const METADATA_FIELDS: [&str; 15] = [
 ];
 
 fn metadata(map: &Map<String, Value>, kind: Kind) -> Result<ObjectMeta, BadDocument> {
-    if let Some(unknown) = map.keys().find(|key| !FIELDS.contains(&key.as_str())) {
+    let more = if kind == Kind::Secret { &Secret::FIELDS[..] } else { &[] };
+    let fields: Vec<&str> = FIELDS.iter().chain(more).copied().collect();
+    if let Some(unknown) = map.keys().find(|key| !fields.contains(&key.as_str())) {
         return Err(BadDocument::new(
             unknown,
-            format!("unknown field, expected one of {}", FIELDS.join(", ")),
+            format!("unknown field, expected one of {}", fields.join(", ")),
         ));
     }
     let Some(value) = map.get("metadata") else {
@@ -259,7 +266,8 @@ fn metadata(map: &Map<String, Value>, kind: Kind) -> Result<ObjectMeta, BadDocum
         }
         Some(_) => {}
     }
-    if metadata.namespace.is_some() {
+    // References to a Secret name no namespace: it is looked for by its name.
+    if metadata.namespace.is_some() && kind != Kind::Secret {
         return Err(BadDocument::new("metadata.namespace", format!("{kind} has no namespace")));
     }
     for (key, value) in metadata.labels.iter().flatten() {

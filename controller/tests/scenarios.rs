@@ -5,7 +5,7 @@
 //! node settle and compares. `FAIRLEAD_REWRITE=1 cargo test -p controller --test scenarios` writes what comes out
 //! into the files, for a person to judge.
 #![expect(clippy::unwrap_used, reason = "a test may stop")]
-use bgp_speaker::config::{PeerAsn, Route};
+use bgp_speaker::config::{ImportFilter, PeerAsn, Route};
 use controller::{
     api::Community,
     declared::Declared,
@@ -275,7 +275,23 @@ fn dump(desired: &Desired) -> String {
                 PeerAsn::Is(asn) => asn.0.to_string(),
                 PeerAsn::External => "external".to_owned(),
             };
-            writeln!(out, "  peer {} AS {asn} port {}", peer.address, peer.port).unwrap();
+            write!(out, "  peer {} AS {asn} port {}", peer.address, peer.port).unwrap();
+            for (word, _) in
+                [(" signed", peer.md5.is_some()), (" passive", peer.passive)].iter().filter(|w| w.1)
+            {
+                out += word;
+            }
+            if let Some(hops) = peer.ttl_security_hops {
+                write!(out, " hops {hops}").unwrap();
+            }
+            if peer.import != ImportFilter::default() {
+                let ImportFilter { deny, communities, large_communities } = &peer.import;
+                write!(out, " but {deny:?} with {communities:?} {large_communities:?}").unwrap();
+            }
+            if peer.export.values().any(|policy| policy.graceful_shutdown) {
+                write!(out, " graceful-shutdown {:?}", peer.export.keys()).unwrap();
+            }
+            out.push('\n');
         }
     }
     status(&desired.status, &mut out);
@@ -337,6 +353,9 @@ fn route_line(route: &Route) -> String {
     }
     if attributes.prepend > 0 {
         write!(line, " prepend {}", attributes.prepend).unwrap();
+    }
+    if let Some(bandwidth) = attributes.link_bandwidth {
+        write!(line, " link-bandwidth {bandwidth}").unwrap();
     }
     match &route.peers {
         None => line += " to all peers",

@@ -10,8 +10,8 @@ use aya::{
     programs::{TestRunOptions, Xdp},
 };
 use lb_bpf::abi::{
-    Addr, Backend, Config, Counter, Frontend, Mode, Slot, Vip, VipKey, VipWord, map, outer_header_sum, proto,
-    vip_hash,
+    Addr, Backend, Config, Counter, Filter, Frontend, Mode, Slot, Vip, VipKey, VipWord, map,
+    outer_header_sum, proto, vip_hash,
 };
 use std::{error::Error, net::IpAddr, path::PathBuf};
 
@@ -23,6 +23,8 @@ const BACKENDS: u32 = 100;
 const VIPS: u32 = 1000;
 /// Words of their index.
 const VIP_WORDS: u32 = (4 * VIPS * 2).next_power_of_two();
+/// Filters in the map.
+const FILTERS: u32 = 16;
 /// Runs of a path at a time, and how often its turn comes.
 const REPEAT: u32 = 100_000;
 const ROUNDS: usize = 25;
@@ -60,6 +62,18 @@ struct Path {
     action: u32,
     /// What a packet looks up; empty: it is a floor.
     lookups: &'static str,
+    /// What is on beside the services.
+    extra: Extra,
+}
+
+/// What may be asked of the datapath beyond services.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Extra {
+    None,
+    /// So many filters that look at every packet and match none.
+    Filters(u32),
+    /// One packet in so many is reported.
+    Sampling(u32),
 }
 
 /// What is sent to a service's VIP.
@@ -78,6 +92,10 @@ const SYN: Packet = Packet::Tcp(0x02);
 const CLEAN: u32 = 0;
 const SETTLED: u32 = 2;
 const NAT: u32 = 4;
+const GUE: u32 = 6;
+const L2: u32 = 8;
+const DNAT: u32 = 10;
+const SERVICES: u32 = 12;
 
 const FLOOR_V4: &str = "floor_v4";
 const FLOOR_V6: &str = "floor_v6";
@@ -93,7 +111,7 @@ const PATHS: &[Path] = &[
     floor("floor v6", FLOOR_V6, CLEAN + 1),
     floor("floor v6, head adjusted", "floor_head_v6", CLEAN + 1),
     floor("floor v6, headers written", "floor_headers_v6", CLEAN + 1),
-    Path { name: "not ours", program: "pass_v4", flows: 1 << 20, packet: Packet::Miss, service: CLEAN, action: XDP_PASS, lookups: "array: config, vip_index" },
+    Path { name: "not ours", program: "pass_v4", flows: 1 << 20, packet: Packet::Miss, service: CLEAN, action: XDP_PASS, lookups: "array: config, vip_index", extra: Extra::None },
     tunnel("IPIP v4 TCP established, 1 flow", "ipip_v4", 1, ACK, CLEAN),
     tunnel("IPIP v4 TCP established, 16k flows", "ipip_v4", 1 << 14, ACK, CLEAN),
     tunnel("IPIP v4 TCP established, 1M flows", "ipip_v4", 1 << 20, ACK, CLEAN),
@@ -105,25 +123,44 @@ const PATHS: &[Path] = &[
     tunnel("IPIP v6 TCP established, 1M flows", "ipip_v6", 1 << 20, ACK, CLEAN + 1),
     tunnel("IPIP v6 TCP SYN, 1M flows", "ipip_v6", 1 << 20, SYN, CLEAN + 1),
     tunnel("IPIP v6 UDP, 1M flows", "ipip_v6", 1 << 20, Packet::Udp, CLEAN + 1),
+    with("the same as 1M flows v4, 1 filter", 1 << 20, Extra::Filters(1)),
+    with("the same, 16 filters", 1 << 20, Extra::Filters(16)),
+    with("the same, one in 4096 reported", 1 << 20, Extra::Sampling(4096)),
+    tunnel("GUE v4 TCP established, 1 flow", "gue_v4", 1, ACK, GUE),
+    tunnel("GUE v4 TCP established, 1M flows", "gue_v4", 1 << 20, ACK, GUE),
+    tunnel("GUE v4 UDP, 1M flows", "gue_v4", 1 << 20, Packet::Udp, GUE),
+    tunnel("GUE v6 TCP established, 1 flow", "gue_v6", 1, ACK, GUE + 1),
+    tunnel("GUE v6 TCP established, 1M flows", "gue_v6", 1 << 20, ACK, GUE + 1),
+    tunnel("GUE v6 UDP, 1M flows", "gue_v6", 1 << 20, Packet::Udp, GUE + 1),
+    tunnel("L2 v4 TCP established, 1 flow", "in_place_v4", 1, ACK, L2),
+    tunnel("L2 v4 TCP established, 1M flows", "in_place_v4", 1 << 20, ACK, L2),
+    tunnel("L2 v6 TCP established, 1M flows", "in_place_v6", 1 << 20, ACK, L2 + 1),
     tracked("dirty slots v4 TCP established, 1 flow", "ipip_v4", 1, SETTLED),
     tracked("dirty slots v4 TCP established, 16k flows", "ipip_v4", 1 << 14, SETTLED),
     tracked("dirty slots v6 TCP established, 16k flows", "ipip_v6", 1 << 14, SETTLED + 1),
-    tracked("NAT v4 TCP established, 1 flow", "nat_v4", 1, NAT),
-    tracked("NAT v4 TCP established, 16k flows", "nat_v4", 1 << 14, NAT),
-    tracked("NAT v4 TCP established, 256k flows", "nat_v4", 1 << 18, NAT),
-    tracked("NAT v6 TCP established, 16k flows", "nat_v6", 1 << 14, NAT + 1),
+    tracked("NAT v4 TCP established, 1 flow", "in_place_v4", 1, NAT),
+    tracked("NAT v4 TCP established, 16k flows", "in_place_v4", 1 << 14, NAT),
+    tracked("NAT v4 TCP established, 256k flows", "in_place_v4", 1 << 18, NAT),
+    tracked("NAT v6 TCP established, 16k flows", "in_place_v6", 1 << 14, NAT + 1),
+    tracked("DNAT v4 TCP established, 1 flow", "in_place_v4", 1, DNAT),
+    tracked("DNAT v4 TCP established, 16k flows", "in_place_v4", 1 << 14, DNAT),
+    tracked("DNAT v6 TCP established, 16k flows", "in_place_v6", 1 << 14, DNAT + 1),
 ];
 
 const fn floor(name: &'static str, program: &'static str, service: u32) -> Path {
-    Path { name, program, flows: 1 << 20, packet: ACK, service, action: XDP_TX, lookups: "" }
+    Path { lookups: "", ..tunnel(name, program, 1 << 20, ACK, service) }
 }
 
 const fn tunnel(name: &'static str, program: &'static str, flows: u64, packet: Packet, service: u32) -> Path {
-    Path { name, program, flows, packet, service, action: XDP_TX, lookups: TABLE }
+    Path { name, program, flows, packet, service, action: XDP_TX, lookups: TABLE, extra: Extra::None }
+}
+
+const fn with(name: &'static str, flows: u64, extra: Extra) -> Path {
+    Path { extra, ..tunnel(name, "ipip_v4", flows, ACK, CLEAN) }
 }
 
 const fn tracked(name: &'static str, program: &'static str, flows: u64, service: u32) -> Path {
-    Path { name, program, flows, packet: ACK, service, action: XDP_TX, lookups: TRACKED }
+    Path { lookups: TRACKED, ..tunnel(name, program, flows, ACK, service) }
 }
 
 fn print(times: &[Vec<f64>]) {
@@ -145,12 +182,11 @@ fn print(times: &[Vec<f64>]) {
     for (path, times) in PATHS.iter().zip(times) {
         let (min, mid) = median(times);
         let family = if is_v4(path.service) { "v4" } else { "v6" };
-        let head = if path.program.starts_with("ipip") { "floor_head" } else { "floor_headers" };
+        let is_in_place = path.program.starts_with("in_place");
+        let head = if is_in_place { "floor_headers" } else { "floor_head" };
         let (plain, head) = match path.program {
             "pass_v4" => (of(FLOOR_V4), of(FLOOR_V4)),
-            _ if head == "floor_headers" => {
-                (of(&format!("{head}_{family}")), of(&format!("{head}_{family}")))
-            }
+            _ if is_in_place => (of(&format!("{head}_{family}")), of(&format!("{head}_{family}"))),
             _ => (of(&format!("floor_{family}")), of(&format!("{head}_{family}"))),
         };
         let pair = |min: f64, mid: f64| format!("{min:.0}/{mid:.0}");
@@ -185,16 +221,17 @@ impl Bench {
             || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/prebuilt/fairlead_bench.bpf.o")),
             PathBuf::from,
         );
-        let services = NAT + 2;
-        let backends = 1 + services * BACKENDS;
+        let backends = 1 + SERVICES * BACKENDS;
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(map::VIPS, 1 + VIPS * 2)
             .map_max_entries(map::VIP_INDEX, VIP_WORDS)
-            .map_max_entries(map::SLOTS, services * SLOTS)
+            .map_max_entries(map::SLOTS, SERVICES * SLOTS)
             .map_max_entries(map::BACKENDS, backends)
             .map_max_entries(map::BACKEND_COUNTERS, backends)
             .map_max_entries(map::FLOWS, 1 << 20)
             .map_max_entries(map::REVERSE, 1 << 20)
+            .map_max_entries(map::FILTERS, FILTERS)
+            .map_max_entries(map::FILTER_COUNTERS, FILTERS)
             .load_file(object)?;
         for path in PATHS {
             let program: &mut Xdp = ebpf.program_mut(path.program).ok_or(path.program)?.try_into()?;
@@ -203,18 +240,14 @@ impl Bench {
             }
         }
         let mut bench = Bench { ebpf, words: vec![VipWord::FREE; VIP_WORDS as usize], vips: 0 };
-        let all = Config {
-            flags: Config::NAT,
-            nat_port_first: 1024,
-            nat_port_last: 65_535,
-            vip_mask: VIP_WORDS - 1,
-            ..Config::default()
-        };
-        bench.array::<Config>(map::CONFIG)?.set(0, Plain(all), 0)?;
-        for number in 0..services {
+        let mut filters = bench.array::<Filter>(map::FILTERS)?;
+        for index in 0..FILTERS {
+            filters.set(index, Plain(never()), 0)?;
+        }
+        for number in 0..SERVICES {
             bench.fill_service(number)?;
         }
-        for number in services..VIPS {
+        for number in SERVICES..VIPS {
             let key = VipKey { addr: vip(number).into(), port: 80_u16.to_be(), proto: proto::TCP, zero: 0 };
             let value = Vip { service: number, base: 0, size: SLOTS, flags: 0 };
             bench.add_vip(key, value)?;
@@ -265,6 +298,7 @@ impl Bench {
         }
         let [a, b, c, d, e, f, g, h] = head;
         let state = [0x1234_5678_9abc_def1, path.flows - 1, a, b, c, d, e, f, g, h];
+        self.array::<Config>(map::CONFIG)?.set(0, Plain(config(path.extra)), 0)?;
         self.array::<[u64; 10]>("bench")?.set(0, Plain(state), 0)?;
         let before = self.forwarded()?;
         let program: &Xdp = self.ebpf.program(path.program).ok_or(path.program)?.try_into()?;
@@ -305,6 +339,28 @@ impl Bench {
     }
 }
 
+const fn config(extra: Extra) -> Config {
+    let (events, filters, sample_mask) = match extra {
+        Extra::None => (0, 0, 0),
+        Extra::Filters(filters) => (0, filters, 0),
+        Extra::Sampling(one_in) => (Config::EVENTS, 0, one_in - 1),
+    };
+    let flags = Config::NAT | events;
+    let (nat_port_first, nat_port_last) = (1024, 65_535);
+    Config { flags, nat_port_first, nat_port_last, filters, sample_mask, vip_mask: VIP_WORDS - 1, zero: 0 }
+}
+
+/// Looks at the source of every packet, and matches none.
+fn never() -> Filter {
+    Filter {
+        src: Addr::v4(0x0100_007f),
+        src_mask: Addr([u32::MAX; 4]),
+        length: [0, u16::MAX],
+        kind: Filter::IN_USE | Filter::DROP,
+        ..Filter::default()
+    }
+}
+
 const fn is_v4(service: u32) -> bool {
     service & 1 == 0
 }
@@ -324,7 +380,13 @@ fn backend(service: u32, index: u32) -> Backend {
         text.parse::<IpAddr>().expect("an address").into()
     };
     let (addr, source) = (address(1 + index), address(0));
-    let mode = if service & !1 == NAT { Mode::Nat } else { Mode::Ipip };
+    let mode = match service & !1 {
+        NAT => Mode::Nat,
+        GUE => Mode::Gue,
+        L2 => Mode::L2,
+        DNAT => Mode::Dnat,
+        _ => Mode::Ipip,
+    };
     Backend {
         addr,
         source,
@@ -334,7 +396,7 @@ fn backend(service: u32, index: u32) -> Backend {
         port: 80_u16.to_be(),
         mode: mode as u8,
         flags: 0,
-        header_sum: if v4 { outer_header_sum(&source, &addr) } else { 0 },
+        header_sum: if v4 && mode.is_tunnel() { outer_header_sum(&source, &addr) } else { 0 },
         service,
         mtu: 1500,
         vlan: 0,

@@ -2,20 +2,16 @@
 //! one backend of a service of 600, whose table has 65,537 slots, and of one of 1000, whose table has 131,071. The floor is a
 //! clone of the desired set, which touches every service and backend once.
 //! `cargo bench -p lb-bpf --no-default-features --bench plan`
+mod services;
+
 use lb_bpf::{
-    Sizes,
-    abi::Mode,
     maglev,
     maps::{Maps, Op, fake::FakeMaps},
-    service::{Desired, Endpoint, Frontend, Protocol, Rules, Service, ServiceKey, Target},
+    service::Desired,
     state::{Hop, NextHop, NextHops, Now, State},
 };
+use services::{BACKENDS, SERVICES, SIZES, desired, service};
 use std::{hint::black_box, net::Ipv4Addr, time::Instant};
-
-const SERVICES: u32 = 10_000;
-const BACKENDS: u32 = 10;
-const SIZES: Sizes =
-    Sizes { vips: 32_768, slots: 1 << 24, backends: 1 << 17, flows: 1024, decap: 16, ..Sizes::DEFAULT };
 
 fn main() {
     let mut desired = desired();
@@ -83,24 +79,6 @@ fn restore(maps: &FakeMaps) -> State {
 
 fn plan(state: &mut State, maps: &FakeMaps, desired: &Desired, hops: &NextHops) -> Vec<Op> {
     state.plan(maps, desired, hops, Now(1_000_000)).unwrap_or_else(|error| panic!("{error}"))
-}
-
-fn desired() -> Desired {
-    Desired { services: (0..SERVICES).map(|n| service(n, BACKENDS)).collect(), ..Desired::default() }
-}
-
-fn service(n: u32, backends: u32) -> (ServiceKey, Service) {
-    let address = Ipv4Addr::from(0xcb00_0000 + n).into();
-    let endpoint =
-        |b| Endpoint { address: Ipv4Addr::from(0x0a00_0000 + (n * 7 + b) % 5000).into(), port: 80 };
-    let service = Service {
-        frontends: [Frontend { address, protocol: Protocol::Tcp, port: 80 }].into(),
-        mode: Mode::Ipip,
-        backends: (0..backends).map(|b| (endpoint(b), Target { weight: 1, up: true })).collect(),
-        drain_seconds: 300,
-        rules: Rules::default(),
-    };
-    (ServiceKey(format!("LoadBalancer/service-{n}/http/ipv4")), service)
 }
 
 fn hops() -> NextHops {

@@ -114,6 +114,7 @@ impl Datapath {
         let mut addresses = self.state.as_ref().map(State::backend_addresses).unwrap_or_default();
         let endpoints = desired.services.values().flat_map(|service| service.backends.keys());
         addresses.extend(endpoints.map(|endpoint| endpoint.address));
+        self.resolver.heed(&desired.tunnel_protocols());
         let hops = self.resolver.resolve(&addresses).await?;
         let ends = desired.decap.iter().map(|end| end.vip);
         let vips: BTreeSet<IpAddr> = ends.chain(desired.local_vips.iter().copied()).collect();

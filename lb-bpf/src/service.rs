@@ -25,6 +25,18 @@ pub struct Desired {
     pub filters: BTreeMap<String, Filter>,
 }
 
+impl Desired {
+    /// IANA numbers of the protocols in which packets reach backends of tunnel modes.
+    pub(crate) fn tunnel_protocols(&self) -> BTreeSet<u8> {
+        let protocols = self.services.values().map(|service| match service.mode {
+            Mode::Ipip => &[proto::IPIP, proto::IPV6][..],
+            Mode::Gue => &[proto::UDP],
+            Mode::L2 | Mode::Nat | Mode::Dnat => &[],
+        });
+        protocols.flatten().copied().collect()
+    }
+}
+
 /// Name of a service in the datapath, unique and stable: it identifies the service across restarts of the
 /// process, in counters and in dumps; for example `LoadBalancer/web/http/ipv4`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

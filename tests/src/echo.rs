@@ -21,7 +21,7 @@ use tokio::{
 };
 
 /// An echo that takes longer is a broken connection, even if it might still recover.
-const TIMEOUT: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Echo on `port` of every address of a namespace, until the process ends.
 pub fn serve(namespace: &Namespace, port: u16) {

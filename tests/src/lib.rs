@@ -33,7 +33,7 @@ pub const WEB: [&str; 2] = ["203.0.113.10", "2001:db8:1::10"];
 pub const API: [&str; 2] = ["203.0.113.20", "2001:db8:1::20"];
 
 /// How long anything may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Who routes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -210,7 +210,7 @@ pub fn watch(traffic: &mut Traffic, time: Duration) -> Result<Vec<Sample>, Error
     Ok(traffic.until(end)?)
 }
 
-/// Looks every few milliseconds until `look` says yes, 30 seconds at most.
+/// Looks every few milliseconds until `look` says yes, two minutes at most.
 pub fn wait_until(what: &str, mut look: impl FnMut() -> Result<bool, Error>) -> Result<(), Error> {
     let deadline = Instant::now() + PATIENCE;
     while !look()? {

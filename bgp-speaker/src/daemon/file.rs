@@ -1,7 +1,11 @@
 //! The configuration file: YAML to what the speaker is asked for. The fields of a peer are those of a BGPPeer;
 //! what is not supported yet is refused by its name.
 use bgp_speaker::{
-    config::{self, Asn, Bfd, Family, Global, PeerConfig, Route, RouteAttributes, Timers},
+    Md5Key,
+    config::{
+        self, Asn, Bfd, ExportPolicy, Family, Global, ImportFilter, PeerConfig, PeerRange, Route,
+        RouteAttributes, Timers,
+    },
     wire::{Community, LargeCommunity},
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -10,8 +14,10 @@ use serde_yaml_ng::Value;
 use std::{
     collections::BTreeSet,
     fmt,
+    fs::File,
+    io::Read,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::Path,
+    path::{Path, PathBuf},
     str::FromStr,
 };
 
@@ -20,6 +26,7 @@ use std::{
 pub(super) struct Config {
     pub(super) global: Global,
     pub(super) peers: Vec<PeerConfig>,
+    pub(super) ranges: Vec<PeerRange>,
     pub(super) routes: Vec<Route>,
 }
 
@@ -29,15 +36,27 @@ pub(super) fn read(path: &Path) -> Result<Config, String> {
 }
 
 fn parse(text: &str) -> Result<Config, String> {
-    let file: File = serde_path_to_error::deserialize(serde_yaml_ng::Deserializer::from_str(text))
+    let file: Document = serde_path_to_error::deserialize(serde_yaml_ng::Deserializer::from_str(text))
         .map_err(|error| described(&error.path().to_string(), &error.inner().to_string()))?;
     let asn = file.asn;
-    let peers = file.peers.into_iter().enumerate();
-    let peers =
-        peers.map(|(index, peer)| peer.config(asn).map_err(|error| format!("peers[{index}].{error}")));
+    let (mut peers, mut ranges) = (Vec::new(), Vec::new());
+    for (index, mut peer) in file.peers.into_iter().enumerate() {
+        let range = peer.range.take();
+        if let Some(Range { prefix, .. }) = range.as_ref().filter(|_| peer.address.is_none()) {
+            peer.address = Some(prefix.network());
+        } else if range.is_some() {
+            return Err(format!("peers[{index}].range: and address exclude each other"));
+        }
+        let peer = peer.config(asn).map_err(|error| format!("peers[{index}].{error}"))?;
+        match range {
+            Some(Range { prefix, limit }) => ranges.push(PeerRange { prefix, limit, peer }),
+            None => peers.push(peer),
+        }
+    }
     Ok(Config {
         global: Global { asn, router_id: file.router_id, listen: file.listen },
-        peers: peers.collect::<Result<_, _>>()?,
+        peers,
+        ranges,
         routes: file.routes.into_iter().map(RouteSpec::route).collect(),
     })
 }
@@ -51,7 +70,7 @@ fn described(path: &str, reason: &str) -> String {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct File {
+struct Document {
     asn: Asn,
     #[serde(rename = "routerID")]
     router_id: Ipv4Addr,
@@ -67,16 +86,25 @@ struct File {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct PeerSpec {
     address: Option<IpAddr>,
+    /// Instead of an address: neighbours that come by themselves.
+    range: Option<Range>,
     asn: PeerAsn,
     #[serde(default = "bgp_port")]
     port: u16,
+    #[serde(default)]
+    passive: bool,
     local_address: Option<IpAddr>,
     #[serde(default)]
     timers: TimersSpec,
     #[serde(default = "all_families")]
     families: BTreeSet<Family>,
     ebgp_multihop: Option<Multihop>,
+    ttl_security: Option<TtlSecurity>,
+    auth: Option<Auth>,
     max_prefixes: Option<u32>,
+    #[serde(default = "restart_seconds")]
+    max_prefixes_restart_seconds: u32,
+    shutdown: Option<String>,
     #[serde(default)]
     import: Import,
     #[serde(default)]
@@ -87,13 +115,22 @@ struct PeerSpec {
     // Not supported yet.
     interface: Option<Value>,
     discover: Option<Value>,
-    auth: Option<Value>,
-    ttl_security: Option<Value>,
     graceful_restart: Option<Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Range {
+    prefix: IpNet,
+    limit: u16,
 }
 
 fn bgp_port() -> u16 {
     179
+}
+
+fn restart_seconds() -> u32 {
+    config::MAX_PREFIXES_RESTART_SECONDS
 }
 
 fn all_families() -> BTreeSet<Family> {
@@ -161,17 +198,100 @@ struct BfdSpec {
     multiplier: u8,
 }
 
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct TtlSecurity {
+    hops: u8,
+}
+
+/// The key of the TCP MD5 signature: here, or alone in a file.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Auth {
+    md5_password: Option<Secret>,
+    md5_password_file: Option<PathBuf>,
+}
+
+impl Auth {
+    fn key(self) -> Result<Md5Key, String> {
+        let (field, octets) = match (self.md5_password, self.md5_password_file) {
+            (Some(Secret(text)), None) => ("md5Password", text.into_bytes()),
+            (None, Some(path)) => ("md5PasswordFile", password(&path)?),
+            _ => return Err("md5Password: needs exactly one of md5Password and md5PasswordFile".to_owned()),
+        };
+        Md5Key::new(octets).map_err(|error| format!("{field}: {error}"))
+    }
+}
+
+/// What a file holds, but for the end of its line.
+fn password(path: &Path) -> Result<Vec<u8>, String> {
+    let mut octets = Vec::new();
+    // More would be too long for a key.
+    let read = File::open(path).and_then(|file| file.take(128).read_to_end(&mut octets));
+    read.map_err(|error| format!("md5PasswordFile: {}: {error}", path.display()))?;
+    if octets.ends_with(b"\n") {
+        octets.pop();
+    }
+    Ok(octets)
+}
+
+/// A text that no error shows.
+struct Secret(String);
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Value::deserialize(deserializer)? {
+            Value::String(text) => Ok(Secret(text)),
+            _ => Err(de::Error::custom("want a text: put it in quotes")),
+        }
+    }
+}
+
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct Import {
     accept: Vec<Accept>,
+    deny: Vec<Accept>,
+    communities: Vec<AnyCommunity>,
     install: bool,
+}
+
+impl Import {
+    fn filter(deny: Vec<Accept>, communities: Vec<AnyCommunity>) -> ImportFilter {
+        let (communities, large_communities) = by_kind(communities);
+        ImportFilter { deny: prefixes(deny), communities, large_communities }
+    }
 }
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct Export {
     learned: bool,
+    next_hop_self: bool,
+    graceful_shutdown: bool,
+    prepend: u8,
+    med: Option<u32>,
+    local_pref: Option<u32>,
+    communities: Vec<AnyCommunity>,
+}
+
+impl Export {
+    fn policy(self) -> ExportPolicy {
+        let (communities, large_communities) = by_kind(self.communities);
+        ExportPolicy {
+            next_hop_self: self.next_hop_self,
+            graceful_shutdown: self.graceful_shutdown,
+            prepend: self.prepend,
+            med: self.med,
+            local_pref: self.local_pref,
+            communities,
+            large_communities,
+        }
+    }
+}
+
+fn prefixes(entries: Vec<Accept>) -> Vec<IpNet> {
+    entries.into_iter().flat_map(|Accept(prefixes)| prefixes).collect()
 }
 
 #[derive(Default, Deserialize)]
@@ -200,8 +320,6 @@ impl PeerSpec {
         let unsupported = [
             ("interface", self.interface.is_some()),
             ("discover", self.discover.is_some()),
-            ("auth", self.auth.is_some()),
-            ("ttlSecurity", self.ttl_security.is_some()),
             ("gracefulRestart", self.graceful_restart.is_some()),
             ("addPath.send", self.add_path.send),
             ("addPath.receive", self.add_path.receive),
@@ -224,13 +342,23 @@ impl PeerSpec {
                 PeerAsn::External => config::PeerAsn::External,
             },
             port: self.port,
+            passive: self.passive,
             local_address: self.local_address,
             timers,
             families: self.families,
             multihop_ttl: self.ebgp_multihop.map(|multihop| multihop.ttl),
+            md5: self.auth.map(Auth::key).transpose().map_err(|error| format!("auth.{error}"))?,
+            ttl_security_hops: self.ttl_security.map(|security| security.hops),
             max_prefixes: self.max_prefixes,
-            accept: self.import.accept.into_iter().flat_map(|Accept(prefixes)| prefixes).collect(),
+            max_prefixes_restart_seconds: self.max_prefixes_restart_seconds,
+            shutdown: self.shutdown,
+            accept: prefixes(self.import.accept),
+            import: Import::filter(self.import.deny, self.import.communities),
             export_learned: self.export.learned,
+            export: {
+                let policy = self.export.policy();
+                all_families().into_iter().map(|family| (family, policy.clone())).collect()
+            },
             bfd: self.bfd.map(|BfdSpec { min_tx_millis, min_rx_millis, multiplier }| Bfd {
                 min_tx_millis,
                 min_rx_millis,
@@ -251,27 +379,21 @@ struct RouteSpec {
     med: Option<u32>,
     #[serde(default)]
     prepend: u8,
+    link_bandwidth: Option<u64>,
 }
 
 impl RouteSpec {
     fn route(self) -> Route {
-        let mut attributes = RouteAttributes {
+        let (communities, large_communities) = by_kind(self.communities);
+        let attributes = RouteAttributes {
             next_hop: self.next_hop,
+            communities,
+            large_communities,
             local_pref: self.local_pref,
             med: self.med,
             prepend: self.prepend,
-            ..RouteAttributes::default()
+            link_bandwidth: self.link_bandwidth,
         };
-        for community in self.communities {
-            match community {
-                AnyCommunity::Standard(Community(value)) => {
-                    attributes.communities.insert(value);
-                }
-                AnyCommunity::Large(LargeCommunity { global, local1, local2 }) => {
-                    attributes.large_communities.insert((global, local1, local2));
-                }
-            }
-        }
         Route { prefix: self.prefix, attributes, peers: None }
     }
 }
@@ -280,6 +402,18 @@ impl RouteSpec {
 enum AnyCommunity {
     Standard(Community),
     Large(LargeCommunity),
+}
+
+/// Standard and large ones.
+fn by_kind(all: Vec<AnyCommunity>) -> (BTreeSet<u32>, BTreeSet<(u32, u32, u32)>) {
+    let (mut standard, mut large) = (BTreeSet::new(), BTreeSet::new());
+    for community in all {
+        match community {
+            AnyCommunity::Standard(Community(value)) => drop(standard.insert(value)),
+            AnyCommunity::Large(community) => drop(large.insert(community.parts())),
+        }
+    }
+    (standard, large)
 }
 
 impl<'de> Deserialize<'de> for AnyCommunity {
@@ -306,22 +440,24 @@ asn: 65002
 routerID: 198.18.0.2
 listen: ["198.18.0.2:179"]
 peers:
-- {address: 198.18.0.1, asn: 65001, localAddress: 198.18.0.2, timers: {holdSeconds: 9}, import: {accept: [any]}, export: {learned: true}}
-- {address: "fd00:18::1", asn: internal, families: [ipv6-unicast], ebgpMultihop: {ttl: 4}, bfd: {minTxMillis: 50, minRxMillis: 60, multiplier: 3}, maxPrefixes: 10, import: {accept: [10.0.0.0/8]}}
+- {address: 198.18.0.1, asn: 65001, localAddress: 198.18.0.2, timers: {holdSeconds: 9}, ttlSecurity: {hops: 2}, import: {accept: [any]}, export: {learned: true}}
+- {address: "fd00:18::1", asn: internal, families: [ipv6-unicast], ebgpMultihop: {ttl: 4}, bfd: {minTxMillis: 50, minRxMillis: 60, multiplier: 3}, auth: {md5Password: s3cret}, maxPrefixes: 10, maxPrefixesRestartSeconds: 5, shutdown: bye, import: {accept: [10.0.0.0/8], deny: [10.1.0.0/16], communities: ["65001:1"]}, export: {nextHopSelf: true, gracefulShutdown: true, prepend: 3, med: 4, localPref: 5, communities: ["1:2:3"]}}
+- {range: {prefix: 198.18.1.0/24, limit: 10}, asn: external, passive: true}
 routes:
-- {prefix: 203.0.113.0/24, communities: ["65002:1", "65002:1:2", no-export], med: 10, prepend: 2, localPref: 200}
+- {prefix: 203.0.113.0/24, communities: ["65002:1", "65002:1:2", no-export], med: 10, prepend: 2, localPref: 200, linkBandwidth: 125000}
 - {prefix: "2001:db8:1::/48"}
 "#;
 
     #[test]
     fn the_example_of_the_manual() {
-        let Config { global, peers, routes } = parse(EXAMPLE).unwrap();
+        let Config { global, peers, ranges, routes } = parse(EXAMPLE).unwrap();
         assert_eq!((global.asn, global.listen.len()), (Asn(65002), 1));
         assert_eq!(
             peers[0].timers,
             Timers { hold_seconds: 9, keepalive_seconds: 3, connect_retry_seconds: 5 }
         );
         assert_eq!((peers[0].accept.len(), peers[0].export_learned, peers[0].families.len()), (2, true, 2));
+        assert_eq!((peers[0].ttl_security_hops, peers[1].ttl_security_hops), (Some(2), None));
         assert_eq!(
             (peers[1].asn, peers[1].multihop_ttl, peers[1].max_prefixes),
             (config::PeerAsn::Is(Asn(65002)), Some(4), Some(10))
@@ -329,10 +465,24 @@ routes:
         let bfd = Bfd { min_tx_millis: 50, min_rx_millis: 60, multiplier: 3 };
         assert_eq!((peers[0].bfd, peers[1].bfd), (None, Some(bfd)));
         assert_eq!((peers[1].accept.len(), peers[1].export_learned, peers[1].port), (1, false, 179));
+        assert_eq!((&peers[0].md5, &peers[1].md5), (&None, &Md5Key::new(*b"s3cret").ok()));
+        assert_eq!(
+            (peers[1].import.deny.len(), &peers[1].import.communities),
+            (1, &[65001 << 16 | 1].into())
+        );
+        assert_eq!((peers[0].max_prefixes_restart_seconds, &peers[0].shutdown), (300, &None));
+        assert_eq!((peers[1].max_prefixes_restart_seconds, peers[1].shutdown.as_deref()), (5, Some("bye")));
+        let policy = &peers[1].export[&Family::Ipv4Unicast];
+        assert_eq!((policy.next_hop_self, policy.graceful_shutdown, policy.prepend), (true, true, 3));
+        assert_eq!((policy.med, policy.local_pref), (Some(4), Some(5)));
+        assert_eq!(policy.large_communities, [(1, 2, 3)].into());
+        assert_eq!(peers[0].export[&Family::Ipv6Unicast], ExportPolicy::default());
+        assert_eq!((ranges[0].limit, ranges[0].peer.passive, ranges.len()), (10, true, 1));
+        assert_eq!(ranges[0].name(), IpAddr::from([198, 18, 1, 0]));
         let attributes = &routes[0].attributes;
         assert_eq!(attributes.communities, [65002 << 16 | 1, 0xFFFF_FF01].into());
         assert_eq!(attributes.large_communities, [(65002, 1, 2)].into());
-        assert_eq!(routes.len(), 2);
+        assert_eq!((routes.len(), attributes.link_bandwidth), (2, Some(125_000)));
     }
 
     #[test]
@@ -346,14 +496,19 @@ routes:
             ("[any]", "[all]", "peers[0].import.accept[0]: `all`: want a prefix or `any`"),
             ("asn: internal", "asn: outside", "peers[1].asn: "),
             ("asn: internal", "asn: 4294967296", "peers[1].asn: "),
+            (
+                "md5Password: s3cret",
+                "md5Password: 12345",
+                "peers[1].auth.md5Password: want a text: put it in quotes",
+            ),
+            ("md5Password: s3cret", "md5Password: ''", "peers[1].auth.md5Password: is 0 octets long"),
+            ("md5Password: s3cret", "md5PasswordFile: /nowhere", "peers[1].auth.md5PasswordFile: /nowhere: "),
+            ("md5Password: s3cret", "", "peers[1].auth.md5Password: needs exactly one"),
             ("minTxMillis: 50, ", "", "peers[1].bfd: missing field `minTxMillis`"),
             ("maxPrefixes: 10", "import: {install: true}", "duplicate"),
             ("maxPrefixes: 10", "addPath: {send: true}", "peers[1].addPath.send: not supported yet"),
-            (
-                "maxPrefixes: 10",
-                "auth: {md5SecretRef: {name: a, key: b}}",
-                "peers[1].auth: not supported yet",
-            ),
+            ("range: {", "address: 10.0.0.1, range: {", "peers[2].range: and address exclude each other"),
+            ("md5Password: s3cret", "md5SecretRef: {}", "peers[1].auth.md5SecretRef: unknown field"),
             ("address: \"fd00:18::1\", ", "", "peers[1].address: missing"),
             ("\"65002:1\"", "\"65002:x\"", "routes[0].communities[0]: `65002:x`: want AS:VALUE"),
             ("2001:db8:1::/48", "2001:db8:1::/129", "routes[1].prefix: "),

@@ -57,6 +57,7 @@ async fn serve(file: file::Config, config: &Path, socket: &Path) -> Result<(), F
     let speaker = bgp_speaker::spawn();
     // Who we are comes last, for with it we listen: whoever connects then is known.
     speaker.set_routes(file.routes).await.map_err(refused)?;
+    speaker.set_ranges(file.ranges).await.map_err(refused)?;
     speaker.set_peers(file.peers).await.map_err(refused)?;
     speaker.set_global(file.global).await.map_err(refused)?;
     tracing::info!(config = %config.display(), api = %socket.display(), "running");

@@ -33,6 +33,8 @@ use std::{cmp, time::Duration};
 pub const LARGE_HOLD_TIME: Duration = Duration::from_secs(240);
 /// A session that lived shorter than this counts as a failed attempt.
 pub const STABLE_AFTER: Duration = Duration::from_secs(10);
+/// Why an attempt ended that nobody answered.
+pub(crate) const NO_ANSWER: &str = "no answer";
 /// The delay between attempts doubles at most this often.
 const MAX_DOUBLINGS: u32 = 3;
 
@@ -118,6 +120,7 @@ pub struct Fsm {
     state: State,
     since: Time,
     timers: Timers,
+    passive: bool,
     session: Option<SessionTimers>,
     failures: u32,
     retry_at: Option<Time>,
@@ -139,6 +142,7 @@ impl Fsm {
             state: State::Idle,
             since: now,
             timers,
+            passive: false,
             session: None,
             failures: 0,
             retry_at: None,
@@ -175,6 +179,12 @@ impl Fsm {
     /// Takes new timers; a session keeps what it negotiated.
     pub fn set_timers(&mut self, timers: Timers) {
         self.timers = timers;
+    }
+
+    /// Never dials: waits in Active for the peer to do it (section 8.1.1, PassiveTcpEstablishment). To be said before
+    /// the machine starts.
+    pub fn set_passive(&mut self, passive: bool) {
+        self.passive = passive;
     }
 
     /// When [`Event::Tick`] is due.
@@ -268,7 +278,8 @@ impl Fsm {
             }
             let mut actions = self.connect(now, random);
             if given_up {
-                actions.insert(0, Action::Disconnect);
+                let silence = Down::Tcp(NO_ANSWER.to_owned());
+                actions.splice(0..0, [Action::Disconnect, Action::Down(silence)]);
             }
             return actions;
         }
@@ -280,6 +291,10 @@ impl Fsm {
     }
 
     fn connect(&mut self, now: Time, random: &mut Random) -> Vec<Action> {
+        if self.passive {
+            self.wait(now, random);
+            return vec![];
+        }
         self.enter(State::Connect, now);
         self.retry_at = Some(now + self.retry_delay(random));
         vec![Action::Connect]
@@ -312,7 +327,7 @@ impl Fsm {
 
     fn wait(&mut self, now: Time, random: &mut Random) {
         self.enter(State::Active, now);
-        self.retry_at = Some(now + self.retry_delay(random));
+        self.retry_at = (!self.passive).then(|| now + self.retry_delay(random));
     }
 
     fn enter(&mut self, state: State, now: Time) {

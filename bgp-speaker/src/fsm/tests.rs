@@ -262,7 +262,8 @@ fn attempts_back_off() {
     }
     // Nobody answers: the next attempt is made, the one before is given up.
     let (_, actions) = run(&mut fsm, &mut random);
-    assert_eq!(actions, [Action::Disconnect, Action::Connect]);
+    let silence = Action::Down(Down::Tcp("no answer".to_owned()));
+    assert_eq!(actions, [Action::Disconnect, silence, Action::Connect]);
 }
 
 #[test]

@@ -1,11 +1,15 @@
 //! One TCP connection: moves bytes between the kernel and the driver, and knows nothing of BGP.
-use super::driver::Event;
-use crate::ConnectionId;
-use std::{io, time::Duration};
+use super::{driver::Event, options};
+use crate::{ConnectionId, Md5Key};
+use socket2::SockRef;
+use std::{
+    io::{self, Read},
+    time::Duration,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::timeout,
 };
 
@@ -31,6 +35,7 @@ pub(super) async fn run(
     id: ConnectionId,
     mut stream: TcpStream,
     mut orders: mpsc::Receiver<Order>,
+    mut keys: watch::Receiver<Option<Md5Key>>,
     events: mpsc::Sender<Event>,
 ) {
     let (mut writing, mut written) = (Vec::new(), 0);
@@ -51,6 +56,10 @@ pub(super) async fn run(
                 Some(Order::Close(last)) => break last,
                 None => break Vec::new(),
             },
+            Ok(()) = keys.changed() => {
+                sign(&stream, keys.borrow_and_update().as_ref());
+                continue;
+            }
             result = writer.write(&writing[written..]), if alive && written < writing.len() => match result {
                 Ok(octets) => {
                     written += octets;
@@ -81,6 +90,14 @@ pub(super) async fn run(
     .await;
 }
 
+/// Signs with another key from now on. Where that fails the peer will not hear us, and the session ends in time.
+fn sign(stream: &TcpStream, key: Option<&Md5Key>) {
+    let signed = stream.peer_addr().and_then(|remote| options::set_md5(stream, remote.ip().into(), key));
+    if let Err(error) = signed {
+        tracing::warn!(%error, "key of a connection not changed");
+    }
+}
+
 async fn read_some(reader: &mut tokio::net::tcp::ReadHalf<'_>, read: &mut Vec<u8>) -> io::Result<()> {
     reader.readable().await?;
     read.reserve_exact(READ);
@@ -91,14 +108,17 @@ async fn read_some(reader: &mut tokio::net::tcp::ReadHalf<'_>, read: &mut Vec<u8
     }
 }
 
-/// See [`Order::Drain`].
+/// See [`Order::Drain`]. Asks the kernel: the runtime knows only of what epoll has told it, and may not have asked
+/// since the peer closed.
 async fn drain(id: ConnectionId, stream: &TcpStream, alive: &mut bool, events: &mpsc::Sender<Event>) {
+    let mut read = vec![0; READ];
     for _ in 0..DRAIN {
-        let mut read = Vec::with_capacity(READ);
-        let event = match stream.try_read_buf(&mut read) {
-            _ if !*alive => break,
+        if !*alive {
+            break;
+        }
+        let event = match (&*SockRef::from(stream)).read(&mut read) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-            result => received(id, result.map(|_| read), alive),
+            result => received(id, result.map(|octets| read[..octets].to_vec()), alive),
         };
         let _: Result<_, _> = events.send(event).await;
     }
@@ -119,4 +139,32 @@ fn received(id: ConnectionId, read: io::Result<Vec<u8>>, alive: &mut bool) -> Ev
 fn closed(id: ConnectionId, alive: &mut bool, error: &io::Error) -> Event {
     *alive = false;
     Event::Closed(id, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{Shutdown, TcpListener};
+
+    /// What the kernel has is handed over, also if epoll was not asked since it came: this runtime asks only when it
+    /// has nothing else to do.
+    #[test]
+    fn an_end_that_has_come_is_drained_before_the_runtime_knows_of_it() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        runtime.block_on(async {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let accepted = listener.accept().unwrap().0;
+            peer.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(accepted.peek(&mut [0]).unwrap(), 0, "waits until the end has come");
+            accepted.set_nonblocking(true).unwrap();
+            let stream = TcpStream::from_std(accepted).unwrap();
+            let (sender, mut events) = mpsc::channel(2);
+            let mut alive = true;
+            drain(ConnectionId(1), &stream, &mut alive, &sender).await;
+            assert!(!alive);
+            assert!(matches!(events.recv().await, Some(Event::Closed(..))));
+            assert!(matches!(events.recv().await, Some(Event::Drained(_))));
+        });
+    }
 }

@@ -3,19 +3,21 @@ use super::{
     Command, addresses,
     bfd::{Bfd, Report},
     connection::{self, Order},
-    socket,
+    options, socket,
 };
 use crate::{
-    ConnectionId, Endpoints, Time,
+    ConnectionId, Endpoints, Md5Key, Time,
     bfd::Path,
-    config::{ConfigError, Global, PeerStatus},
+    config::{ConfigError, Global, PeerConfig, PeerRange, PeerStatus},
     speaker::{Input, Output, Speaker},
 };
+use ipnet::IpNet;
 use std::{
     collections::{BTreeMap, BTreeSet},
     hash::{BuildHasher, Hasher, RandomState},
-    io,
+    io, mem,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 use tokio::{
@@ -53,6 +55,8 @@ pub(super) struct Driver {
     /// The beginning of time.
     epoch: Instant,
     listeners: BTreeMap<SocketAddr, Listener>,
+    /// Keys that the listeners have.
+    keys: BTreeMap<IpNet, Md5Key>,
     connections: BTreeMap<ConnectionId, Connection>,
     held: Vec<Held>,
     /// Tasks of connections, those that close included.
@@ -74,6 +78,7 @@ enum Connection {
     Open {
         remote: IpAddr,
         orders: mpsc::Sender<Order>,
+        key: watch::Sender<Option<Md5Key>>,
         /// The connection has a batch in hand.
         writing: bool,
     },
@@ -88,11 +93,14 @@ struct Held {
 }
 
 /// Accepts until it is dropped.
-struct Listener(AbortHandle);
+struct Listener {
+    socket: Arc<TcpListener>,
+    task: AbortHandle,
+}
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
     }
 }
 
@@ -104,6 +112,7 @@ impl Driver {
             speaker: Speaker::new(RandomState::new().build_hasher().finish()),
             epoch: Instant::now(),
             listeners: BTreeMap::new(),
+            keys: BTreeMap::new(),
             connections: BTreeMap::new(),
             held: Vec::new(),
             tasks: JoinSet::new(),
@@ -170,9 +179,9 @@ impl Driver {
         match command {
             Command::SetGlobal(global, answer) => reply(answer, self.set_global(global)),
             Command::SetPeers(peers, answer) => {
-                let result = self.speaker.set_peers(peers, self.now());
-                reply(answer, result.map(|outputs| self.perform(outputs)));
+                reply(answer, self.set_peers(peers));
             }
+            Command::SetRanges(ranges, answer) => reply(answer, self.set_ranges(ranges)),
             Command::SetRoutes(routes, answer) => {
                 let result = self.speaker.set_routes(routes);
                 reply(answer, result.map(|outputs| self.perform(outputs)));
@@ -194,17 +203,79 @@ impl Driver {
         let listen = global.listen.clone();
         let mut new = Vec::new();
         for &address in listen.iter().filter(|address| !self.listeners.contains_key(address)) {
-            let listener = socket::listen(address)
+            let listener = socket::listen(address, &self.keys)
                 .map_err(|error| ConfigError::new("global", "listen", format!("{address}: {error}")))?;
             new.push((address, listener));
         }
         let outputs = self.speaker.set_global(global, self.now())?;
         self.listeners.retain(|address, _| listen.contains(address));
         for (address, listener) in new {
-            let task = tokio::spawn(accept(listener, self.sender.clone()));
-            self.listeners.insert(address, Listener(task.abort_handle()));
+            let socket = Arc::new(listener);
+            let task = tokio::spawn(accept(Arc::clone(&socket), self.sender.clone())).abort_handle();
+            self.listeners.insert(address, Listener { socket, task });
         }
         self.perform(outputs);
+        Ok(())
+    }
+
+    /// Gives the listeners their keys before anything changes.
+    fn set_peers(&mut self, peers: Vec<PeerConfig>) -> Result<(), ConfigError> {
+        self.speaker.check_peers(&peers)?;
+        self.set_keys(md5_keys(&peers, self.speaker.ranges()))?;
+        let outputs = self.speaker.set_peers(peers, self.now())?;
+        self.perform(outputs);
+        self.change_session_keys();
+        Ok(())
+    }
+
+    fn set_ranges(&mut self, ranges: Vec<PeerRange>) -> Result<(), ConfigError> {
+        self.speaker.check_ranges(&ranges)?;
+        self.set_keys(md5_keys(self.speaker.peer_configs(), &ranges))?;
+        let outputs = self.speaker.set_ranges(ranges, self.now())?;
+        self.perform(outputs);
+        self.change_session_keys();
+        Ok(())
+    }
+
+    fn change_session_keys(&self) {
+        for connection in self.connections.values() {
+            if let Connection::Open { remote, key, .. } = connection {
+                let wanted = self.speaker.transport(*remote).and_then(|transport| transport.md5);
+                key.send_if_modified(|key| mem::replace(key, wanted.clone()) != wanted);
+            }
+        }
+    }
+
+    /// Changes the keys of the listeners. After an error they have those of before.
+    fn set_keys(&mut self, wanted: BTreeMap<IpNet, Md5Key>) -> Result<(), ConfigError> {
+        let before = mem::replace(&mut self.keys, wanted);
+        let result = self.change_keys(&before, &self.keys);
+        if result.is_err() {
+            let failed = mem::replace(&mut self.keys, before);
+            if let Err(error) = self.change_keys(&failed, &self.keys) {
+                tracing::warn!(%error, "keys of the listeners");
+            }
+        }
+        result
+    }
+
+    fn change_keys(
+        &self,
+        from: &BTreeMap<IpNet, Md5Key>,
+        to: &BTreeMap<IpNet, Md5Key>,
+    ) -> Result<(), ConfigError> {
+        let gone = from.keys().filter(|remote| !to.contains_key(remote)).map(|remote| (remote, None));
+        let new =
+            to.iter().filter(|(remote, key)| from.get(remote) != Some(key)).map(|(r, key)| (r, Some(key)));
+        for (remote, key) in gone.chain(new) {
+            for (local, listener) in &self.listeners {
+                if local.is_ipv4() == remote.addr().is_ipv4() {
+                    options::set_md5(&*listener.socket, *remote, key).map_err(|error| {
+                        ConfigError::new(format!("peer {}", remote.addr()), "auth", error.to_string())
+                    })?;
+                }
+            }
+        }
         Ok(())
     }
 
@@ -246,8 +317,10 @@ impl Driver {
 
     fn accepted(&mut self, stream: TcpStream) -> io::Result<()> {
         let endpoints = endpoints(&stream)?;
-        match self.speaker.ttl(endpoints.remote.ip()) {
-            Some(ttl) if self.tasks.len() + self.held.len() < MAX_TASKS => socket::prepare(&stream, ttl)?,
+        match self.speaker.transport(endpoints.remote.ip()) {
+            Some(transport) if self.tasks.len() + self.held.len() < MAX_TASKS => {
+                socket::prepare(&stream, &transport)?;
+            }
             // A stranger: not worth a task.
             _ => return Err(io::Error::other(format!("{}: no such peer", endpoints.remote.ip()))),
         }
@@ -278,8 +351,9 @@ impl Driver {
 
     fn serve(&mut self, id: ConnectionId, stream: TcpStream, remote: IpAddr) {
         let (orders, receiver) = mpsc::channel(ORDERS + DRAINS);
-        self.tasks.spawn(connection::run(id, stream, receiver, self.sender.clone()));
-        self.connections.insert(id, Connection::Open { remote, orders, writing: false });
+        let (key, keys) = watch::channel(self.speaker.transport(remote).and_then(|transport| transport.md5));
+        self.tasks.spawn(connection::run(id, stream, receiver, keys, self.sender.clone()));
+        self.connections.insert(id, Connection::Open { remote, orders, key, writing: false });
     }
 
     /// Tells the speaker which paths have failed.
@@ -333,10 +407,10 @@ impl Driver {
     fn perform(&mut self, outputs: Vec<Output>) {
         for output in outputs {
             match output {
-                Output::Connect { connection, remote, local, ttl } => {
+                Output::Connect { connection, remote, local, transport } => {
                     let events = self.sender.clone();
                     let task = self.tasks.spawn(async move {
-                        let result = socket::dial(remote, local, ttl).await;
+                        let result = socket::dial(remote, local, &transport).await;
                         // The driver may have ended.
                         let _: Result<_, _> = events.send(Event::Dialled(connection, result)).await;
                     });
@@ -394,6 +468,16 @@ impl Driver {
     }
 }
 
+/// Keys of those who sign, by their addresses.
+fn md5_keys<'a>(
+    peers: impl IntoIterator<Item = &'a PeerConfig>,
+    ranges: &'a [PeerRange],
+) -> BTreeMap<IpNet, Md5Key> {
+    let peers = peers.into_iter().map(|peer| (IpNet::from(peer.address), peer));
+    let all = peers.chain(ranges.iter().map(|range| (range.prefix, &range.peer)));
+    all.filter_map(|(remote, peer)| Some((remote, peer.md5.clone()?))).collect()
+}
+
 fn reply<T>(answer: oneshot::Sender<T>, value: T) {
     // Who asked may have gone.
     let _: Result<_, _> = answer.send(value);
@@ -405,7 +489,7 @@ fn endpoints(stream: &TcpStream) -> io::Result<Endpoints> {
     Ok(Endpoints { local, remote: stream.peer_addr()?, next_hops })
 }
 
-async fn accept(listener: TcpListener, events: mpsc::Sender<Event>) {
+async fn accept(listener: Arc<TcpListener>, events: mpsc::Sender<Event>) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {

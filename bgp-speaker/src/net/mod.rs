@@ -14,9 +14,10 @@ mod addresses;
 mod bfd;
 mod connection;
 mod driver;
+mod options;
 mod socket;
 
-use crate::config::{ConfigError, Global, PeerConfig, PeerStatus, Route, RouteStatus};
+use crate::config::{ConfigError, Global, PeerConfig, PeerRange, PeerStatus, Route, RouteStatus};
 use driver::Driver;
 use ipnet::IpNet;
 use std::time::Duration;
@@ -59,6 +60,7 @@ impl RoutePages {
 enum Command {
     SetGlobal(Global, oneshot::Sender<Result<(), ConfigError>>),
     SetPeers(Vec<PeerConfig>, oneshot::Sender<Result<(), ConfigError>>),
+    SetRanges(Vec<PeerRange>, oneshot::Sender<Result<(), ConfigError>>),
     SetRoutes(Vec<Route>, oneshot::Sender<Result<(), ConfigError>>),
     Flushed(oneshot::Sender<()>),
     Peers(oneshot::Sender<Vec<PeerStatus>>),
@@ -90,6 +92,14 @@ impl Handle {
     /// A field that makes no sense; nothing changes then.
     pub async fn set_peers(&self, peers: Vec<PeerConfig>) -> Result<(), ConfigError> {
         self.ask(|answer| Command::SetPeers(peers, answer)).await.unwrap_or_else(shut_down)
+    }
+
+    /// Sets the neighbours that come by themselves, the whole set of ranges.
+    ///
+    /// # Errors
+    /// A field that makes no sense; nothing changes then.
+    pub async fn set_ranges(&self, ranges: Vec<PeerRange>) -> Result<(), ConfigError> {
+        self.ask(|answer| Command::SetRanges(ranges, answer)).await.unwrap_or_else(shut_down)
     }
 
     /// Sets the routes to announce, the whole set. What did not change is not sent again.

@@ -1,6 +1,10 @@
 //! Sockets as BGP wants them.
-use socket2::{Domain, Protocol, Socket, Type};
+use super::options;
+use crate::{Md5Key, Transport};
+use ipnet::IpNet;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use std::{
+    collections::BTreeMap,
     io,
     net::{IpAddr, SocketAddr},
 };
@@ -9,22 +13,35 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 
-/// Listens on one address of one family.
-pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+/// Listens on one address of one family; connections from the addresses of `keys` must be signed.
+pub(super) fn listen(address: SocketAddr, keys: &BTreeMap<IpNet, Md5Key>) -> io::Result<TcpListener> {
     let socket = tcp(address)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
     socket.set_reuse_address(true)?;
+    // The answer to a handshake passes the GTSM of any peer; what follows has the TTL of the peer (`prepare`).
+    set_ttl(&socket, address, u8::MAX)?;
+    options::save_syn(&socket)?;
+    for (remote, key) in keys.iter().filter(|(remote, _)| remote.addr().is_ipv4() == address.is_ipv4()) {
+        options::set_md5(&socket, *remote, Some(key))?;
+    }
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
 }
 
 /// Dials.
-pub(super) async fn dial(remote: SocketAddr, local: Option<IpAddr>, ttl: u8) -> io::Result<TcpStream> {
+pub(super) async fn dial(
+    remote: SocketAddr,
+    local: Option<IpAddr>,
+    transport: &Transport,
+) -> io::Result<TcpStream> {
     let socket = tcp(remote)?;
-    set_ttl(&socket, remote.is_ipv6(), ttl)?;
+    set_transport(&socket, remote, transport)?;
+    if let Some(key) = &transport.md5 {
+        options::set_md5(&socket, remote.ip().into(), Some(key))?;
+    }
     if let Some(local) = local {
         socket.bind(&SocketAddr::new(local, 0).into())?;
     }
@@ -34,9 +51,18 @@ pub(super) async fn dial(remote: SocketAddr, local: Option<IpAddr>, ttl: u8) -> 
 }
 
 /// Makes an accepted connection what a dialled one is.
-pub(super) fn prepare(stream: &TcpStream, ttl: u8) -> io::Result<()> {
+///
+/// # Errors
+/// The kernel's, or the handshake came from further away than the peer is: data that came before this call would
+/// have as well.
+pub(super) fn prepare(stream: &TcpStream, transport: &Transport) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    set_ttl(&socket2::SockRef::from(stream), stream.local_addr()?.is_ipv6(), ttl)
+    let remote = stream.peer_addr()?;
+    set_transport(&SockRef::from(stream), remote, transport)?;
+    if transport.min_ttl > 0 && options::saved_syn_ttl(stream, remote)? < Some(transport.min_ttl) {
+        return Err(io::Error::other(format!("{}: from too far away", remote.ip())));
+    }
+    Ok(())
 }
 
 fn tcp(address: SocketAddr) -> io::Result<Socket> {
@@ -45,6 +71,11 @@ fn tcp(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn set_ttl(socket: &Socket, ipv6: bool, ttl: u8) -> io::Result<()> {
-    if ipv6 { socket.set_unicast_hops_v6(ttl.into()) } else { socket.set_ttl_v4(ttl.into()) }
+fn set_transport(socket: &Socket, remote: SocketAddr, transport: &Transport) -> io::Result<()> {
+    options::set_min_ttl(socket, remote, transport.min_ttl)?;
+    set_ttl(socket, remote, transport.ttl)
+}
+
+fn set_ttl(socket: &Socket, address: SocketAddr, ttl: u8) -> io::Result<()> {
+    if address.is_ipv6() { socket.set_unicast_hops_v6(ttl.into()) } else { socket.set_ttl_v4(ttl.into()) }
 }

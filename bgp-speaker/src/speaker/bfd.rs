@@ -45,10 +45,11 @@ impl Speaker {
             (None, Some(before)) => (before.scope, before.local),
             (None, None) => (0, peer.local_address),
         };
-        let hops = match (peer.multihop_ttl, peer.asn.is_internal(global.asn)) {
-            (Some(_), _) => Some(Hops::Multi),
-            (None, true) => None,
-            (None, false) => Some(Hops::Single),
+        let hops = match (peer.multihop_ttl, peer.ttl_security_hops) {
+            (Some(_), _) | (None, Some(2..)) => Some(Hops::Multi),
+            (None, Some(_)) => Some(Hops::Single),
+            (None, None) if peer.asn.is_internal(global.asn) => None,
+            (None, None) => Some(Hops::Single),
         };
         // The interface of a link-local address is known with the session.
         let reachable = scope != 0 || !is_link_local(peer.address);

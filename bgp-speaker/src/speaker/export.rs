@@ -6,7 +6,7 @@ use crate::{
     policy::{Export, Provenance},
     rib::{AttributesId, Path, PathAttributes, PrefixId, Source},
     update_queue::Exporter,
-    wire::{AsPath, Attributes, Community, LargeCommunity, NextHop},
+    wire::{AsPath, Attributes, Community, ExtendedCommunity, LargeCommunity, NextHop},
 };
 use ipnet::IpNet;
 use std::{collections::BTreeMap, mem, net::IpAddr};
@@ -117,6 +117,7 @@ impl Speaker {
         let (Some(negotiated), Some(ends)) = (&session.negotiated, &session.endpoints) else { return };
         let exporter = PeerExporter {
             source,
+            name: slot.range.map_or(slot.peer.config.address, |range| range.network()),
             own: &self.own,
             neighbours: &self
                 .rib
@@ -129,6 +130,7 @@ impl Speaker {
                 internal: negotiated.context.internal,
                 address: slot.peer.config.address,
                 learned: slot.peer.config.export_learned,
+                changes: &slot.peer.config.export,
                 next_hops: &ends.next_hops,
             },
         };
@@ -155,6 +157,8 @@ impl Speaker {
 
 struct PeerExporter<'a> {
     source: Source,
+    /// By which routes name the peer: its address, or that of its range.
+    name: IpAddr,
     own: &'a BTreeMap<IpNet, Vec<OwnRoute>>,
     /// By number of the source: whether it is internal.
     neighbours: &'a [bool],
@@ -177,9 +181,7 @@ impl Exporter for PeerExporter<'_> {
             return Some(path.attributes);
         }
         let routes = self.own.get(prefix)?;
-        let named = |route: &&OwnRoute| {
-            route.peers.as_ref().is_some_and(|peers| peers.contains(&self.policy.address))
-        };
+        let named = |route: &&OwnRoute| route.peers.as_ref().is_some_and(|peers| peers.contains(&self.name));
         let route =
             routes.iter().find(named).or_else(|| routes.iter().find(|route| route.peers.is_none()))?;
         Some(route.attributes)
@@ -199,10 +201,11 @@ fn own_attributes(route: &RouteAttributes, asn: Asn) -> PathAttributes {
             med: route.med,
             local_pref: route.local_pref,
             communities: route.communities.iter().copied().map(Community).collect(),
-            large_communities: route
-                .large_communities
-                .iter()
-                .map(|&(global, local1, local2)| LargeCommunity { global, local1, local2 })
+            large_communities: route.large_communities.iter().copied().map(LargeCommunity::from).collect(),
+            extended_communities: route
+                .link_bandwidth
+                .map(|bandwidth| ExtendedCommunity::link_bandwidth(asn, bandwidth))
+                .into_iter()
                 .collect(),
             ..Attributes::default()
         },

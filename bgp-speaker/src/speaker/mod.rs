@@ -13,18 +13,20 @@
 //! ```
 mod bfd;
 mod export;
+mod ranges;
 mod session;
 mod status;
 
 use crate::{
     Time,
     bfd::Path as WatchedPath,
-    config::{ConfigError, Family, Global, PeerConfig, Route, RouteAttributes, State},
+    config::{ConfigError, Family, Global, PeerConfig, PeerRange, Route, RouteAttributes, State},
     connection::{ConnectionId, Endpoints},
     fsm::Event,
     peer::{Peer, Tools},
     random::Random,
     rib::{AttributesId, Path, PrefixId, Rib, Source},
+    transport::Transport,
     update_queue::AdjRibOut,
     validate,
     wire::{Notification, Reason},
@@ -95,8 +97,8 @@ pub enum Output {
         remote: SocketAddr,
         /// Address to dial from; none: any.
         local: Option<IpAddr>,
-        /// TTL or hop limit of our packets.
-        ttl: u8,
+        /// What to make it with.
+        transport: Transport,
     },
     /// Write `last` (after what was taken from [`Speaker::transmit`] before), then close; or stop dialing. The name
     /// means nothing to the speaker any more.
@@ -137,6 +139,7 @@ pub struct Speaker {
     peers: Vec<Option<Slot>>,
     by_address: BTreeMap<IpAddr, Source>,
     by_connection: BTreeMap<ConnectionId, Source>,
+    ranges: Vec<PeerRange>,
     rib: Rib,
     own: BTreeMap<IpNet, Vec<OwnRoute>>,
     random: Random,
@@ -147,6 +150,8 @@ pub struct Speaker {
 #[derive(Debug)]
 struct Slot {
     peer: Peer,
+    /// It came by itself, and is of this range.
+    range: Option<IpNet>,
     /// Of the session that is up; empty: none is.
     out: BTreeMap<Family, AdjRibOut>,
     /// Prefixes accepted.
@@ -178,6 +183,7 @@ impl Speaker {
             peers: Vec::new(),
             by_address: BTreeMap::new(),
             by_connection: BTreeMap::new(),
+            ranges: Vec::new(),
             rib: Rib::new(seed),
             own: BTreeMap::new(),
             random: Random::new(seed),
@@ -218,7 +224,7 @@ impl Speaker {
     /// # Errors
     /// [`ConfigError`]; nothing changes then.
     pub fn set_peers(&mut self, peers: Vec<PeerConfig>, now: Time) -> Result<Vec<Output>, ConfigError> {
-        validate::peers(&peers, self.global.as_ref())?;
+        self.check_peers(&peers)?;
         let mut outputs = Vec::new();
         let wanted: BTreeMap<IpAddr, PeerConfig> =
             peers.into_iter().map(|peer| (peer.address, peer)).collect();
@@ -227,25 +233,30 @@ impl Speaker {
             .iter()
             .filter(|(address, _)| !wanted.contains_key(address))
             .map(|(_, source)| *source)
+            .filter(|source| self.slot(*source).is_some_and(|slot| slot.range.is_none()))
             .collect();
         for source in gone {
-            let notification = Reason::PEER_DECONFIGURED.into();
-            self.with_peer(source, now, &mut outputs, |peer, tools| peer.stop(&notification, tools));
-            if let Some(slot) = self.peers[usize::from(source.0)].take() {
-                if slot.watched.is_some() {
-                    outputs.push(Output::Watch { peer: slot.peer.config.address, path: None });
-                }
-                self.by_address.remove(&slot.peer.config.address);
-            }
-            self.rib.neighbours[usize::from(source.0)] = None;
+            self.remove_peer(source, now, &mut outputs);
         }
         for (address, config) in wanted {
             match self.by_address.get(&address) {
-                Some(&source) => self.change_peer(source, config, now, &mut outputs),
+                Some(&source) => {
+                    // One that came by itself is one of the set from now on.
+                    self.slot_mut(source).into_iter().for_each(|slot| slot.range = None);
+                    self.change_peer(source, config, now, &mut outputs);
+                }
                 None => self.add_peer(config, now, &mut outputs),
             }
         }
         Ok(self.finish(outputs))
+    }
+
+    /// What [`set_peers`](Speaker::set_peers) would refuse.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn check_peers(&self, peers: &[PeerConfig]) -> Result<(), ConfigError> {
+        validate::peers(peers, self.global.as_ref())
     }
 
     /// Sets the routes to announce, the whole set. What did not change is not sent again. Where several routes
@@ -265,11 +276,12 @@ impl Speaker {
         ConnectionId(self.next_connection)
     }
 
-    /// TTL or hop limit for connections with a neighbour; none: no such neighbour, or no AS of our own yet.
-    pub fn ttl(&self, peer: IpAddr) -> Option<u8> {
+    /// What connections with a neighbour are made with; none: no such neighbour, or no AS of our own yet.
+    pub fn transport(&self, peer: IpAddr) -> Option<Transport> {
         let global = self.global.as_ref()?;
-        let source = self.by_address.get(&peer)?;
-        self.slot(*source).map(|slot| ttl(&slot.peer.config, global))
+        let known = self.by_address.get(&peer).and_then(|source| self.slot(*source));
+        let config = known.map(|slot| &slot.peer.config).or_else(|| Some(&self.range(peer)?.peer))?;
+        Some(Transport::new(config, global))
     }
 
     /// One input. Inputs about connections that the speaker has forgotten do nothing.
@@ -283,8 +295,8 @@ impl Speaker {
                 None => outputs.push(Output::Close { connection, last: Vec::new() }),
             },
             Input::Accepted { connection, endpoints } => {
-                match self.by_address.get(&endpoints.remote.ip().to_canonical()) {
-                    Some(&source) if self.global.is_some() => {
+                match self.source_of(endpoints.remote.ip().to_canonical(), now, &mut outputs) {
+                    Some(source) if self.global.is_some() => {
                         self.by_connection.insert(connection, source);
                         self.with_peer(source, now, &mut outputs, |peer, tools| {
                             peer.accept(connection, endpoints, tools);
@@ -345,6 +357,22 @@ impl Speaker {
         self.finish(outputs)
     }
 
+    fn remove_peer(&mut self, source: Source, now: Time, outputs: &mut Vec<Output>) {
+        let notification = Reason::PEER_DECONFIGURED.into();
+        self.with_peer(source, now, outputs, |peer, tools| peer.stop(&notification, tools));
+        self.forget_peer(source, outputs);
+    }
+
+    fn forget_peer(&mut self, source: Source, outputs: &mut Vec<Output>) {
+        if let Some(slot) = self.peers[usize::from(source.0)].take() {
+            if slot.watched.is_some() {
+                outputs.push(Output::Watch { peer: slot.peer.config.address, path: None });
+            }
+            self.by_address.remove(&slot.peer.config.address);
+        }
+        self.rib.neighbours[usize::from(source.0)] = None;
+    }
+
     fn add_peer(&mut self, config: PeerConfig, now: Time, outputs: &mut Vec<Output>) {
         let free = self.peers.iter().position(Option::is_none).unwrap_or(self.peers.len());
         if free == self.peers.len() {
@@ -356,6 +384,7 @@ impl Speaker {
         self.by_address.insert(config.address, source);
         self.peers[free] = Some(Slot {
             peer: Peer::new(config, now),
+            range: None,
             out: BTreeMap::new(),
             received: 0,
             refused: 0,
@@ -378,20 +407,26 @@ impl Speaker {
         slot.peer.set_timers();
         self.watch(source, outputs);
         if session_of(&old) != session_of(&config) {
-            let notification = Reason::OTHER_CONFIGURATION_CHANGE.into();
             self.with_peer(source, now, outputs, |peer, tools| {
-                peer.stop(&notification, tools);
+                peer.stop(&peer.farewell(), tools);
             });
             if self.global.is_some() {
                 self.with_peer(source, now, outputs, |peer, tools| peer.start(tools));
             }
             return;
         }
-        if old.accept != config.accept {
+        if (&old.accept, &old.import) != (&config.accept, &config.import) {
             self.import_policy_changed(source);
         }
-        if old.export_learned != config.export_learned {
+        if (old.export_learned, &old.export) != (config.export_learned, &config.export) {
             self.export_policy_changed(source);
+        }
+        if old.max_prefixes != config.max_prefixes {
+            self.with_peer(source, now, outputs, |peer, tools| {
+                if peer.is_kept_down() {
+                    peer.start(tools);
+                }
+            });
         }
         self.check_max_prefixes(source, now, outputs);
     }
@@ -445,6 +480,7 @@ impl Speaker {
             });
             self.watch(source, outputs);
         }
+        self.let_go(source, outputs);
     }
 
     /// What follows from everything that an input did: who has something to send.
@@ -483,12 +519,9 @@ impl Speaker {
 /// What a session was negotiated with: a change needs another session.
 fn session_of(config: &PeerConfig) -> impl PartialEq + use<> {
     let timers = (config.timers.hold_seconds, config.timers.keepalive_seconds);
-    let ends = (config.asn, config.port, config.local_address, config.multihop_ttl);
-    (ends, timers, config.families.clone())
-}
-
-fn ttl(config: &PeerConfig, global: &Global) -> u8 {
-    config.multihop_ttl.unwrap_or(if config.asn.is_internal(global.asn) { 64 } else { 1 })
+    let ends = (config.asn, config.port, config.local_address, config.passive);
+    let ttl = (config.multihop_ttl, config.ttl_security_hops);
+    (ends, ttl, timers, config.families.clone(), config.shutdown.clone())
 }
 
 fn family_of(prefix: &IpNet) -> Family {

@@ -1,5 +1,5 @@
 //! What a session brings in: it comes up, tells routes, asks for ours, goes down.
-use super::{Output, Slot, Speaker, family_of, ttl};
+use super::{Output, Slot, Speaker, family_of};
 use crate::{
     Time,
     config::Family,
@@ -7,15 +7,16 @@ use crate::{
     decision::Neighbour,
     negotiate::Negotiated,
     peer::Request,
-    policy,
+    policy::{self, Import},
     rib::{Change, Path, PathAttributes, PrefixId, Source},
+    transport::Transport,
     update_queue::AdjRibOut,
     wire::{
         AfiSafi, Announcement, Message, Notification, Reason, RefreshKind, RouteRefresh, Update, UpdateError,
     },
 };
 use ipnet::IpNet;
-use std::{collections::BTreeSet, net::SocketAddr};
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 /// So many refused routes of a peer are kept at most.
 const MAX_REFUSED: u64 = 1_000_000;
@@ -57,7 +58,7 @@ impl Speaker {
             connection,
             remote: SocketAddr::new(config.address, config.port),
             local: config.local_address,
-            ttl: ttl(config, global),
+            transport: Transport::new(config, global),
         });
         self.by_connection.insert(connection, source);
     }
@@ -119,8 +120,10 @@ impl Speaker {
 
     fn announced(&mut self, source: Source, announced: Announcement) {
         let (Some(global), Some(slot)) = (&self.global, self.slot(source)) else { return };
-        let is_loop = policy::is_loop(&announced.attributes, global.asn, global.router_id);
-        let accept = slot.peer.config.accept.clone();
+        let mut attributes = announced.attributes;
+        let is_loop = policy::is_loop(&attributes, global.asn, global.router_id);
+        let import = Import::new(&slot.peer.config);
+        let internal = slot.peer.config.asn.is_internal(global.asn);
         let keeps_refused = slot.keeps_refused && slot.refused < MAX_REFUSED;
         let own_addresses: Vec<_> = slot
             .peer
@@ -134,27 +137,28 @@ impl Speaker {
                     .collect()
             })
             .unwrap_or_default();
+        policy::honour_graceful_shutdown(&mut attributes, internal);
         for reach in announced.reach {
             // A route through ourselves is no route (RFC 4271 section 5.1.3).
             let unusable = is_loop || own_addresses.contains(&reach.next_hop.address);
-            let attributes = self.rib.attributes.intern(PathAttributes {
-                next_hop: Some(reach.next_hop),
-                attributes: announced.attributes.clone(),
-            });
+            let id = self
+                .rib
+                .attributes
+                .intern(PathAttributes { next_hop: Some(reach.next_hop), attributes: attributes.clone() });
             for prefix in reach.prefixes {
                 let family = family_of(&prefix);
-                let refused = unusable || !policy::accepts(&accept, &prefix);
+                let refused = unusable || !import.accepts(&prefix, &attributes);
                 if unusable || (refused && !keeps_refused) {
                     if let Some(id) = self.rib.table(family).find(&prefix) {
                         self.withdraw(source, family, id);
                     }
                     continue;
                 }
-                let path = Path { source, refused, attributes };
+                let path = Path { source, refused, attributes: id };
                 let change = self.rib.set(family, prefix, path);
                 self.counted(source, family, &change, Some(path));
             }
-            self.rib.attributes.release(attributes);
+            self.rib.attributes.release(id);
         }
     }
 
@@ -224,14 +228,15 @@ impl Speaker {
             let AfiSafi { afi, safi } = family.into();
             let data = [&afi.to_be_bytes()[..], &[safi], &max.to_be_bytes()].concat();
             let notification = Notification::new(Reason::MAX_PREFIXES_REACHED, data);
-            self.with_peer(source, now, outputs, |peer, tools| peer.reset(notification, tools));
+            let end = now + Duration::from_secs(slot.peer.config.max_prefixes_restart_seconds.into());
+            self.with_peer(source, now, outputs, |peer, tools| peer.stop_until(end, &notification, tools));
         }
     }
 
     /// Applies a new accept list to what the peer told, and asks it for what was refused before.
     pub(super) fn import_policy_changed(&mut self, source: Source) {
         let Some(slot) = self.slot(source) else { return };
-        let accept = slot.peer.config.accept.clone();
+        let import = Import::new(&slot.peer.config);
         let families: BTreeSet<Family> = slot.out.keys().copied().collect();
         let keeps_refused = slot.keeps_refused;
         for &family in &families {
@@ -241,7 +246,8 @@ impl Speaker {
                 let path = table.paths(id).iter().find(|path| path.source == source).copied();
                 let prefix: IpNet = table.prefix(id);
                 let Some(path) = path else { continue };
-                let refused = !policy::accepts(&accept, &prefix);
+                let route = self.rib.attributes.get(path.attributes);
+                let refused = !import.accepts(&prefix, &route.attributes);
                 if refused == path.refused {
                     continue;
                 }

@@ -1,5 +1,7 @@
 //! Communities: standard (RFC 1997), extended (RFC 4360) and large (RFC 8092), with the text that operators
 //! write and read.
+use super::open::AS_TRANS;
+use crate::config::Asn;
 use std::{fmt, str::FromStr};
 
 /// A standard community (RFC 1997): AS in the upper 16 bits, value in the lower.
@@ -63,6 +65,19 @@ pub struct LargeCommunity {
     pub local2: u32,
 }
 
+impl LargeCommunity {
+    /// Global administrator and both local parts.
+    pub fn parts(self) -> (u32, u32, u32) {
+        (self.global, self.local1, self.local2)
+    }
+}
+
+impl From<(u32, u32, u32)> for LargeCommunity {
+    fn from((global, local1, local2): (u32, u32, u32)) -> Self {
+        LargeCommunity { global, local1, local2 }
+    }
+}
+
 impl fmt::Display for LargeCommunity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}:{}", self.global, self.local1, self.local2)
@@ -84,8 +99,42 @@ impl FromStr for LargeCommunity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ExtendedCommunity(pub [u8; 8]);
 
+impl ExtendedCommunity {
+    /// Not beyond the AS (RFC 4360 section 2).
+    const NON_TRANSITIVE: u8 = 0x40;
+    /// Low-order type of the link bandwidth, of the types with a two-octet AS.
+    const LINK_BANDWIDTH: u8 = 4;
+
+    /// Link bandwidth in octets per second (draft-ietf-idr-link-bandwidth section 3); an AS that is too large for it is
+    /// AS_TRANS. Not transitive.
+    pub fn link_bandwidth(asn: Asn, octets_per_second: u64) -> Self {
+        let [high, low] = u16::try_from(asn.0).unwrap_or(AS_TRANS).to_be_bytes();
+        // The format has 24 bits of precision.
+        let [a, b, c, d] = (octets_per_second as f32).to_be_bytes();
+        ExtendedCommunity([Self::NON_TRANSITIVE, Self::LINK_BANDWIDTH, high, low, a, b, c, d])
+    }
+
+    /// The same community, transitive.
+    pub fn transitive(mut self) -> Self {
+        self.0[0] &= !Self::NON_TRANSITIVE;
+        self
+    }
+
+    /// AS and octets per second, if it is a link bandwidth.
+    fn as_link_bandwidth(self) -> Option<(u16, f32)> {
+        let [kind, Self::LINK_BANDWIDTH, high, low, a, b, c, d] = self.0 else { return None };
+        let bandwidth = f32::from_be_bytes([a, b, c, d]);
+        let is_one = kind & !Self::NON_TRANSITIVE == 0 && bandwidth.is_finite() && bandwidth >= 0.0;
+        is_one.then_some((u16::from_be_bytes([high, low]), bandwidth))
+    }
+}
+
+/// `lb:65010:125000` (octets per second); else the octets, `ext:0002fde800000001`.
 impl fmt::Display for ExtendedCommunity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some((asn, bandwidth)) = self.as_link_bandwidth() {
+            return write!(f, "lb:{asn}:{bandwidth}");
+        }
         write!(f, "ext:{:016x}", u64::from_be_bytes(self.0))
     }
 }
@@ -114,6 +163,17 @@ mod tests {
         assert_eq!("65535:65281".parse::<Community>().unwrap(), Community::NO_EXPORT);
         assert_eq!("65010:1:2".parse::<LargeCommunity>().unwrap().to_string(), "65010:1:2");
         assert_eq!("4294967295:0:4294967295".parse::<LargeCommunity>().unwrap().global, u32::MAX);
+    }
+
+    #[test]
+    fn link_bandwidth() {
+        let community = ExtendedCommunity::link_bandwidth(Asn(65010), 125_000);
+        assert_eq!(community.0, [0x40, 4, 0xfd, 0xf2, 0x47, 0xf4, 0x24, 0]);
+        assert_eq!(community.transitive().0[0], 0);
+        assert_eq!(community.to_string(), "lb:65010:125000");
+        assert_eq!(ExtendedCommunity::link_bandwidth(Asn(70000), 0).to_string(), "lb:23456:0");
+        assert_eq!(ExtendedCommunity([0, 4, 0, 1, 0x7f, 0xff, 0, 0]).to_string(), "ext:000400017fff0000");
+        assert_eq!(ExtendedCommunity([0, 2, 0, 1, 0, 0, 0, 1]).to_string(), "ext:0002000100000001");
     }
 
     #[test]

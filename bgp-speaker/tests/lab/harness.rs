@@ -6,6 +6,7 @@ use std::{
     fs::{self, File},
     future::Future,
     net::{IpAddr, Ipv4Addr},
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -22,7 +23,7 @@ pub(crate) const ROUTER6: &str = "fd00:18::1";
 pub(crate) const OUR_ASN: u32 = 65002;
 pub(crate) const ROUTER_ASN: u32 = 65001;
 
-const PATIENCE: Duration = Duration::from_secs(40);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A namespace for the speaker and one for the router, and a directory for files.
 pub(crate) struct Cable {
@@ -111,6 +112,11 @@ impl Drop for Process {
     }
 }
 
+/// Whether somebody accepts connections on a unix socket; the file is there before that.
+pub(crate) fn listens(socket: impl AsRef<Path>) -> bool {
+    UnixStream::connect(socket).is_ok()
+}
+
 /// Moves this thread into a namespace: the sockets that it makes from now on are there.
 pub(crate) fn enter(namespace: &str) {
     let file = File::open(Path::new("/run/netns").join(namespace)).unwrap();
@@ -155,13 +161,20 @@ pub(crate) fn peer() -> PeerConfig {
         address: ROUTER.parse::<IpAddr>().unwrap(),
         asn: PeerAsn::Is(Asn(ROUTER_ASN)),
         port: 179,
+        passive: false,
         local_address: Some(US.parse().unwrap()),
         timers: Timers { hold_seconds: 9, keepalive_seconds: 3, connect_retry_seconds: 1 },
         families: [Family::Ipv4Unicast, Family::Ipv6Unicast].into(),
         multihop_ttl: None,
+        ttl_security_hops: None,
+        md5: None,
         max_prefixes: None,
+        max_prefixes_restart_seconds: 60,
+        shutdown: None,
         accept: vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()],
         export_learned: false,
+        import: Default::default(),
+        export: Default::default(),
         bfd: None,
     }
 }

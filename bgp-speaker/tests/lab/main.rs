@@ -4,6 +4,8 @@ mod bfd;
 mod command;
 mod harness;
 mod others;
+mod policy;
 mod raw;
 mod routers;
 mod sessions;
+mod transport;

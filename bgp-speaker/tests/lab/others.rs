@@ -1,6 +1,6 @@
 //! GoBGP and OpenBGPD at the other end of the cable, with the routes that FRR and BIRD have, too.
 use super::{
-    harness::{Cable, OUR_ASN, Process, ROUTER, ROUTER_ASN, ROUTER6, US, run, wait_until},
+    harness::{Cable, OUR_ASN, Process, ROUTER, ROUTER_ASN, ROUTER6, US, listens, run, wait_until},
     routers::{PASSING, Router, THEIRS},
 };
 use nix::{sys::signal::Signal, unistd::Pid};
@@ -143,7 +143,7 @@ allow to any set {{ metric 7 prepend-self 2 community 65001:1 large-community 65
         let log = cable.directory.join("bgpd.log");
         let arguments = ["-d", "-f", &config.display().to_string()];
         let bgpd = Process::start(&cable.router, "/usr/sbin/bgpd", &arguments, &log);
-        wait_until("bgpd is there", || fs::metadata(&control).is_ok());
+        wait_until("bgpd is there", || listens(&control));
         OpenBgpd { control, bgpd }
     }
 

@@ -1,7 +1,7 @@
 //! FRR and BIRD at the other end of the cable, each with the same routes.
-use super::harness::{Cable, OUR_ASN, Process, ROUTER, ROUTER_ASN, ROUTER6, US, run, wait_until};
+use super::harness::{Cable, OUR_ASN, Process, ROUTER, ROUTER_ASN, ROUTER6, US, listens, run, wait_until};
 use nix::sys::signal::Signal;
-use std::{fs, path::Path};
+use std::path::Path;
 
 /// What both routers announce: MED 7, their AS twice more, communities 65001:1 and 65001:1:2.
 pub(crate) const THEIRS: [&str; 2] = ["10.1.0.0/16", "2001:db8:a::/48"];
@@ -39,6 +39,28 @@ pub(crate) struct Frr {
 }
 
 impl Frr {
+    /// zebra, and bgpd with this configuration.
+    pub(crate) fn launch(cable: &Cable, config: &str) -> Self {
+        let directory = cable.directory.display().to_string();
+        let (zebra_conf, bgpd_conf) = (cable.file("zebra.conf", ""), cable.file("bgpd.conf", config));
+        // FRR runs as a user of its own.
+        run("chown", &["-R", "frr:frr", &directory]);
+        let daemon = |name: &str, config: &Path, more: &[&str]| {
+            let (pid, api) = (format!("{directory}/{name}.pid"), format!("{directory}/zserv.api"));
+            let config = config.display().to_string();
+            let common =
+                ["-f", &config, "-i", &pid, "--vty_socket", &directory, "-z", &api, "-A", "127.0.0.1"];
+            let log = cable.directory.join(format!("{name}.log"));
+            let arguments = [&common[..], more].concat();
+            Process::start(&cable.router, &format!("/usr/lib/frr/{name}"), &arguments, &log)
+        };
+        let zebra = daemon("zebra", &zebra_conf, &["-s", "90000000"]);
+        wait_until("zebra is there", || listens(format!("{directory}/zserv.api")));
+        let bgpd = daemon("bgpd", &bgpd_conf, &[]);
+        wait_until("bgpd is there", || listens(format!("{directory}/bgpd.vty")));
+        Frr { directory, bgpd, _zebra: zebra }
+    }
+
     pub(crate) fn show(&self, commands: &[&str]) -> String {
         let commands = commands.iter().flat_map(|command| ["-c", *command]);
         run("vtysh", &["--vty_socket", &self.directory].into_iter().chain(commands).collect::<Vec<_>>())
@@ -78,24 +100,7 @@ route-map THEIRS permit 10
 ",
             THEIRS[0], THEIRS[1]
         );
-        let directory = cable.directory.display().to_string();
-        let (zebra_conf, bgpd_conf) = (cable.file("zebra.conf", ""), cable.file("bgpd.conf", &config));
-        // FRR runs as a user of its own.
-        run("chown", &["-R", "frr:frr", &directory]);
-        let daemon = |name: &str, config: &Path, more: &[&str]| {
-            let (pid, api) = (format!("{directory}/{name}.pid"), format!("{directory}/zserv.api"));
-            let config = config.display().to_string();
-            let common =
-                ["-f", &config, "-i", &pid, "--vty_socket", &directory, "-z", &api, "-A", "127.0.0.1"];
-            let log = cable.directory.join(format!("{name}.log"));
-            let arguments = [&common[..], more].concat();
-            Process::start(&cable.router, &format!("/usr/lib/frr/{name}"), &arguments, &log)
-        };
-        let zebra = daemon("zebra", &zebra_conf, &["-s", "90000000"]);
-        wait_until("zebra is there", || Path::new(&format!("{directory}/zserv.api")).exists());
-        let bgpd = daemon("bgpd", &bgpd_conf, &[]);
-        wait_until("bgpd is there", || Path::new(&format!("{directory}/bgpd.vty")).exists());
-        Frr { directory, bgpd, _zebra: zebra }
+        Frr::launch(cable, &config)
     }
 
     fn is_established(&self) -> bool {
@@ -139,7 +144,18 @@ pub(crate) struct Bird {
 }
 
 impl Bird {
-    fn ask(&self, question: &str) -> String {
+    /// BIRD with this configuration.
+    pub(crate) fn launch(cable: &Cable, config: &str) -> Self {
+        let config = cable.file("bird.conf", config).display().to_string();
+        let control = cable.directory.join("bird.ctl").display().to_string();
+        let log = cable.directory.join("bird.log");
+        let arguments = ["-f", "-c", &config, "-s", &control];
+        let bird = Process::start(&cable.router, "/usr/sbin/bird", &arguments, &log);
+        wait_until("bird is there", || listens(&control));
+        Bird { control, bird }
+    }
+
+    pub(crate) fn ask(&self, question: &str) -> String {
         run("birdc", &["-s", &self.control, question])
     }
 }
@@ -167,13 +183,7 @@ protocol bgp peer {{
 ",
             THEIRS[0], THEIRS[1]
         );
-        let config = cable.file("bird.conf", &config).display().to_string();
-        let control = cable.directory.join("bird.ctl").display().to_string();
-        let log = cable.directory.join("bird.log");
-        let arguments = ["-f", "-c", &config, "-s", &control];
-        let bird = Process::start(&cable.router, "/usr/sbin/bird", &arguments, &log);
-        wait_until("bird is there", || fs::metadata(&control).is_ok());
-        Bird { control, bird }
+        Bird::launch(cable, &config)
     }
 
     fn is_established(&self) -> bool {

@@ -103,7 +103,7 @@ pub struct Attributes {
 /// What the link bandwidth community says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum LinkBandwidth {
-    /// The weight of the healthy backends.
+    /// The weight of the healthy backends: each 1 is 125000 octets per second, 1 Mbit/s.
     ByHealthyWeight,
 }
 

@@ -1,4 +1,5 @@
 //! BGPPeer: a neighbour of the routers that select it.
+use super::community::Community;
 use super::crds::rules;
 use super::scalar::{
     Address, Asn, HoldSeconds, Hops, Millis, Multiplier, Port, Prefix, PrefixLimit, RestartSeconds,
@@ -49,6 +50,9 @@ pub struct BGPPeerSpec {
     /// TCP port of the neighbour.
     #[serde(default = "bgp_port")]
     pub port: Port,
+    /// The neighbour is not dialled: it has to.
+    #[serde(default)]
+    pub passive: bool,
     /// Timers of the session.
     #[serde(default)]
     pub timers: Timers,
@@ -80,6 +84,9 @@ pub struct BGPPeerSpec {
     /// What is taken in.
     #[serde(default)]
     pub import: Import,
+    /// The neighbour is to look for other ways: routes to it have the community GRACEFUL_SHUTDOWN (RFC 8326).
+    #[serde(default)]
+    pub graceful_shutdown: bool,
 }
 
 /// Why a peer without an address, or with two kinds of them, is refused.
@@ -319,6 +326,12 @@ pub struct Import {
     /// Prefixes that are accepted: these and longer ones; `any`: all; empty: none.
     #[schemars(length(max = 1000))]
     pub accept: Vec<Prefix>,
+    /// Prefixes that are not accepted: these and longer ones, whatever `accept` says.
+    #[schemars(length(max = 1000))]
+    pub deny: Vec<Prefix>,
+    /// Communities, of which an accepted route has to have one; empty: they do not matter.
+    #[schemars(length(max = 64))]
+    pub communities: Vec<Community>,
     /// Whether accepted routes go to the node's routing table.
     pub install: bool,
 }

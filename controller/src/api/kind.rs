@@ -14,11 +14,12 @@ pub enum Kind {
     BGPAdvertisement,
     PacketFilter,
     Node,
+    Secret,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Kind; 7] = [
+    pub const ALL: [Kind; 8] = [
         Kind::AddressPool,
         Kind::LoadBalancer,
         Kind::BGPRouter,
@@ -26,6 +27,7 @@ impl Kind {
         Kind::BGPAdvertisement,
         Kind::PacketFilter,
         Kind::Node,
+        Kind::Secret,
     ];
 
     /// The name as it stands in `kind:`.
@@ -43,6 +45,7 @@ impl Kind {
             Kind::BGPAdvertisement => BGPAdvertisement::plural(&()).into(),
             Kind::PacketFilter => PacketFilter::plural(&()).into(),
             Kind::Node => "nodes".into(),
+            Kind::Secret => "secrets".into(),
         }
     }
 
@@ -56,13 +59,14 @@ impl Kind {
             Kind::BGPAdvertisement => BGPAdvertisement::shortnames(),
             Kind::PacketFilter => PacketFilter::shortnames(),
             Kind::Node => &["no"],
+            Kind::Secret => &[],
         }
     }
 
     /// `apiVersion` of its objects.
     pub const fn api_version(self) -> &'static str {
         match self {
-            Kind::Node => "v1",
+            Kind::Node | Kind::Secret => "v1",
             _ => super::API_VERSION,
         }
     }

@@ -19,6 +19,7 @@ pub mod packet;
 pub mod packet_filter;
 pub mod policy;
 pub mod scalar;
+pub mod secret;
 pub mod selector;
 
 pub use address_pool::{AddressPool, AddressPoolSpec, AddressPoolStatus, Block, PoolUse};
@@ -31,6 +32,7 @@ pub use load_balancer::{Backend, LoadBalancer, LoadBalancerSpec, LoadBalancerSta
 pub use packet_filter::{PacketFilter, PacketFilterSpec, PacketFilterStatus};
 pub use policy::{ForwardingMode, HealthCheck, Policy};
 pub use scalar::{Address, Asn, Cidr, Port, Prefix, Weight};
+pub use secret::Secret;
 pub use selector::Selector;
 
 /// API group of all kinds.

@@ -76,12 +76,14 @@ fn objects_table(kind: Kind, objects: &[Value]) -> String {
 /// The printer columns of the kind, without those that only wide views have (priority above 0) and without ages:
 /// files do not say when an object was made.
 fn columns(kind: Kind) -> Vec<(String, JsonPath)> {
-    if kind == Kind::Node {
-        // Kubernetes' own kind: of a Node nothing but the labels matters here.
-        return JsonPath::parse(".metadata.labels")
-            .map(|path| ("LABELS".to_owned(), path))
-            .into_iter()
-            .collect();
+    // Kubernetes' own kinds: of a Node nothing but the labels matters here, of a Secret nobody sees more than the keys.
+    let own = match kind {
+        Kind::Node => Some(("LABELS", ".metadata.labels")),
+        Kind::Secret => Some(("KEYS", ".keys")),
+        _ => None,
+    };
+    if let Some((name, path)) = own {
+        return JsonPath::parse(path).map(|path| (name.to_owned(), path)).into_iter().collect();
     }
     let crd = crds().into_iter().find(|crd| crd.spec.names.kind == kind.name());
     let versions = crd.into_iter().flat_map(|crd| crd.spec.versions).filter(|version| version.storage);

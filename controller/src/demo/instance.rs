@@ -150,6 +150,8 @@ impl Instance {
         match runtime.block_on(client::get(&self.socket(), path)) {
             Ok(answer) => Ok(Some(answer)),
             Err(client::ClientError::Connect { source, .. }) if starting(&source) => Ok(None),
+            // It listens before it loads its programs, which takes long where many do.
+            Err(client::ClientError::Late { .. }) => Ok(None),
             Err(error) => Err(DemoError::command(format!("fairlead on {}", self.host.name), error)),
         }
     }

@@ -13,6 +13,7 @@ pub use filters::rule_key;
 pub use routes::NotAnnounced;
 pub use services::{BackendHealth, backend_health};
 pub use speaker::Speaker;
+pub(crate) use speaker::md5_key;
 
 use crate::{
     api::{BGPPeer, BGPRouter},
@@ -72,7 +73,7 @@ impl<'a> Draft<'a> {
         let mut services = services::Services::new(declared, observed, &node, claims);
         let mut filters = filters::Filters::new(declared, observed, &node);
         services.datapath.filters = std::mem::take(&mut filters.rules);
-        let speaker = speaker::speaker(&node, observed, &services.datapath);
+        let speaker = speaker::speaker(&node, &declared.secrets, observed, &services.datapath);
         Draft { declared, observed, node, assignments, services, filters, speaker }
     }
 

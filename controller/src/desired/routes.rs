@@ -2,13 +2,17 @@
 //!
 //! An address is announced while at least one service behind it is installed, can reach a backend, and has as many
 //! healthy backends as the advertisement asks for. Two advertisements that announce the same prefix to a peer are
-//! merged for it: all communities of both, the highest LOCAL_PREF, the lowest MED, the fewest prepends (a value that
+//! merged for it: all communities of both, the highest LOCAL_PREF, the lowest MED, the fewest prepends, link bandwidth if one has it (a value that
 //! neither names stays unset): an advertisement added never makes a route less attractive.
 use super::{
     Draft, NO_LABELS, labels,
     services::{Balanced, Held},
 };
-use crate::api::{BGPAdvertisement, BGPPeer, Community, bgp_advertisement::Source, bgp_peer};
+use crate::api::{
+    BGPAdvertisement, BGPPeer, Community,
+    bgp_advertisement::{LinkBandwidth, Source},
+    bgp_peer,
+};
 use bgp_speaker::config::{Route, RouteAttributes};
 use ipam::Family;
 use ipnet::IpNet;
@@ -19,6 +23,9 @@ use std::{
     net::IpAddr,
     sync::Arc,
 };
+
+/// Link bandwidth, octets per second, of a weight of 1: routers show it as 1 Mbit/s.
+const BANDWIDTH_OF_WEIGHT: u64 = 125_000;
 
 /// Why an address is not announced by this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -113,7 +120,7 @@ pub(super) struct Advertised {
 pub(super) fn announce(draft: &Draft<'_>, held: &Held<'_>) -> Announcements {
     let rules = Rule::all(draft);
     let mut advertisements: Vec<Advertised> = vec![Advertised::default(); rules.len()];
-    let mut prefixes: Vec<(IpNet, usize)> = Vec::new();
+    let mut prefixes: Vec<(IpNet, usize, u64)> = Vec::new();
     let mut outcomes = Vec::with_capacity(draft.services.load_balancers.len());
     for balanced in &draft.services.load_balancers {
         let selecting: Vec<_> = rules.iter().enumerate().filter(|(_, rule)| rule.selects(balanced)).collect();
@@ -142,7 +149,7 @@ pub(super) fn announce(draft: &Draft<'_>, held: &Held<'_>) -> Announcements {
                 }
                 match serving.meets(rule.advertisement.spec.min_healthy.get()) {
                     Ok(()) => {
-                        prefixes.push((rule.prefix(*address), *index));
+                        prefixes.push((rule.prefix(*address), *index, serving.weight));
                         match peers.is_empty() {
                             true => peers = Cow::Borrowed(hearing),
                             false => peers.to_mut().extend(hearing),
@@ -164,15 +171,20 @@ pub(super) fn announce(draft: &Draft<'_>, held: &Held<'_>) -> Announcements {
     }
     let mut merged = Merged { rules: &rules, all: draft.node.peers.len(), known: BTreeMap::new() };
     prefixes.sort_unstable();
-    prefixes.dedup();
     let mut routes = Vec::with_capacity(prefixes.len());
-    for chunk in prefixes.chunk_by(|(one, _), (other, _)| one == other) {
+    for chunk in prefixes.chunk_by(|(one, ..), (other, ..)| one == other) {
         let prefix = chunk[0].0;
-        let set: Vec<_> = chunk.iter().map(|(_, rule)| *rule).collect();
+        let weight = chunk.iter().map(|(.., weight)| *weight).max();
+        let mut set: Vec<_> = chunk.iter().map(|(_, rule, _)| *rule).collect();
+        set.dedup();
         set.iter().for_each(|rule| advertisements[*rule].announced += 1);
         routes.extend(merged.of(set).iter().map(|(attributes, peers)| Route {
             prefix,
-            attributes: attributes.clone(),
+            attributes: RouteAttributes {
+                link_bandwidth:
+                    attributes.link_bandwidth.and(weight).map(|weight| weight * BANDWIDTH_OF_WEIGHT),
+                ..attributes.clone()
+            },
             peers: peers.clone(),
         }));
     }
@@ -201,6 +213,8 @@ struct Serving {
     healthy: u32,
     /// Most healthy backends of a service that can reach its backends.
     reachable: u32,
+    /// Highest weight of the healthy backends of a service.
+    weight: u64,
 }
 
 impl Serving {
@@ -211,6 +225,7 @@ impl Serving {
             if held.frontends.iter().any(|frontend| frontend.address == address) {
                 serving.installed = true;
                 serving.healthy = serving.healthy.max(port.serving);
+                serving.weight = serving.weight.max(port.weight);
                 serving.reachable = serving.reachable.max(if held.resolved { port.serving } else { 0 });
             }
         }
@@ -287,6 +302,8 @@ fn attributes(advertisement: &BGPAdvertisement) -> RouteAttributes {
         local_pref: declared.local_pref.map(u32::from),
         med: declared.med.map(u32::from),
         prepend: declared.prepend.get(),
+        // How much is a matter of the prefix.
+        link_bandwidth: declared.link_bandwidth.map(|LinkBandwidth::ByHealthyWeight| 0),
         ..RouteAttributes::default()
     };
     for community in &declared.communities {
@@ -306,6 +323,7 @@ fn merge(mut a: RouteAttributes, b: &RouteAttributes) -> RouteAttributes {
     a.local_pref = a.local_pref.max(b.local_pref);
     a.med = [a.med, b.med].into_iter().flatten().min();
     a.prepend = a.prepend.min(b.prepend);
+    a.link_bandwidth = a.link_bandwidth.or(b.link_bandwidth);
     a
 }
 

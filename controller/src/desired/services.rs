@@ -56,6 +56,8 @@ pub(super) struct Port {
     pub(super) family: Family,
     /// Backends that are up and have a weight.
     pub(super) serving: u32,
+    /// The sum of their weights.
+    pub(super) weight: u64,
 }
 
 /// The backends of a LoadBalancer in numbers.
@@ -200,7 +202,7 @@ impl Balanced<'_> {
                 // Without a frontend there is no service; its backends count all the same.
                 let key = (!frontends.is_empty()).then(|| service_key(self.name, port, family));
                 let before = LazyCell::new(|| installed.services.get(key.as_ref()?));
-                let mut serving = 0;
+                let (mut serving, mut healthy_weight) = (0, 0);
                 let mut backends = Vec::with_capacity(spec.backends.len());
                 for (index, (backend, standing)) in spec.backends.iter().zip(&mut standing).enumerate() {
                     let Some(address) = backend.address.map(|a| a.0) else { continue };
@@ -226,6 +228,7 @@ impl Balanced<'_> {
                     standing.0 &= up && !is_unknown;
                     standing.1 |= is_unknown;
                     serving += u32::from(up && weight > 0);
+                    healthy_weight += if up { u64::from(weight) } else { 0 };
                     backends.push((endpoint, Target { weight, up }));
                 }
                 let Some(key) = key else { continue };
@@ -236,7 +239,7 @@ impl Balanced<'_> {
                     drain_seconds: spec.policy.drain_seconds.get(),
                     rules: rules(&spec.policy, family),
                 };
-                self.services.push(Port { index: services.len(), family, serving });
+                self.services.push(Port { index: services.len(), family, serving, weight: healthy_weight });
                 services.push((key, service, services.len()));
             }
         }

@@ -1,14 +1,23 @@
 //! The BGP speaker of this node: who it is and whom it talks to.
 use super::Node;
 use crate::{
-    api::{BGPPeer, PeerAsn, Prefix, bgp_router::RouterOverride},
+    api::{
+        BGPPeer, Community, PeerAsn, Prefix, Secret,
+        bgp_peer::{Import, SecretReference},
+        bgp_router::RouterOverride,
+        scalar::quoted,
+    },
     observed::Observed,
 };
-use bgp_speaker::config::{self, Asn, Global, PeerConfig, Timers};
+use bgp_speaker::{
+    Md5Key,
+    config::{self, Asn, ExportPolicy, Global, ImportFilter, PeerConfig, Timers},
+};
 use ipnet::IpNet;
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
 };
 
 /// What the speaker is told about itself and its sessions.
@@ -26,6 +35,7 @@ pub(super) struct NoRouterId;
 
 pub(super) fn speaker(
     node: &Node<'_>,
+    secrets: &BTreeMap<String, Arc<Secret>>,
     observed: &Observed,
     datapath: &lb_bpf::service::Desired,
 ) -> Result<Option<Speaker>, NoRouterId> {
@@ -42,8 +52,25 @@ pub(super) fn speaker(
     let port = pick(other, |o| o.listen_port).unwrap_or(spec.listen_port).get();
     let any = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
     let listen = any.into_iter().filter(|_| port != 0).map(|any| SocketAddr::new(any, port)).collect();
-    let peers = node.peers.iter().map(|(address, (_, peer))| peer_config(*address, peer, asn)).collect();
+    // A session that is to be signed and cannot be is not made at all; validation has said why.
+    let peer = |(address, (_, peer)): (&IpAddr, &(&str, &BGPPeer))| {
+        let key = |reference: &SecretReference| md5_key(secrets.get(&reference.name)?, &reference.key).ok();
+        let md5 = match &peer.spec.auth {
+            Some(auth) => Some(key(&auth.md5_secret_ref)?),
+            None => None,
+        };
+        Some(peer_config(*address, peer, asn, md5))
+    };
+    let peers = node.peers.iter().filter_map(peer).collect();
     Ok(Some(Speaker { global: Global { asn, router_id, listen }, peers }))
+}
+
+/// The key of a session in a Secret.
+///
+/// # Errors
+/// Why there is none that can be used; the reason does not show it.
+pub(crate) fn md5_key(secret: &Secret, key: &str) -> Result<Md5Key, String> {
+    Md5Key::new(secret.get(key)?).map_err(|error| format!("the value of {} {error}", quoted(key)))
 }
 
 /// The node's own IPv4 address that is most like that of a peer, which is most likely one of the interface towards
@@ -73,16 +100,9 @@ fn v4(address: &IpAddr) -> Option<Ipv4Addr> {
     }
 }
 
-fn peer_config(address: IpAddr, peer: &BGPPeer, own: Asn) -> PeerConfig {
+fn peer_config(address: IpAddr, peer: &BGPPeer, own: Asn, md5: Option<Md5Key>) -> PeerConfig {
     let spec = &peer.spec;
-    let any = [IpNet::V4(ipnet::Ipv4Net::default()), IpNet::V6(ipnet::Ipv6Net::default())];
-    let mut accept = Vec::new();
-    for prefix in &spec.import.accept {
-        match prefix {
-            Prefix::Any => accept.extend(any),
-            Prefix::Within(net) => accept.push(*net),
-        }
-    }
+    let export = ExportPolicy { graceful_shutdown: spec.graceful_shutdown, ..ExportPolicy::default() };
     let asn = match spec.asn {
         PeerAsn::Number(asn) => config::PeerAsn::Is(Asn(asn.get())),
         PeerAsn::Internal => config::PeerAsn::Is(own),
@@ -92,6 +112,7 @@ fn peer_config(address: IpAddr, peer: &BGPPeer, own: Asn) -> PeerConfig {
         address,
         asn,
         port: spec.port.get(),
+        passive: spec.passive,
         local_address: None,
         timers: Timers {
             hold_seconds: spec.timers.hold_seconds.get(),
@@ -104,13 +125,44 @@ fn peer_config(address: IpAddr, peer: &BGPPeer, own: Asn) -> PeerConfig {
             .as_ref()
             .filter(|_| !asn.is_internal(own))
             .map(|multihop| multihop.ttl.get()),
+        md5,
+        ttl_security_hops: spec.ttl_security.as_ref().map(|security| security.hops.get()),
         max_prefixes: Some(spec.max_prefixes.get()),
-        accept,
+        max_prefixes_restart_seconds: config::MAX_PREFIXES_RESTART_SECONDS,
+        shutdown: None,
+        accept: prefixes(&spec.import.accept),
+        import: import_filter(&spec.import),
         export_learned: false,
+        export: spec.families.iter().map(|family| ((*family).into(), export.clone())).collect(),
         bfd: spec.bfd.as_ref().map(|bfd| config::Bfd {
             min_tx_millis: bfd.min_tx_millis.get(),
             min_rx_millis: bfd.min_rx_millis.get(),
             multiplier: bfd.multiplier.get(),
         }),
     }
+}
+
+fn prefixes(declared: &[Prefix]) -> Vec<IpNet> {
+    let any = [IpNet::V4(ipnet::Ipv4Net::default()), IpNet::V6(ipnet::Ipv6Net::default())];
+    let mut prefixes = Vec::new();
+    for prefix in declared {
+        match prefix {
+            Prefix::Any => prefixes.extend(any),
+            Prefix::Within(net) => prefixes.push(*net),
+        }
+    }
+    prefixes
+}
+
+fn import_filter(import: &Import) -> ImportFilter {
+    let mut filter = ImportFilter { deny: prefixes(&import.deny), ..ImportFilter::default() };
+    for community in &import.communities {
+        match *community {
+            Community::Standard(value) => drop(filter.communities.insert(value)),
+            Community::Large(global, first, second) => {
+                filter.large_communities.insert((global, first, second));
+            }
+        }
+    }
+    filter
 }

@@ -56,6 +56,7 @@ impl Instance {
                 with_status(&declared.packet_filters, &counted(&status.packet_filters, &counters.filters))
             }
             Kind::Node => with_status(&declared.nodes, &Statuses::<()>::new()),
+            Kind::Secret => with_status(&declared.secrets, &Statuses::<()>::new()),
         }
     }
 

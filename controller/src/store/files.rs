@@ -68,6 +68,11 @@ impl FileStore {
     /// Takes the state directory and starts to watch the configuration directory, which may come later. Fails if
     /// the statuses of an earlier run are there but cannot be read.
     pub fn open(config_dir: &Path, state_dir: &Path) -> Result<FileStore, StoreError> {
+        FileStore::open_with(config_dir, state_dir, PATIENCE)
+    }
+
+    /// The same with another patience than [`PATIENCE`].
+    fn open_with(config_dir: &Path, state_dir: &Path, patience: Duration) -> Result<FileStore, StoreError> {
         let (status_file, statuses) = StatusFile::open(state_dir)?;
         let (thread, messages) = mpsc::channel();
         let shared = Arc::new(Shared {
@@ -78,6 +83,7 @@ impl FileStore {
         });
         let watching = Watching {
             directory: config_dir.into(),
+            patience,
             shared: Arc::clone(&shared),
             sender: thread.clone(),
             messages,
@@ -224,6 +230,8 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 /// The thread that watches the directory.
 struct Watching {
     directory: PathBuf,
+    /// See [`PATIENCE`].
+    patience: Duration,
     shared: Arc<Shared>,
     sender: mpsc::Sender<Message>,
     messages: mpsc::Receiver<Message>,
@@ -344,7 +352,7 @@ impl Watching {
     /// Waits until changes are at rest: nothing happened for a moment, and nobody is writing a file. A file that is
     /// half written may be good YAML with half of the objects.
     fn settle(&mut self, first: Change) -> Result<(), Stopped> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + self.patience;
         let mut writing = BTreeSet::new();
         if let Change::Writing(path) = first {
             writing.insert(path);

@@ -3,6 +3,7 @@
 use super::{Fault, Objects, Place};
 use crate::{
     api::{AddressPool, BGPPeer, BGPRouter, Kind, LoadBalancer, PoolUse},
+    desired::md5_key,
     object::Object,
 };
 use std::{collections::BTreeMap, net::IpAddr};
@@ -12,6 +13,7 @@ pub(super) fn faults(objects: &Objects<'_>) -> Vec<Fault> {
     let mut faults = overlapping_blocks(objects);
     faults.extend(missing_pools(objects));
     faults.extend(ambiguous_peers(objects));
+    faults.extend(missing_keys(objects));
     faults
 }
 
@@ -84,6 +86,22 @@ fn ambiguous_peers(objects: &Objects<'_>) -> Vec<Fault> {
         }
     }
     faults
+}
+
+/// A key that cannot be used would leave the session unsigned.
+fn missing_keys(objects: &Objects<'_>) -> Vec<Fault> {
+    let fault = |(name, place, peer): (&str, Place<'_>, &BGPPeer)| {
+        let reference = &peer.spec.auth.as_ref()?.md5_secret_ref;
+        let reason = match objects.get(&(Kind::Secret, reference.name.as_str())) {
+            Some((_, Object::Secret(secret))) => {
+                let reason = md5_key(secret, &reference.key).err()?;
+                format!("Secret/{}: {reason}", reference.name)
+            }
+            _ => format!("there is no Secret/{}", reference.name),
+        };
+        Some(place.fault(format!("BGPPeer/{name}"), Some("spec.auth.md5SecretRef".into()), reason))
+    };
+    peers(objects).filter_map(fault).collect()
 }
 
 /// Declares an iterator over the objects of one kind.

@@ -122,6 +122,7 @@ fn declared(objects: Objects<'_>) -> Declared {
             Object::BGPAdvertisement(object) => drop(declared.advertisements.insert(name, object)),
             Object::PacketFilter(object) => drop(declared.packet_filters.insert(name, object)),
             Object::Node(object) => drop(declared.nodes.insert(name, object)),
+            Object::Secret(object) => drop(declared.secrets.insert(name, object)),
         }
     }
     declared

@@ -32,7 +32,7 @@ pub(super) fn faults(object: &Object) -> Vec<Found> {
         Object::BGPPeer(peer) => found.peer(&peer.spec),
         Object::BGPAdvertisement(advertisement) => found.advertisement(&advertisement.spec),
         Object::PacketFilter(filter) => found.packet_filter(&filter.spec),
-        Object::Node(_) => {}
+        Object::Node(_) | Object::Secret(_) => {}
     }
     found.0
 }
@@ -230,8 +230,6 @@ impl Faults {
             "ttlSecurity",
             TTL_EXCLUSIVE,
         );
-        self.not_yet(spec.auth.is_some(), "auth");
-        self.not_yet(spec.ttl_security.is_some(), "ttlSecurity");
         self.not_yet(spec.graceful_restart.is_some(), "gracefulRestart");
         self.not_yet(spec.add_path != AddPath::default(), "addPath");
         self.not_yet(spec.import.install, "import.install");
@@ -239,7 +237,6 @@ impl Faults {
 
     fn advertisement(&mut self, spec: &BGPAdvertisementSpec) {
         self.not_yet(spec.source != Source::LoadBalancer, "source");
-        self.not_yet(spec.attributes.link_bandwidth.is_some(), "attributes.linkBandwidth");
         self.selector("serviceSelector", &spec.service_selector);
         self.selector("poolSelector", &spec.pool_selector);
         self.selector("nodeSelector", &spec.node_selector);

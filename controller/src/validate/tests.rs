@@ -98,6 +98,8 @@ fn objects_come_back_as_written() {
                 Object::BGPAdvertisement(object) => serde_yaml_ng::to_string(&**object),
                 Object::PacketFilter(object) => serde_yaml_ng::to_string(&**object),
                 Object::Node(object) => serde_yaml_ng::to_string(&**object),
+                // Its values are not shown.
+                Object::Secret(_) => continue,
             };
             let (again, faults) = parse_file(Path::new("a.yaml"), &yaml.unwrap());
             assert_eq!(faults, []);

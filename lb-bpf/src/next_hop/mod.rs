@@ -1,9 +1,11 @@
 //! How packets reach the backends: asked of the kernel over rtnetlink(7), once for each address, and again when
 //! something changes that matters. The packet path never looks at routes or neighbours.
+mod path_mtu;
 mod watch;
 
 use crate::state::{Hop, NextHop, NextHops};
 use futures::TryStreamExt;
+use path_mtu::PathErrors;
 use rtnetlink::{
     Handle, RouteMessageBuilder,
     packet_route::{
@@ -35,6 +37,7 @@ const ASK_AGAIN: Duration = Duration::from_secs(10);
 pub(crate) struct Resolver {
     handle: Handle,
     watch: Watch,
+    errors: PathErrors,
     /// Answers, and when they were given.
     routes: BTreeMap<IpAddr, (Instant, Option<Route>)>,
     asked: BTreeMap<NeighbourKey, Instant>,
@@ -54,12 +57,23 @@ impl Resolver {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
         let watch = Watch::open()?;
-        Ok(Resolver { handle, watch, routes: BTreeMap::new(), asked: BTreeMap::new() })
+        Ok(Resolver {
+            handle,
+            watch,
+            errors: PathErrors::default(),
+            routes: BTreeMap::new(),
+            asked: BTreeMap::new(),
+        })
     }
 
     /// The socket, for other questions to the kernel.
     pub(crate) fn handle(&self) -> &Handle {
         &self.handle
+    }
+
+    /// Heeds what routers say about tunnel packets of these IANA protocols from now on, and of no others.
+    pub(crate) fn heed(&mut self, protocols: &BTreeSet<u8>) {
+        self.errors.follow(protocols, &self.watch);
     }
 
     /// Finds the next hops of these addresses, and watches them from now on instead of those before.

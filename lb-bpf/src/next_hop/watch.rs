@@ -130,6 +130,17 @@ impl Watch {
         Ok(())
     }
 
+    /// Takes hints that the route to an address may have changed.
+    pub(super) fn touch(&self) -> impl Fn(IpAddr) + Send + use<> {
+        let (known, changed) = (self.known.clone(), self.changed.clone());
+        move |address| {
+            let mut known = lock(&known);
+            if known.gateways.contains_key(&address) && known.stale.insert(address) {
+                changed.notify_one();
+            }
+        }
+    }
+
     /// Returns when something has changed that matters. A change is told once, and not lost when the call is
     /// cancelled.
     pub(super) async fn changed(&self) {

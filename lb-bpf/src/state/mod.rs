@@ -77,6 +77,8 @@ pub struct State {
     tables: BTreeMap<u32, u32>,
     /// Ranges that no frontend points to any more, by the moment from which no packet can still be reading them.
     limbo: BTreeMap<u32, Now>,
+    /// By service id, the bases of tables that a frontend has left since tables were retired last.
+    left: BTreeSet<(u32, u32)>,
     vips: BTreeMap<VipKey, Vip>,
     /// The frontends of each service id.
     by_service: BTreeMap<u32, BTreeSet<VipKey>>,
@@ -97,7 +99,7 @@ pub struct State {
     services: BTreeMap<ServiceKey, Programmed>,
     /// By id, services that are not desired any more but not pruned yet.
     leaving: BTreeMap<u32, (ServiceKey, Programmed)>,
-    /// What the last plan named; nothing before the first one, so that nothing is pruned unasked.
+    /// What the last plan named beside its services; nothing before the first one, so that nothing is pruned unasked.
     named: Option<Named>,
     pass: Option<sweep::Pass>,
     /// How many flows the last pass left, and how many the map can hold.
@@ -113,7 +115,6 @@ type TargetKey = (u32, Addr, u16, u8);
 
 #[derive(Clone, Debug, Default)]
 struct Named {
-    vips: BTreeSet<VipKey>,
     decap: BTreeSet<DecapKey>,
     /// Names of the filters that fit.
     filters: BTreeSet<String>,
@@ -174,6 +175,7 @@ impl State {
             indexes: Indexes::new(sizes.backends, backends.keys().copied()),
             tables,
             limbo: BTreeMap::new(),
+            left: BTreeSet::new(),
             vips,
             by_service,
             backends,
@@ -317,13 +319,13 @@ impl State {
             }
             Op::SetVip(key, vip) => {
                 if let Some(before) = self.vips.insert(*key, *vip) {
-                    remove_from(&mut self.by_service, &before.service, key);
+                    self.leave(key, before);
                 }
                 self.by_service.entry(vip.service).or_default().insert(*key);
             }
             Op::RemoveVip(key) => {
                 if let Some(before) = self.vips.remove(key) {
-                    remove_from(&mut self.by_service, &before.service, key);
+                    self.leave(key, before);
                 }
             }
             Op::AddDecap(key) => {
@@ -363,6 +365,14 @@ impl State {
             | Op::SetPrevious(..)
             | Op::RemoveFlows(_)
             | Op::RemoveReplies(_) => {}
+        }
+    }
+
+    /// A frontend has another value now, or none.
+    fn leave(&mut self, key: &VipKey, before: Vip) {
+        remove_from(&mut self.by_service, &before.service, key);
+        if before.size > 0 {
+            self.left.insert((before.service, before.base));
         }
     }
 }

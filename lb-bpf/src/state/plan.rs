@@ -7,15 +7,18 @@
 use super::{
     Hop, Named, NextHop, NextHops, Now, Programmed, State, TargetKey,
     dirt::{self, Dirt},
-    filters, ping_key, sources, vip_key,
+    endpoint_of, filters, ping_key, sources, vip_key,
 };
 use crate::{
     maglev,
     maps::{MapError, Maps, NAME_LENGTH, Op},
     service::{Desired, Endpoint, Frontend, Rules, Service, ServiceKey},
 };
-use lb_bpf_common::{Addr, Backend, Config, DecapKey, Mode, Slot, Vip, outer_header_sum, slot_of};
-use std::collections::{BTreeMap, BTreeSet};
+use lb_bpf_common::{Addr, Backend, Config, DecapKey, Mode, Slot, Vip, VipKey, outer_header_sum, slot_of};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    net::IpAddr,
+};
 
 /// Source ports of NAT: below the ports that the kernel takes for connections of its own
 /// (`net.ipv4.ip_local_port_range`, 32768 on) and above those of most servers.
@@ -70,17 +73,13 @@ impl State {
         hops: &NextHops,
         now: Now,
     ) -> Result<Vec<Op>, PlanError> {
-        let named = named(desired, self.room_for_filters)?;
-        let new = named.vips.iter().filter(|key| !self.vips.contains_key(key)).count();
-        let available = self.room_for_vips.saturating_sub(self.vips.len());
-        if new > available {
-            let (needed, available) = (new as u32, available as u32);
-            return Err(PlanError::Full { map: "vips", needed, available });
-        }
+        let moved = moved(&self.hops, hops);
+        let Changes { changed, others } = self.changes(desired, &moved);
+        let claimed = self.claims(&changed, &others)?;
+        let named = named(desired, self.room_for_filters);
         let flags = named.flags;
         self.named = Some(named);
         self.release(now);
-        let same_hops = self.hops == *hops;
         let mut ops = Vec::new();
         self.add_filters(&desired.filters, &mut ops);
         if flags != 0 {
@@ -94,8 +93,13 @@ impl State {
                 self.push(Op::SetConfig(config), &mut ops);
             }
         }
-        let (changed, mut known) = self.changed(desired, same_hops);
-        let ids = self.identify(&changed);
+        let mut known = std::mem::take(&mut self.leaving);
+        for key in others {
+            if let Some(programmed) = self.services.remove(&key) {
+                known.insert(programmed.id, (key, programmed));
+            }
+        }
+        let ids = self.identify(&changed, &known);
         for (key, service) in changed {
             if service.frontends.is_empty() {
                 continue;
@@ -105,7 +109,7 @@ impl State {
                 self.push(Op::SetName(id, key.clone()), &mut ops);
             }
             let before = known.remove(&id).map(|(_, programmed)| programmed);
-            let programmed = self.program(maps, id, service, before, hops, now, &mut ops)?;
+            let programmed = self.program(maps, id, service, before, &claimed, hops, now, &mut ops)?;
             self.services.insert(key.clone(), programmed);
             for ping in service.frontends.iter().map(ping_key) {
                 if self.vips.get(&ping) != Some(&PING) {
@@ -120,8 +124,8 @@ impl State {
             }
         }
         self.leaving = known;
-        if !same_hops {
-            self.refresh_absent(hops, &mut ops);
+        if !moved.is_empty() {
+            self.refresh_absent(&moved, hops, &mut ops);
             self.hops.clone_from(hops);
         }
         self.retire_tables(now);
@@ -130,13 +134,15 @@ impl State {
 
     /// Plans to remove every frontend and tunnel end that the last plan did not name.
     pub fn plan_prune(&mut self, now: Now) -> Vec<Op> {
-        let Some(named) = self.named.clone() else { return Vec::new() };
+        let Some(named) = &self.named else { return Vec::new() };
         let mut ops = Vec::new();
-        let vips: Vec<_> = self.vips.keys().filter(|key| !named.vips.contains(key)).copied().collect();
+        let ends: Vec<_> = self.decap.difference(&named.decap).copied().collect();
+        let frontends = self.services.values().flat_map(|programmed| &programmed.desired.frontends);
+        let wanted: HashSet<VipKey> = frontends.flat_map(|it| [vip_key(it), ping_key(it)]).collect();
+        let vips: Vec<_> = self.vips.keys().filter(|key| !wanted.contains(key)).copied().collect();
         for key in vips {
             self.push(Op::RemoveVip(key), &mut ops);
         }
-        let ends: Vec<_> = self.decap.difference(&named.decap).copied().collect();
         for key in ends {
             self.push(Op::RemoveDecap(key), &mut ops);
         }
@@ -174,55 +180,100 @@ impl State {
         ops.push(op);
     }
 
-    /// The services that need something. What needs nothing stays as it is; what is known of all others, those that are
-    /// not desired included, is taken out and comes back by id.
-    #[expect(clippy::type_complexity, reason = "two maps")]
-    fn changed<'a>(
-        &mut self,
-        desired: &'a Desired,
-        same_hops: bool,
-    ) -> (BTreeMap<&'a ServiceKey, &'a Service>, BTreeMap<u32, (ServiceKey, Programmed)>) {
-        let (mut changed, mut others) = (BTreeMap::new(), Vec::new());
+    /// Compares what is desired with what is dealt with already, and changes nothing. `moved` are the addresses whose next
+    /// hops are others now.
+    fn changes<'a>(&self, desired: &'a Desired, moved: &BTreeSet<IpAddr>) -> Changes<'a> {
+        let (mut changed, mut others) = (BTreeMap::new(), BTreeSet::new());
+        let is_moved =
+            |service: &Service| service.backends.keys().any(|endpoint| moved.contains(&endpoint.address));
         // Side by side: both are in the order of the names.
         let mut programmed = self.services.iter().peekable();
         for (key, service) in &desired.services {
             while let Some((other, _)) = programmed.next_if(|(other, _)| *other < key) {
-                others.push(other.clone());
+                others.insert(other.clone());
             }
-            match programmed.next_if(|(other, _)| *other == key) {
-                Some((_, before)) if same_hops && self.is_as_desired(key, before, service) => continue,
-                Some(_) => others.push(key.clone()),
-                None => {}
+            if let Some((_, before)) = programmed.next_if(|(other, _)| *other == key) {
+                debug_assert!(self.is_mirrored(key, before), "{key}: not what the maps hold");
+                if before.desired == *service && (moved.is_empty() || !is_moved(service)) {
+                    continue;
+                }
+                others.insert(key.clone());
             }
             changed.insert(key, service);
         }
         others.extend(programmed.map(|(other, _)| other.clone()));
-        let mut known = std::mem::take(&mut self.leaving);
-        for key in others {
-            if let Some(programmed) = self.services.remove(&key) {
-                known.insert(programmed.id, (key, programmed));
+        Changes { changed, others }
+    }
+
+    /// Whether name and frontends of a service are in the maps as they were planned.
+    fn is_mirrored(&self, key: &ServiceKey, programmed: &Programmed) -> bool {
+        let is_there = |frontend| self.vips.get(&vip_key(frontend)) == Some(&programmed.vip);
+        self.names.get(&programmed.id) == Some(key) && programmed.desired.frontends.iter().all(is_there)
+    }
+
+    /// The frontends of the services that need something. An error if one of them is another's, too, or if there is no room.
+    fn claims(
+        &self,
+        changed: &BTreeMap<&ServiceKey, &Service>,
+        others: &BTreeSet<ServiceKey>,
+    ) -> Result<BTreeSet<VipKey>, PlanError> {
+        let mut owners = Vec::with_capacity(changed.len());
+        for (&key, service) in changed {
+            if key.0.is_empty() || key.0.len() > NAME_LENGTH || key.0.contains('\0') {
+                return Err(PlanError::BadName(key.clone()));
+            }
+            for frontend in &service.frontends {
+                let vip = vip_key(frontend);
+                owners.push((vip, key, frontend));
+                // What needs nothing holds all its frontends.
+                let holder = self.vips.get(&vip).and_then(|held| self.names.get(&held.service));
+                let holder = holder.filter(|holder| !others.contains(holder));
+                let its = holder.and_then(|holder| Some((holder, self.services.get(holder)?)));
+                if let Some((holder, _)) = its.filter(|(_, its)| its.desired.frontends.contains(frontend)) {
+                    owners.push((vip, holder, frontend));
+                }
             }
         }
-        (changed, known)
+        owners.sort_unstable();
+        owners.dedup();
+        if let Some([(_, first, frontend), (_, second, _)]) = owners.array_windows().find(|[a, b]| a.0 == b.0)
+        {
+            let (first, second) = ((*first).clone(), (*second).clone());
+            return Err(PlanError::FrontendTwice { frontend: **frontend, first, second });
+        }
+        let keys = owners.iter().flat_map(|(vip, _, frontend)| [*vip, ping_key(frontend)]);
+        let new: BTreeSet<VipKey> = keys.filter(|key| !self.vips.contains_key(key)).collect();
+        let available = self.room_for_vips.saturating_sub(self.vips.len());
+        if new.len() > available {
+            let (needed, available) = (new.len() as u32, available as u32);
+            return Err(PlanError::Full { map: "vips", needed, available });
+        }
+        Ok(owners.into_iter().map(|(vip, ..)| vip).collect())
     }
 
     /// Gives every changed service its id: the one it has, else the one that its frontends have in the map (it was
-    /// renamed), else a new one.
-    fn identify<'a>(&self, changed: &BTreeMap<&'a ServiceKey, &Service>) -> BTreeMap<&'a ServiceKey, u32> {
-        let named = self.names.iter().filter_map(|(&id, key)| Some((*changed.get_key_value(key)?.0, id)));
-        let mut ids: BTreeMap<&ServiceKey, u32> = named.collect();
+    /// renamed), else a new one. `known` are the services by id that need something or are not desired any more.
+    fn identify<'a>(
+        &self,
+        changed: &BTreeMap<&'a ServiceKey, &Service>,
+        known: &BTreeMap<u32, (ServiceKey, Programmed)>,
+    ) -> BTreeMap<&'a ServiceKey, u32> {
+        let same = |key: &ServiceKey| changed.get_key_value(key).map(|(&key, _)| key);
+        let mut ids: BTreeMap<&ServiceKey, u32> =
+            known.iter().filter_map(|(&id, (key, _))| Some((same(key)?, id))).collect();
         if ids.len() == changed.len() {
             return ids;
         }
+        ids.extend(self.names.iter().filter_map(|(&id, key)| Some((same(key)?, id))));
         let mut taken: BTreeSet<u32> = ids.values().copied().collect();
-        taken.extend(self.services.values().map(|programmed| programmed.id));
+        let stays = |id: &u32| self.names.get(id).is_some_and(|name| self.services.contains_key(name));
         for (&key, service) in changed {
             if ids.contains_key(key) {
                 continue;
             }
             let mut votes = BTreeMap::<u32, usize>::new();
             for vip in service.frontends.iter().filter_map(|frontend| self.vips.get(&vip_key(frontend))) {
-                if !taken.contains(&vip.service) {
+                if !taken.contains(&vip.service) && !stays(&vip.service) {
                     *votes.entry(vip.service).or_default() += 1;
                 }
             }
@@ -232,10 +283,12 @@ impl State {
                 taken.insert(id);
             }
         }
-        taken.extend(self.names.keys());
-        taken.extend(self.vips.values().map(|vip| vip.service));
-        taken.extend(self.backends.values().map(|backend| backend.service));
-        let mut fresh = (1..).filter(|id| !taken.contains(id));
+        let mut fresh = (1..).filter(|id| {
+            let has_backends = self.by_target.range((*id, Addr::NONE, 0, 0)..).next();
+            !self.names.contains_key(id)
+                && !self.by_service.contains_key(id)
+                && has_backends.is_none_or(|((owner, ..), _)| owner != id)
+        });
         for &key in changed.keys() {
             if !ids.contains_key(key)
                 && let Some(id) = fresh.next()
@@ -246,13 +299,6 @@ impl State {
         ids
     }
 
-    /// Whether a service that is dealt with already needs nothing.
-    fn is_as_desired(&self, key: &ServiceKey, before: &Programmed, service: &Service) -> bool {
-        before.desired == *service
-            && self.names.get(&before.id) == Some(key)
-            && service.frontends.iter().all(|frontend| self.vips.get(&vip_key(frontend)) == Some(&before.vip))
-    }
-
     /// Plans one service.
     #[expect(clippy::too_many_arguments, reason = "all of them are one call's context")]
     fn program(
@@ -261,6 +307,7 @@ impl State {
         id: u32,
         service: &Service,
         before: Option<Programmed>,
+        claimed: &BTreeSet<VipKey>,
         hops: &NextHops,
         now: Now,
         ops: &mut Vec<Op>,
@@ -297,7 +344,7 @@ impl State {
         // Those that are not desired any more stay with their service until they are pruned; those that go to another
         // service stay as they are until it takes them.
         let mut keys = self.by_service.get(&id).cloned().unwrap_or_default();
-        keys.retain(|key| !self.named.as_ref().is_some_and(|named| named.vips.contains(key)));
+        keys.retain(|key| !claimed.contains(key));
         keys.extend(service.frontends.iter().map(vip_key));
         let sources = sources::compile(id, &service.rules);
         programmed.vip.flags = flags(&service.rules, !sources.is_empty());
@@ -370,10 +417,15 @@ impl State {
     }
 
     /// Brings the next hops of backends up to date that are not declared any more but may have flows.
-    fn refresh_absent(&mut self, hops: &NextHops, ops: &mut Vec<Op>) {
-        let declared: BTreeSet<u32> =
-            self.services.values().flat_map(|service| service.entries.values().copied()).collect();
-        let absent = self.backends.iter().filter(|(index, _)| !declared.contains(index));
+    fn refresh_absent(&mut self, moved: &BTreeSet<IpAddr>, hops: &NextHops, ops: &mut Vec<Op>) {
+        let is_declared = |index: &u32, backend: &Backend| {
+            let service = self.names.get(&backend.service).and_then(|name| self.services.get(name));
+            service.is_some_and(|its| its.entries.get(&endpoint_of(backend)) == Some(index))
+        };
+        let absent = self
+            .backends
+            .iter()
+            .filter(|(index, backend)| moved.contains(&backend.addr.into()) && !is_declared(index, backend));
         let fresh = |backend: &Backend| match reach(backend.mode, hops.get(&backend.addr.into())?) {
             NextHop::Known(hop) if Addr::from(hop.source) == backend.source => Some(through(*backend, &hop)),
             _ => None,
@@ -509,12 +561,13 @@ impl State {
             .collect();
     }
 
-    /// Lets tables rest that no frontend points to.
+    /// Lets tables rest that no frontend points to any more.
     fn retire_tables(&mut self, now: Now) {
-        let tables = self.vips.values().filter(|vip| vip.size > 0);
-        let used: BTreeSet<u32> = tables.map(|vip| vip.base).collect();
-        for &base in self.tables.keys().filter(|base| !used.contains(base)) {
-            self.limbo.entry(base).or_insert(Now(now.0 + GRACE));
+        for (id, base) in std::mem::take(&mut self.left) {
+            let is_used = self.tables_of(id).iter().any(|vip| vip.size > 0 && vip.base == base);
+            if !is_used && self.tables.contains_key(&base) {
+                self.limbo.entry(base).or_insert(Now(now.0 + GRACE));
+            }
         }
     }
 
@@ -529,6 +582,14 @@ impl State {
             }
         }
     }
+}
+
+/// What differs between what is desired and what is dealt with.
+struct Changes<'a> {
+    /// Services that need something.
+    changed: BTreeMap<&'a ServiceKey, &'a Service>,
+    /// What is known of these, and of those that are not desired any more, is not true any more.
+    others: BTreeSet<ServiceKey>,
 }
 
 /// A service's table before the plan.
@@ -624,26 +685,22 @@ fn flags(rules: &Rules, has_ranges: bool) -> u32 {
         | bit(rules.pass_without_backend, Vip::PASS)
 }
 
-/// What a desired set names; each frontend may have one service.
-fn named(desired: &Desired, room_for_filters: u32) -> Result<Named, PlanError> {
-    let mut owners = Vec::with_capacity(desired.services.len());
-    for (key, service) in &desired.services {
-        if key.0.is_empty() || key.0.len() > NAME_LENGTH || key.0.contains('\0') {
-            return Err(PlanError::BadName(key.clone()));
-        }
-        owners.extend(service.frontends.iter().map(|frontend| (vip_key(frontend), frontend, key)));
+/// The addresses whose next hops differ.
+fn moved(before: &NextHops, after: &NextHops) -> BTreeSet<IpAddr> {
+    if before == after {
+        return BTreeSet::new();
     }
-    // Stable: the owners of one frontend stay in the order of their names.
-    owners.sort_by_key(|(vip, ..)| *vip);
-    if let Some([(_, frontend, first), (_, _, second)]) = owners.array_windows().find(|[a, b]| a.0 == b.0) {
-        let (first, second) = ((*first).clone(), (*second).clone());
-        return Err(PlanError::FrontendTwice { frontend: **frontend, first, second });
-    }
+    let other = |hops: &NextHops, (address, hop): &(&IpAddr, &NextHop)| hops.get(address) != Some(hop);
+    let new = after.iter().filter(|hop| other(before, hop));
+    let old = before.iter().filter(|hop| other(after, hop));
+    new.chain(old).map(|(address, _)| *address).collect()
+}
+
+/// What a desired set names beside its services.
+fn named(desired: &Desired, room_for_filters: u32) -> Named {
     let decap = desired.decap.iter().map(|end| DecapKey { local: end.local.into(), vip: end.vip.into() });
     let flags = desired.services.values().fold(0, |flags, service| flags | translation(service.mode as u8));
     let filters =
         desired.filters.keys().filter(|name| filters::is_name(name)).take(room_for_filters as usize);
-    let pings = owners.iter().map(|(_, frontend, _)| ping_key(frontend));
-    let vips = owners.iter().map(|(vip, ..)| *vip).chain(pings).collect();
-    Ok(Named { vips, decap: decap.collect(), filters: filters.cloned().collect(), flags })
+    Named { decap: decap.collect(), filters: filters.cloned().collect(), flags }
 }

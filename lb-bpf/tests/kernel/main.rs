@@ -1,6 +1,7 @@
 //! The datapath in the real kernel: loaded, attached, pinned, adopted, in network namespaces made for the purpose.
 //! Needs root, and `ip`, `ethtool`, `nsenter` and `unshare`.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+mod flood;
 mod network;
 mod rules;
 mod stream;
@@ -18,7 +19,7 @@ use network::{Network, run};
 use std::{net::IpAddr, time::Duration};
 
 /// Much longer than anything here takes.
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Room for all connections that a test makes, however long it takes: nothing sweeps.
 const SIZES: Sizes =

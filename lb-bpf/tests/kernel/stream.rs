@@ -20,7 +20,7 @@ use std::{
 };
 
 /// A packet that took longer is lost; so is a connection.
-const TIMEOUT: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// Connections that are there from the begin on.
 const CONNECTIONS: usize = 8;
 

@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-const TIMEOUT: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A frame that comes back out of a veth in native mode is lost unless the other end has a program, too.
 pub(crate) fn pass_in_peer(network: &Network) -> Ebpf {

@@ -1,5 +1,5 @@
 //! Backends come, go, fail and weigh.
-use crate::restart::{add_echo, ipip, nat, without_b2};
+use crate::restart::{add_echo, ipip, is_b2, nat, without_b2};
 use lab::{Error, Lab, Routing, WEB, echo, failures, watch};
 use std::time::Duration;
 
@@ -51,12 +51,7 @@ fn a_backend_comes_and_goes_without_breaking_connections() -> Result<(), Error> 
             lab.instances[0].write("echo.yaml", text)?;
             lab.wait_services(0, |rows| {
                 let echo = rows.iter().filter(|r| r.name.contains("/echo-"));
-                let mut b2 = echo.map(|r| {
-                    let b2 = |b: &&controller::serve::rows::BackendRow| {
-                        ["10.1.0.12", "fd00:20::12"].contains(&b.address.to_string().as_str())
-                    };
-                    r.backends.iter().find(b2).is_some_and(|b| b.slots > 0)
-                });
+                let mut b2 = echo.map(|r| r.backends.iter().any(|b| is_b2(b.address) && b.slots > 0));
                 b2.all(|x| x == has)
             })?;
             let rounds = connections.echoed();

@@ -10,7 +10,7 @@
 //!
 //! After a change of one backend in N about 1 of N slots is dirty. Where one of M load balancers dies then, 1 of M flows
 //! moves: 1 of N × M flows breaks, of those on one side of the change. The tests below move all flows at once, and count.
-use crate::restart::{add_echo, gue, ipip, nat, without_b2};
+use crate::restart::{add_echo, gue, ipip, is_b2, nat, weigh_b2, without_b2};
 use controller::serve::rows::TraceRow;
 use lab::{
     Error, Lab, Routing, WEB,
@@ -34,30 +34,30 @@ fn changes_of_backends_break_no_connection() -> Result<(), Error> {
     let all = [ipip(), gue(), nat()].concat();
     let trickle = Connections::open(&client, &all, 12)?;
     let bulk = Connections::open_with(&client, &all, 1, Pace::BULK)?;
-    let whole = lab.instances[0].read("echo.yaml")?;
-    let b2 = |weight: &str| {
-        let with = |address: &str| format!("{{address: {address}{weight}}}");
-        whole
-            .replace("{address: 10.1.0.12}", &with("10.1.0.12"))
-            .replace("{address: \"fd00:20::12\"}", &with("\"fd00:20::12\""))
-    };
-    for (text, share) in [
-        (b2(", weight: 7"), 7.0 / 9.0),
-        (b2(", weight: 0"), 0.0),
-        (whole.clone(), 1.0 / 3.0),
-        (without_b2(&whole), 0.0),
-        (b2(", weight: 2"), 0.5),
-    ] {
-        set_echo(&mut lab, 0, &text, share)?;
-        go_on(&[&trickle, &bulk])?;
-        lab.instances[0].kill();
-        go_on(&[&trickle, &bulk])?;
-        lab.instances[0].start()?;
-        wait_until("lb1 is ready", || Ok(lab.instances[0].status()?.is_some_and(|status| status.ready)))?;
-        go_on(&[&trickle, &bulk])?;
-    }
+    survive_changes(&mut lab, &[&trickle, &bulk])?;
     trickle.close()?;
     bulk.close()?;
+    Ok(())
+}
+
+/// Changes b2 in all ways, and kills the process of lb1 after each, while connections go on.
+pub(crate) fn survive_changes(lab: &mut Lab, connections: &[&Connections]) -> Result<(), Error> {
+    let whole = lab.instances[0].read("echo.yaml")?;
+    for (text, share) in [
+        (weigh_b2(&whole, 7), 7.0 / 9.0),
+        (weigh_b2(&whole, 0), 0.0),
+        (whole.clone(), 1.0 / 3.0),
+        (without_b2(&whole), 0.0),
+        (weigh_b2(&whole, 2), 0.5),
+    ] {
+        set_echo(lab, 0, &text, share)?;
+        go_on(connections)?;
+        lab.instances[0].kill();
+        go_on(connections)?;
+        lab.instances[0].start()?;
+        wait_until("lb1 is ready", || Ok(lab.instances[0].status()?.is_some_and(|status| status.ready)))?;
+        go_on(connections)?;
+    }
     Ok(())
 }
 
@@ -156,11 +156,10 @@ fn b2_comes(lab: &mut Lab) -> Result<(), Error> {
 /// Writes the services of the echo and waits until b2 has this share of the slots of each.
 pub(crate) fn set_echo(lab: &mut Lab, balancer: usize, text: &str, share: f64) -> Result<(), Error> {
     lab.instances[balancer].write("echo.yaml", text)?;
-    let b2 = lab.topology.backends[1].addresses();
     lab.wait_services(balancer, |rows| {
         let mut echo = rows.iter().filter(|row| row.name.contains("/echo-"));
         echo.all(|row| {
-            let slots = row.backends.iter().filter(|b| b2.contains(&b.address)).map(|b| b.slots).sum::<u32>();
+            let slots = row.backends.iter().filter(|b| is_b2(b.address)).map(|b| b.slots).sum::<u32>();
             row.programmed && (f64::from(slots) / f64::from(row.table_size) - share).abs() < 0.02
         })
     })?;

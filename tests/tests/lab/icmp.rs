@@ -1,5 +1,5 @@
 //! ICMP through the lab: pings to VIPs, and paths that are too narrow for a tunnel header around a full packet.
-use crate::restart::{add_echo, ipip, nat};
+use crate::restart::{add_echo, gue, ipip, nat};
 use lab::{API, Error, Lab, Routing, WEB, address, wait_until};
 use std::{
     io::{Read, Write},
@@ -53,9 +53,9 @@ fn a_vip_that_is_gone_answers_no_ping() -> Result<(), Error> {
 fn echo_body(lab: &Lab, target: SocketAddr) -> Result<(), Error> {
     let body: Vec<u8> = (0..BODY).map(|n| ((n * 31) >> 3) as u8).collect();
     let exchange = move || -> std::io::Result<bool> {
-        let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(10))?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        stream.set_write_timeout(Some(Duration::from_secs(10)))?;
+        let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(30))?;
+        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+        stream.set_write_timeout(Some(Duration::from_secs(30)))?;
         let mut sender = stream.try_clone()?;
         let sent = body.clone();
         let sending = thread::spawn(move || sender.write_all(&sent));
@@ -93,4 +93,48 @@ fn a_large_body_goes_through_tunnels_of_the_clients_mtu() -> Result<(), Error> {
         assert_eq!(mtu.as_u64(), Some(if vip.is_ipv4() { 1480 } else { 1460 }), "{vip}: {route}");
     }
     Ok(())
+}
+
+/// The link that is too narrow for full packets in a tunnel is behind the router: its ICMP errors are about packets of
+/// the load balancer.
+#[test]
+fn a_large_body_goes_through_tunnels_over_a_narrow_link_behind_a_router() -> Result<(), Error> {
+    let mut lab = Lab::prepare(Routing::Static)?;
+    lab.topology.router.namespace.ip("link set back mtu 1500")?;
+    add_echo(&lab)?;
+    lab.start_fairlead()?;
+    for (targets, least) in [(ipip(), [1480, 1460]), (gue(), [1472, 1452])] {
+        for (target, least) in targets.into_iter().zip(least) {
+            wait_until("the echo answers", || Ok(echo_body(&lab, target).is_ok()))?;
+            let route = lab.topology.client.namespace.ip_json(&["route", "get", &target.ip().to_string()])?;
+            assert_eq!(route[0]["metrics"][0]["mtu"].as_u64(), Some(least), "{target}: {route}");
+        }
+    }
+    Ok(())
+}
+
+/// What XDP cannot put together again is not answered, and counted as what it is.
+#[test]
+fn fragmented_pings_are_dropped_and_counted() -> Result<(), Error> {
+    let lab = Lab::start(Routing::Static)?;
+    for vip in WEB {
+        wait_until("the VIP answers", || Ok(ping(&lab, vip)))?;
+        let before = fragments(&lab)?;
+        let mut command = Command::new("ping");
+        command.args(["-n", "-c", "2", "-i", "0.2", "-W", "1", "-s", "3000", vip]);
+        assert!(lab.topology.client.namespace.output(command).is_err(), "{vip} has answered");
+        wait_until("the fragments are counted", || Ok(fragments(&lab)? >= before + 4))?;
+    }
+    Ok(())
+}
+
+/// How many packets lb1 has dropped with the verdict `fragment`.
+fn fragments(lab: &Lab) -> Result<u64, Error> {
+    let mut command = Command::new("curl");
+    command.args(["-sS", "--fail", "http://127.0.0.1:9617/metrics"]);
+    let text = lab.balancer(0).namespace.output(command)?;
+    let mut lines = text.lines().filter(|line| line.starts_with("fairlead_packets_total{"));
+    let line = lines.find(|line| line.contains("\"fragment\""));
+    let count = line.and_then(|line| line.rsplit(' ').next()).unwrap_or("0");
+    Ok(count.parse()?)
 }

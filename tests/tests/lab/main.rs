@@ -8,6 +8,8 @@ mod directory;
 mod filters;
 mod flood;
 mod icmp;
+mod iperf;
 mod restart;
 mod routers;
+mod segment;
 mod trace;

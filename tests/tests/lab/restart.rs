@@ -1,6 +1,9 @@
 //! The process dies and comes back, and nobody notices.
 use lab::{API, Error, Lab, Routing, WEB, address, echo, failures, wait_until, watch};
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 /// Echo behind the modes that work across a router, beside the services of the examples. The VIPs are those of `web` and
 /// `api`.
@@ -46,9 +49,24 @@ pub(crate) fn add_echo(lab: &Lab) -> Result<(), Error> {
     Ok(())
 }
 
+/// Addresses of b2, on its own segment and on that of the load balancers, as they are written in the services of the echo.
+const B2: [&str; 4] = ["10.1.0.12", "\"fd00:20::12\"", "10.0.0.12", "\"fd00:10::12\""];
+
 /// The services of the echo as they are without b2.
 pub(crate) fn without_b2(echo: &str) -> String {
-    echo.replace(", {address: 10.1.0.12}", "").replace(", {address: \"fd00:20::12\"}", "")
+    B2.iter().fold(echo.to_owned(), |echo, b2| echo.replace(&format!(", {{address: {b2}}}"), ""))
+}
+
+/// The services of the echo with another weight of b2.
+pub(crate) fn weigh_b2(echo: &str, weight: u32) -> String {
+    B2.iter().fold(echo.to_owned(), |echo, b2| {
+        echo.replace(&format!("{{address: {b2}}}"), &format!("{{address: {b2}, weight: {weight}}}"))
+    })
+}
+
+/// Whether a backend of the echo is b2.
+pub(crate) fn is_b2(address: IpAddr) -> bool {
+    B2.iter().any(|b2| b2.trim_matches('"').parse() == Ok(address))
 }
 
 pub(crate) fn ipip() -> Vec<SocketAddr> {

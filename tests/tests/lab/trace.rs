@@ -64,7 +64,7 @@ fn trace(lab: &Lab, source: SocketAddr, vip: SocketAddr) -> Result<TraceRow, Err
 
 /// What the backend answers: its name, and where it was asked from.
 fn answer(connection: &mut TcpStream) -> Result<String, Error> {
-    connection.set_read_timeout(Some(Duration::from_secs(10)))?;
+    connection.set_read_timeout(Some(Duration::from_secs(30)))?;
     connection.write_all(b"GET / HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n")?;
     let mut text = String::new();
     connection.read_to_string(&mut text)?;

@@ -1,4 +1,7 @@
 //! One speaker and peers that follow a script, message by message.
+mod down;
+mod ranges;
+
 use super::*;
 use crate::{
     ConnectionId, Endpoints, Time,

@@ -15,7 +15,7 @@ use fairlead_ebpf::{
     context::Context,
     datapath,
     family::{Family, V4, V6},
-    packet::{ETH, Ipv4, Ipv6, Packet},
+    packet::{ETH, Ipv4, Ipv6, Packet, Udp},
 };
 
 /// What the wrappers go by.
@@ -39,6 +39,8 @@ enum Change {
     Nothing,
     /// An outer header.
     Tunnel,
+    /// An outer header and one of UDP.
+    Gue,
     /// Addresses, ports, TTL.
     Headers,
 }
@@ -81,13 +83,18 @@ fn draw<F: Draw>(ctx: &XdpContext) -> Option<()> {
 
 #[inline(always)]
 fn undo<F: Family>(ctx: &XdpContext, change: Change) -> Option<()> {
+    let outer = match change {
+        Change::Nothing | Change::Headers => 0,
+        Change::Tunnel => F::OUTER,
+        Change::Gue => F::OUTER + size_of::<Udp>(),
+    };
     // SAFETY: the context is the kernel's.
-    if change == Change::Tunnel && unsafe { bpf_xdp_adjust_head(ctx.ctx, F::OUTER as i32) } != 0 {
+    if outer > 0 && unsafe { bpf_xdp_adjust_head(ctx.ctx, outer as i32) } != 0 {
         return None;
     }
     let head = &bench.get(0)?.head;
     let packet = ctx.packet();
-    if change == Change::Tunnel {
+    if outer > 0 {
         // Ethernet header and TTL.
         let to = packet.at::<[u64; 3]>(0)?;
         // SAFETY: `at` has checked the bounds.
@@ -140,10 +147,14 @@ programs! {
     ipip_v4: V4, Tunnel, datapath::run;
     /// IPIP.
     ipip_v6: V6, Tunnel, datapath::run;
-    /// NAT, requests.
-    nat_v4: V4, Headers, datapath::run;
-    /// NAT, requests.
-    nat_v6: V6, Headers, datapath::run;
+    /// GUE.
+    gue_v4: V4, Gue, datapath::run;
+    /// GUE.
+    gue_v6: V6, Gue, datapath::run;
+    /// What changes headers in place: L2, and requests of NAT.
+    in_place_v4: V4, Headers, datapath::run;
+    /// Likewise.
+    in_place_v6: V6, Headers, datapath::run;
     /// The wrapper alone.
     floor_v4: V4, Nothing, transmit;
     /// The wrapper alone.

@@ -6,7 +6,7 @@ mod idle;
 mod packets;
 mod sources;
 
-use super::{Hop, NextHop, NextHops, Now, State, ping_key};
+use super::{Hop, NextHop, NextHops, Now, State, ping_key, plan::PlanError};
 use crate::{
     maps::{Maps, Op, Sizes, fake::FakeMaps},
     service::{Desired, Endpoint, Frontend, Protocol, Rules, Service, ServiceKey, Target},
@@ -201,6 +201,23 @@ fn an_address_answers_pings_as_long_as_it_has_a_frontend() {
     assert_eq!(pings(&maps), both[..1]);
     install(&mut state, &mut maps, &Desired::default(), START);
     assert_eq!(maps.vips, BTreeMap::new());
+}
+
+#[test]
+fn a_frontend_has_one_service_whichever_of_the_two_is_new() {
+    let mut maps = FakeMaps::new(SIZES);
+    let mut state = State::restore(&maps).unwrap();
+    let (web, greedy) = (service(&[1], &[(1, 1, true)]), service(&[1, 2], &[(2, 1, true)]));
+    let one = desired([("web", web.clone())]);
+    install(&mut state, &mut maps, &one, START);
+    for name in ["api", "www"] {
+        let both = desired([("web", web.clone()), (name, greedy.clone())]);
+        let error = state.plan(&maps, &both, &hops(), START).unwrap_err();
+        let PlanError::FrontendTwice { frontend: shared, first, second } = error else { panic!("{error}") };
+        assert_eq!(shared, frontend(1));
+        assert_eq!([&first, &second], both.services.keys().collect::<Vec<_>>()[..]);
+        assert_eq!(install(&mut state, &mut maps, &one, START), [], "nothing has changed");
+    }
 }
 
 #[test]

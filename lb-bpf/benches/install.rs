@@ -1,0 +1,111 @@
+//! Time from a desired set to the kernel's maps, with all that lies between: next hops from the kernel, plan, maps, report.
+//! 10,000 services of 10 backends from nothing; then one backend of one of them changes, and one of services of 600 backends,
+//! whose table has 65,537 slots, and of 1000 (131,071), beside the others and alone. Needs root; a network namespace of
+//! its own. `cargo bench -p lb-bpf --bench install`
+mod services;
+
+use lb_bpf::{
+    Datapath, Options,
+    service::{Desired, ServiceKey},
+};
+use services::{BACKENDS, SERVICES, SIZES, desired, service};
+use std::{error::Error, path::PathBuf, process::Command, time::Instant};
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+/// Where the backends are: behind one router.
+const NETWORK: &str = "
+link set lo up
+link add bench0 type veth peer name bench1
+link set bench0 up
+link set bench1 up
+address add 192.0.2.1/24 dev bench0
+neighbour add 192.0.2.2 lladdr 02:00:00:00:00:02 dev bench0 nud permanent
+route add 10.0.0.0/8 via 192.0.2.2
+";
+
+fn main() -> Outcome<()> {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
+    for line in NETWORK.lines().filter(|line| !line.is_empty()) {
+        if !Command::new("ip").args(line.split(' ')).status()?.success() {
+            return Err(format!("ip {line}").into());
+        }
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    println!("least of some runs, the first row of one                    install    prune   ms");
+    runtime.block_on(with_others())?;
+    for backends in [600, 1000] {
+        runtime.block_on(alone(backends))?;
+    }
+    Ok(())
+}
+
+async fn with_others() -> Outcome<()> {
+    let mut datapath = open().await?;
+    let mut desired = desired();
+    let times = pass(&mut datapath, &desired).await?;
+    print(&format!("{SERVICES} services of {BACKENDS} backends from nothing"), times);
+    print("nothing has changed", changes(&mut datapath, &mut desired, None).await?);
+    let first = desired.services.keys().next().cloned();
+    print("one backend changes", changes(&mut datapath, &mut desired, first.as_ref()).await?);
+    for backends in [600, 1000] {
+        let (key, service) = service(SERVICES + backends, backends);
+        desired.services.insert(key.clone(), service);
+        let times = changes(&mut datapath, &mut desired, Some(&key)).await?;
+        print(&format!("one backend of {backends} changes beside them"), times);
+    }
+    Ok(datapath.detach().await?)
+}
+
+async fn alone(backends: u32) -> Outcome<()> {
+    let mut datapath = open().await?;
+    let (key, service) = service(0, backends);
+    let mut desired = Desired { services: [(key.clone(), service)].into(), ..Desired::default() };
+    let times = changes(&mut datapath, &mut desired, Some(&key)).await?;
+    print(&format!("one backend of {backends} changes, alone"), times);
+    Ok(datapath.detach().await?)
+}
+
+/// A backend of a service goes down and comes back, or nothing happens; the least times of some runs.
+async fn changes(
+    datapath: &mut Datapath,
+    desired: &mut Desired,
+    key: Option<&ServiceKey>,
+) -> Outcome<(f64, f64)> {
+    const RUNS: usize = 20;
+    pass(datapath, desired).await?;
+    let mut least = (f64::INFINITY, f64::INFINITY);
+    for run in 0..RUNS {
+        let service = key.and_then(|key| desired.services.get_mut(key));
+        if let Some(target) = service.and_then(|service| service.backends.values_mut().next()) {
+            target.up = run % 2 == 1;
+        }
+        let before = datapath.operations();
+        let (install, prune) = pass(datapath, desired).await?;
+        if (datapath.operations() > before) != key.is_some() {
+            return Err("the maps were not changed as expected".into());
+        }
+        least = (least.0.min(install), least.1.min(prune));
+    }
+    Ok(least)
+}
+
+/// Milliseconds of installing and of pruning.
+async fn pass(datapath: &mut Datapath, desired: &Desired) -> Outcome<(f64, f64)> {
+    let start = Instant::now();
+    datapath.install(desired).await?;
+    let installed = Instant::now();
+    datapath.prune().await?;
+    let millis = |from: Instant, to: Instant| to.duration_since(from).as_secs_f64() * 1e3;
+    Ok((millis(start, installed), millis(installed, Instant::now())))
+}
+
+fn print(what: &str, (install, prune): (f64, f64)) {
+    println!("{what:<56} {install:>10.2} {prune:>8.2}");
+}
+
+async fn open() -> Outcome<Datapath> {
+    let pin_dir = PathBuf::from(format!("/sys/fs/bpf/fairlead_bench_{}", std::process::id()));
+    let options = Options { pin_dir, interfaces: Vec::new(), tc_interfaces: Vec::new(), sizes: SIZES };
+    Ok(Datapath::open(options).await?)
+}

@@ -235,6 +235,52 @@ fn bird_multihop() {
     within(&cable.us, path(&cable, Kind::Bird, true));
 }
 
+/// The router dials from its link-local address; the interface of the path is that of the session.
+#[test]
+fn link_local() {
+    let cable = Cable::new();
+    let address = |namespace: &str, link: &str| {
+        let shown =
+            run("ip", &["-n", namespace, "-6", "-o", "address", "show", "dev", link, "scope", "link"]);
+        let address = shown.split_whitespace().find_map(|word| word.strip_suffix("/64"));
+        address.unwrap().to_owned()
+    };
+    let (us, router) = (address(&cable.us, "us0"), address(&cable.router, "router0"));
+    let config = format!(
+        "router id {ROUTER};
+protocol device {{}}
+protocol static s6 {{ ipv6; route {} blackhole; }}
+protocol bfd {{ interface \"*\" {{ min rx interval 50 ms; min tx interval 50 ms; multiplier 3; }}; }}
+protocol bgp ll {{ local as {ROUTER_ASN}; neighbor {us}%router0 as {OUR_ASN}; direct; bfd on;
+  connect delay time 1; connect retry time 1; error wait time 1,2; ipv6 {{ import all; export all; }}; }}
+",
+        THEIRS[1]
+    );
+    let config = cable.file("bird.conf", &config).display().to_string();
+    let control = cable.directory.join("bird.ctl").display().to_string();
+    let arguments = ["-f", "-c", &config, "-s", &control];
+    let _bird =
+        Process::start(&cable.router, "/usr/sbin/bird", &arguments, &cable.directory.join("bird.log"));
+    within(&cable.us, async {
+        let speaker = spawn();
+        let mut global = global();
+        global.listen = ["[::]:179".parse().unwrap()].into();
+        speaker.set_global(global).await.unwrap();
+        let mut config = peer();
+        (config.address, config.local_address, config.bfd) = (router.parse().unwrap(), None, Some(FAST));
+        speaker.set_peers(vec![config]).await.unwrap();
+        wait_until_up(&speaker).await;
+        wait_for("its route", || async {
+            speaker.routes().await.iter().any(|route| route.table == "adj-in")
+        })
+        .await;
+        drop_all(&cable, true);
+        let cut = Instant::now();
+        println!("BIRD, link-local: cut to withdrawn: {:?}", withdrawn(&speaker, cut).await);
+        speaker.shutdown().await;
+    });
+}
+
 /// All processors are busy, and the runtime of BGP is blocked for seconds: 50 ms × 3 holds, whatever is changed.
 #[test]
 fn no_flap_on_a_busy_machine() {

@@ -162,6 +162,7 @@ fn context() -> Context {
         four_octet_as: true,
         internal: false,
         families: [Family::Ipv4Unicast].into(),
+        extended_next_hop: false,
         max_length: MAX_LENGTH,
     }
 }

@@ -12,6 +12,7 @@ fuzz_target!(|data: &[u8]| {
     let mut context = Context {
         four_octet_as: flags & 1 != 0,
         internal: flags & 2 != 0,
+        extended_next_hop: flags & 8 != 0,
         families: [Family::Ipv4Unicast].into(),
         ..Context::default()
     };

@@ -30,6 +30,10 @@ pub(crate) fn open(global: &Global, peer: &PeerConfig) -> Open {
         Capability::EnhancedRouteRefresh,
         Capability::FourOctetAs(global.asn),
     ]);
+    // Over IPv4 there is an IPv4 next hop already.
+    if peer.address.is_ipv6() && peer.families.contains(&Family::Ipv4Unicast) {
+        capabilities.push(extended_next_hop());
+    }
     Open {
         asn: global.asn,
         hold_seconds: peer.timers.hold_seconds,
@@ -75,6 +79,8 @@ pub(crate) fn negotiate(global: &Global, peer: &PeerConfig, open: &Open) -> Resu
                 .iter()
                 .any(|capability| matches!(capability, Capability::FourOctetAs(_))),
             internal,
+            extended_next_hop: peer.address.is_ipv6()
+                && open.capabilities.iter().any(offers_extended_next_hop),
             families,
             max_length: MAX_LENGTH,
         },
@@ -83,6 +89,20 @@ pub(crate) fn negotiate(global: &Global, peer: &PeerConfig, open: &Open) -> Resu
         enhanced_refresh: has(&Capability::EnhancedRouteRefresh),
         router_id: open.router_id,
     })
+}
+
+/// IPv4 routes with IPv6 next hops (RFC 8950).
+fn extended_next_hop() -> Capability {
+    Capability::ExtendedNextHop(vec![(Family::Ipv4Unicast.into(), AfiSafi::from(Family::Ipv6Unicast).afi)])
+}
+
+fn offers_extended_next_hop(capability: &Capability) -> bool {
+    match (capability, extended_next_hop()) {
+        (Capability::ExtendedNextHop(theirs), Capability::ExtendedNextHop(ours)) => {
+            ours.iter().all(|wanted| theirs.contains(wanted))
+        }
+        _ => false,
+    }
 }
 
 /// The capabilities that the peer lacks, as they stand in an OPEN (RFC 5492 section 5).

@@ -75,6 +75,8 @@ pub(crate) struct Export<'a> {
     pub(crate) internal: bool,
     pub(crate) address: IpAddr,
     pub(crate) learned: bool,
+    /// Routes of IPv4 may have next hops of IPv6 (RFC 8950).
+    pub(crate) extended_next_hop: bool,
     pub(crate) changes: &'a BTreeMap<Family, ExportPolicy>,
     /// Our own addresses on this session, by family: next-hop self.
     pub(crate) next_hops: &'a BTreeMap<Family, NextHop>,
@@ -93,12 +95,16 @@ impl Export<'_> {
         }
         let unchanged = ExportPolicy::default();
         let changes = self.changes.get(&family).unwrap_or(&unchanged);
-        let own_address = self.next_hops.get(&family).copied();
+        let other = self.next_hops.get(&Family::Ipv6Unicast).filter(|_| self.extended_next_hop);
+        let own_address = self.next_hops.get(&family).or(other).copied();
         let next_hop = match (from, route.next_hop) {
             (Provenance::Own, Some(given)) => given,
             // Unchanged inside the AS (RFC 4271 section 5.1.3 case 1).
             (Provenance::External | Provenance::Internal, Some(learned))
-                if self.internal && !changes.next_hop_self && !is_link_local(learned.address) =>
+                if self.internal
+                    && !changes.next_hop_self
+                    && !is_link_local(learned.address)
+                    && self.can_say(family, learned) =>
             {
                 // A link-local address is nothing beyond its link (RFC 2545 section 3).
                 NextHop { link_local: None, ..learned }
@@ -138,6 +144,12 @@ impl Export<'_> {
             unknown.flags |= Unknown::PARTIAL;
         }
         Some(PathAttributes { next_hop: Some(next_hop), attributes })
+    }
+
+    /// Whether the next hop can be one of the family's routes.
+    fn can_say(&self, family: Family, next_hop: NextHop) -> bool {
+        next_hop.address.is_ipv4() == (family == Family::Ipv4Unicast)
+            || (family == Family::Ipv4Unicast && self.extended_next_hop)
     }
 
     fn change(&self, changes: &ExportPolicy, attributes: &mut Attributes) {
@@ -182,7 +194,15 @@ mod tests {
 
     fn export(internal: bool, next_hops: &BTreeMap<Family, NextHop>) -> Export<'_> {
         let address = "10.0.0.9".parse().unwrap();
-        Export { local_asn: Asn(65010), internal, address, learned: true, changes: &UNCHANGED, next_hops }
+        Export {
+            local_asn: Asn(65010),
+            internal,
+            address,
+            learned: true,
+            extended_next_hop: false,
+            changes: &UNCHANGED,
+            next_hops,
+        }
     }
 
     fn own_address() -> BTreeMap<Family, NextHop> {
@@ -382,6 +402,20 @@ mod tests {
             export(false, &BTreeMap::new()).apply(Family::Ipv4Unicast, Provenance::External, &learned()),
             None
         );
+    }
+
+    #[test]
+    fn next_hops_of_the_other_family() {
+        let v6: NextHop = "2001:db8::9".parse::<IpAddr>().unwrap().into();
+        let next_hops = [(Family::Ipv6Unicast, v6)].into();
+        let mut route = learned();
+        route.next_hop = Some("2001:db8::1".parse::<IpAddr>().unwrap().into());
+        let told = |internal, extended_next_hop| {
+            let export = Export { extended_next_hop, ..export(internal, &next_hops) };
+            export.apply(Family::Ipv4Unicast, Provenance::External, &route).and_then(|told| told.next_hop)
+        };
+        assert_eq!((told(false, true), told(true, true)), (Some(v6), route.next_hop));
+        assert_eq!((told(false, false), told(true, false)), (None, None));
     }
 
     #[test]

@@ -3,9 +3,13 @@
 #![expect(clippy::unwrap_used, reason = "what a test cannot go on without")]
 use bgp_speaker::{
     config::Family,
-    wire::{Announcement, Context, Decoded, Message, Notification, Reason, Severity, Update, decode},
+    wire::{
+        Announcement, AsPath, Attributes, Context, Decoded, Message, NextHop, Notification, Reach, Reason,
+        Severity, Update, announce, decode,
+    },
 };
 use ipnet::IpNet;
+use std::net::IpAddr;
 
 fn external() -> Context {
     let families = [Family::Ipv4Unicast, Family::Ipv6Unicast].into();
@@ -447,4 +451,27 @@ fn a_full_segment_is_prepended_to() {
     let mut bytes = Vec::new();
     decoded.message.encode(&external(), &mut bytes).unwrap();
     assert_eq!(bytes, path(&["02 01 0000fdea", &full].concat()));
+}
+
+/// RFC 8950: IPv4 routes with a next hop of IPv6, global and link-local, where that was negotiated.
+#[test]
+fn next_hops_of_the_other_family() {
+    let extended = Context { extended_next_hop: true, ..external() };
+    let prefix: IpNet = "203.0.113.0/24".parse().unwrap();
+    let attributes = Attributes { as_path: AsPath::sequence([65001]), ..Attributes::default() };
+    for link_local in [None, Some("fe80::1".parse().unwrap())] {
+        let next_hop = NextHop { address: "2001:db8::1".parse().unwrap(), link_local };
+        let mut bytes = Vec::new();
+        assert_eq!(announce(&attributes, next_hop, &[prefix], &extended, &mut bytes), Ok(1));
+        let reach = vec![Reach { next_hop, prefixes: vec![prefix] }];
+        let announced = Some(Announcement { attributes: attributes.clone(), reach });
+        let update = Message::Update(Update { withdrawn: Vec::new(), announced });
+        assert_eq!(decode(&bytes, &extended).unwrap(), Decoded { message: update, errors: Vec::new() });
+        // Who did not ask for it cannot read it.
+        assert_eq!(decode(&bytes, &external()).unwrap_err().reason, Reason::OPTIONAL_ATTRIBUTE_ERROR);
+        assert!(announce(&attributes, next_hop, &[prefix], &external(), &mut bytes).is_err());
+    }
+    // The other way round there is no such thing.
+    let (next_hop, prefix) = (IpAddr::from([10, 0, 0, 1]).into(), "2001:db8::/32".parse().unwrap());
+    assert!(announce(&attributes, next_hop, &[prefix], &extended, &mut Vec::new()).is_err());
 }

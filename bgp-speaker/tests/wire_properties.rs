@@ -17,11 +17,14 @@ use proptest::{
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 fn context() -> impl Strategy<Value = Context> {
-    (any::<bool>(), any::<bool>()).prop_map(|(four_octet_as, internal)| Context {
-        four_octet_as,
-        internal,
-        families: [Family::Ipv4Unicast, Family::Ipv6Unicast].into(),
-        ..Context::default()
+    (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(four_octet_as, internal, extended_next_hop)| {
+        Context {
+            four_octet_as,
+            internal,
+            extended_next_hop,
+            families: [Family::Ipv4Unicast, Family::Ipv6Unicast].into(),
+            ..Context::default()
+        }
     })
 }
 
@@ -136,9 +139,11 @@ fn reach() -> impl Strategy<Value = Reach> {
 }
 
 fn capability() -> impl Strategy<Value = Capability> {
-    let other = prop_oneof![3..65u8, 71..=255u8];
+    let other = prop_oneof![6..65u8, 71..=255u8];
+    let family = || any::<(u16, u8)>().prop_map(|(afi, safi)| AfiSafi { afi, safi });
     prop_oneof![
-        any::<(u16, u8)>().prop_map(|(afi, safi)| Capability::MultiProtocol(AfiSafi { afi, safi })),
+        family().prop_map(Capability::MultiProtocol),
+        vec((family(), any::<u16>()), 0..4).prop_map(Capability::ExtendedNextHop),
         Just(Capability::RouteRefresh),
         Just(Capability::EnhancedRouteRefresh),
         (other, vec(any::<u8>(), 0..=255))

@@ -83,7 +83,11 @@ fn settled(check: &str) -> (Declared, Observed) {
     let files = files.map(|(index, chunk)| (PathBuf::from(format!("{index}.yaml")), chunk.concat()));
     let mut declared = parse_directory(&files.collect()).unwrap_or_else(|faults| panic!("{}", faults[0]));
     let mut observed = Observed {
-        node: NodeInfo { name: "lb1".into(), addresses: BTreeSet::from(["10.0.0.2".parse().unwrap()]) },
+        node: NodeInfo {
+            name: "lb1".into(),
+            addresses: BTreeSet::from(["10.0.0.2".parse().unwrap()]),
+            gateway: None,
+        },
         established: BTreeSet::from(["10.0.0.1".parse().unwrap()]),
         now: 1_000_000,
         ..Observed::default()

@@ -106,7 +106,7 @@ pub struct ThisHost {
 impl ThisHost {
     /// This machine under the name of a node.
     pub fn new(node_name: impl Into<String>) -> Self {
-        ThisHost { node: NodeInfo { name: node_name.into(), addresses: BTreeSet::new() } }
+        ThisHost { node: NodeInfo { name: node_name.into(), addresses: BTreeSet::new(), gateway: None } }
     }
 }
 
@@ -116,6 +116,11 @@ impl Host for ThisHost {
             Ok(addresses) => self.node.addresses = addresses,
             // The addresses of before are more likely than none.
             Err(error) => tracing::warn!(%error, "reading the addresses of the node"),
+        }
+        match host::default_gateway() {
+            // While there is none, sessions to the one before end by themselves if they must.
+            Ok(gateway) => self.node.gateway = gateway.or(self.node.gateway),
+            Err(error) => tracing::warn!(%error, "reading the default route of the node"),
         }
         self.node.clone()
     }

@@ -121,6 +121,7 @@ mod tests {
             verdict: "no_backend".to_owned(),
             service: None,
             backend: None,
+            filter: None,
             interface: None,
             bytes: 60,
             new: true,

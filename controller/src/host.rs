@@ -31,6 +31,13 @@ pub fn default_interface() -> io::Result<Option<String>> {
     Ok(default_ipv4(&v4).or_else(|| default_ipv6(&v6)).map(str::to_owned))
 }
 
+/// Next hop of the default route with the lowest metric, IPv4 before IPv6; none: there is none, or it is link-local.
+pub fn default_gateway() -> io::Result<Option<IpAddr>> {
+    let v6 = fs::read_to_string("/proc/thread-self/net/ipv6_route").unwrap_or_default();
+    let v4 = fs::read_to_string("/proc/thread-self/net/route")?;
+    Ok(gateway_ipv4(&v4).or_else(|| gateway_ipv6(&v6)).filter(|gateway| !is_local_only(*gateway)))
+}
+
 fn is_local_only(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => v4.is_loopback() || v4.is_link_local() || v4.is_unspecified(),
@@ -40,20 +47,39 @@ fn is_local_only(address: IpAddr) -> bool {
 
 /// Columns of `route`: interface, destination, gateway, flags, reference count, use, metric, mask … (proc_net(5)).
 fn default_ipv4(table: &str) -> Option<&str> {
+    default_row_ipv4(table).map(|row| row[0])
+}
+
+fn gateway_ipv4(table: &str) -> Option<IpAddr> {
+    // In the byte order of the machine.
+    let gateway = u32::from_str_radix(default_row_ipv4(table)?[2], 16).ok()?;
+    Some(IpAddr::from(gateway.to_ne_bytes()))
+}
+
+fn default_row_ipv4(table: &str) -> Option<Vec<&str>> {
     let rows = table.lines().skip(1).map(|l| l.split_whitespace().collect::<Vec<_>>());
     let defaults = rows.filter(|r| r.len() >= 8 && r[1] == "00000000" && r[7] == "00000000");
-    defaults.min_by_key(|r| r[6].parse::<u64>().unwrap_or(u64::MAX)).map(|r| r[0])
+    defaults.min_by_key(|r| r[6].parse::<u64>().unwrap_or(u64::MAX))
 }
 
 /// Columns of `ipv6_route`: destination, its length, source, its length, next hop, metric (hex), reference count,
 /// use, flags (hex), interface.
 fn default_ipv6(table: &str) -> Option<&str> {
+    default_row_ipv6(table).map(|row| row[9])
+}
+
+fn gateway_ipv6(table: &str) -> Option<IpAddr> {
+    let gateway = u128::from_str_radix(default_row_ipv6(table)?[4], 16).ok()?;
+    Some(IpAddr::from(gateway.to_be_bytes()))
+}
+
+fn default_row_ipv6(table: &str) -> Option<Vec<&str>> {
     /// `RTF_REJECT` of linux/route.h: the unreachable route that every namespace has.
     const REJECT: u64 = 0x0200;
     let hex = |text: &str| u64::from_str_radix(text, 16).unwrap_or(u64::MAX);
     let rows = table.lines().map(|l| l.split_whitespace().collect::<Vec<_>>());
     let defaults = rows.filter(|r| r.len() >= 10 && r[1] == "00" && r[9] != "lo" && hex(r[8]) & REJECT == 0);
-    defaults.min_by_key(|r| hex(r[5])).map(|r| r[9])
+    defaults.min_by_key(|r| hex(r[5]))
 }
 
 #[cfg(test)]
@@ -67,6 +93,8 @@ mod tests {
                      eth0\t00000000\t0100000A\t0003\t0\t0\t100\t00000000\t0\t0\t0\n\
                      eth1\t0000000A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n";
         assert_eq!(default_ipv4(table), Some("eth0"));
+        assert_eq!(gateway_ipv4(table), Some(IpAddr::from([10, 0, 0, 1])));
+        assert_eq!(gateway_ipv4(""), None);
         assert_eq!(default_ipv4("Iface\tDestination\n"), None);
         assert_eq!(default_ipv4(""), None);
     }
@@ -79,6 +107,7 @@ mod tests {
              {zero} 00 {zero} 00 fe800000000000000000000000000001 00000400 00000005 00000000 00450003     eth0\n"
         );
         assert_eq!(default_ipv6(&table), Some("eth0"));
+        assert_eq!(gateway_ipv6(&table), "fe80::1".parse().ok());
         assert_eq!(default_ipv6("garbage\n"), None);
     }
 

@@ -42,6 +42,8 @@ pub struct NodeInfo {
     pub name: String,
     /// Its addresses that others can reach, VIPs on the loopback interface included.
     pub addresses: BTreeSet<IpAddr>,
+    /// Next hop of its default route, IPv4 before IPv6; none: it had none yet, or a link-local one.
+    pub gateway: Option<IpAddr>,
 }
 
 /// How endpoints are checked. Equal checks of one endpoint are one check, however many services ask for it.

@@ -17,7 +17,7 @@ use crate::{
     },
     store::{Store, StoreError, files::FileStore},
 };
-use lb_bpf::{Datapath, DatapathError};
+use lb_bpf::{Datapath, DatapathError, Sizes};
 use nix::{
     net::if_::{if_nameindex, if_nametoindex},
     unistd::geteuid,
@@ -49,6 +49,10 @@ pub struct Options {
     pub state_dir: PathBuf,
     /// Interfaces where the datapath is attached; empty: that of the default route.
     pub interfaces: Vec<String>,
+    /// Interfaces of pods: names, or with a `*` at the end how names begin.
+    pub pod_interfaces: Vec<String>,
+    /// Sizes of the maps when they are made.
+    pub map_sizes: Sizes,
     /// Unix socket of the API.
     pub api_socket: PathBuf,
     /// Where metrics and health are served.
@@ -78,6 +82,14 @@ pub enum StartError {
         name: String,
         /// Those that there are.
         present: String,
+    },
+    /// No interface of pods can be meant.
+    #[error("--pod-interface {name}: {reason}")]
+    PodInterface {
+        /// What was given.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
     },
     /// Nothing says which interface is meant.
     #[error("there is no default route to take the interface from: name it with --interface")]
@@ -137,8 +149,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let datapath = Datapath::open(lb_bpf::datapath::Options {
         pin_dir,
         interfaces: interfaces.clone(),
-        tc_interfaces: Vec::new(),
-        sizes: Default::default(),
+        tc_interfaces: options.pod_interfaces.clone(),
+        sizes: options.map_sizes,
     })
     .await?;
     let speaker = bgp_speaker::spawn();
@@ -237,6 +249,7 @@ fn check(options: &Options) -> Result<Checked, StartError> {
             .to_lowercase(),
     };
     check_node_name(&node)?;
+    options.pod_interfaces.iter().try_for_each(|name| check_pod_interface(name))?;
     Ok(Checked { node, interfaces: interfaces(&options.interfaces)? })
 }
 
@@ -268,13 +281,32 @@ fn interfaces(asked: &[String]) -> Result<Vec<String>, StartError> {
     names.sort();
     names.dedup();
     if let Some(missing) = names.iter().find(|name| if_nametoindex(name.as_str()).is_err()) {
-        let present = if_nameindex().map_or_else(
-            |_| "none that can be read".to_owned(),
-            |all| all.iter().map(|i| i.name().to_string_lossy().into_owned()).collect::<Vec<_>>().join(", "),
-        );
-        return Err(StartError::Interface { name: missing.clone(), present });
+        return Err(StartError::Interface { name: missing.clone(), present: present() });
     }
     Ok(names)
+}
+
+/// Names of the interfaces that there are.
+fn present() -> String {
+    if_nameindex().map_or_else(
+        |_| "none that can be read".to_owned(),
+        |all| all.iter().map(|i| i.name().to_string_lossy().into_owned()).collect::<Vec<_>>().join(", "),
+    )
+}
+
+/// A name is one of an interface that is there; a begin with `*` behind it may wait for its first interface.
+fn check_pod_interface(name: &str) -> Result<(), StartError> {
+    let bad = |reason: String| Err(StartError::PodInterface { name: name.to_owned(), reason });
+    match name.strip_suffix('*') {
+        Some("") => bad("something must stand before the *, lest all interfaces are meant".to_owned()),
+        Some(begin) if begin.contains('*') => bad("a * may only be the last character".to_owned()),
+        Some(_) => Ok(()),
+        None if name.contains('*') => bad("a * may only be the last character".to_owned()),
+        None if if_nametoindex(name).is_err() => {
+            bad(format!("there is no such interface; this machine has {}", present()))
+        }
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -296,5 +328,19 @@ mod tests {
         let error = interfaces(&["lo".to_owned(), "no-such-if".to_owned()]).unwrap_err().to_string();
         assert!(error.contains("--interface no-such-if") && error.contains("lo"), "{error}");
         assert_eq!(interfaces(&["lo".to_owned(), "lo".to_owned()]).unwrap(), ["lo"]);
+    }
+
+    #[test]
+    fn an_interface_of_pods_is_there_or_may_come() {
+        for good in ["lo", "cali*", "no-such-if*"] {
+            assert!(check_pod_interface(good).is_ok(), "{good}");
+        }
+        for (bad, reason) in
+            [("no-such-if", "has lo"), ("*", "before the *"), ("a*b", "last"), ("a**", "last")]
+        {
+            let error = check_pod_interface(bad).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("--pod-interface {bad}: ")), "{error}");
+            assert!(error.contains(reason), "{error}");
+        }
     }
 }

@@ -1,5 +1,5 @@
 //! The command as a program: exit codes and outputs, against a server on a unix socket in a directory of its own.
-//! What is expected stands in `tests/cli/`; `FAIRLEAD_WRITE=1 cargo test -p controller --test cli` writes it anew, for review.
+//! What is expected stands in `tests/cli/`; `FAIRLEAD_REWRITE=1 cargo test -p controller --test cli` writes it anew, for review.
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails the test")]
 use axum::{Json, Router, body::Body, extract::RawQuery, http::StatusCode, routing::get};
 use controller::{
@@ -140,7 +140,7 @@ fn golden(file: &str) -> String {
 
 /// Compares with the file, or writes it.
 fn assert_golden(file: &str, actual: &str) {
-    if std::env::var_os("FAIRLEAD_WRITE").is_some() {
+    if std::env::var_os("FAIRLEAD_REWRITE").is_some() {
         fs::write(golden_path(file), actual).unwrap();
     }
     assert_eq!(actual, golden(file), "{file}");
@@ -360,11 +360,16 @@ fn usage_is_2() {
         &["validate"],
         &["standalone"],
         &["standalone", "--config-dir", "/", "--metrics", "9617"],
+        &["standalone", "--config-dir", "/", "--map-size", "slots"],
     ] {
         let output = fairlead().args(args).output().unwrap();
         assert_eq!((code(&output), stdout(&output)), (2, ""), "{args:?}");
         assert!(!stderr(&output).is_empty());
     }
+    let sizes = ["standalone", "--config-dir", "/", "--map-size", "slots=4096", "--map-size", "flows=0"];
+    let output = fairlead().args(sizes).output().unwrap();
+    let expected = "fairlead: --map-size: flows=0: expected a number from 1 to 268435456\n";
+    assert_eq!((code(&output), stderr(&output)), (2, expected));
     let output = fairlead().args(["get", "pods"]).output().unwrap();
     assert!(
         stderr(&output).contains("AddressPool, LoadBalancer"),

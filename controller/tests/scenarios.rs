@@ -60,6 +60,7 @@ fn all_scenarios() {
 struct Facts {
     node: Option<String>,
     addresses: Option<BTreeSet<IpAddr>>,
+    gateway: Option<IpAddr>,
     /// Health by endpoint: `healthy`, `refused` or `timeout`. What is not named was not checked yet.
     health: Option<BTreeMap<SocketAddr, String>>,
     established: Option<BTreeSet<IpAddr>>,
@@ -87,7 +88,11 @@ struct World {
 fn play(name: &str, text: &str) -> String {
     let mut world = World {
         observed: Observed {
-            node: NodeInfo { name: "lb1".into(), addresses: BTreeSet::from(["10.0.0.2".parse().unwrap()]) },
+            node: NodeInfo {
+                name: "lb1".into(),
+                addresses: BTreeSet::from(["10.0.0.2".parse().unwrap()]),
+                gateway: None,
+            },
             established: BTreeSet::from(["10.0.0.1".parse().unwrap()]),
             now: 1_000_000,
             ..Observed::default()
@@ -148,9 +153,11 @@ fn sections(text: &str) -> Vec<Section<'_>> {
 
 impl World {
     fn observe(&mut self, facts: Facts) {
-        let Facts { node, addresses, health, established, refused, unresolved, matched, now } = facts;
+        let Facts { node, addresses, gateway, health, established, refused, unresolved, matched, now } =
+            facts;
         let observed = &mut self.observed;
         observed.node.name = node.unwrap_or(std::mem::take(&mut observed.node.name));
+        observed.node.gateway = gateway.or(observed.node.gateway);
         observed.node.addresses = addresses.unwrap_or(std::mem::take(&mut observed.node.addresses));
         observed.established = established.unwrap_or(std::mem::take(&mut observed.established));
         observed.now = now.unwrap_or(observed.now);

@@ -9,6 +9,7 @@
 use crate::{
     bpffs::{PinDir, Pins},
     error::{DatapathError, error_chain, os_error, permitted},
+    interfaces::Interfaces,
     maps::raw,
 };
 use aya::{
@@ -22,15 +23,6 @@ use aya::{
 };
 use lb_bpf_common::program;
 use std::{collections::BTreeMap, io, mem};
-
-/// The interfaces that packets are taken from.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Interfaces {
-    /// Those whose packets are balanced, and those of this host that leave through them.
-    pub(crate) balanced: Vec<String>,
-    /// Those of pods and the like: TC takes what comes in.
-    pub(crate) tc: Vec<String>,
-}
 
 /// The programs of the object, loaded, and where they are attached.
 pub(crate) struct Programs {
@@ -119,7 +111,7 @@ impl Programs {
     /// Attaches to exactly these interfaces: by replacing the program atomically where the process before was attached,
     /// and with the driver's mode if it has one.
     pub(crate) fn attach(&mut self, pins: &PinDir, interfaces: &Interfaces) -> Result<(), DatapathError> {
-        let wanted = interfaces.pins(pins.own());
+        let wanted = names_of_pins(pins.own(), interfaces);
         if let Some(before) = pins.before() {
             for name in before.pins.names()?.iter().filter(|name| is_attachment(name)) {
                 pins.share(name, name)?;
@@ -134,14 +126,27 @@ impl Programs {
         for interface in &interfaces.balanced {
             self.attach_one(pins.own(), interface, true)?;
         }
-        for interface in interfaces.tc.iter().filter(|name| !interfaces.balanced.contains(name)) {
+        for interface in interfaces.named() {
             self.attach_one(pins.own(), interface, false)?;
         }
+        self.attach_followed(pins.own(), interfaces);
         Ok(())
     }
 
-    /// Attaches to interfaces that went and came back under their name since; whether there was one.
-    pub(crate) fn attach_again(&mut self, pins: &Pins) -> Result<bool, DatapathError> {
+    /// Attaches to interfaces that came since, or went and came back under their name, and forgets those that went for
+    /// good; whether there was one.
+    pub(crate) fn attach_again(
+        &mut self,
+        pins: &Pins,
+        interfaces: &Interfaces,
+    ) -> Result<bool, DatapathError> {
+        let is_gone = |name: &&String| nix::net::if_::if_nametoindex(name.as_str()).is_err();
+        let followed = self.attached.keys().filter(|name| interfaces.follows(name));
+        let gone: Vec<String> = followed.filter(is_gone).cloned().collect();
+        for interface in &gone {
+            self.attached.remove(interface);
+            detach_ingress(pins, interface)?;
+        }
         let is_new = |name: &str, old: u32| nix::net::if_::if_nametoindex(name).is_ok_and(|new| new != old);
         let new = |(name, old): (&String, &Attachment)| {
             is_new(name, old.index).then(|| (name.clone(), old.is_balanced))
@@ -151,7 +156,24 @@ impl Programs {
             tracing::warn!(interface, "the interface is another one now, attaching to it");
             self.attach_one(pins, interface, *is_balanced)?;
         }
-        Ok(!back.is_empty())
+        let has_new = self.attach_followed(pins, interfaces);
+        Ok(has_new || !back.is_empty() || !gone.is_empty())
+    }
+
+    /// Attaches to the interfaces that come and go, but for those that are attached; whether there was one. They may go at
+    /// any moment, so that none of them is worth an error.
+    fn attach_followed(&mut self, pins: &Pins, interfaces: &Interfaces) -> bool {
+        let mut has_new = false;
+        for interface in interfaces.present() {
+            if self.attached.contains_key(&interface) {
+                continue;
+            }
+            match self.attach_one(pins, &interface, false) {
+                Ok(()) => has_new = true,
+                Err(error) => tracing::warn!(interface, %error, "not attached"),
+            }
+        }
+        has_new
     }
 
     /// How each interface is attached.
@@ -178,9 +200,7 @@ impl Programs {
         if is_tc {
             self.attach_to(pins, Hook::Ingress, interface, index)?;
         } else {
-            for prefix in [Hook::Ingress.link()].into_iter().chain(Hook::Ingress.record()) {
-                detach(pins, &format!("{prefix}{interface}"))?;
-            }
+            detach_ingress(pins, interface)?;
         }
         self.attached.insert(interface.to_owned(), Attachment { index, is_balanced, is_tc });
         Ok(())
@@ -309,18 +329,17 @@ impl Programs {
     }
 }
 
-impl Interfaces {
-    /// Names of all pins that there may be.
-    fn pins(&self, pins: &Pins) -> Vec<String> {
-        let balanced = self.balanced.iter().flat_map(|name| Hook::ALL.map(|hook| (hook, name)));
-        let tc = self.tc.iter().map(|name| (Hook::Ingress, name));
-        let names = balanced.chain(tc).flat_map(|(hook, interface)| {
-            let prefixes = [Some(hook.link()), hook.record()];
-            prefixes.into_iter().flatten().map(move |prefix| format!("{prefix}{interface}"))
-        });
-        // As they are called there.
-        names.filter_map(|name| Some(pins.pin(&name).file_name()?.to_string_lossy().into_owned())).collect()
-    }
+/// Names of all pins that there may be.
+fn names_of_pins(pins: &Pins, interfaces: &Interfaces) -> Vec<String> {
+    let present = interfaces.present();
+    let balanced = interfaces.balanced.iter().flat_map(|name| Hook::ALL.map(|hook| (hook, name)));
+    let tc = interfaces.named().chain(&present).map(|name| (Hook::Ingress, name));
+    let names = balanced.chain(tc).flat_map(|(hook, interface)| {
+        let prefixes = [Some(hook.link()), hook.record()];
+        prefixes.into_iter().flatten().map(move |prefix| format!("{prefix}{interface}"))
+    });
+    // As they are called there.
+    names.filter_map(|name| Some(pins.pin(&name).file_name()?.to_string_lossy().into_owned())).collect()
 }
 
 /// Whether this is the name of what says where a program is attached, not of a map.
@@ -336,6 +355,12 @@ pub(crate) fn detach_all(pins: &Pins) -> Result<(), DatapathError> {
         }
     }
     Ok(())
+}
+
+/// Detaches from what comes in through an interface, if that is attached to TC.
+fn detach_ingress(pins: &Pins, interface: &str) -> Result<(), DatapathError> {
+    let mut prefixes = [Hook::Ingress.link()].into_iter().chain(Hook::Ingress.record());
+    prefixes.try_for_each(|prefix| detach(pins, &format!("{prefix}{interface}")))
 }
 
 /// Detaches what is pinned under this name, if there is something.

@@ -1,9 +1,9 @@
 //! The datapath of one host: brings the kernel's maps to what is desired.
 use crate::{
-    attach::Interfaces,
     bpffs::PinDir,
     error::DatapathError,
     events::{Events, Reader},
+    interfaces::Interfaces,
     loader::Loaded,
     loopback,
     maps::{Maps, Op, Sizes, dump, kernel::KernelMaps},
@@ -35,7 +35,8 @@ pub struct Options {
     pub pin_dir: PathBuf,
     /// Names of the interfaces whose packets are balanced.
     pub interfaces: Vec<String>,
-    /// Names of further interfaces, such as those of pods: what comes in there is taken by TC.
+    /// Further interfaces, such as those of pods: what comes in there is taken by TC. Names, or with a `*` at the end how
+    /// names begin, also those of interfaces that come later.
     pub tc_interfaces: Vec<String>,
     /// Sizes of the maps when they are made. Maps that are pinned keep theirs.
     pub sizes: Sizes,
@@ -66,12 +67,12 @@ impl Datapath {
     pub async fn open(options: Options) -> Result<Self, DatapathError> {
         let pins = PinDir::open(&options.pin_dir)?;
         let mut loaded = Loaded::load(pins, options.sizes)?;
-        let resolver = Resolver::open().map_err(DatapathError::Socket)?;
         let wanted = Interfaces { balanced: options.interfaces, tc: options.tc_interfaces };
+        let resolver = Resolver::open(wanted.clone()).map_err(DatapathError::Socket)?;
         let mut interfaces = Vec::new();
         if !loaded.is_behind() {
             loaded.attach(&wanted)?;
-            interfaces = modes(&resolver, &loaded).await?;
+            interfaces = modes(&resolver, &loaded, &[]).await?;
         }
         let mut state = State::restore(&loaded.maps)?;
         // Nobody reads events yet.
@@ -108,8 +109,9 @@ impl Datapath {
             // What was given back just then is free now, but a packet may be reading it still.
             tokio::time::sleep(Duration::from_millis(GRACE).saturating_sub(failed_at.elapsed())).await;
         }
-        if self.loaded.attach_again()? {
-            self.interfaces = modes(&self.resolver, &self.loaded).await?;
+        // Not while another version forwards still.
+        if !self.loaded.is_behind() && self.loaded.attach_again(&self.wanted)? {
+            self.interfaces = modes(&self.resolver, &self.loaded, &self.interfaces).await?;
         }
         let mut addresses = self.state.as_ref().map(State::backend_addresses).unwrap_or_default();
         let endpoints = desired.services.values().flat_map(|service| service.backends.keys());
@@ -134,7 +136,7 @@ impl Datapath {
         }
         if self.loaded.is_behind() {
             self.loaded.attach(&self.wanted)?;
-            self.interfaces = modes(&self.resolver, &self.loaded).await?;
+            self.interfaces = modes(&self.resolver, &self.loaded, &[]).await?;
         }
         let (services, filters) = (state.installed(), state.filters());
         let installed = Installed { services, interfaces: self.interfaces.clone(), filters };
@@ -261,12 +263,20 @@ fn now() -> Now {
     Now(time.tv_sec as u64 * 1000 + time.tv_nsec as u64 / 1_000_000)
 }
 
-async fn modes(resolver: &Resolver, loaded: &Loaded) -> Result<Vec<InterfaceStatus>, DatapathError> {
+/// How each interface is attached; says so of those that were not attached like that `before`.
+async fn modes(
+    resolver: &Resolver,
+    loaded: &Loaded,
+    before: &[InterfaceStatus],
+) -> Result<Vec<InterfaceStatus>, DatapathError> {
     let mut modes = Vec::new();
     for (name, attachment) in loaded.attached() {
         let mode = if attachment.is_tc { XdpMode::TcIngress } else { mode(resolver, name).await? };
-        tracing::info!(interface = name, ?mode, "attached");
-        modes.push(InterfaceStatus { name: name.clone(), mode });
+        let status = InterfaceStatus { name: name.clone(), mode };
+        if !before.contains(&status) {
+            tracing::info!(interface = name, ?mode, "attached");
+        }
+        modes.push(status);
     }
     Ok(modes)
 }

@@ -104,7 +104,10 @@ fn describe(
     let flow = &event.flow;
     let verdict = Verdict::ALL.get(event.verdict as usize).map_or("unknown", |verdict| verdict.label());
     let service = if event.service == 0 { None } else { maps.name(event.service)? };
-    let backend = if event.backend == 0 { None } else { maps.backend(event.backend)? };
+    let is_filtered = event.verdict == Verdict::Filtered as u32;
+    let backend = if event.backend == 0 || is_filtered { None } else { maps.backend(event.backend)? };
+    let rule = event.backend.checked_sub(1).filter(|_| is_filtered);
+    let filter = rule.map(|index| maps.filter_name(index)).transpose()?.flatten();
     Ok(FlowEvent {
         at_millis: event.time / 1_000_000,
         protocol: flow.proto,
@@ -113,6 +116,7 @@ fn describe(
         verdict: verdict.to_owned(),
         service,
         backend: backend.as_ref().map(endpoint_of),
+        filter,
         interface: interface(event.ifindex),
         bytes: event.bytes,
         new: event.flags & Event::NEW != 0,
@@ -173,13 +177,18 @@ mod tests {
         let wanted = serde_json::json!({
             "atMillis": 5, "protocol": 6, "source": "192.0.2.1:4000", "destination": "203.0.113.1:80",
             "verdict": "encapsulated", "service": "web", "backend": {"address": "2001:db8::5", "port": 8080},
-            "interface": "eth0", "bytes": 74, "new": true,
+            "filter": null, "interface": "eth0", "bytes": 74, "new": true,
         });
         assert_eq!(text, wanted);
         let gone = Event { service: 4, backend: 8, ifindex: 9, flags: 0, verdict: 9999, ..event };
         let gone = describe(&maps, name, &gone).unwrap();
         assert_eq!((gone.service, gone.backend, gone.interface, gone.new), (None, None, None, false));
         assert_eq!(gone.verdict, "unknown");
+        maps.apply(&Op::SetFilterName(6, "bad-dns/version".into())).unwrap();
+        let filtered = |backend| Event { service: 0, backend, verdict: Verdict::Filtered as u32, ..event };
+        let rule = |backend| describe(&maps, name, &filtered(backend)).unwrap();
+        assert_eq!(rule(7).filter.as_deref(), Some("bad-dns/version"), "the rule at index 6");
+        assert_eq!((rule(7).backend, rule(8).filter, rule(0).filter), (None, None, None));
     }
 
     /// Needs root.

@@ -13,6 +13,8 @@ pub mod events;
 pub mod filter;
 pub mod ids;
 #[cfg(feature = "loader")]
+mod interfaces;
+#[cfg(feature = "loader")]
 mod loader;
 #[cfg(feature = "loader")]
 mod loopback;

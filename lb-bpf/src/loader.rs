@@ -2,9 +2,10 @@
 //! adopted that a process before has pinned, of this version or of another.
 use crate::{
     OBJECT,
-    attach::{self, Attachment, Interfaces, Programs},
+    attach::{self, Attachment, Programs},
     bpffs::{Before, PinDir, Pins},
     error::{DatapathError, permitted},
+    interfaces::Interfaces,
     maps::{
         MapError, Sizes,
         kernel::{KernelMaps, Name, make_names},
@@ -176,9 +177,10 @@ impl Loaded {
         pins.forget_replaced()
     }
 
-    /// Attaches to interfaces that went and came back under their name since; whether there was one.
-    pub(crate) fn attach_again(&mut self) -> Result<bool, DatapathError> {
-        self.programs.attach_again(self.pins.own())
+    /// Attaches to interfaces that came since, or went and came back under their name, and forgets those that went for
+    /// good; whether there was one.
+    pub(crate) fn attach_again(&mut self, interfaces: &Interfaces) -> Result<bool, DatapathError> {
+        self.programs.attach_again(self.pins.own(), interfaces)
     }
 
     /// How each interface is attached, by name.

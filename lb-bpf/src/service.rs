@@ -25,6 +25,7 @@ pub struct Desired {
     pub filters: BTreeMap<String, Filter>,
 }
 
+#[cfg(feature = "loader")]
 impl Desired {
     /// IANA numbers of the protocols in which packets reach backends of tunnel modes.
     pub(crate) fn tunnel_protocols(&self) -> BTreeSet<u8> {

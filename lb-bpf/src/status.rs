@@ -107,6 +107,10 @@ pub struct FlowEvent {
     pub service: Option<ServiceKey>,
     /// The backend that it was sent to; none: to nobody.
     pub backend: Option<Endpoint>,
+    /// The rule of a packet filter that dropped it, by its name in [`Desired::filters`](crate::service::Desired::filters);
+    /// none: none did, or that is gone.
+    #[serde(default)]
+    pub filter: Option<String>,
     /// Name of the interface where it came in; none: that is gone.
     pub interface: Option<String>,
     /// Length of the frame, bytes.

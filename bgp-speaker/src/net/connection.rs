@@ -38,6 +38,10 @@ pub(super) async fn run(
     mut keys: watch::Receiver<Option<Md5Key>>,
     events: mpsc::Sender<Event>,
 ) {
+    if keys.borrow().is_some() {
+        // It may be another one since the connection was made.
+        keys.mark_changed();
+    }
     let (mut writing, mut written) = (Vec::new(), 0);
     let mut alive = true;
     let last = loop {

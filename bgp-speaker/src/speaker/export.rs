@@ -130,6 +130,7 @@ impl Speaker {
                 internal: negotiated.context.internal,
                 address: slot.peer.config.address,
                 learned: slot.peer.config.export_learned,
+                extended_next_hop: negotiated.context.extended_next_hop,
                 changes: &slot.peer.config.export,
                 next_hops: &ends.next_hops,
             },

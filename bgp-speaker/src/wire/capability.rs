@@ -1,7 +1,7 @@
 //! Capabilities (RFC 5492).
 use super::{
     EncodeError,
-    parse::{Malformed, Parsed, short_block, whole},
+    parse::{Malformed, Parsed, repeat, short_block, whole},
 };
 use crate::config::{Asn, Family};
 use nom::{
@@ -46,6 +46,8 @@ pub enum Capability {
     MultiProtocol(AfiSafi),
     /// Route refresh (RFC 2918), code 2.
     RouteRefresh,
+    /// Next hops of another family (RFC 8950), code 5: routes of the families may have next hops of the AFI beside.
+    ExtendedNextHop(Vec<(AfiSafi, u16)>),
     /// Four-octet AS numbers (RFC 6793), code 65, with the sender's AS.
     FourOctetAs(Asn),
     /// Enhanced route refresh (RFC 7313), code 70.
@@ -65,6 +67,7 @@ impl Capability {
         match self {
             Capability::MultiProtocol(_) => 1,
             Capability::RouteRefresh => 2,
+            Capability::ExtendedNextHop(_) => 5,
             Capability::FourOctetAs(_) => 65,
             Capability::EnhancedRouteRefresh => 70,
             Capability::Other { code, .. } => *code,
@@ -78,6 +81,7 @@ impl fmt::Display for Capability {
         match self {
             Capability::MultiProtocol(AfiSafi { afi, safi }) => write!(f, "multiprotocol {afi}/{safi}"),
             Capability::RouteRefresh => f.write_str("route-refresh"),
+            Capability::ExtendedNextHop(_) => f.write_str("extended-next-hop"),
             Capability::FourOctetAs(asn) => write!(f, "four-octet-as {}", asn.0),
             Capability::EnhancedRouteRefresh => f.write_str("enhanced-route-refresh"),
             Capability::Other { code, .. } => match name(*code) {
@@ -92,7 +96,6 @@ impl fmt::Display for Capability {
 fn name(code: u8) -> Option<&'static str> {
     Some(match code {
         3 => "outbound-route-filtering",
-        5 => "extended-next-hop",
         6 => "extended-message",
         8 => "multiple-labels",
         9 => "role",
@@ -122,6 +125,15 @@ pub(super) fn parse(input: &[u8]) -> Parsed<'_, Capability> {
     let capability = match code {
         1 => whole(afi_safi, value).map(|(family, _)| Capability::MultiProtocol(family)),
         2 if value.is_empty() => Ok(Capability::RouteRefresh),
+        5 => {
+            let mut families = Vec::new();
+            let each = (be_u16, be_u16, be_u16);
+            repeat(each, value, |(afi, safi, next_hop)| {
+                // The SAFI has two octets here (section 4); no larger one is known.
+                families.extend(u8::try_from(safi).ok().map(|safi| (AfiSafi { afi, safi }, next_hop)));
+            })
+            .map(|()| Capability::ExtendedNextHop(families))
+        }
         65 => whole(be_u32, value).map(|asn| Capability::FourOctetAs(Asn(asn))),
         70 if value.is_empty() => Ok(Capability::EnhancedRouteRefresh),
         2 | 70 => Err(Malformed(None)),
@@ -139,20 +151,29 @@ pub(super) fn write(out: &mut Vec<u8>, capability: &Capability) -> Result<(), En
             out.extend_from_slice(&afi.to_be_bytes());
             out.extend_from_slice(&[0, *safi]);
         }
+        Capability::ExtendedNextHop(families) => {
+            let octets = families.iter().flat_map(|(AfiSafi { afi, safi }, next_hop)| {
+                [*afi, u16::from(*safi), *next_hop].into_iter().flat_map(u16::to_be_bytes)
+            });
+            write_value(out, &octets.collect::<Vec<u8>>())?;
+        }
         Capability::FourOctetAs(asn) => {
             out.push(4);
             out.extend_from_slice(&asn.0.to_be_bytes());
         }
         Capability::RouteRefresh | Capability::EnhancedRouteRefresh => out.push(0),
-        Capability::Other { value, .. } => {
-            let length = u8::try_from(value.len()).map_err(|_| EncodeError::TooLong {
-                what: "a capability",
-                length: value.len(),
-                max: usize::from(u8::MAX),
-            })?;
-            out.push(length);
-            out.extend_from_slice(value);
-        }
+        Capability::Other { value, .. } => write_value(out, value)?,
     }
+    Ok(())
+}
+
+fn write_value(out: &mut Vec<u8>, value: &[u8]) -> Result<(), EncodeError> {
+    let length = u8::try_from(value.len()).map_err(|_| EncodeError::TooLong {
+        what: "a capability",
+        length: value.len(),
+        max: usize::from(u8::MAX),
+    })?;
+    out.push(length);
+    out.extend_from_slice(value);
     Ok(())
 }

@@ -23,7 +23,7 @@ use std::{
 ///
 /// # Errors
 /// [`EncodeError`] if the attributes leave no room for a prefix, or if the next hop is not of the family of
-/// every prefix; nothing is appended then.
+/// every prefix (one of IPv6 may be for IPv4 where that was negotiated, RFC 8950); nothing is appended then.
 pub fn announce(
     attributes: &Attributes,
     next_hop: NextHop,
@@ -31,11 +31,14 @@ pub fn announce(
     context: &Context,
     out: &mut Vec<u8>,
 ) -> Result<usize, EncodeError> {
-    let family = match next_hop.address {
+    let own_family = match next_hop.address {
         IpAddr::V4(_) => Family::Ipv4Unicast,
         IpAddr::V6(_) => Family::Ipv6Unicast,
     };
-    if prefixes.iter().any(|prefix| nlri::family(prefix) != family) {
+    let family = prefixes.first().map_or(own_family, nlri::family);
+    let extended = context.extended_next_hop && family == Family::Ipv4Unicast;
+    let mixed = prefixes.iter().any(|prefix| nlri::family(prefix) != family);
+    if mixed || (family != own_family && !extended) {
         return Err(EncodeError::NextHop(next_hop.address));
     }
     match next_hop {
@@ -55,7 +58,7 @@ pub fn announce(
             pack(prefixes.iter(), fixed, "path attributes", context, out, |nlri, out| {
                 out.extend_from_slice(&[0, 0]);
                 block(out, |out| {
-                    multiprotocol(out, rules::MP_REACH, Family::Ipv6Unicast, |out| {
+                    multiprotocol(out, rules::MP_REACH, family, |out| {
                         out.push(if link_local.is_some() { 32 } else { 16 });
                         out.extend_from_slice(&addresses);
                         out.push(0);

@@ -49,6 +49,8 @@ pub struct Context {
     pub internal: bool,
     /// Families that both sides support; routes of others are ignored.
     pub families: BTreeSet<Family>,
+    /// Routes of IPv4 may have next hops of IPv6 (RFC 8950).
+    pub extended_next_hop: bool,
     /// Longest UPDATE or NOTIFICATION in octets: [`MAX_LENGTH`].
     pub max_length: usize,
 }
@@ -56,7 +58,13 @@ pub struct Context {
 impl Default for Context {
     /// Before OPEN messages were exchanged.
     fn default() -> Self {
-        Context { four_octet_as: false, internal: false, families: BTreeSet::new(), max_length: MAX_LENGTH }
+        Context {
+            four_octet_as: false,
+            internal: false,
+            families: BTreeSet::new(),
+            extended_next_hop: false,
+            max_length: MAX_LENGTH,
+        }
     }
 }
 

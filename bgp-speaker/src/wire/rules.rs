@@ -373,8 +373,10 @@ fn mp_reach(value: &[u8], context: &Context) -> Result<(Option<Reach>, bool), Fa
     };
     let next_hop = match (family, next_hop.len()) {
         (Family::Ipv4Unicast, 4) => whole(ipv4, next_hop).map(|address| IpAddr::V4(address).into()),
-        (Family::Ipv6Unicast, 16) => whole(ipv6, next_hop).map(|address| IpAddr::V6(address).into()),
-        (Family::Ipv6Unicast, 32) => whole((ipv6, ipv6), next_hop).map(two_next_hops),
+        // RFC 8950 section 3, where it was negotiated.
+        (Family::Ipv4Unicast, 16 | 32) if !context.extended_next_hop => Err(Malformed(None)),
+        (_, 16) => whole(ipv6, next_hop).map(|address| IpAddr::V6(address).into()),
+        (_, 32) => whole((ipv6, ipv6), next_hop).map(two_next_hops),
         _ => Err(Malformed(None)),
     }
     .map_err(multiprotocol)?;

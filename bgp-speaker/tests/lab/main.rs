@@ -3,6 +3,7 @@
 mod bfd;
 mod command;
 mod harness;
+mod next_hop;
 mod others;
 mod policy;
 mod raw;

@@ -178,7 +178,7 @@ impl JsonSchema for PeerAsn {
 /// Where a neighbour is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Discover {
-    /// The next hop of the node's default route.
+    /// The next hop of the node's default route, IPv4 before IPv6, unless it is link-local.
     DefaultGateway,
 }
 

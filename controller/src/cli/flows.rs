@@ -13,7 +13,7 @@ use std::{mem, net::SocketAddr, ops::ControlFlow};
 /// Shows what becomes of packets: all that are dropped or begin a flow, and a sample of the others
 ///
 /// Listens for a second, or with --follow until it is stopped. Packets are sampled (one in 256) only while somebody
-/// listens. TIME is in UTC. NEW packets begin a flow. Packets that came too fast to be shown are counted on stderr; in JSON
+/// listens. TIME is in UTC. NEW packets begin a flow. VERDICT of what a PacketFilter drops names the rule. Packets that came too fast to be shown are counted on stderr; in JSON
 /// a line says how many were `lost`. With --follow, JSON is one object a line.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -81,7 +81,10 @@ fn cells(flow: &FlowRow) -> [String; 10] {
         IpProtocol(event.protocol).to_string(),
         event.source.to_string(),
         event.destination.to_string(),
-        event.verdict.clone(),
+        match &event.filter {
+            Some(rule) => format!("{} ({rule})", event.verdict),
+            None => event.verdict.clone(),
+        },
         or_dash(event.service.as_ref()),
         or_dash(event.backend.map(|backend| SocketAddr::new(backend.address, backend.port))),
         or_dash(event.interface.as_ref()),

@@ -10,7 +10,8 @@ use crate::serve::rows::{BackendRow, ServiceRow};
 /// A service is one port of a LoadBalancer in one address family. PROGRAMMED says whether the kernel
 /// has all its frontends; SHARE is the part of its Maglev
 /// table that points to the backend; PACKETS, BYTES (as received, Ethernet header included) and FLOWS (begun
-/// with the backend) count from when the backend was added, also across restarts.
+/// with the backend) count from when the backend was added, also across restarts. DROPS are packets of the whole service
+/// that were not sent on, by reason.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -45,6 +46,7 @@ fn services_table(services: &[ServiceRow]) -> String {
         "PACKETS",
         "BYTES",
         "FLOWS",
+        "DROPS",
     ];
     table(&header, services.iter().flat_map(rows))
 }
@@ -53,14 +55,25 @@ fn services_table(services: &[ServiceRow]) -> String {
 fn rows(service: &ServiceRow) -> Vec<Vec<String>> {
     let frontends = service.frontends.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     let programmed = if service.programmed { "True" } else { "False" };
+    let drops = drops(service);
     let row = |cells: Vec<String>| {
         let own = [service.name.clone(), frontends.clone(), service.mode.clone(), programmed.to_owned()];
-        own.into_iter().chain(cells).collect()
+        own.into_iter().chain(cells).chain([drops.clone()]).collect()
     };
     if service.backends.is_empty() {
         return vec![row(vec!["-".to_owned(); 8])];
     }
     service.backends.iter().map(|backend| row(backend_cells(backend).into())).collect()
+}
+
+/// How many packets of the service were not sent on, and why.
+fn drops(service: &ServiceRow) -> String {
+    let packets: u64 = service.drops.values().map(|drops| drops.packets).sum();
+    let reasons = service.drops.iter().map(|(verdict, drops)| format!("{verdict} {}", drops.packets));
+    match packets {
+        0 => "0".to_owned(),
+        packets => format!("{packets} ({})", reasons.collect::<Vec<_>>().join(", ")),
+    }
 }
 
 fn backend_cells(backend: &BackendRow) -> [String; 8] {

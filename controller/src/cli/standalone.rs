@@ -22,6 +22,14 @@ pub(super) struct Args {
     /// that of the default route].
     #[arg(long = "interface", value_name = "IF")]
     interfaces: Vec<String>,
+    /// Interface of pods, whose packets TC takes as they come in; with a * at the end, all whose names begin so, also
+    /// those that come later; may be given several times.
+    #[arg(long = "pod-interface", value_name = "IF|BEGIN*")]
+    pod_interfaces: Vec<String>,
+    /// How many entries a map has room for: vips, slots, backends, flows, decap, ranges or filters; may be given several
+    /// times. Maps that are there already keep their sizes.
+    #[arg(long = "map-size", value_name = "NAME=N")]
+    map_sizes: Vec<String>,
     /// Unix socket to make for the other commands, mode 0600.
     #[arg(long, value_name = "PATH", default_value = DEFAULT_API_SOCKET)]
     api_socket: PathBuf,
@@ -35,9 +43,17 @@ pub(super) struct Args {
 
 impl Args {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let Args { config_dir, state_dir, interfaces, api_socket, metrics, node_name } = self;
-        let options =
-            standalone::Options { config_dir, state_dir, interfaces, api_socket, metrics, node_name };
+        let map_sizes = self.map_sizes.join(",").parse();
+        let options = standalone::Options {
+            config_dir: self.config_dir,
+            state_dir: self.state_dir,
+            interfaces: self.interfaces,
+            pod_interfaces: self.pod_interfaces,
+            map_sizes: map_sizes.map_err(|error| Failure::Usage(format!("--map-size: {error}")))?,
+            api_socket: self.api_socket,
+            metrics: self.metrics,
+            node_name: self.node_name,
+        };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()

@@ -29,6 +29,8 @@ pub const EXAMPLES: [(&str, &str); 5] = [
 pub struct Instance {
     /// Where it runs.
     pub host: Host,
+    /// More arguments of the command.
+    pub arguments: Vec<String>,
     binary: PathBuf,
     dir: PathBuf,
     process: Option<Process>,
@@ -39,7 +41,13 @@ impl Instance {
     /// so that two sandboxes on one machine do not share pinned maps.
     pub fn new(sandbox: &Sandbox, host: &Host, binary: &Path) -> Result<Self, DemoError> {
         let dir = sandbox.dir().join(&host.name);
-        let instance = Instance { host: host.clone(), binary: binary.to_owned(), dir, process: None };
+        let instance = Instance {
+            host: host.clone(),
+            arguments: Vec::new(),
+            binary: binary.to_owned(),
+            dir,
+            process: None,
+        };
         let config = instance.config_dir();
         fs::create_dir_all(&config).map_err(|e| DemoError::io("creating", &config, e))?;
         for (name, text) in EXAMPLES {
@@ -103,7 +111,8 @@ impl Instance {
             .args([Path::new("--config-dir"), &self.config_dir()])
             .args([Path::new("--state-dir"), &self.dir.join("state")])
             .args([Path::new("--api-socket"), &self.socket()])
-            .args(["--interface", "eth0", "--metrics", "127.0.0.1:9617", "--node-name", self.node()]);
+            .args(["--interface", "eth0", "--metrics", "127.0.0.1:9617", "--node-name", self.node()])
+            .args(&self.arguments);
         self.process = Some(self.host.namespace.spawn(command, &self.log())?);
         Ok(())
     }

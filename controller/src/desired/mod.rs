@@ -16,9 +16,9 @@ pub use speaker::Speaker;
 pub(crate) use speaker::md5_key;
 
 use crate::{
-    api::{BGPPeer, BGPRouter},
+    api::{BGPPeer, BGPRouter, bgp_peer::Discover},
     declared::Declared,
-    observed::{Observed, Targets},
+    observed::{NodeInfo, Observed, Targets},
     status::StatusSet,
 };
 use bgp_speaker::config::Route;
@@ -129,14 +129,23 @@ impl<'a> Node<'a> {
         if let Some((_, router)) = router {
             for (name, peer) in &declared.peers {
                 let selected = router.spec.peer_selector.matches(self::labels(&peer.metadata));
-                if let Some(address) = peer.spec.address.filter(|_| selected) {
-                    peers.entry(address.0).or_insert((name.as_str(), &**peer));
+                if let Some(address) = peer_address(peer, &observed.node).filter(|_| selected) {
+                    peers.entry(address).or_insert((name.as_str(), &**peer));
                 }
             }
         }
         let balances = router.is_some() || declared.routers.is_empty();
         Node { labels, router: router.map(|(name, router)| (name.as_str(), &**router)), peers, balances }
     }
+}
+
+/// Address of a peer: the declared one, or the one that this node discovers.
+pub(crate) fn peer_address(peer: &BGPPeer, node: &NodeInfo) -> Option<IpAddr> {
+    let discovered = match peer.spec.discover {
+        Some(Discover::DefaultGateway) => node.gateway,
+        None => None,
+    };
+    peer.spec.address.map(|address| address.0).or(discovered)
 }
 
 /// The entries of a map, each with the value that the other map has for its key. Both maps are walked once: with

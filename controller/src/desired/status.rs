@@ -3,7 +3,7 @@
 use super::{
     Draft, NotAnnounced, addresses,
     filters::{Filtering, ROOM, Standing},
-    labels,
+    labels, peer_address,
     routes::{Announced, Announcements},
     services::{Backends, Balanced, Held},
 };
@@ -334,11 +334,14 @@ fn peers(draft: &Draft<'_>, faults: &Faults<'_>) -> Statuses<BGPPeerStatus> {
         let generation = object.metadata.generation;
         let mut conditions = conditions(draft, before.map(|b| &b.conditions), generation);
         faults.accepted(Kind::BGPPeer, name, &mut conditions);
-        let address = object.spec.address.map(|a| a.0);
+        let address = peer_address(object, &draft.observed.node);
         let owner = address.and_then(|address| draft.node.peers.get(&address)).map(|(owner, _)| *owner);
         let is_established = address.is_some_and(|address| draft.observed.established.contains(&address));
         let (mut sessions, mut established) = (0, 0);
         match owner {
+            None if address.is_none() => {
+                conditions.set("Established", false, "NoGateway", "this node has no default gateway")
+            }
             None => {
                 conditions.set("Established", false, "NotSelected", "no BGPRouter of this node selects it")
             }

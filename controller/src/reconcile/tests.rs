@@ -257,7 +257,8 @@ struct FakeHost(tokio::time::Instant);
 
 impl Host for FakeHost {
     fn node(&mut self) -> NodeInfo {
-        NodeInfo { name: "lb1".to_owned(), addresses: BTreeSet::from(["10.0.0.2".parse().unwrap()]) }
+        let addresses = BTreeSet::from(["10.0.0.2".parse().unwrap()]);
+        NodeInfo { name: "lb1".to_owned(), addresses, gateway: None }
     }
 
     fn now(&self) -> u64 {

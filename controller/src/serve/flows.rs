@@ -139,6 +139,7 @@ mod tests {
             verdict: "no_backend".to_owned(),
             service: Some(ServiceKey("LoadBalancer/dns/53/ipv4".to_owned())),
             backend: None,
+            filter: None,
             interface: Some("eth0".to_owned()),
             bytes: 90,
             new: true,
@@ -189,7 +190,7 @@ mod tests {
             serde_json::json!({
                 "time": "2023-11-14T22:13:21.500Z", "action": "drop", "atMillis": 1500, "protocol": 17,
                 "source": "192.0.2.7:40000", "destination": "203.0.113.10:53", "verdict": "no_backend",
-                "service": "LoadBalancer/dns/53/ipv4", "backend": null, "interface": "eth0", "bytes": 90, "new": true,
+                "service": "LoadBalancer/dns/53/ipv4", "backend": null, "filter": null, "interface": "eth0", "bytes": 90, "new": true,
             })
         );
         assert_eq!(serde_json::from_str::<FlowLine>(&serde_json::to_string(&line).unwrap()).unwrap(), line);

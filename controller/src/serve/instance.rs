@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     api::{PacketFilterStatus, kind::Kind, packet_filter::RuleStatus},
-    desired::rule_key,
+    desired::{peer_address, rule_key},
     fault::Fault,
     flows::Flows,
     observed::FilterCounters,
@@ -161,8 +161,8 @@ fn counted(
 fn peer_names(view: &View) -> BTreeMap<IpAddr, String> {
     let mut names = BTreeMap::new();
     for (name, peer) in &view.declared.peers {
-        if let Some(address) = peer.spec.address {
-            names.entry(address.0).or_insert_with(|| name.clone());
+        if let Some(address) = peer_address(peer, &view.observed.node) {
+            names.entry(address).or_insert_with(|| name.clone());
         }
     }
     names

@@ -217,7 +217,6 @@ impl Faults {
             }
         }
         self.not_yet(spec.interface.is_some(), "interface");
-        self.not_yet(spec.discover.is_some(), "discover");
         let timers = &spec.timers;
         self.add_if(matches!(timers.hold_seconds.get(), 1 | 2), "timers", HOLD_TIME);
         let too_slow = u32::from(timers.keepalive()) * 3 > u32::from(timers.hold_seconds.get());

@@ -1,6 +1,7 @@
-//! Where a flow goes: the rule of dirty slots and the choice of a NAT port, without a map in sight. The kernel program
+//! Where a flow goes and what a packet gains on the way: the rule of dirty slots, the choice of a NAT port, the outer
+//! headers, without a map in sight. The kernel program
 //! decides with this, and user space says with it what the kernel program would decide.
-use crate::{Backend, Mode, Slot, slot_of};
+use crate::{Backend, Config, Mode, Slot, slot_of};
 
 /// What a packet says about its flow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,6 +24,32 @@ pub const fn is_tracked(mode: u8) -> bool {
 #[inline(always)]
 pub const fn is_tunnel(mode: u8) -> bool {
     mode == Mode::Ipip as u8 || mode == Mode::Gue as u8
+}
+
+/// Bytes that a packet gains on the way to `backend`: an outer header of IPv4 (RFC 791, without options) or IPv6 (RFC 8200),
+/// and of UDP (RFC 768).
+#[inline(always)]
+pub const fn overhead(backend: &Backend) -> usize {
+    if !is_tunnel(backend.mode) {
+        return 0;
+    }
+    let outer = if backend.header_sum != 0 { 20 } else { 40 };
+    let udp = if backend.mode == Mode::Gue as u8 { 8 } else { 0 };
+    outer + udp
+}
+
+/// Source port of GUE for a flow with this hash, host byte order: one of the ephemeral ports (RFC 6335), so that routers
+/// and receive queues spread the flows.
+#[inline(always)]
+pub const fn gue_source(hash: u32) -> u16 {
+    (0xc000 | hash >> 16 & 0x3fff) as u16
+}
+
+/// Whether packets to this port, network byte order, may be replies to a translated source.
+#[inline(always)]
+pub const fn is_nat_port(config: &Config, port: u16) -> bool {
+    let port = u16::from_be(port);
+    port >= config.nat_port_first && port <= config.nat_port_last
 }
 
 /// Whether flows of this slot are tracked.
@@ -116,6 +143,19 @@ mod tests {
                 assert_eq!(stays_without_entry(slot, phase, index), !needed, "{slot:?} {phase:?}");
             }
         }
+    }
+
+    #[test]
+    fn outer_headers_are_as_long_as_the_mode_and_the_family_say() {
+        let overhead = |mode: Mode, header_sum| {
+            overhead(&Backend { mode: mode as u8, header_sum, ..Backend::default() })
+        };
+        assert_eq!(Mode::ALL.map(|mode| overhead(mode, 1)), [0, 20, 28, 0, 0]);
+        assert_eq!(Mode::ALL.map(|mode| overhead(mode, 0)), [0, 40, 48, 0, 0]);
+        assert_eq!((gue_source(0), gue_source(u32::MAX)), (0xc000, 0xffff));
+        let config = Config { nat_port_first: 9, nat_port_last: 10, ..Config::default() };
+        let is_port = |port: u16| is_nat_port(&config, port.to_be());
+        assert_eq!([8, 9, 10, 11].map(is_port), [false, true, true, false]);
     }
 
     #[test]

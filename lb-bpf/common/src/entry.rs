@@ -544,7 +544,8 @@ pub struct Event {
     pub flow: FlowKey,
     /// Id of the service; 0: none.
     pub service: u32,
-    /// Index in `backends`; 0: none.
+    /// Index in `backends`; 0: none. Of a packet that is [`Filtered`](crate::Verdict::Filtered): the index in `filters` of
+    /// the rule, and 1 more.
     pub backend: u32,
     /// The [`crate::Verdict`].
     pub verdict: u32,

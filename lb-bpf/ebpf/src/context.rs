@@ -47,8 +47,8 @@ pub trait Context {
     /// checksum. `None` cannot happen after the packet was parsed. Pointers into the packet are void.
     fn fix_checksum(&self, offset: usize, is_udp: bool, addresses: u64, ports: u64) -> Option<()>;
 
-    /// Reports a packet whose flow is not in [`Scratch`], with a verdict.
-    fn report_early(&self, verdict: u32);
+    /// Reports a packet whose flow is not in [`Scratch`], with a verdict and what [`Context::filter`] said.
+    fn report_early(&self, verdict: u32, rule: u32);
 
     /// Takes the VLAN tags off and notes them; whether what remains can be handled.
     fn strip(&self, tags: &mut Tags) -> bool;
@@ -69,8 +69,8 @@ pub trait Context {
     /// What is behind the extension headers of IPv6.
     fn behind_extensions(&self) -> u64;
 
-    /// Whether one of the first `limit` packet filters drops the packet.
-    fn is_filtered(&self, limit: u32) -> bool;
+    /// Which of the first `limit` packet filters drops the packet: its index and 1 more; 0: none.
+    fn filter(&self, limit: u32) -> u32;
 
     /// Handles UDP to the port of GUE, as a tunnel end; not ours: it is not for a tunnel end here.
     fn gue(&self) -> Verdict;
@@ -148,8 +148,8 @@ impl Context for XdpContext {
     }
 
     #[inline(always)]
-    fn report_early(&self, verdict: u32) {
-        global::fairlead_xdp_report(self.ctx, verdict);
+    fn report_early(&self, verdict: u32, rule: u32) {
+        global::fairlead_xdp_report(self.ctx, verdict, rule);
     }
 
     #[inline(always)]
@@ -173,8 +173,8 @@ impl Context for XdpContext {
     }
 
     #[inline(always)]
-    fn is_filtered(&self, limit: u32) -> bool {
-        global::fairlead_xdp_filter(self.ctx, limit) != 0
+    fn filter(&self, limit: u32) -> u32 {
+        global::fairlead_xdp_filter(self.ctx, limit)
     }
 
     #[inline(always)]
@@ -312,8 +312,8 @@ impl<const EGRESS: bool> Context for Skb<EGRESS> {
     }
 
     #[inline(always)]
-    fn report_early(&self, verdict: u32) {
-        global::fairlead_tc_report(self.0, verdict);
+    fn report_early(&self, verdict: u32, rule: u32) {
+        global::fairlead_tc_report(self.0, verdict, rule);
     }
 
     #[inline(always)]
@@ -341,8 +341,8 @@ impl<const EGRESS: bool> Context for Skb<EGRESS> {
     }
 
     #[inline(always)]
-    fn is_filtered(&self, limit: u32) -> bool {
-        global::fairlead_tc_filter(self.0, limit) != 0
+    fn filter(&self, limit: u32) -> u32 {
+        global::fairlead_tc_filter(self.0, limit)
     }
 
     #[inline(always)]

@@ -6,7 +6,6 @@ use crate::{
     flow::{Choice, Tracked, backend_at},
     fragment, global,
     maps::{self, Scratch, backend_counters, slots, verdict_counters},
-    nat,
     packet::{ETH, Packet, ether_type},
     parse::{Segment, Transport},
     vip,
@@ -103,15 +102,18 @@ fn balance<C: Context, F: Family>(ctx: &C, packet: &Packet, tags: &Tags, bytes: 
             return of_vip(ctx, config, &network.dst, verdict);
         }
     }
-    if C::FIRST && config.filters != 0 && ctx.is_filtered(config.filters) {
-        return early(ctx, config, Outcome::verdict(Verdict::Filtered));
+    if C::FIRST && config.filters != 0 {
+        let rule = ctx.filter(config.filters);
+        if rule != 0 {
+            return early(ctx, config, Outcome::verdict(Verdict::Filtered), rule);
+        }
     }
     let later = matches!(network.part, Part::Later);
     if !matches!(network.proto, proto::TCP | proto::UDP) {
         if later {
             return of_vip(ctx, config, &network.dst, Verdict::Fragment);
         }
-        return early(ctx, config, ctx.control::<F>(&network));
+        return early(ctx, config, ctx.control::<F>(&network), 0);
     }
     let ports = if later {
         match fragment::ports(&network) {
@@ -134,7 +136,7 @@ fn balance<C: Context, F: Family>(ctx: &C, packet: &Packet, tags: &Tags, bytes: 
         }
         packet = ctx.packet();
     }
-    if config.flags & Config::NAT != 0 && nat::is_port(config, segment.flow.dst_port) {
+    if config.flags & Config::NAT != 0 && decide::is_nat_port(config, segment.flow.dst_port) {
         let way = Way { ctx, packet: &packet, config, tags, bytes };
         let outcome = way.reply(&segment);
         if !matches!(outcome.verdict, Verdict::NotOurs) {
@@ -234,7 +236,7 @@ impl<C: Context> Way<'_, C> {
         if ifindex == 0 {
             return Err(Verdict::Unresolved);
         }
-        let overhead = overhead(backend);
+        let overhead = decide::overhead(backend);
         if !fits(self.ctx.wire_length(network.length), overhead, backend) {
             let mtu = backend.mtu as usize - overhead;
             return Ok(Outcome::answer(self.ctx.too_big(mtu as u32), self.ctx.interface()));
@@ -290,32 +292,22 @@ pub const fn fits(length: usize, overhead: usize, backend: &Backend) -> bool {
     backend.mtu == 0 || length + overhead <= backend.mtu as usize
 }
 
-/// Bytes that a packet gains on the way to `backend`.
-#[inline(always)]
-pub const fn overhead(backend: &Backend) -> usize {
-    if !decide::is_tunnel(backend.mode) {
-        return 0;
-    }
-    let outer = if backend.header_sum != 0 { V4::OUTER } else { V6::OUTER };
-    let udp = if backend.mode == Mode::Gue as u8 { size_of::<crate::packet::Udp>() } else { 0 };
-    outer + udp
-}
-
 /// `verdict` if the address is a VIP, for whatever port; else the packet is not ours.
 #[inline(always)]
 fn of_vip<C: Context>(ctx: &C, config: &Config, addr: &Addr, verdict: Verdict) -> Outcome {
     let [a, b, c, d] = addr.0;
     match global::fairlead_is_vip(a, b, c, d, config.vip_mask) {
         0 => Outcome::verdict(Verdict::NotOurs),
-        _ => early(ctx, config, Outcome::verdict(verdict)),
+        _ => early(ctx, config, Outcome::verdict(verdict), 0),
     }
 }
 
-/// Reports a packet that is dropped before its service is looked for, if somebody wants to know.
+/// Reports a packet that is dropped before its service is looked for, if somebody wants to know. `rule` is that of
+/// [`Context::filter`].
 #[inline(always)]
-fn early<C: Context>(ctx: &C, config: &Config, outcome: Outcome) -> Outcome {
+fn early<C: Context>(ctx: &C, config: &Config, outcome: Outcome, rule: u32) -> Outcome {
     if config.flags & Config::EVENTS != 0 && matches!(outcome.verdict.action(), Action::Drop) {
-        ctx.report_early(outcome.verdict as u32);
+        ctx.report_early(outcome.verdict as u32, rule);
     }
     outcome
 }

@@ -5,7 +5,7 @@ use crate::{
     family::{Family, Network, Part, V4, V6},
     packet::{ETH, Eth, Macs, Packet, Udp},
 };
-use lb_bpf_common::{Backend, GUE_PORT, Mode, Verdict, fold, proto};
+use lb_bpf_common::{Backend, GUE_PORT, Mode, Verdict, decide::gue_source, fold, proto};
 
 /// Ethernet addresses towards a backend.
 #[inline(always)]
@@ -60,8 +60,7 @@ fn put_in<C: Context, Inner: Family, Outer: Family>(
         let packet = ctx.packet();
         Outer::write_outer(&packet, backend, class, hash, length, proto::UDP)?;
         let udp = packet.at::<Udp>(ETH + Outer::OUTER)?;
-        // From the ephemeral ports (RFC 6335), so that routers and receive queues spread the flows.
-        let source = (0xc000 | hash >> 16 & 0x3fff) as u16;
+        let source = gue_source(hash);
         let header = Udp {
             ports: [source.to_be(), GUE_PORT.to_be()],
             length: (length as u16).to_be(),

@@ -44,8 +44,9 @@ pub fn report(service: u32, verdict: Verdict, ifindex: u32, bytes: u32) {
 }
 
 /// Likewise of a packet whose flow is not in [`Scratch`] yet: it is read once more, with its ports if they are at hand.
+/// `rule` is that of [`Context::filter`].
 #[inline(always)]
-pub fn report_packet<C: Context>(ctx: &C, verdict: u32) {
+pub fn report_packet<C: Context>(ctx: &C, verdict: u32, rule: u32) {
     let packet = ctx.packet();
     let Some(all) = Scratch::get() else {
         return;
@@ -64,7 +65,7 @@ pub fn report_packet<C: Context>(ctx: &C, verdict: u32) {
         Some(ports) if has_ports => unsafe { *ports },
         _ => [0; 2],
     };
-    (all.flow, all.choice) = (Segment::new(network, ports).flow, Choice::NONE);
+    (all.flow, all.choice) = (Segment::new(network, ports).flow, Choice { index: rule, ..Choice::NONE });
     if let Some(verdict) = Verdict::of(verdict) {
         report(0, verdict, ctx.interface(), packet.len() as u32);
     }

@@ -9,10 +9,10 @@ use crate::{
 use core::mem::offset_of;
 use lb_bpf_common::{Facts, Filter, proto};
 
-/// Applies the first `limit` entries of `filters`; whether one of them drops the packet. Each that matches counts it, up to
+/// Applies the first `limit` entries of `filters`; which of them drops the packet, its index and 1 more, or 0. Each that matches counts it, up to
 /// the one that drops. What is no IP packet, or has extension headers that cannot be looked through, is let through.
 #[inline(always)]
-pub fn apply<C: Context>(ctx: &C, limit: u32) -> bool {
+pub fn apply<C: Context>(ctx: &C, limit: u32) -> u32 {
     let packet = ctx.packet();
     let network = match ether_type(&packet) {
         V4::ETHER_TYPE => V4::network(&packet, ETH),
@@ -20,35 +20,35 @@ pub fn apply<C: Context>(ctx: &C, limit: u32) -> bool {
         _ => None,
     };
     let Some(mut network) = network else {
-        return false;
+        return 0;
     };
     if !network.dst.is_v4() && extensions(&packet, &mut network).is_err() {
-        return false;
+        return 0;
     }
     let Some(Scratch { facts, .. }) = Scratch::get() else {
-        return false;
+        return 0;
     };
     read(facts, &packet, &network);
-    drops(&packet, facts, limit)
+    dropped_by(&packet, facts, limit)
 }
 
 #[inline(always)]
-fn drops(packet: &Packet, facts: &Facts, limit: u32) -> bool {
+fn dropped_by(packet: &Packet, facts: &Facts, limit: u32) -> u32 {
     let limit = if limit > Filter::MOST { Filter::MOST } else { limit };
     for index in 0..limit {
         let Some(filter) = filters.get(index) else {
-            return false;
+            return 0;
         };
         let in_use = filter.kind & Filter::IN_USE != 0;
         if in_use && filter.matches(facts) && (filter.kind & Filter::BYTES == 0 || has_bytes(packet, filter))
         {
             count(filter_counters.get_ptr_mut(index), packet.len() as u64, false);
             if filter.kind & Filter::DROP != 0 {
-                return true;
+                return index + 1;
             }
         }
     }
-    false
+    0
 }
 
 /// Reads what the rules look at. It lies in [`Scratch`], not on the stack, where the verifier would follow each value that

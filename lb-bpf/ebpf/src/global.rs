@@ -56,18 +56,18 @@ pub extern "C" fn fairlead_take_over() -> u32 {
     nat::take_over().is_some() as u32
 }
 
-/// Applies the packet filters to a frame; not 0: one drops it.
+/// Applies the packet filters to a frame. See [`filter::apply`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn fairlead_xdp_filter(ctx: *mut xdp_md, limit: u32) -> u32 {
-    filter::apply(&XdpContext::new(ctx), limit) as u32
+    filter::apply(&XdpContext::new(ctx), limit)
 }
 
 /// Likewise to a socket buffer.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn fairlead_tc_filter(skb: *mut __sk_buff, limit: u32) -> u32 {
-    filter::apply(&Skb::<false>(skb), limit) as u32
+    filter::apply(&Skb::<false>(skb), limit)
 }
 
 /// What is behind the extension headers of IPv6 in a frame, as [`Found`] packs it.
@@ -121,16 +121,16 @@ pub extern "C" fn fairlead_report(service: u32, verdict: u32, ifindex: u32, byte
 /// Reports a frame whose flow is nowhere yet. See [`event::report_packet`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn fairlead_xdp_report(ctx: *mut xdp_md, verdict: u32) -> u32 {
-    event::report_packet(&XdpContext::new(ctx), verdict);
+pub extern "C" fn fairlead_xdp_report(ctx: *mut xdp_md, verdict: u32, rule: u32) -> u32 {
+    event::report_packet(&XdpContext::new(ctx), verdict, rule);
     0
 }
 
 /// Likewise a socket buffer.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn fairlead_tc_report(skb: *mut __sk_buff, verdict: u32) -> u32 {
-    event::report_packet(&Skb::<false>(skb), verdict);
+pub extern "C" fn fairlead_tc_report(skb: *mut __sk_buff, verdict: u32, rule: u32) -> u32 {
+    event::report_packet(&Skb::<false>(skb), verdict, rule);
     0
 }
 

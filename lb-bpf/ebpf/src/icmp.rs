@@ -2,7 +2,7 @@
 //! a packet that does not fit is told the MTU.
 use crate::{
     context::Context,
-    datapath::{count, fits, overhead, slot_at},
+    datapath::{count, fits, slot_at},
     encap::{encapsulate, forward_on_link},
     family::{Addresses, Family, Network, Part, change, difference},
     flow::{backend_at, unknown, usable},
@@ -166,7 +166,7 @@ impl<'a> Quote<'a> {
         if backend.ifindex == 0 {
             return Err(Verdict::Unresolved);
         }
-        if !fits(self.outer.length, overhead(backend), backend) {
+        if !fits(self.outer.length, decide::overhead(backend), backend) {
             return Err(Verdict::TooBig); // no error about an error (RFC 1122, section 3.2.2)
         }
         (*ifindex, *vlan) = (backend.ifindex, backend.vlan);

@@ -12,7 +12,7 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use core::mem::offset_of;
 use lb_bpf_common::{
     Addr, Backend, Config, FlowEntry, FlowKey, Mode, ReverseEntry, Tags, Verdict,
-    decide::{NAT_ATTEMPTS, NatPorts},
+    decide::{NAT_ATTEMPTS, NatPorts, is_nat_port},
     flow_hash, proto,
 };
 
@@ -115,13 +115,6 @@ fn set_way_back<C: Context>(entry: &mut ReverseEntry, ctx: &C, tags: &Tags) {
     }
 }
 
-/// Whether packets to this port, network byte order, may be replies to a translated source.
-#[inline(always)]
-pub const fn is_port(all: &Config, port: u16) -> bool {
-    let port = u16::from_be(port);
-    port >= all.nat_port_first && port <= all.nat_port_last
-}
-
 /// The entry of a packet that is a reply.
 #[inline(always)]
 pub fn entry_of(flow: &FlowKey) -> Option<&'static mut ReverseEntry> {
@@ -160,7 +153,7 @@ pub fn take_over() -> Option<()> {
 #[inline(always)]
 pub fn entry_of_reply(flow: &FlowKey) -> Option<&'static mut ReverseEntry> {
     let all = config.get(0)?;
-    let source_is_translated = all.flags & Config::NAT != 0 && is_port(all, flow.dst_port);
+    let source_is_translated = all.flags & Config::NAT != 0 && is_nat_port(all, flow.dst_port);
     if source_is_translated || all.flags & Config::DNAT != 0 { installed(flow) } else { None }
 }
 

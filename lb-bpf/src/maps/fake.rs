@@ -156,6 +156,10 @@ impl Maps for FakeMaps {
         Ok(used.map(|(index, filter)| (index, *filter)).collect())
     }
 
+    fn filter_name(&self, index: u32) -> Result<Option<String>, MapError> {
+        Ok(self.filter_names.get(&index).cloned())
+    }
+
     fn filter_names(&self) -> Result<BTreeMap<u32, String>, MapError> {
         Ok(self.filter_names.clone())
     }

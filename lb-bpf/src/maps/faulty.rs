@@ -105,6 +105,10 @@ impl<M: Maps> Maps for FaultyMaps<M> {
         self.maps.filters()
     }
 
+    fn filter_name(&self, index: u32) -> Result<Option<String>, MapError> {
+        self.maps.filter_name(index)
+    }
+
     fn filter_names(&self) -> Result<BTreeMap<u32, String>, MapError> {
         self.maps.filter_names()
     }

@@ -299,6 +299,10 @@ impl Maps for KernelMaps {
         Ok(all.filter(|(_, filter)| filter.kind != 0).collect())
     }
 
+    fn filter_name(&self, index: u32) -> Result<Option<String>, MapError> {
+        get("filter_names", &self.filter_names, &index).map(|name| name.map(text))
+    }
+
     fn filter_names(&self) -> Result<BTreeMap<u32, String>, MapError> {
         texts("filter_names", &self.filter_names).map(Iterator::collect)
     }

@@ -107,6 +107,8 @@ pub trait Maps {
     fn lets_in(&self, service: u32, client: Addr) -> Result<Option<bool>, MapError>;
     /// The entries of `filters` that are in use.
     fn filters(&self) -> Result<BTreeMap<u32, Filter>, MapError>;
+    /// What an index of `filters` is called.
+    fn filter_name(&self, index: u32) -> Result<Option<String>, MapError>;
     /// What the indexes of `filters` are called.
     fn filter_names(&self) -> Result<BTreeMap<u32, String>, MapError>;
     /// The sums over all CPUs of the first `count` entries of `filter_counters`.

@@ -3,7 +3,10 @@
 mod path_mtu;
 mod watch;
 
-use crate::state::{Hop, NextHop, NextHops};
+use crate::{
+    interfaces::Interfaces,
+    state::{Hop, NextHop, NextHops},
+};
 use futures::TryStreamExt;
 use path_mtu::PathErrors;
 use rtnetlink::{
@@ -52,11 +55,11 @@ struct Route {
 }
 
 impl Resolver {
-    /// Opens the sockets, in the network namespace of the calling thread.
-    pub(crate) fn open() -> io::Result<Self> {
+    /// Opens the sockets, in the network namespace of the calling thread. Of `interfaces`, those matter that come and go.
+    pub(crate) fn open(interfaces: Interfaces) -> io::Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
-        let watch = Watch::open()?;
+        let watch = Watch::open(interfaces)?;
         Ok(Resolver {
             handle,
             watch,

@@ -1,6 +1,7 @@
 //! Follows the kernel's multicast groups: which neighbours and links there are, and which of the watched addresses a
 //! change concerns. Messages about anything else are dropped where they arrive, so nothing piles up.
 use super::{covers, ip};
+use crate::interfaces::Interfaces;
 use futures::{StreamExt, TryStreamExt, channel::mpsc::UnboundedReceiver};
 use rtnetlink::{
     Handle, MulticastGroup,
@@ -67,6 +68,9 @@ struct Known {
     stale: BTreeSet<IpAddr>,
     neighbours: BTreeMap<NeighbourKey, Neighbour>,
     links: BTreeMap<u32, Link>,
+    interfaces: Interfaces,
+    /// Of those that come and go, by index, what has come: the name.
+    come: BTreeMap<u32, String>,
 }
 
 /// The view of the kernel, kept up to date by a task of its own.
@@ -77,7 +81,7 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    pub(super) fn open() -> io::Result<Self> {
+    pub(super) fn open(interfaces: Interfaces) -> io::Result<Self> {
         let (connection, _, messages) = rtnetlink::new_multicast_connection(&[
             MulticastGroup::Link,
             MulticastGroup::Neigh,
@@ -86,7 +90,8 @@ impl Watch {
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv6Ifaddr,
         ])?;
-        let (known, changed) = (Arc::<Mutex<Known>>::default(), Arc::<Notify>::default());
+        let (known, changed) = (Known { interfaces, ..Known::default() }, Arc::<Notify>::default());
+        let known = Arc::new(Mutex::new(known));
         let connection = tokio::spawn(connection).abort_handle();
         let reader = tokio::spawn(read(messages, known.clone(), changed.clone())).abort_handle();
         Ok(Watch { known, changed, tasks: [connection, reader] })
@@ -200,18 +205,31 @@ impl Known {
             RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
                 self.note_route(route)
             }
-            RouteNetlinkMessage::NewLink(link) => {
-                let Some((index, link)) = read_link(link) else { return false };
-                self.links.insert(index, link) != Some(link) && self.note_interface(index)
+            RouteNetlinkMessage::NewLink(message) => {
+                let is_new = self.note_name(message);
+                let Some((index, link)) = read_link(message) else { return is_new };
+                self.links.insert(index, link) != Some(link) && self.note_interface(index) || is_new
             }
             RouteNetlinkMessage::DelLink(link) => {
-                self.links.remove(&link.header.index).is_some() && self.note_interface(link.header.index)
+                let index = link.header.index;
+                let is_gone = self.come.remove(&index).is_some();
+                self.links.remove(&index).is_some() && self.note_interface(index) || is_gone
             }
             RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) => {
                 self.note_interface(address.header.index)
             }
             _ => false,
         }
+    }
+
+    /// Whether an interface has come, or has its name now, that is one of those that come and go.
+    fn note_name(&mut self, message: &LinkMessage) -> bool {
+        let name = message.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some(name),
+            _ => None,
+        });
+        let Some(name) = name.filter(|name| self.interfaces.follows(name)) else { return false };
+        self.come.insert(message.header.index, name.clone()).as_ref() != Some(name)
     }
 
     fn note_neighbour(&mut self, message: &NeighbourMessage) -> bool {

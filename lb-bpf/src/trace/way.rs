@@ -55,10 +55,8 @@ impl<M: Maps> Way<'_, M> {
     pub(super) fn follow(&self, trace: &mut Trace) -> Result<End, Stop> {
         let config = self.maps.config()?;
         self.filters(&config, trace)?;
-        let port = u16::from_be(self.key.dst_port);
-        let is_port = port >= config.nat_port_first && port <= config.nat_port_last;
         if config.flags & Config::NAT != 0
-            && is_port
+            && decide::is_nat_port(&config, self.key.dst_port)
             && let Some(entry) = self.maps.reply(&self.key)?
         {
             return Ok(self.reply(&entry, trace));
@@ -118,14 +116,7 @@ impl<M: Maps> Way<'_, M> {
             return Ok((Verdict::Unresolved, why));
         }
         let mode = Mode::of(backend.mode);
-        let has_outer_v4 = backend.header_sum != 0;
-        let outer: u32 = match (mode, has_outer_v4) {
-            (Some(Mode::Ipip), true) => 20,
-            (Some(Mode::Ipip), false) => 40,
-            (Some(Mode::Gue), true) => 28,
-            (Some(Mode::Gue), false) => 48,
-            _ => 0,
-        };
+        let outer = decide::overhead(&backend) as u32;
         trace.next_hop = Some(NextHop {
             interface_index: backend.ifindex,
             interface: None,
@@ -141,8 +132,7 @@ impl<M: Maps> Way<'_, M> {
                 (Sent::Encapsulated { source, destination }, Verdict::Encapsulated)
             }
             Some(Mode::Gue) => {
-                // As `encap.rs` of the kernel programs takes it.
-                let source = SocketAddr::new(source, 0xc000 | (hash >> 16 & 0x3fff) as u16);
+                let source = SocketAddr::new(source, decide::gue_source(hash));
                 let destination = SocketAddr::new(destination.address, GUE_PORT);
                 (Sent::InUdp { source, destination }, Verdict::Encapsulated)
             }

@@ -73,6 +73,8 @@ fn rules_are_in_force_and_packets_are_told() {
         let count = || datapath.counters().unwrap().filters["death"].packets;
         wait_until(|| count() > 0);
         assert_eq!(count(), 1);
+        let told = event(&mut events, "filtered").await;
+        assert_eq!((told.filter.as_deref(), told.backend, told.service), (Some("death"), None, None));
 
         let mut denied = desired.clone();
         let service = denied.services.get_mut(&key).unwrap();

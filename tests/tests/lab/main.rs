@@ -9,6 +9,7 @@ mod filters;
 mod flood;
 mod icmp;
 mod iperf;
+mod pods;
 mod restart;
 mod routers;
 mod segment;

@@ -58,7 +58,7 @@ fn a_connection_that_says_nothing_makes_room_in_time() {
     script.accept(1);
     let due = script.speaker.next_deadline().unwrap();
     script.outputs = script.speaker.handle(Input::Tick, due);
-    assert_eq!(addresses(&script), [address(1); 0]);
+    assert!(addresses(&script).is_empty());
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn members_go_with_their_range() {
     let connection = script.establish(1);
     script.outputs = script.speaker.set_ranges(Vec::new(), NOW).unwrap();
     assert_eq!(script.last(connection).as_deref(), Some("Cease/Peer De-configured"));
-    assert_eq!(addresses(&script), [address(1); 0]);
+    assert!(addresses(&script).is_empty());
 }
 
 #[test]

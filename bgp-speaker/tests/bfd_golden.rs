@@ -1,5 +1,4 @@
 //! BFD control packets that real routers sent, against what they mean and what the encoder makes of that.
-#![expect(clippy::unwrap_used, reason = "what a test cannot go on without")]
 use bgp_speaker::bfd::packet::{Diagnostic, Packet, State};
 
 fn packet(state: State, diagnostic: u8, mine: u32, yours: u32, intervals: [u32; 3]) -> Packet {

@@ -204,6 +204,7 @@ fn with_peers(count: u8, accept: bool) -> Bench {
         export: Default::default(),
         graceful_restart: None,
         role: None,
+        bfd: None,
     });
     speaker.set_peers(configs.collect(), NOW).expect("valid");
     let connections = (1..=count).map(|host| establish(&mut speaker, host)).collect();

@@ -1,5 +1,6 @@
 //! What the speaker is asked for: who it is, whom it talks to, what it announces. Whole sets, compared with
 //! what is in force.
+pub use crate::bfd::BfdStatus;
 use crate::transport::Md5Key;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -105,6 +106,8 @@ pub struct PeerConfig {
     /// What we are to an external neighbour (RFC 9234): route leaks are neither taken in nor made; none: nothing is
     /// known of that.
     pub role: Option<LocalRole>,
+    /// How the path to the peer is watched; none: it is not.
+    pub bfd: Option<Bfd>,
 }
 
 /// What two neighbours are to each other (RFC 9234 section 3), seen from one of them.
@@ -146,6 +149,17 @@ pub struct LocalRole {
     pub local: Role,
     /// A neighbour that does not say what it is gets no session.
     pub strict: bool,
+}
+
+/// Bidirectional forwarding detection (RFC 5880): when the path to the peer fails, the session ends at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bfd {
+    /// We want to send no faster, milliseconds, 10 to 3600000.
+    pub min_tx_millis: u32,
+    /// We can receive no faster, milliseconds, 10 to 3600000.
+    pub min_rx_millis: u32,
+    /// So many of our packets may be missed before the peer takes the path for dead, 1 to 255.
+    pub multiplier: u8,
 }
 
 /// What is not taken in although it is accepted.
@@ -309,6 +323,9 @@ pub struct PeerStatus {
     pub graceful_restart: Option<GracefulRestartStatus>,
     /// The last error of the session, in words: direction, code and subcode by name.
     pub last_error: Option<String>,
+    /// How the path to the peer is; none: it is not watched.
+    #[serde(default)]
+    pub bfd: Option<BfdStatus>,
 }
 
 /// What an operator asks about graceful restart with a peer (RFC 4724).

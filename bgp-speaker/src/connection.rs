@@ -64,6 +64,11 @@ impl Connection {
         }
     }
 
+    /// Whether both sides keep routes over a restart.
+    pub(crate) fn restarts_gracefully(&self) -> bool {
+        self.negotiated.as_ref().is_some_and(|session| session.graceful_restart.is_some())
+    }
+
     /// Whether the machine has a TCP connection.
     pub(crate) fn is_connected(&self) -> bool {
         matches!(self.fsm.state(), State::OpenSent | State::OpenConfirm | State::Established)

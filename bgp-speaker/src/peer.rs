@@ -201,6 +201,13 @@ impl Peer {
         }
     }
 
+    /// Gives the session that is up up, as if its TCP connection had been lost.
+    pub(crate) fn lose(&mut self, reason: &str, tools: &mut Tools<'_>) {
+        if let Some(id) = self.session().and_then(|connection| connection.id) {
+            self.on(id, Event::TcpFailed(reason.to_owned()), tools);
+        }
+    }
+
     /// Takes what changed in the configuration to the connections.
     pub(crate) fn set_timers(&mut self) {
         self.dialer.fsm.set_passive(self.config.passive);

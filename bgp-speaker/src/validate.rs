@@ -114,6 +114,18 @@ fn peer(peer: &PeerConfig, global: Option<&Global>) -> Result<(), ConfigError> {
     if peer.multihop_ttl.is_some() && global.is_some_and(|global| peer.asn.is_internal(global.asn)) {
         return error("ebgpMultihop", "is for external peers only");
     }
+    if let Some(bfd) = peer.bfd {
+        for (field, millis) in
+            [("bfd.minTxMillis", bfd.min_tx_millis), ("bfd.minRxMillis", bfd.min_rx_millis)]
+        {
+            if !(10..=3_600_000).contains(&millis) {
+                return error(field, "must be 10 to 3600000");
+            }
+        }
+        if bfd.multiplier == 0 {
+            return error("bfd.multiplier", "must be 1 to 255");
+        }
+    }
     if peer.ttl_security_hops.is_some_and(|hops| !(1..=254).contains(&hops)) {
         return error("ttlSecurity.hops", "must be 1 to 254");
     }
@@ -193,7 +205,9 @@ fn is_unicast(address: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Family, RouteAttributes, Timers};
+    use crate::config::{Bfd, Family, RouteAttributes, Timers};
+
+    const BFD: Bfd = Bfd { min_tx_millis: 300, min_rx_millis: 300, multiplier: 3 };
 
     fn peer_with(change: impl FnOnce(&mut PeerConfig)) -> PeerConfig {
         let mut config = PeerConfig {
@@ -216,6 +230,7 @@ mod tests {
             export: Default::default(),
             graceful_restart: None,
             role: None,
+            bfd: None,
         };
         change(&mut config);
         config
@@ -245,7 +260,7 @@ mod tests {
     #[test]
     fn peers_that_make_no_sense() {
         type Case = (fn(&mut PeerConfig), &'static str);
-        let cases: [Case; 23] = [
+        let cases: [Case; 26] = [
             (|_| (), ""),
             (|peer| peer.timers = Timers { hold_seconds: 0, keepalive_seconds: 0, ..peer.timers }, ""),
             (|peer| peer.asn = PeerAsn::Is(Asn(0)), "asn: 0 is reserved (RFC 7607)"),
@@ -260,6 +275,15 @@ mod tests {
                 "timers.keepaliveSeconds: must be at least 1 where there is a hold time",
             ),
             (|peer| peer.timers.connect_retry_seconds = 0, "timers.connectRetrySeconds: must be at least 1"),
+            (
+                |peer| peer.bfd = Some(Bfd { min_tx_millis: 9, ..BFD }),
+                "bfd.minTxMillis: must be 10 to 3600000",
+            ),
+            (
+                |peer| peer.bfd = Some(Bfd { min_rx_millis: 3_600_001, ..BFD }),
+                "bfd.minRxMillis: must be 10 to 3600000",
+            ),
+            (|peer| peer.bfd = Some(Bfd { multiplier: 0, ..BFD }), "bfd.multiplier: must be 1 to 255"),
             (|peer| peer.multihop_ttl = Some(0), "ebgpMultihop.ttl: must be 1 to 255"),
             (
                 |peer| (peer.multihop_ttl, peer.asn) = (Some(4), PeerAsn::Is(Asn(65000))),

@@ -214,7 +214,7 @@ fn decode_all(mut bytes: &[u8], context: &Context) -> Vec<Message> {
         messages.push(decoded.message);
         bytes = &bytes[message.len()..];
     }
-    assert_eq!(bytes, []);
+    assert!(bytes.is_empty(), "{bytes:?}");
     messages
 }
 

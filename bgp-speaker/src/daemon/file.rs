@@ -3,8 +3,8 @@
 use bgp_speaker::{
     Md5Key,
     config::{
-        self, Asn, ExportPolicy, Family, Global, ImportFilter, LocalRole, PeerConfig, PeerRange, Role, Route,
-        RouteAttributes, Timers,
+        self, Asn, Bfd, ExportPolicy, Family, Global, ImportFilter, LocalRole, PeerConfig, PeerRange, Role,
+        Route, RouteAttributes, Timers,
     },
     wire::{Community, LargeCommunity},
 };
@@ -109,6 +109,7 @@ struct PeerSpec {
     import: Import,
     #[serde(default)]
     export: Export,
+    bfd: Option<BfdSpec>,
     #[serde(default)]
     add_path: AddPath,
     graceful_restart: Option<GracefulRestart>,
@@ -116,7 +117,6 @@ struct PeerSpec {
     // Not supported yet.
     interface: Option<Value>,
     discover: Option<Value>,
-    bfd: Option<Value>,
 }
 
 #[derive(Deserialize)]
@@ -189,6 +189,14 @@ impl Default for TimersSpec {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Multihop {
     ttl: u8,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct BfdSpec {
+    min_tx_millis: u32,
+    min_rx_millis: u32,
+    multiplier: u8,
 }
 
 #[derive(Deserialize)]
@@ -327,7 +335,6 @@ impl PeerSpec {
         let unsupported = [
             ("interface", self.interface.is_some()),
             ("discover", self.discover.is_some()),
-            ("bfd", self.bfd.is_some()),
             ("addPath.send", self.add_path.send),
             ("addPath.receive", self.add_path.receive),
             ("import.install", self.import.install),
@@ -368,6 +375,11 @@ impl PeerSpec {
             },
             graceful_restart: self.graceful_restart.map(|restart| restart.seconds),
             role: self.role.map(|RoleSpec { local, strict }| LocalRole { local, strict }),
+            bfd: self.bfd.map(|BfdSpec { min_tx_millis, min_rx_millis, multiplier }| Bfd {
+                min_tx_millis,
+                min_rx_millis,
+                multiplier,
+            }),
         })
     }
 }
@@ -445,7 +457,7 @@ routerID: 198.18.0.2
 listen: ["198.18.0.2:179"]
 peers:
 - {address: 198.18.0.1, asn: 65001, localAddress: 198.18.0.2, timers: {holdSeconds: 9}, ttlSecurity: {hops: 2}, role: {local: Customer}, import: {accept: [any]}, export: {learned: true}}
-- {address: "fd00:18::1", asn: internal, families: [ipv6-unicast], ebgpMultihop: {ttl: 4}, auth: {md5Password: s3cret}, maxPrefixes: 10, gracefulRestart: {seconds: 120}, maxPrefixesRestartSeconds: 5, shutdown: bye, import: {accept: [10.0.0.0/8], deny: [10.1.0.0/16], communities: ["65001:1"]}, export: {nextHopSelf: true, gracefulShutdown: true, prepend: 3, med: 4, localPref: 5, communities: ["1:2:3"]}}
+- {address: "fd00:18::1", asn: internal, families: [ipv6-unicast], ebgpMultihop: {ttl: 4}, bfd: {minTxMillis: 50, minRxMillis: 60, multiplier: 3}, auth: {md5Password: s3cret}, maxPrefixes: 10, gracefulRestart: {seconds: 120}, maxPrefixesRestartSeconds: 5, shutdown: bye, import: {accept: [10.0.0.0/8], deny: [10.1.0.0/16], communities: ["65001:1"]}, export: {nextHopSelf: true, gracefulShutdown: true, prepend: 3, med: 4, localPref: 5, communities: ["1:2:3"]}}
 - {range: {prefix: 198.18.1.0/24, limit: 10}, asn: external, passive: true}
 routes:
 - {prefix: 203.0.113.0/24, communities: ["65002:1", "65002:1:2", no-export], med: 10, prepend: 2, localPref: 200, linkBandwidth: 125000}
@@ -466,6 +478,8 @@ routes:
             (peers[1].asn, peers[1].multihop_ttl, peers[1].max_prefixes),
             (config::PeerAsn::Is(Asn(65002)), Some(4), Some(10))
         );
+        let bfd = Bfd { min_tx_millis: 50, min_rx_millis: 60, multiplier: 3 };
+        assert_eq!((peers[0].bfd, peers[1].bfd), (None, Some(bfd)));
         assert_eq!((peers[1].accept.len(), peers[1].export_learned, peers[1].port), (1, false, 179));
         assert_eq!((&peers[0].md5, &peers[1].md5), (&None, &Md5Key::new(*b"s3cret").ok()));
         assert_eq!(
@@ -508,7 +522,7 @@ routes:
             ("md5Password: s3cret", "md5Password: ''", "peers[1].auth.md5Password: is 0 octets long"),
             ("md5Password: s3cret", "md5PasswordFile: /nowhere", "peers[1].auth.md5PasswordFile: /nowhere: "),
             ("md5Password: s3cret", "", "peers[1].auth.md5Password: needs exactly one"),
-            ("maxPrefixes: 10", "bfd: {}", "peers[1].bfd: not supported yet"),
+            ("minTxMillis: 50, ", "", "peers[1].bfd: missing field `minTxMillis`"),
             ("maxPrefixes: 10", "import: {install: true}", "duplicate"),
             ("maxPrefixes: 10", "addPath: {send: true}", "peers[1].addPath.send: not supported yet"),
             ("range: {", "address: 10.0.0.1, range: {", "peers[2].range: and address exclude each other"),

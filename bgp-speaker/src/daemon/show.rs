@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// `peers`
 pub(crate) fn peers(socket: &Path, format: Format) -> Result<(), Failure> {
     show(socket, Question::Peers, format, |peers: Vec<PeerStatus>| {
-        let head = ["PEER", "AS", "STATE", "SINCE", "RECEIVED", "SENT", "LAST ERROR"];
+        let head = ["PEER", "AS", "STATE", "SINCE", "RECEIVED", "SENT", "BFD", "LAST ERROR"];
         table(
             head,
             peers.into_iter().map(|peer| {
@@ -30,6 +30,7 @@ pub(crate) fn peers(socket: &Path, format: Format) -> Result<(), Failure> {
                     format!("{}s", peer.since_seconds),
                     peer.prefixes_received.to_string(),
                     peer.prefixes_sent.to_string(),
+                    text(peer.bfd.map(|bfd| bfd.state)),
                     peer.last_error.unwrap_or_default(),
                 ]
             }),

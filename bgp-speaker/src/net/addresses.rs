@@ -1,6 +1,10 @@
 //! Our addresses on the interface of a session: the next hops of what we announce there.
 use crate::{config::Family, wire::NextHop};
-use nix::ifaddrs::{InterfaceAddress, getifaddrs};
+use ipnet::IpNet;
+use nix::{
+    ifaddrs::{InterfaceAddress, getifaddrs},
+    sys::socket::SockaddrStorage,
+};
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv6Addr},
@@ -19,6 +23,25 @@ pub(super) fn next_hops(local: IpAddr) -> BTreeMap<Family, NextHop> {
     select(local, &all)
 }
 
+/// Whether an address is of a network on one of our interfaces.
+pub(super) fn on_link(address: IpAddr) -> bool {
+    let covers = |of: InterfaceAddress| {
+        let network = match (ip(of.address)?, ip(of.netmask)?) {
+            (IpAddr::V4(own), IpAddr::V4(mask)) => IpNet::with_netmask(own.into(), mask.into()),
+            (IpAddr::V6(own), IpAddr::V6(mask)) => IpNet::with_netmask(own.into(), mask.into()),
+            _ => return None,
+        };
+        Some(network.ok()?.contains(&address))
+    };
+    getifaddrs().is_ok_and(|mut all| all.any(|of| covers(of) == Some(true)))
+}
+
+fn ip(storage: Option<SockaddrStorage>) -> Option<IpAddr> {
+    let storage = storage?;
+    let v4 = storage.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+    v4.or_else(|| storage.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+}
+
 /// An address of an interface.
 struct Address {
     interface: String,
@@ -29,11 +52,6 @@ struct Address {
 
 impl Address {
     fn new(of: InterfaceAddress) -> Option<Self> {
-        let ip = |storage: Option<nix::sys::socket::SockaddrStorage>| {
-            let storage = storage?;
-            let v4 = storage.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
-            v4.or_else(|| storage.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
-        };
         let network = match ip(of.netmask) {
             Some(IpAddr::V4(mask)) => mask.to_bits() != u32::MAX,
             Some(IpAddr::V6(mask)) => mask.to_bits() != u128::MAX,

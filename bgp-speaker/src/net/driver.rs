@@ -1,12 +1,14 @@
 //! The driver: gives the pure speaker what happens, does what it says.
 use super::{
     Command, addresses,
+    bfd::{Bfd, Report},
     connection::{self, Order},
     options, socket,
 };
 use crate::{
     ConnectionId, Endpoints, Md5Key, Time,
-    config::{ConfigError, Global, PeerConfig, PeerRange},
+    bfd::Path,
+    config::{ConfigError, Global, PeerConfig, PeerRange, PeerStatus},
     speaker::{Input, Output, Speaker},
 };
 use ipnet::IpNet;
@@ -64,6 +66,10 @@ pub(super) struct Driver {
     /// Who wants to know when all is written.
     flushes: Vec<oneshot::Sender<()>>,
     changed: watch::Sender<u64>,
+    /// Runs since the first path was to be watched.
+    bfd: Option<Bfd>,
+    /// Failures of paths that the speaker has heard of.
+    path_failures: u64,
 }
 
 /// What the driver knows of a connection that the speaker has not closed.
@@ -114,6 +120,8 @@ impl Driver {
             events,
             flushes: Vec::new(),
             changed,
+            bfd: None,
+            path_failures: 0,
         }
     }
 
@@ -127,7 +135,15 @@ impl Driver {
                     None => std::future::pending().await,
                 }
             };
+            let paths = async {
+                match &mut self.bfd {
+                    // The thread lives as long as it is held here.
+                    Some(bfd) => drop(bfd.reports_mut().changed().await),
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
+                () = paths => self.paths_changed(),
                 () = wake => {
                     // What came while this task was busy counts before the time that has passed: a peer that spoke
                     // in time is not to be lost for that.
@@ -179,7 +195,7 @@ impl Driver {
                 self.flushes.retain(|waiting| !waiting.is_closed());
                 self.flushes.push(answer);
             }
-            Command::Peers(answer) => reply(answer, self.speaker.peers(self.now())),
+            Command::Peers(answer) => reply(answer, self.peers()),
             Command::Prefixes(answer) => reply(answer, self.speaker.prefixes()),
             Command::Routes(prefixes, answer) => reply(answer, self.speaker.routes_of(&prefixes)),
             // Seen to by `run`.
@@ -345,6 +361,49 @@ impl Driver {
         self.connections.insert(id, Connection::Open { remote, orders, key, writing: false });
     }
 
+    /// Tells the speaker which paths have failed.
+    fn paths_changed(&mut self) {
+        let Some(bfd) = &mut self.bfd else { return };
+        let heard = self.path_failures;
+        let failed: BTreeMap<IpAddr, Report> = {
+            let reports = bfd.reports_mut().borrow_and_update();
+            let new = reports.iter().filter(|(_, report)| report.failure > heard);
+            new.map(|(peer, report)| (*peer, report.clone())).collect()
+        };
+        for (peer, Report { status, failure, .. }) in failed {
+            tracing::info!(%peer, diagnostic = status.last_diagnostic, "path failed");
+            self.path_failures = self.path_failures.max(failure);
+            let control_plane_independent = status.control_plane_independent;
+            self.input(Input::PathFailed { peer, control_plane_independent });
+        }
+        self.changed.send_modify(|changes| *changes += 1);
+    }
+
+    /// The thread is started when there is something to watch.
+    fn watch(&mut self, peer: IpAddr, path: Option<Path>) {
+        if self.bfd.is_none() && path.is_some() {
+            match Bfd::start(RandomState::new().build_hasher().finish()) {
+                Ok(bfd) => self.bfd = Some(bfd),
+                Err(error) => tracing::error!(%error, "BFD cannot be started"),
+            }
+        }
+        if let Some(bfd) = &self.bfd {
+            bfd.watch(peer, path);
+        }
+    }
+
+    /// All peers, with what BFD says of their paths.
+    fn peers(&self) -> Vec<PeerStatus> {
+        let mut peers = self.speaker.peers(self.now());
+        if let Some(bfd) = &self.bfd {
+            let reports = bfd.reports().borrow();
+            for peer in &mut peers {
+                peer.bfd = reports.get(&peer.address).map(Report::status);
+            }
+        }
+        peers
+    }
+
     fn input(&mut self, input: Input<'_>) {
         let outputs = self.speaker.handle(input, self.now());
         self.perform(outputs);
@@ -371,6 +430,7 @@ impl Driver {
                     None => (),
                 },
                 Output::Transmit { connection } => self.transmit(connection),
+                Output::Watch { peer, path } => self.watch(peer, path),
                 Output::StateChanged { peer, state, last_error } => {
                     tracing::info!(%peer, ?state, last_error, "session");
                     self.changed.send_modify(|changes| *changes += 1);
@@ -408,6 +468,8 @@ impl Driver {
         self.connections.clear();
         self.events.close();
         while self.tasks.join_next().await.is_some() {}
+        // The sessions have taken their leave: now their paths do.
+        self.bfd = None;
     }
 }
 

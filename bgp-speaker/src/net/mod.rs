@@ -4,12 +4,14 @@
 //!
 //! ```text
 //!  Handle ── commands ──> driver (Speaker) ── orders ──> connection ──> TCP
-//!  listener, dialing ── events ──┘  └────────── events ─────┘
+//!  listener, dialing ── events ──┘ │ └────────── events ─────┘
+//!                            bfd <┘ (a thread of its own)
 //! ```
 //! Memory is bounded at each arrow: a connection has one batch of messages in hand and asks for the next when the
 //! kernel has taken it (a peer that does not read gets none, and delays nobody), and hands over what it read
 //! before it reads on.
 mod addresses;
+mod bfd;
 mod connection;
 mod driver;
 mod options;

@@ -11,6 +11,7 @@
 //!  bytes ─> connection (frame, decode) ─> fsm ─> peer ─┬─> rib ─> update_queue of each peer ─> transmit
 //!  set_global, set_peers, set_routes ──────────────────┘
 //! ```
+mod bfd;
 mod export;
 mod ranges;
 mod restart;
@@ -19,6 +20,7 @@ mod status;
 
 use crate::{
     Time,
+    bfd::Path as WatchedPath,
     config::{ConfigError, Family, Global, PeerConfig, PeerRange, Route, RouteAttributes, State},
     connection::{ConnectionId, Endpoints},
     fsm::Event,
@@ -74,6 +76,13 @@ pub enum Input<'a> {
         /// Why, in words.
         reason: String,
     },
+    /// The path to a peer failed: its BFD session was up and is down (see [`Output::Watch`]).
+    PathFailed {
+        /// The neighbour.
+        peer: IpAddr,
+        /// Whether the peer's BFD does not share the fate of its control plane (the C bit, RFC 5882 section 4.3).
+        control_plane_independent: bool,
+    },
     /// The time of [`Speaker::next_deadline`] has come.
     Tick,
 }
@@ -104,6 +113,13 @@ pub enum Output {
     Transmit {
         /// Which connection.
         connection: ConnectionId,
+    },
+    /// Watch the path to a peer in this way from now on, and tell [`Input::PathFailed`].
+    Watch {
+        /// The neighbour.
+        peer: IpAddr,
+        /// The path; none: it is not to be watched any more.
+        path: Option<WatchedPath>,
     },
     /// The state of a peer is another one now.
     StateChanged {
@@ -150,6 +166,8 @@ struct Slot {
     unconfirmed: BTreeMap<Family, BTreeSet<PrefixId>>,
     /// Its routes over a restart.
     kept: restart::Kept,
+    /// How its path is watched.
+    watched: Option<WatchedPath>,
 }
 
 /// A route of ours to some peers.
@@ -200,6 +218,7 @@ impl Speaker {
             self.rebuild_own_routes();
             for source in self.sources() {
                 self.with_peer(source, now, &mut outputs, |peer, tools| peer.start(tools));
+                self.watch(source, &mut outputs);
             }
         }
         Ok(self.finish(outputs))
@@ -300,6 +319,9 @@ impl Speaker {
                     peer.on(connection, Event::TcpFailed(reason), tools);
                 });
             }
+            Input::PathFailed { peer, control_plane_independent } => {
+                self.path_failed(peer, control_plane_independent, now, &mut outputs);
+            }
             Input::Tick => {
                 for source in self.sources() {
                     let due = self.slot(source).and_then(|slot| slot.peer.next_deadline());
@@ -307,7 +329,7 @@ impl Speaker {
                         self.with_peer(source, now, &mut outputs, |peer, tools| peer.tick(tools));
                     }
                 }
-                self.restart_tick(now);
+                self.restart_tick(now, &mut outputs);
             }
         }
         self.finish(outputs)
@@ -350,12 +372,15 @@ impl Speaker {
     fn remove_peer(&mut self, source: Source, now: Time, outputs: &mut Vec<Output>) {
         let notification = Reason::PEER_DECONFIGURED.into();
         self.with_peer(source, now, outputs, |peer, tools| peer.stop(&notification, tools));
-        self.forget_peer(source);
+        self.forget_peer(source, outputs);
     }
 
-    fn forget_peer(&mut self, source: Source) {
+    fn forget_peer(&mut self, source: Source, outputs: &mut Vec<Output>) {
         self.forget_stale(source);
         if let Some(slot) = self.peers[usize::from(source.0)].take() {
+            if slot.watched.is_some() {
+                outputs.push(Output::Watch { peer: slot.peer.config.address, path: None });
+            }
             self.by_address.remove(&slot.peer.config.address);
         }
         self.rib.neighbours[usize::from(source.0)] = None;
@@ -379,10 +404,12 @@ impl Speaker {
             keeps_refused: false,
             unconfirmed: BTreeMap::new(),
             kept: restart::Kept::default(),
+            watched: None,
         });
         if self.global.is_some() {
             self.with_peer(source, now, outputs, |peer, tools| peer.start(tools));
         }
+        self.watch(source, outputs);
     }
 
     fn change_peer(&mut self, source: Source, config: PeerConfig, now: Time, outputs: &mut Vec<Output>) {
@@ -392,6 +419,7 @@ impl Speaker {
         }
         let old = std::mem::replace(&mut slot.peer.config, config.clone());
         slot.peer.set_timers();
+        self.watch(source, outputs);
         if session_of(&old) != session_of(&config) {
             self.with_peer(source, now, outputs, |peer, tools| {
                 peer.stop(&peer.farewell(), tools);
@@ -468,8 +496,9 @@ impl Speaker {
                 state: slot.peer.state(),
                 last_error: slot.peer.last_error.clone(),
             });
+            self.watch(source, outputs);
         }
-        self.let_go(source);
+        self.let_go(source, outputs);
     }
 
     /// What follows from everything that an input did: who has something to send.

@@ -78,12 +78,12 @@ impl Speaker {
     }
 
     /// A neighbour of a range that has no connection any more is forgotten, with the last of its routes.
-    pub(super) fn let_go(&mut self, source: Source) {
+    pub(super) fn let_go(&mut self, source: Source, outputs: &mut Vec<Output>) {
         if self
             .slot(source)
             .is_some_and(|slot| slot.range.is_some() && slot.peer.is_alone() && !slot.kept.is_needed())
         {
-            self.forget_peer(source);
+            self.forget_peer(source, outputs);
         }
     }
 }

@@ -118,11 +118,11 @@ impl Speaker {
         self.slots().filter_map(|(_, slot)| slot.kept.until).chain(self.own_start.deadline()).min()
     }
 
-    pub(super) fn restart_tick(&mut self, now: Time) {
+    pub(super) fn restart_tick(&mut self, now: Time, outputs: &mut Vec<super::Output>) {
         for source in self.sources() {
             if self.slot(source).and_then(|slot| slot.kept.until).is_some_and(|until| until <= now) {
                 self.forget_stale(source);
-                self.let_go(source);
+                self.let_go(source, outputs);
             }
         }
         if self.own_start.deadline().is_some_and(|deadline| deadline <= now) {

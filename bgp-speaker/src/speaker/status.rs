@@ -48,6 +48,8 @@ impl Speaker {
                     messages_sent,
                     graceful_restart: slot.kept.status(now),
                     last_error: peer.last_error.clone(),
+                    // The driver knows: see [`Output::Watch`](super::Output::Watch).
+                    bfd: None,
                 }
             })
             .collect()

@@ -69,8 +69,8 @@ fn a_file_that_is_wrong() {
     let api = cable.directory.join("api.sock").display().to_string();
     for (content, error) in [
         (
-            "asn: 65002\nrouterID: 198.18.0.2\npeers: [{address: 198.18.0.1, asn: 65001, bfd: {}}]",
-            "peers[0].bfd",
+            "asn: 65002\nrouterID: 198.18.0.2\npeers: [{address: 198.18.0.1, asn: 65001, gracefulRestart: {}}]",
+            "peers[0].gracefulRestart",
         ),
         ("asn: 0\nrouterID: 198.18.0.2", "asn"),
         ("asn: 65002\nrouterID: 0.0.0.0", "router id"),

@@ -183,5 +183,6 @@ pub(crate) fn peer() -> PeerConfig {
         export: Default::default(),
         graceful_restart: None,
         role: None,
+        bfd: None,
     }
 }

@@ -19,6 +19,7 @@ enum What {
     /// One line per peer: state, time in it, negotiated families, prefixes and messages
     ///
     /// UP is the time in the present state. RECEIVED and SENT count prefixes; IN and OUT count messages.
+    /// BFD is the state of the path, if it is watched.
     Peers {
         #[command(flatten)]
         options: Options,
@@ -76,6 +77,7 @@ fn peers_table(peers: &[PeerStatus]) -> String {
         "SENT",
         "IN",
         "OUT",
+        "BFD",
         "LAST ERROR",
     ];
     table(
@@ -92,6 +94,7 @@ fn peers_table(peers: &[PeerStatus]) -> String {
                 p.prefixes_sent.to_string(),
                 p.messages_received.to_string(),
                 p.messages_sent.to_string(),
+                or_dash(p.bfd.as_ref().map(|bfd| &bfd.state)),
                 or_dash(p.last_error.as_ref()),
             ]
         }),

@@ -140,6 +140,11 @@ fn peer_config(address: IpAddr, peer: &BGPPeer, own: Asn, md5: Option<Md5Key>) -
             .filter(|_| !asn.is_internal(own))
             .map(|role| config::LocalRole { local: role.local.into(), strict: role.strict }),
         graceful_restart: spec.graceful_restart.as_ref().map(|restart| restart.seconds.get()),
+        bfd: spec.bfd.as_ref().map(|bfd| config::Bfd {
+            min_tx_millis: bfd.min_tx_millis.get(),
+            min_rx_millis: bfd.min_rx_millis.get(),
+            multiplier: bfd.multiplier.get(),
+        }),
     }
 }
 

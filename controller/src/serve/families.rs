@@ -1,7 +1,7 @@
 //! The page of metrics, from what the instance knows at the moment of the scrape: nothing is counted in two places,
 //! and what is gone from the instance is gone from the page.
 use super::rows::{BackendRow, InstanceStatus, ServiceRow};
-use bgp_speaker::config::PeerStatus;
+use bgp_speaker::config::{BfdStatus, PeerStatus};
 use lb_bpf::{
     Counter, Counters,
     abi::{Action, Verdict},
@@ -302,6 +302,33 @@ impl Facts<'_> {
             "Messages sent to the peer.",
             PEER,
             sample(|p| p.messages_sent),
+        )?;
+        counters(
+            registry,
+            "fairlead_bgp_peer_flaps_total",
+            "How often an established session ended.",
+            PEER,
+            sample(|p| p.established_count - u64::from(p.state == "Established").min(p.established_count)),
+        )?;
+        let watched = |value: fn(&BfdStatus) -> u64| {
+            let of = move |p: &PeerStatus| {
+                Some(([self.peer_name(p.address), p.address.to_string()], value(p.bfd.as_ref()?)))
+            };
+            self.peers.iter().filter_map(of)
+        };
+        gauges(
+            registry,
+            "fairlead_bgp_peer_bfd_up",
+            "Whether BFD says that the path to the peer is alive (RFC 5880).",
+            PEER,
+            watched(|bfd| (bfd.state == "Up").into()),
+        )?;
+        counters(
+            registry,
+            "fairlead_bgp_peer_bfd_failures_total",
+            "How often the path to the peer failed.",
+            PEER,
+            watched(|bfd| bfd.failure_count),
         )
     }
 
@@ -410,6 +437,9 @@ mod tests {
             r#"fairlead_filter_packets_total{filter="teardrop",rule="0"} 5"#,
             r#"fairlead_filter_bytes_total{filter="teardrop",rule="0"} 300"#,
             r#"fairlead_bgp_peer_up{name="tor",peer="198.51.100.1"} 1"#,
+            r#"fairlead_bgp_peer_flaps_total{name="tor",peer="198.51.100.1"} 1"#,
+            r#"fairlead_bgp_peer_bfd_up{name="tor",peer="198.51.100.1"} 1"#,
+            r#"fairlead_bgp_peer_bfd_failures_total{name="tor",peer="198.51.100.1"} 1"#,
             r#"fairlead_bgp_peer_state{name="",peer="2001:db8::1",state="Active"} 1"#,
             r#"fairlead_condition{condition="Announced",kind="LoadBalancer",name="web",reason="Announced",status="True"} 1"#,
             r#"fairlead_build_info{node="lb1",version="0"} 1"#,

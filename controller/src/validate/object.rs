@@ -229,7 +229,6 @@ impl Faults {
             "ttlSecurity",
             TTL_EXCLUSIVE,
         );
-        self.not_yet(spec.bfd.is_some(), "bfd");
         self.not_yet(spec.add_path != AddPath::default(), "addPath");
         self.not_yet(spec.import.install, "import.install");
     }

@@ -1,4 +1,5 @@
 //! Whole speakers in virtual time.
+mod bfd;
 mod histories;
 mod restart;
 mod sessions;
@@ -42,6 +43,7 @@ fn peer(host: u8, asn: u32) -> PeerConfig {
         export: Default::default(),
         graceful_restart: None,
         role: None,
+        bfd: None,
     }
 }
 

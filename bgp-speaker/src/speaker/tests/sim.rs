@@ -34,6 +34,8 @@ pub(super) struct Node {
     pub(super) speaker: Speaker,
     pub(super) watch: Watch,
     pub(super) changes: Vec<(Time, State)>,
+    /// Paths that a BFD would watch.
+    pub(super) watched: Vec<(IpAddr, WatchedPath)>,
 }
 
 enum Event {
@@ -59,6 +61,7 @@ impl World {
             speaker: Speaker::new(seed.wrapping_add(host as u64)),
             watch: Watch::default(),
             changes: Vec::new(),
+            watched: Vec::new(),
         };
         World {
             now: Duration::from_secs(100),
@@ -116,7 +119,8 @@ impl World {
                 self.at(at, Event::Closed { to: other });
             }
         }
-        self.nodes[host] = Node { speaker, watch: Watch::default(), changes: Vec::new() };
+        self.nodes[host] =
+            Node { speaker, watch: Watch::default(), changes: Vec::new(), watched: Vec::new() };
         // What was on its way to the process before is nobody's.
         self.events.retain(|_, event| !event.is_to(host));
     }
@@ -211,7 +215,7 @@ impl World {
         }
     }
 
-    fn input(&mut self, host: usize, input: Input<'_>) {
+    pub(super) fn input(&mut self, host: usize, input: Input<'_>) {
         let outputs = self.nodes[host].speaker.handle(input, self.now);
         self.outputs(host, outputs);
     }
@@ -239,6 +243,10 @@ impl World {
                         let at = self.arrival(other);
                         self.at(at, Event::Closed { to: other });
                     }
+                }
+                Output::Watch { peer, path } => {
+                    self.nodes[host].watched.retain(|(address, _)| *address != peer);
+                    self.nodes[host].watched.extend(path.map(|path| (peer, path)));
                 }
                 Output::StateChanged { state, .. } => self.nodes[host].changes.push((self.now, state)),
             }

@@ -24,8 +24,8 @@ fuzz_target!(|data: &[u8]| {
         let end = now + Duration::from_millis(10 * u64::from(*pause));
         let mut outputs = Vec::new();
         while let Some(due) = engine.next_deadline().filter(|due| *due <= end) {
-            assert!(due >= now, "nothing is left due");
-            now = due;
+            // A peer that wants packets faster than before: one may be due already.
+            now = now.max(due);
             engine.tick(now, &mut outputs);
             assert!(engine.next_deadline().is_none_or(|due| due > now));
         }

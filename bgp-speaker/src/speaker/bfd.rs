@@ -40,6 +40,10 @@ impl Speaker {
             }
             _ => peer.reset(Reason::BFD_DOWN.into(), tools),
         });
+        if control_plane_independent {
+            // Nor is anything kept of a session before.
+            self.forget_stale(source);
+        }
     }
 
     /// The ends are those of the session; after it those that it had, and before it what is configured.

@@ -106,5 +106,7 @@ fn where_routes_outlive_a_restart_the_c_bit_decides() {
         world.input(1, Input::PathFailed { peer: address(2), control_plane_independent });
         assert_ne!(world.state(1, 2), State::Established);
         assert_eq!(learned(&world), !control_plane_independent);
+        world.input(1, Input::PathFailed { peer: address(2), control_plane_independent: true });
+        assert!(!learned(&world), "what is kept goes with the forwarding path");
     }
 }

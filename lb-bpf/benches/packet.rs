@@ -137,6 +137,7 @@ const PATHS: &[Path] = &[
     tunnel("L2 v6 TCP established, 1M flows", "in_place_v6", 1 << 20, ACK, L2 + 1),
     tracked("dirty slots v4 TCP established, 1 flow", "ipip_v4", 1, SETTLED),
     tracked("dirty slots v4 TCP established, 16k flows", "ipip_v4", 1 << 14, SETTLED),
+    tracked("dirty slots v4 TCP established, 1M flows", "ipip_v4", 1 << 20, SETTLED),
     tracked("dirty slots v6 TCP established, 16k flows", "ipip_v6", 1 << 14, SETTLED + 1),
     tracked("NAT v4 TCP established, 1 flow", "in_place_v4", 1, NAT),
     tracked("NAT v4 TCP established, 16k flows", "in_place_v4", 1 << 14, NAT),
@@ -228,7 +229,7 @@ impl Bench {
             .map_max_entries(map::SLOTS, SERVICES * SLOTS)
             .map_max_entries(map::BACKENDS, backends)
             .map_max_entries(map::BACKEND_COUNTERS, backends)
-            .map_max_entries(map::FLOWS, 1 << 20)
+            .map_max_entries(map::FLOWS, 1 << 21)
             .map_max_entries(map::REVERSE, 1 << 20)
             .map_max_entries(map::FILTERS, FILTERS)
             .map_max_entries(map::FILTER_COUNTERS, FILTERS)
@@ -304,7 +305,7 @@ impl Bench {
         let program: &Xdp = self.ebpf.program(path.program).ok_or(path.program)?.try_into()?;
         // Flows are made before the clock runs: as many draws as it takes to meet nearly all.
         let warm_up =
-            if path.lookups == TRACKED { (path.flows * 4).clamp(1000, 1 << 20) as u32 } else { 1000 };
+            if path.lookups == TRACKED { (path.flows * 4).clamp(1000, 1 << 22) as u32 } else { 1000 };
         let mut nanos = 0.0;
         for repeat in [warm_up, REPEAT] {
             let options = TestRunOptions { data_in: Some(&packet), repeat, ..TestRunOptions::new() };

@@ -4,7 +4,7 @@
 //! `cargo bench -p bgp-speaker --bench speaker [-- PREFIXES]`
 use bgp_speaker::{
     ConnectionId, Endpoints, Time,
-    config::{Asn, Family, Global, PeerAsn, PeerConfig, Timers},
+    config::{Asn, Family, Global, PeerAsn, PeerConfig},
     speaker::{Input, Output, Speaker},
     wire::{self, AsPath, Attributes, Capability, Context, MAX_LENGTH, Message, Open},
 };
@@ -185,26 +185,9 @@ fn with_peers(count: u8, accept: bool) -> Bench {
     let global = Global { asn: Asn(65000), router_id: Ipv4Addr::new(10, 0, 0, 9), listen: [].into() };
     speaker.set_global(global, NOW).expect("valid");
     let configs = (1..=count).map(|host| PeerConfig {
-        address: IpAddr::from([10, 0, 0, host]),
-        asn: PeerAsn::Is(Asn(65000 + u32::from(host))),
-        port: 179,
-        passive: false,
-        local_address: None,
-        timers: Timers::default(),
-        families: [Family::Ipv4Unicast].into(),
-        multihop_ttl: None,
-        ttl_security_hops: None,
-        md5: None,
-        max_prefixes: None,
-        max_prefixes_restart_seconds: 60,
-        shutdown: None,
         accept: if accept { vec!["0.0.0.0/0".parse().expect("valid")] } else { vec![] },
         export_learned: host > 1,
-        import: Default::default(),
-        export: Default::default(),
-        graceful_restart: None,
-        role: None,
-        bfd: None,
+        ..PeerConfig::new(IpAddr::from([10, 0, 0, host]), PeerAsn::Is(Asn(65000 + u32::from(host))))
     });
     speaker.set_peers(configs.collect(), NOW).expect("valid");
     let connections = (1..=count).map(|host| establish(&mut speaker, host)).collect();

@@ -38,7 +38,7 @@ fn main() {
 
 /// Announces and withdraws the prefixes, so many to a call.
 fn measure(name: &str, next_hop: &str, prefixes: &[IpNet], together: usize) {
-    let families = [Family::Ipv4Unicast, Family::Ipv6Unicast].into();
+    let families = Family::ALL.into();
     let context = Context { four_octet_as: true, families, ..Context::default() };
     let attributes = Attributes {
         as_path: AsPath::sequence([65001, 65002, 4_200_000_001]),

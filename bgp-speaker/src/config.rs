@@ -60,6 +60,11 @@ pub enum Family {
     Ipv6Unicast,
 }
 
+impl Family {
+    /// All of them.
+    pub const ALL: [Family; 2] = [Family::Ipv4Unicast, Family::Ipv6Unicast];
+}
+
 /// One neighbour. Peers are identified by their address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerConfig {
@@ -108,6 +113,35 @@ pub struct PeerConfig {
     pub role: Option<LocalRole>,
     /// How the path to the peer is watched; none: it is not.
     pub bfd: Option<Bfd>,
+}
+
+impl PeerConfig {
+    /// A neighbour with all at its default: port 179, IPv4 unicast, nothing taken in, nothing learned passed on, and nothing
+    /// of what has to be asked for.
+    pub fn new(address: IpAddr, asn: PeerAsn) -> Self {
+        PeerConfig {
+            address,
+            asn,
+            port: 179,
+            passive: false,
+            local_address: None,
+            timers: Timers::default(),
+            families: [Family::Ipv4Unicast].into(),
+            multihop_ttl: None,
+            ttl_security_hops: None,
+            md5: None,
+            max_prefixes: None,
+            max_prefixes_restart_seconds: MAX_PREFIXES_RESTART_SECONDS,
+            shutdown: None,
+            accept: Vec::new(),
+            import: ImportFilter::default(),
+            export_learned: false,
+            export: BTreeMap::new(),
+            graceful_restart: None,
+            role: None,
+            bfd: None,
+        }
+    }
 }
 
 /// What two neighbours are to each other (RFC 9234 section 3), seen from one of them.

@@ -205,33 +205,12 @@ fn is_unicast(address: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Bfd, Family, RouteAttributes, Timers};
+    use crate::config::{Bfd, RouteAttributes, Timers};
 
     const BFD: Bfd = Bfd { min_tx_millis: 300, min_rx_millis: 300, multiplier: 3 };
 
     fn peer_with(change: impl FnOnce(&mut PeerConfig)) -> PeerConfig {
-        let mut config = PeerConfig {
-            address: IpAddr::from([10, 0, 0, 1]),
-            asn: PeerAsn::Is(Asn(65001)),
-            port: 179,
-            passive: false,
-            local_address: None,
-            timers: Timers::default(),
-            families: [Family::Ipv4Unicast].into(),
-            multihop_ttl: None,
-            ttl_security_hops: None,
-            md5: None,
-            max_prefixes: None,
-            max_prefixes_restart_seconds: 60,
-            shutdown: None,
-            accept: vec![],
-            export_learned: false,
-            import: Default::default(),
-            export: Default::default(),
-            graceful_restart: None,
-            role: None,
-            bfd: None,
-        };
+        let mut config = PeerConfig::new(IpAddr::from([10, 0, 0, 1]), PeerAsn::Is(Asn(65001)));
         change(&mut config);
         config
     }

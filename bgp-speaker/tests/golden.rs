@@ -13,7 +13,7 @@ use std::{collections::BTreeSet, fs, net::IpAddr, path::PathBuf};
 
 /// eBGP, four-octet AS.
 fn external() -> Context {
-    let families = [Family::Ipv4Unicast, Family::Ipv6Unicast].into();
+    let families = Family::ALL.into();
     Context { four_octet_as: true, families, ..Context::default() }
 }
 

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use std::net::IpAddr;
 
 fn external() -> Context {
-    let families = [Family::Ipv4Unicast, Family::Ipv6Unicast].into();
+    let families = Family::ALL.into();
     Context { four_octet_as: true, families, ..Context::default() }
 }
 

@@ -23,7 +23,7 @@ fn context() -> impl Strategy<Value = Context> {
             four_octet_as,
             internal,
             extended_next_hop,
-            families: [Family::Ipv4Unicast, Family::Ipv6Unicast].into(),
+            families: Family::ALL.into(),
             ..Context::default()
         }
     })

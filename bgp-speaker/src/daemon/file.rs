@@ -135,7 +135,7 @@ fn restart_seconds() -> u32 {
 }
 
 fn all_families() -> BTreeSet<Family> {
-    [Family::Ipv4Unicast, Family::Ipv6Unicast].into()
+    Family::ALL.into()
 }
 
 /// A number, `external` or `internal`.

@@ -125,7 +125,7 @@ mod tests {
 
     fn selected(local: &str) -> [Option<String>; 2] {
         let next_hops = select(local.parse().unwrap(), &addresses());
-        [Family::Ipv4Unicast, Family::Ipv6Unicast].map(|family| {
+        Family::ALL.map(|family| {
             let next_hop = next_hops.get(&family)?;
             let link_local = next_hop.link_local.map(|address| format!(" {address}")).unwrap_or_default();
             Some(format!("{}{link_local}", next_hop.address))

@@ -190,6 +190,11 @@ impl Table {
         self.index.iter().map(|indexed| indexed.id)
     }
 
+    /// Numbers of the prefixes that a source has a path for, in no order.
+    pub(crate) fn ids_of(&self, source: Source) -> impl Iterator<Item = PrefixId> + '_ {
+        self.ids().filter(move |id| self.paths(*id).iter().any(|path| path.source == source))
+    }
+
     fn number(&mut self, prefix: IpNet) -> PrefixId {
         if let Some(id) = self.find(&prefix) {
             return id;

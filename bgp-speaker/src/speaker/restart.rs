@@ -174,14 +174,13 @@ impl Speaker {
         self.forget_stale(source);
         let kept: BTreeSet<Family> = terms.into_iter().flat_map(families).collect();
         let mut stale = BTreeMap::new();
-        for family in [Family::Ipv4Unicast, Family::Ipv6Unicast] {
-            let table = self.rib.table(family);
+        for family in Family::ALL {
+            let told = self.rib.table(family).ids_of(source);
             if kept.contains(&family) {
-                let told = |id: &PrefixId| table.paths(*id).iter().any(|path| path.source == source);
-                let ids: BTreeSet<PrefixId> = table.ids().filter(told).collect();
+                let ids: BTreeSet<PrefixId> = told.collect();
                 stale.extend((!ids.is_empty()).then_some((family, ids)));
             } else {
-                let ids: Vec<PrefixId> = table.ids().collect();
+                let ids: Vec<PrefixId> = told.collect();
                 ids.into_iter().for_each(|id| self.withdraw(source, family, id));
             }
         }
@@ -204,7 +203,7 @@ impl Speaker {
 
     /// Withdraws what is stale of all families.
     pub(super) fn forget_stale(&mut self, source: Source) {
-        for family in [Family::Ipv4Unicast, Family::Ipv6Unicast] {
+        for family in Family::ALL {
             self.end_stale(source, family);
         }
     }

@@ -218,9 +218,7 @@ impl Speaker {
             // Before its first End-of-RIB the peer has not told everything once.
             RefreshKind::Begin if slot.kept.is_stale(family) => {}
             RefreshKind::Begin => {
-                let table = self.rib.table(family);
-                let told = |id: &PrefixId| table.paths(*id).iter().any(|path| path.source == source);
-                slot.unconfirmed.insert(family, table.ids().filter(told).collect());
+                slot.unconfirmed.insert(family, self.rib.table(family).ids_of(source).collect());
             }
             RefreshKind::End => {
                 for id in slot.unconfirmed.remove(&family).unwrap_or_default() {
@@ -252,7 +250,7 @@ impl Speaker {
         let families: BTreeSet<Family> = slot.out.keys().copied().collect();
         let keeps_refused = slot.keeps_refused;
         // Of a peer that is away, too: its routes may be kept.
-        for family in [Family::Ipv4Unicast, Family::Ipv6Unicast] {
+        for family in Family::ALL {
             let ids: Vec<PrefixId> = self.rib.table(family).ids().collect();
             for id in ids {
                 let table = self.rib.table(family);

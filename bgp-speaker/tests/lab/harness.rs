@@ -5,7 +5,7 @@ use nix::sched::{CloneFlags, setns};
 use std::{
     fs::{self, File},
     future::Future,
-    net::{IpAddr, Ipv4Addr},
+    net::Ipv4Addr,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -164,25 +164,11 @@ pub(crate) fn global() -> Global {
 /// The router as a peer that may tell us anything.
 pub(crate) fn peer() -> PeerConfig {
     PeerConfig {
-        address: ROUTER.parse::<IpAddr>().unwrap(),
-        asn: PeerAsn::Is(Asn(ROUTER_ASN)),
-        port: 179,
-        passive: false,
         local_address: Some(US.parse().unwrap()),
         timers: Timers { hold_seconds: 9, keepalive_seconds: 3, connect_retry_seconds: 1 },
-        families: [Family::Ipv4Unicast, Family::Ipv6Unicast].into(),
-        multihop_ttl: None,
-        ttl_security_hops: None,
-        md5: None,
-        max_prefixes: None,
+        families: Family::ALL.into(),
         max_prefixes_restart_seconds: 60,
-        shutdown: None,
         accept: vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()],
-        export_learned: false,
-        import: Default::default(),
-        export: Default::default(),
-        graceful_restart: None,
-        role: None,
-        bfd: None,
+        ..PeerConfig::new(ROUTER.parse().unwrap(), PeerAsn::Is(Asn(ROUTER_ASN)))
     }
 }

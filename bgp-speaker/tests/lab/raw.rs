@@ -35,7 +35,7 @@ struct Raw {
 impl Raw {
     fn new(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let families = [Family::Ipv4Unicast, Family::Ipv6Unicast].into();
+        let families = Family::ALL.into();
         Raw {
             stream,
             buffer: Vec::new(),

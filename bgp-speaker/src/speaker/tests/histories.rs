@@ -87,7 +87,7 @@ impl Said {
                 capabilities.extend(four_octet.then_some(Capability::FourOctetAs(asn)));
                 capabilities.extend(refresh.then_some(Capability::RouteRefresh));
                 capabilities.extend((*refresh && *four_octet).then_some(Capability::EnhancedRouteRefresh));
-                let families = [Family::Ipv4Unicast, Family::Ipv6Unicast];
+                let families = Family::ALL;
                 capabilities.extend((*restart > 0).then(|| {
                     Capability::GracefulRestart(GracefulRestart {
                         restarting: restart & 1 != 0,

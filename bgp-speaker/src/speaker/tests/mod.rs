@@ -24,26 +24,12 @@ fn address(host: u8) -> IpAddr {
 /// A neighbour that is told everything and of which everything is accepted.
 fn peer(host: u8, asn: u32) -> PeerConfig {
     PeerConfig {
-        address: address(host),
-        asn: PeerAsn::Is(Asn(asn)),
-        port: 179,
-        passive: false,
-        local_address: None,
         timers: Timers { hold_seconds: 9, keepalive_seconds: 3, connect_retry_seconds: 2 },
-        families: [Family::Ipv4Unicast, Family::Ipv6Unicast].into(),
-        multihop_ttl: None,
-        ttl_security_hops: None,
-        md5: None,
-        max_prefixes: None,
+        families: Family::ALL.into(),
         max_prefixes_restart_seconds: 60,
-        shutdown: None,
         accept: vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()],
         export_learned: true,
-        import: Default::default(),
-        export: Default::default(),
-        graceful_restart: None,
-        role: None,
-        bfd: None,
+        ..PeerConfig::new(address(host), PeerAsn::Is(Asn(asn)))
     }
 }
 

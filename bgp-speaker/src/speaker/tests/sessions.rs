@@ -100,7 +100,7 @@ fn endpoints(host: u8) -> Endpoints {
 }
 
 fn context() -> Context {
-    let families = [Family::Ipv4Unicast, Family::Ipv6Unicast].into();
+    let families = Family::ALL.into();
     Context { four_octet_as: true, families, ..Context::default() }
 }
 

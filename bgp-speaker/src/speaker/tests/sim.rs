@@ -397,7 +397,7 @@ impl Seen {
         Context {
             four_octet_as: self.received.open.as_ref().is_some_and(four),
             internal: matches!(opens, (Some(ours), Some(theirs)) if ours.asn == theirs.asn),
-            families: [Family::Ipv4Unicast, Family::Ipv6Unicast].into(),
+            families: Family::ALL.into(),
             max_length: match opens {
                 (ours, theirs) if extended(ours) && extended(theirs) => wire::MAX_EXTENDED_LENGTH,
                 _ => wire::MAX_LENGTH,
@@ -436,7 +436,7 @@ impl Speaker {
     fn check_references(&self) {
         let mut holders: BTreeMap<AttributesId, u32> = BTreeMap::new();
         let mut hold = |id: AttributesId| *holders.entry(id).or_default() += 1;
-        for family in [Family::Ipv4Unicast, Family::Ipv6Unicast] {
+        for family in Family::ALL {
             let table = self.rib.table(family);
             for id in table.ids() {
                 table.paths(id).iter().for_each(|path| hold(path.attributes));
@@ -453,7 +453,7 @@ impl Speaker {
         self.own.values().flatten().for_each(|route| hold(route.attributes));
         assert_eq!(self.rib.attributes.holders(), holders);
         for (source, slot) in self.slots() {
-            let accepted = [Family::Ipv4Unicast, Family::Ipv6Unicast].map(|family| {
+            let accepted = Family::ALL.map(|family| {
                 let table = self.rib.table(family);
                 let ours = |path: &&Path| path.source == source && !path.refused;
                 table.ids().map(|id| table.paths(id).iter().filter(ours).count() as u64).sum::<u64>()

@@ -1,8 +1,8 @@
 //! More clients than the table of flows has room for.
-use super::{DEADLINE, SIZES, install_resolved, ip, options, service};
+use super::{DEADLINE, SIZES, install_resolved, options, service};
 use crate::{
     network::{self, Network},
-    traffic::{ask, connect, pass_in_peer, serve},
+    traffic::{ask, connect, serve_both},
 };
 use lb_bpf::{Datapath, Options, Sizes, abi::Mode};
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -56,12 +56,7 @@ fn entries(datapath: &Datapath, kind: &str) -> usize {
 #[test]
 fn a_full_table_of_flows_breaks_no_connection_and_grows_no_further() {
     network::test(async |network| {
-        network.in_peer("ethtool", &["-K", "peer0", "tx", "off"]);
-        network.in_peer("ip", &["route", "add", "203.0.113.0/24", "via", "10.0.0.1"]);
-        let _pass = pass_in_peer(network);
-        for server in ["10.0.0.2", "10.0.0.3"] {
-            serve(network, ip(server));
-        }
+        let _pass = serve_both(network);
         let options = Options { sizes: Sizes { flows: FLOWS, ..SIZES }, ..options(network) };
         let mut datapath = Datapath::open(options).await.unwrap();
         let web = service("203.0.113.10", 80, Mode::Nat, &["10.0.0.2", "10.0.0.3"]);

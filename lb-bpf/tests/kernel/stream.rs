@@ -49,11 +49,7 @@ pub(crate) fn desired() -> Desired {
 
 /// Servers for the streams, and a peer that takes what comes back.
 pub(crate) fn serve(network: &Network) -> aya::Ebpf {
-    network.in_peer("ethtool", &["-K", "peer0", "tx", "off"]);
-    network.in_peer("ip", &["route", "add", "203.0.113.0/24", "via", "10.0.0.1"]);
-    for server in ["10.0.0.2", "10.0.0.3"] {
-        traffic::serve(network, ip(server));
-    }
+    let pass = traffic::serve_both(network);
     let server = network.inside_peer(|| UdpSocket::bind("10.0.0.3:9000").unwrap());
     thread::spawn(move || {
         let mut packet = [0; 64];
@@ -61,7 +57,7 @@ pub(crate) fn serve(network: &Network) -> aya::Ebpf {
             let _ = server.send_to(&packet[..length], client);
         }
     });
-    traffic::pass_in_peer(network)
+    pass
 }
 
 impl Traffic {

@@ -32,7 +32,7 @@ pub(crate) fn pass_in_peer(network: &Network) -> Ebpf {
 }
 
 /// Answers every byte with the last byte of its own address, for ever.
-pub(crate) fn serve(network: &Network, address: IpAddr) {
+fn serve(network: &Network, address: IpAddr) {
     let listener = network.inside_peer(|| TcpListener::bind((address, 80)).unwrap());
     let IpAddr::V4(v4) = address else { panic!("IPv4") };
     thread::spawn(move || {
@@ -43,6 +43,16 @@ pub(crate) fn serve(network: &Network, address: IpAddr) {
             });
         }
     });
+}
+
+/// Two servers in the peer, 10.0.0.2 and 10.0.0.3, a way to VIPs, and a peer that takes what comes back.
+pub(crate) fn serve_both(network: &Network) -> Ebpf {
+    network.in_peer("ethtool", &["-K", "peer0", "tx", "off"]);
+    network.in_peer("ip", &["route", "add", "203.0.113.0/24", "via", "10.0.0.1"]);
+    for server in ["10.0.0.2", "10.0.0.3"] {
+        serve(network, ip(server));
+    }
+    pass_in_peer(network)
 }
 
 /// Which server answers.
@@ -77,12 +87,7 @@ fn weights(weights: [u16; 2]) -> Desired {
 #[test]
 fn connections_outlive_a_drain_and_the_process_and_end_with_the_drain() {
     network::test(async |network| {
-        network.in_peer("ethtool", &["-K", "peer0", "tx", "off"]);
-        network.in_peer("ip", &["route", "add", "203.0.113.0/24", "via", "10.0.0.1"]);
-        let _pass = pass_in_peer(network);
-        for server in ["10.0.0.2", "10.0.0.3"] {
-            serve(network, ip(server));
-        }
+        let _pass = serve_both(network);
         let options = || Options {
             pin_dir: network.pin_dir.clone(),
             interfaces: vec!["lb0".into()],

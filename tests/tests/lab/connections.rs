@@ -30,18 +30,16 @@ fn changes_of_backends_break_no_connection() -> Result<(), Error> {
     let mut lab = Lab::prepare(Routing::Static)?;
     add_echo(&lab)?;
     lab.start_fairlead()?;
-    let client = lab.topology.client.namespace.clone();
-    let all = [ipip(), gue(), nat()].concat();
-    let trickle = Connections::open(&client, &all, 12)?;
-    let bulk = Connections::open_with(&client, &all, 1, Pace::BULK)?;
-    survive_changes(&mut lab, &[&trickle, &bulk])?;
-    trickle.close()?;
-    bulk.close()?;
-    Ok(())
+    survive_changes(&mut lab, &[ipip(), gue(), nat()].concat())
 }
 
-/// Changes b2 in all ways, and kills the process of lb1 after each, while connections go on.
-pub(crate) fn survive_changes(lab: &mut Lab, connections: &[&Connections]) -> Result<(), Error> {
+/// Changes b2 in all ways, and kills the process of lb1 after each, while connections to these VIPs go on: some with their
+/// windows full, some with them nearly empty.
+pub(crate) fn survive_changes(lab: &mut Lab, vips: &[SocketAddr]) -> Result<(), Error> {
+    let client = lab.topology.client.namespace.clone();
+    let trickle = Connections::open(&client, vips, 12)?;
+    let bulk = Connections::open_with(&client, vips, 1, Pace::BULK)?;
+    let connections = &[&trickle, &bulk];
     let whole = lab.instances[0].read("echo.yaml")?;
     for (text, share) in [
         (weigh_b2(&whole, 7), 7.0 / 9.0),
@@ -58,6 +56,8 @@ pub(crate) fn survive_changes(lab: &mut Lab, connections: &[&Connections]) -> Re
         wait_until("lb1 is ready", || Ok(lab.instances[0].status()?.is_some_and(|status| status.ready)))?;
         go_on(connections)?;
     }
+    trickle.close()?;
+    bulk.close()?;
     Ok(())
 }
 

@@ -8,10 +8,7 @@
 //! What a backend says from its address on the front goes to lb1; all else, answers from a VIP too, straight to the router.
 use crate::{connections::survive_changes, restart::add_echo};
 use controller::demo::topology::Host;
-use lab::{
-    Error, Lab, Routing, address,
-    echo::{self, Connections, Pace},
-};
+use lab::{Error, Lab, Routing, address, echo};
 use std::{net::SocketAddr, process::Command};
 
 /// VIPs of L2, port 7010.
@@ -57,16 +54,9 @@ fn changes_of_backends_on_the_segment_break_no_connection() -> Result<(), Error>
         instance.write("echo.yaml", ECHO)?;
     }
     lab.start_fairlead()?;
-    let client = lab.topology.client.namespace.clone();
     let l2 = L2.map(|vip| SocketAddr::new(address(vip), 7010));
     let dnat = DNAT.map(|vip| SocketAddr::new(address(vip), 7011));
-    let all = [l2, dnat].concat();
-    let trickle = Connections::open(&client, &all, 12)?;
-    let bulk = Connections::open_with(&client, &all, 1, Pace::BULK)?;
-    survive_changes(&mut lab, &[&trickle, &bulk])?;
-    trickle.close()?;
-    bulk.close()?;
-    Ok(())
+    survive_changes(&mut lab, &[l2, dnat].concat())
 }
 
 /// A backend on the front, whose answers from there go to `gateway`.

@@ -13,6 +13,7 @@ use std::{
     future::Future,
     net::IpAddr,
     num::NonZeroU32,
+    sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 use tokio::sync::watch;
@@ -25,9 +26,12 @@ pub trait Datapath: Send {
     type Events: Events;
 
     /// What it holds: after a restart, what the process before left.
-    fn installed(&self) -> Installed;
-    /// Adds and changes; takes no frontend away. Returns what of `desired` it holds.
-    fn install(&mut self, desired: &Desired) -> impl Future<Output = Result<Installed, Self::Error>> + Send;
+    fn installed(&self) -> Arc<Installed>;
+    /// Adds and changes; takes no frontend away. Returns what of `desired` it holds, and nothing that pruning takes away.
+    fn install(
+        &mut self,
+        desired: &Desired,
+    ) -> impl Future<Output = Result<Arc<Installed>, Self::Error>> + Send;
     /// Takes away what the last `install` did not name.
     fn prune(&mut self) -> impl Future<Output = Result<(), Self::Error>> + Send;
     /// Returns when `install` may have something to do although nothing else is desired. Can be cancelled.
@@ -136,11 +140,11 @@ impl Datapath for lb_bpf::Datapath {
     type Error = lb_bpf::DatapathError;
     type Events = lb_bpf::Events;
 
-    fn installed(&self) -> Installed {
+    fn installed(&self) -> Arc<Installed> {
         lb_bpf::Datapath::installed(self)
     }
 
-    async fn install(&mut self, desired: &Desired) -> Result<Installed, Self::Error> {
+    async fn install(&mut self, desired: &Desired) -> Result<Arc<Installed>, Self::Error> {
         lb_bpf::Datapath::install(self, desired).await
     }
 

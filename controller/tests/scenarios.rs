@@ -215,7 +215,7 @@ impl World {
         let before = self.observed.installed.clone();
         let mut installed = Installed::default();
         for (key, service) in &desired.services {
-            if self.refused.contains(&key.0) {
+            if self.refused.contains(&*key.0) {
                 if let Some(held) = before.services.get(key) {
                     installed.services.insert(key.clone(), held.clone());
                 }
@@ -226,10 +226,10 @@ impl World {
             let held = InstalledService {
                 frontends: service.frontends.clone(),
                 table_size: slots.values().sum(),
-                resolved: slots.values().any(|slots| *slots > 0) && !self.unresolved.contains(&key.0),
+                resolved: slots.values().any(|slots| *slots > 0) && !self.unresolved.contains(&*key.0),
                 slots,
             };
-            installed.services.insert(key.clone(), held);
+            installed.services.insert(key.clone(), Arc::new(held));
         }
         let held = desired.filters.keys().filter(|rule| !self.refused.contains(*rule));
         installed.filters = held.cloned().collect();

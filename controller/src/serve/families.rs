@@ -420,7 +420,7 @@ mod tests {
         let counter = Counter { packets: 5, bytes: 300, flows: 0 };
         let counters = Counters {
             verdicts: Verdict::ALL.iter().map(|verdict| (verdict.label(), counter)).collect(),
-            drops: [(ServiceKey("LoadBalancer/web/http/ipv4".to_owned()), [("no_backend", counter)].into())]
+            drops: [(ServiceKey("LoadBalancer/web/http/ipv4".into()), [("no_backend", counter)].into())]
                 .into(),
             filters: [("PacketFilter/teardrop/0".to_owned(), counter)].into(),
             ..Counters::default()

@@ -1,6 +1,7 @@
 //! The datapath in the real kernel: loaded, attached, pinned, adopted, in network namespaces made for the purpose.
 //! Needs root, and `ip`, `ethtool`, `nsenter` and `unshare`.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+mod fallback;
 mod flood;
 mod network;
 mod rules;

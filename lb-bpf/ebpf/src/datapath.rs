@@ -110,7 +110,8 @@ fn balance<C: Context, F: Family>(ctx: &C, packet: &Packet, tags: &Tags, bytes: 
     }
     let later = matches!(network.part, Part::Later);
     if !matches!(network.proto, proto::TCP | proto::UDP) {
-        if later {
+        let is_part_of_icmp = network.proto == F::ICMP && !matches!(network.part, Part::Whole);
+        if later || is_part_of_icmp {
             return of_vip(ctx, config, &network.dst, Verdict::Fragment);
         }
         return early(ctx, config, ctx.control::<F>(&network), 0);

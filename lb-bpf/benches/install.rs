@@ -1,12 +1,13 @@
 //! Time from a desired set to the kernel's maps, with all that lies between: next hops from the kernel, plan, maps, report.
 //! 10,000 services of 10 backends from nothing; then one backend of one of them changes, and one of services of 600 backends,
 //! whose table has 65,537 slots, and of 1000 (131,071), beside the others and alone. And how long it takes to write a
-//! table and switch a frontend to it, so that packets see it. Needs root; a network namespace of its own. `cargo bench -p lb-bpf --bench install`
+//! table and switch a frontend to it, so that packets see it. Needs root; a network namespace of its own.
+//! `cargo bench -p lb-bpf --bench install`
 mod services;
 
 use aya::maps::MapData;
 use lb_bpf::{
-    Datapath, Options,
+    Datapath, Options, TunnelSources,
     abi::{ABI_VERSION, Addr, Slot, Vip, VipKey, proto},
     maps::{MapError, Maps, Op, kernel::KernelMaps},
     service::{Desired, ServiceKey},
@@ -149,8 +150,13 @@ fn print(what: &str, (install, prune): (f64, f64)) {
 }
 
 async fn open() -> Outcome<Datapath> {
-    let options =
-        Options { pin_dir: pin_dir(), interfaces: Vec::new(), tc_interfaces: Vec::new(), sizes: SIZES };
+    let options = Options {
+        pin_dir: pin_dir(),
+        interfaces: Vec::new(),
+        tc_interfaces: Vec::new(),
+        sizes: SIZES,
+        tunnel_sources: TunnelSources::default(),
+    };
     Ok(Datapath::open(options).await?)
 }
 

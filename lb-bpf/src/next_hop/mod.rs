@@ -6,6 +6,7 @@ mod watch;
 use crate::{
     interfaces::Interfaces,
     state::{Hop, NextHop, NextHops},
+    tunnel_source::TunnelSources,
 };
 use futures::TryStreamExt;
 use path_mtu::PathErrors;
@@ -44,6 +45,7 @@ pub(crate) struct Resolver {
     /// Answers, and when they were given.
     routes: BTreeMap<IpAddr, (Instant, Option<Route>)>,
     asked: BTreeMap<NeighbourKey, Instant>,
+    tunnel_sources: TunnelSources,
 }
 
 /// What the kernel answers for one address, but for the neighbour.
@@ -56,7 +58,7 @@ struct Route {
 
 impl Resolver {
     /// Opens the sockets, in the network namespace of the calling thread. Of `interfaces`, those matter that come and go.
-    pub(crate) fn open(interfaces: Interfaces) -> io::Result<Self> {
+    pub(crate) fn open(interfaces: Interfaces, tunnel_sources: TunnelSources) -> io::Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
         let watch = Watch::open(interfaces)?;
@@ -66,6 +68,7 @@ impl Resolver {
             errors: PathErrors::default(),
             routes: BTreeMap::new(),
             asked: BTreeMap::new(),
+            tunnel_sources,
         })
     }
 
@@ -120,7 +123,7 @@ impl Resolver {
         }
         let view = self.watch.view();
         let hop = |(address, (_, route)): (&IpAddr, &(Instant, Option<Route>))| {
-            (*address, next_hop(&view, *address, route.as_ref()))
+            (*address, self.next_hop(&view, *address, route.as_ref()))
         };
         Ok(self.routes.iter().map(hop).collect())
     }
@@ -128,6 +131,30 @@ impl Resolver {
     /// Returns when something has changed that matters.
     pub(crate) async fn changed(&self) {
         self.watch.changed().await;
+    }
+
+    fn next_hop(&self, view: &View<'_>, address: IpAddr, route: Option<&Route>) -> NextHop {
+        let Some(route) = route else { return NextHop::Unreachable };
+        let Some(link) = view.link(route.neighbour.0) else { return NextHop::Unreachable };
+        let below = link.lower.and_then(|(parent, _)| view.link(parent));
+        if link.lower.is_some() && below.is_none_or(|below| below.lower.is_some()) {
+            // A VLAN in a VLAN would need two tags.
+            return NextHop::Unreachable;
+        }
+        match view.neighbour(&route.neighbour) {
+            Neighbour::Unknown => NextHop::Pending,
+            Neighbour::Failed => NextHop::Unreachable,
+            Neighbour::At(mac) | Neighbour::Fixed(mac) => NextHop::Known(Hop {
+                source: route.source,
+                tunnel_source: self.tunnel_sources.towards(address),
+                mac,
+                source_mac: link.mac,
+                ifindex: link.lower.map_or(route.neighbour.0, |(parent, _)| parent),
+                mtu: route.mtu.unwrap_or(link.mtu),
+                vlan: link.lower.map(|(_, vlan)| vlan),
+                gateway: route.neighbour.1 != address,
+            }),
+        }
     }
 
     /// What the kernel would do with a packet to this address; nothing when XDP cannot do it.
@@ -176,29 +203,6 @@ impl Resolver {
             }
         }
         news
-    }
-}
-
-fn next_hop(view: &View<'_>, address: IpAddr, route: Option<&Route>) -> NextHop {
-    let Some(route) = route else { return NextHop::Unreachable };
-    let Some(link) = view.link(route.neighbour.0) else { return NextHop::Unreachable };
-    let below = link.lower.and_then(|(parent, _)| view.link(parent));
-    if link.lower.is_some() && below.is_none_or(|below| below.lower.is_some()) {
-        // A VLAN in a VLAN would need two tags.
-        return NextHop::Unreachable;
-    }
-    match view.neighbour(&route.neighbour) {
-        Neighbour::Unknown => NextHop::Pending,
-        Neighbour::Failed => NextHop::Unreachable,
-        Neighbour::At(mac) | Neighbour::Fixed(mac) => NextHop::Known(Hop {
-            source: route.source,
-            mac,
-            source_mac: link.mac,
-            ifindex: link.lower.map_or(route.neighbour.0, |(parent, _)| parent),
-            mtu: route.mtu.unwrap_or(link.mtu),
-            vlan: link.lower.map(|(_, vlan)| vlan),
-            gateway: route.neighbour.1 != address,
-        }),
     }
 }
 

@@ -162,7 +162,7 @@ impl State {
         self.named = Some(named(desired, self.room_for_filters));
         self.has_leftovers |= others.iter().any(|key| self.leaves_something(key, changed.get(key)));
         let mut touched = others.clone();
-        touched.extend(changed.keys().map(|key| ServiceKey::clone(key)));
+        touched.extend(changed.keys().copied().cloned());
         self.release(now);
         let mut ops = Vec::new();
         self.add_filters(&desired.filters, &mut ops);

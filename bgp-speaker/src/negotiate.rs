@@ -3,8 +3,8 @@ use crate::{
     config::{Family, Global, LocalRole, PeerConfig},
     fsm::SessionTimers,
     wire::{
-        AfiSafi, Capability, Context, GracefulRestart, MAX_EXTENDED_LENGTH, MAX_LENGTH, Notification, Open,
-        Reason,
+        AddPath, AfiSafi, Capability, Context, GracefulRestart, MAX_EXTENDED_LENGTH, MAX_LENGTH,
+        Notification, Open, Reason,
     },
 };
 use std::{collections::BTreeSet, net::Ipv4Addr};
@@ -57,6 +57,10 @@ pub(crate) fn open(global: &Global, peer: &PeerConfig, start: Start) -> Open {
             families: peer.families.iter().map(|&family| (family.into(), start != Start::Cold)).collect(),
         })
     }));
+    if peer.add_path != AddPath::default() {
+        let families = peer.families.iter().map(|&family| (family.into(), peer.add_path));
+        capabilities.push(Capability::AddPath(families.collect()));
+    }
     // Over IPv4 there is an IPv4 next hop already.
     if peer.address.is_ipv6() && peer.families.contains(&Family::Ipv4Unicast) {
         capabilities.push(extended_next_hop());
@@ -102,6 +106,8 @@ pub(crate) fn negotiate(global: &Global, peer: &PeerConfig, open: &Open) -> Resu
         return Err(Notification::new(Reason::UNSUPPORTED_CAPABILITY, wanted(&peer.families)));
     }
     let has = |wanted: &Capability| open.capabilities.contains(wanted);
+    let takes = |theirs: AddPath| peer.add_path.send && theirs.receive;
+    let tells = |theirs: AddPath| peer.add_path.receive && theirs.send;
     Ok(Negotiated {
         context: Context {
             four_octet_as: open
@@ -111,6 +117,8 @@ pub(crate) fn negotiate(global: &Global, peer: &PeerConfig, open: &Open) -> Resu
             internal,
             extended_next_hop: peer.address.is_ipv6()
                 && open.capabilities.iter().any(offers_extended_next_hop),
+            add_path_send: add_path(&families, open, takes),
+            add_path_receive: add_path(&families, open, tells),
             families,
             max_length: if has(&Capability::ExtendedMessage) { MAX_EXTENDED_LENGTH } else { MAX_LENGTH },
         },
@@ -124,6 +132,19 @@ pub(crate) fn negotiate(global: &Global, peer: &PeerConfig, open: &Open) -> Resu
         }),
         router_id: open.router_id,
     })
+}
+
+/// Families of which several paths go one way. A family counts where it is named first.
+fn add_path(families: &BTreeSet<Family>, open: &Open, goes: impl Fn(AddPath) -> bool) -> BTreeSet<Family> {
+    let all = || {
+        open.capabilities.iter().filter_map(|capability| match capability {
+            Capability::AddPath(families) => Some(families),
+            _ => None,
+        })
+    };
+    let said = |family| all().flatten().find(|(named, _)| named.family() == Some(family));
+    let goes = |family: &Family| said(*family).is_some_and(|(_, theirs)| goes(*theirs));
+    families.iter().copied().filter(goes).collect()
 }
 
 /// RFC 9234 section 4.2: the peer says once what it is, or often the same; where it says nothing, we need not insist.

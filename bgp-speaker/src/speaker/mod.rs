@@ -26,11 +26,11 @@ use crate::{
     fsm::Event,
     peer::{Peer, Tools},
     random::Random,
-    rib::{AttributesId, Path, PrefixId, Rib, Source},
+    rib::{AttributesId, Path, PathKey, Rib, Source},
     transport::Transport,
     update_queue::AdjRibOut,
     validate,
-    wire::{Notification, Reason},
+    wire::{Notification, PathId, Reason},
 };
 use ipnet::IpNet;
 use std::{
@@ -156,14 +156,14 @@ struct Slot {
     range: Option<IpNet>,
     /// Of the session that is up; empty: none is.
     out: BTreeMap<Family, AdjRibOut>,
-    /// Prefixes accepted.
+    /// Prefixes accepted; of several paths each counts.
     received: u64,
     /// Prefixes kept though refused.
     refused: u64,
     /// Refused routes are kept: the peer cannot be asked for them again.
     keeps_refused: bool,
     /// Paths that a refresh of the peer has not confirmed yet, by family (RFC 7313 section 4).
-    unconfirmed: BTreeMap<Family, BTreeSet<PrefixId>>,
+    unconfirmed: BTreeMap<Family, BTreeSet<PathKey>>,
     /// Its routes over a restart.
     kept: restart::Kept,
     /// How its path is watched.
@@ -539,7 +539,7 @@ fn session_of(config: &PeerConfig) -> impl PartialEq + use<> {
     let timers = (config.timers.hold_seconds, config.timers.keepalive_seconds);
     let ends = (config.asn, config.port, config.local_address, config.passive);
     let ttl = (config.multihop_ttl, config.ttl_security_hops);
-    let offered = (config.families.clone(), config.graceful_restart, config.role);
+    let offered = (config.families.clone(), config.graceful_restart, config.role, config.add_path);
     (ends, ttl, timers, offered, config.shutdown.clone())
 }
 
@@ -552,7 +552,7 @@ fn family_of(prefix: &IpNet) -> Family {
 
 impl Path {
     fn own(attributes: AttributesId) -> Self {
-        Path { source: Source::LOCAL, refused: false, attributes }
+        Path { source: Source::LOCAL, id: PathId::default(), refused: false, attributes }
     }
 }
 

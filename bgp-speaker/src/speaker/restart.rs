@@ -1,7 +1,8 @@
 //! Graceful restart (RFC 4724, RFC 8538), both roles.
 //!
 //! **The peer restarts.** When its session ends, but not for good, its routes stay as they are and are noted as
-//! *stale*. What it tells again is not stale any more. The rest goes at the earliest of these:
+//! *stale*. What it tells again is not stale any more (of several paths of a prefix,
+//! what it tells again by the same identifier, RFC 7911). The rest goes at the earliest of these:
 //! - its End-of-RIB, in the session after;
 //! - its OPEN, if that does not say that it still forwards (flag F);
 //! - the end of the restart time that it gave, if it does not come back; [`STALE`] after it did;
@@ -16,7 +17,7 @@ use crate::{
     Time,
     config::{Family, GracefulRestartStatus},
     negotiate::Start,
-    rib::{PrefixId, Source},
+    rib::{PathKey, Source},
     wire::GracefulRestart,
 };
 use std::{
@@ -53,8 +54,8 @@ impl Own {
 pub(super) struct Kept {
     /// What the peer said in the OPEN of the session that is up, or was while some of it is stale.
     terms: Option<GracefulRestart>,
-    /// Prefixes of a session that is gone, and that the peer has not told again.
-    stale: BTreeMap<Family, BTreeSet<PrefixId>>,
+    /// Paths of a session that is gone, and that the peer has not told again.
+    stale: BTreeMap<Family, BTreeSet<PathKey>>,
     /// When they go; there is a time exactly if there is a family.
     until: Option<Time>,
     /// Families of which the peer has told everything, in this session.
@@ -62,10 +63,10 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    /// The peer told the prefix anew, or of its end.
-    pub(super) fn confirm(&mut self, family: Family, id: PrefixId) {
+    /// The peer told the path anew, or of its end.
+    pub(super) fn confirm(&mut self, family: Family, path: PathKey) {
         if let Some(stale) = self.stale.get_mut(&family) {
-            stale.remove(&id);
+            stale.remove(&path);
         }
     }
 
@@ -175,13 +176,13 @@ impl Speaker {
         let kept: BTreeSet<Family> = terms.into_iter().flat_map(families).collect();
         let mut stale = BTreeMap::new();
         for family in Family::ALL {
-            let told = self.rib.table(family).ids_of(source);
+            let told = self.rib.paths_of(family, source);
             if kept.contains(&family) {
-                let ids: BTreeSet<PrefixId> = told.collect();
-                stale.extend((!ids.is_empty()).then_some((family, ids)));
+                let paths: BTreeSet<PathKey> = told.collect();
+                stale.extend((!paths.is_empty()).then_some((family, paths)));
             } else {
-                let ids: Vec<PrefixId> = told.collect();
-                ids.into_iter().for_each(|id| self.withdraw(source, family, id));
+                let paths: Vec<PathKey> = told.collect();
+                paths.into_iter().for_each(|path| self.withdraw(source, family, path));
             }
         }
         if let Some(slot) = self.slot_mut(source) {
@@ -217,8 +218,8 @@ impl Speaker {
                 slot.kept.terms = None;
             }
         }
-        for id in stale {
-            self.withdraw(source, family, id);
+        for path in stale {
+            self.withdraw(source, family, path);
         }
     }
 }

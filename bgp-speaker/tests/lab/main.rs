@@ -1,5 +1,6 @@
 //! The speaker against real routers (FRR, BIRD, GoBGP, OpenBGPD) and against hand-made bytes, in network namespaces. Needs root.
 #![expect(clippy::unwrap_used, reason = "what a test cannot go on without")]
+mod add_path;
 mod bfd;
 mod command;
 mod harness;

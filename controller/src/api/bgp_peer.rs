@@ -355,9 +355,9 @@ pub struct Bfd {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct AddPath {
-    /// We send them.
+    /// We tell several, should we know several.
     pub send: bool,
-    /// We take them.
+    /// We take several.
     pub receive: bool,
 }
 

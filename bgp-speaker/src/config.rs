@@ -106,7 +106,7 @@ pub struct PeerConfig {
     /// What the peer is told otherwise, by family; none: as it is.
     pub export: BTreeMap<Family, ExportPolicy>,
     /// Graceful restart (RFC 4724, RFC 8538): how long the peer shall keep our routes while we are away, seconds, 0 to
-    /// 4095; none: not offered, and routes of neither side outlive a session.
+    /// 4095; none: the capability names no family, and routes of neither side outlive a session.
     pub graceful_restart: Option<u16>,
     /// Whether several paths of a prefix are told and taken (RFC 7911), in all families. Told are all that may be used:
     /// one of our own, and what others told where `export_learned` says so.

@@ -49,13 +49,14 @@ pub(crate) fn open(global: &Global, peer: &PeerConfig, start: Start) -> Open {
         Capability::FourOctetAs(global.asn),
     ]);
     capabilities.extend(peer.role.map(|role| Capability::Role(role.local as u8)));
-    capabilities.extend(peer.graceful_restart.map(|seconds| {
-        Capability::GracefulRestart(GracefulRestart {
-            restarting: start == Start::Restarted,
-            notification: true,
-            seconds,
-            families: peer.families.iter().map(|&family| (family.into(), start != Start::Cold)).collect(),
-        })
+    // Without families it still says that End-of-RIB will come (RFC 4724 section 4), and makes FRR 8.4 say its own, before
+    // which it answers no ROUTE-REFRESH.
+    let kept = peer.families.iter().filter(|_| peer.graceful_restart.is_some());
+    capabilities.push(Capability::GracefulRestart(GracefulRestart {
+        restarting: start == Start::Restarted,
+        notification: peer.graceful_restart.is_some(),
+        seconds: peer.graceful_restart.unwrap_or(0),
+        families: kept.map(|&family| (family.into(), start != Start::Cold)).collect(),
     }));
     if peer.add_path != AddPath::default() {
         let families = peer.families.iter().map(|&family| (family.into(), peer.add_path));

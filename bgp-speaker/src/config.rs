@@ -108,6 +108,9 @@ pub struct PeerConfig {
     /// Graceful restart (RFC 4724, RFC 8538): how long the peer shall keep our routes while we are away, seconds, 0 to
     /// 4095; none: the capability names no family, and routes of neither side outlive a session.
     pub graceful_restart: Option<u16>,
+    /// Long-lived graceful restart (RFC 9494): for how many seconds more, 0 to 16777215, the peer shall keep our routes as
+    /// the last choice; 0: not offered. Beside `graceful_restart` only. In all families.
+    pub long_lived_seconds: u32,
     /// Whether several paths of a prefix are told and taken (RFC 7911), in all families. Told are all that may be used:
     /// one of our own, and what others told where `export_learned` says so.
     pub add_path: AddPath,
@@ -141,6 +144,7 @@ impl PeerConfig {
             export_learned: false,
             export: BTreeMap::new(),
             graceful_restart: None,
+            long_lived_seconds: 0,
             add_path: AddPath::default(),
             role: None,
             bfd: None,
@@ -389,9 +393,15 @@ pub struct GracefulRestartStatus {
     pub notification: bool,
     /// Families whose routes are kept while the peer is away.
     pub families: BTreeSet<Family>,
+    /// For how long they are kept after that, as the last choice, seconds; 0: they are not (RFC 9494).
+    #[serde(default)]
+    pub long_lived_seconds: u32,
     /// Prefixes that are kept of a session that is gone, until the peer confirms them.
     pub stale_prefixes: u64,
-    /// Seconds until these are withdrawn; none: there are none.
+    /// Those of them that are the last choice by now.
+    #[serde(default)]
+    pub long_lived_prefixes: u64,
+    /// Seconds until the first of these are withdrawn, or become the last choice; none: there are none.
     pub stale_seconds: Option<u64>,
     /// Families of which the peer has told all its routes (End-of-RIB) in this session.
     pub end_of_rib: BTreeSet<Family>,

@@ -9,7 +9,7 @@
 //! Routes of our own win against all learned ones: who is told to announce a prefix has it.
 use crate::{
     rib::{Chooser, Interner, Path, PathAttributes, Source},
-    wire::{Origin, PathId},
+    wire::{Community, Origin, PathId},
 };
 use std::{
     cmp::Reverse,
@@ -29,6 +29,8 @@ pub(crate) enum Rule {
     Refused,
     /// A route of our own.
     Own,
+    /// Its peer is not long away (RFC 9494 section 4.4).
+    LongLived,
     /// Higher LOCAL_PREF.
     LocalPref,
     /// Shorter AS_PATH.
@@ -55,6 +57,7 @@ impl fmt::Display for Rule {
             Rule::Only => "only path",
             Rule::Refused => "refused by import policy or as a loop",
             Rule::Own => "own route",
+            Rule::LongLived => "peer not long away",
             Rule::LocalPref => "local preference",
             Rule::AsPathLength => "AS path length",
             Rule::Origin => "origin",
@@ -126,6 +129,9 @@ impl Decision<'_> {
             })
             .collect();
         lowest(&mut left, Rule::Own, &mut struck, |path| path.from.is_some());
+        lowest(&mut left, Rule::LongLived, &mut struck, |path| {
+            path.route.attributes.communities.contains(&Community::LLGR_STALE)
+        });
         lowest(&mut left, Rule::LocalPref, &mut struck, |path| {
             Reverse(path.route.attributes.local_pref.unwrap_or(DEFAULT_LOCAL_PREF))
         });
@@ -219,6 +225,7 @@ mod tests {
                     path.attributes.as_path =
                         AsPath::sequence(value.split(',').map(|asn| asn.parse().unwrap()));
                 }
+                "stale" => drop(path.attributes.communities.insert(Community::LLGR_STALE)),
                 "id" => path.id = PathId(value.parse().unwrap()),
                 "egp" => path.attributes.origin = Origin::Egp,
                 "med" => path.attributes.med = Some(value.parse().unwrap()),
@@ -275,6 +282,9 @@ mod tests {
     fn each_rule_decides_when_those_before_it_do_not() {
         for (winner, loser, rule) in [
             (told(1, "own path=1,2,3,4"), told(0, "pref=900"), Rule::Own),
+            (told(1, "own stale"), told(0, ""), Rule::Own),
+            (told(1, "pref=0 path=1,2,3,4"), told(0, "stale pref=900"), Rule::LongLived),
+            (told(1, "stale"), told(0, "stale pref=99"), Rule::LocalPref),
             (told(1, "pref=101 path=1,2,3,4"), told(0, ""), Rule::LocalPref),
             (told(1, "pref=100"), told(0, "pref=99"), Rule::LocalPref),
             (told(1, "path=65001 egp"), told(0, ""), Rule::AsPathLength),

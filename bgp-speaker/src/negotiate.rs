@@ -3,11 +3,14 @@ use crate::{
     config::{Family, Global, LocalRole, PeerConfig},
     fsm::SessionTimers,
     wire::{
-        AddPath, AfiSafi, Capability, Context, GracefulRestart, MAX_EXTENDED_LENGTH, MAX_LENGTH,
+        AddPath, AfiSafi, Capability, Context, GracefulRestart, LongLived, MAX_EXTENDED_LENGTH, MAX_LENGTH,
         Notification, Open, Reason,
     },
 };
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 /// What our OPEN says about the life before this one (RFC 4724 section 3).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,6 +37,10 @@ pub(crate) struct Negotiated {
     pub(crate) enhanced_refresh: bool,
     /// What the peer says about its restarts, if both sides offered that; `notification` if both said so.
     pub(crate) graceful_restart: Option<GracefulRestart>,
+    /// The peer keeps stale routes as the last choice (RFC 9494): it may hear of them.
+    pub(crate) knows_long_lived: bool,
+    /// What it says about its own, if both sides offered that.
+    pub(crate) long_lived: BTreeMap<Family, LongLived>,
     /// The peer's BGP identifier.
     pub(crate) router_id: Ipv4Addr,
 }
@@ -58,6 +65,14 @@ pub(crate) fn open(global: &Global, peer: &PeerConfig, start: Start) -> Open {
         seconds: peer.graceful_restart.unwrap_or(0),
         families: kept.map(|&family| (family.into(), start != Start::Cold)).collect(),
     }));
+    if peer.graceful_restart.is_some() && peer.long_lived_seconds > 0 {
+        let family = |&family: &Family| LongLived {
+            family: family.into(),
+            forwarding: start != Start::Cold,
+            seconds: peer.long_lived_seconds,
+        };
+        capabilities.push(Capability::LongLivedGracefulRestart(peer.families.iter().map(family).collect()));
+    }
     if peer.add_path != AddPath::default() {
         let families = peer.families.iter().map(|&family| (family.into(), peer.add_path));
         capabilities.push(Capability::AddPath(families.collect()));
@@ -107,6 +122,7 @@ pub(crate) fn negotiate(global: &Global, peer: &PeerConfig, open: &Open) -> Resu
         return Err(Notification::new(Reason::UNSUPPORTED_CAPABILITY, wanted(&peer.families)));
     }
     let has = |wanted: &Capability| open.capabilities.contains(wanted);
+    let long_lived = long_lived(open);
     let takes = |theirs: AddPath| peer.add_path.send && theirs.receive;
     let tells = |theirs: AddPath| peer.add_path.receive && theirs.send;
     Ok(Negotiated {
@@ -131,8 +147,22 @@ pub(crate) fn negotiate(global: &Global, peer: &PeerConfig, open: &Open) -> Resu
             Capability::GracefulRestart(restart) if peer.graceful_restart.is_some() => Some(restart.clone()),
             _ => None,
         }),
+        knows_long_lived: long_lived.is_some(),
+        long_lived: long_lived.filter(|_| peer.long_lived_seconds > 0).unwrap_or_default(),
         router_id: open.router_id,
     })
+}
+
+/// What the peer says about routes that are long stale: nothing if it says nothing about graceful restart (RFC 9494
+/// section 4.5).
+fn long_lived(open: &Open) -> Option<BTreeMap<Family, LongLived>> {
+    let restarts =
+        open.capabilities.iter().any(|capability| matches!(capability, Capability::GracefulRestart(_)));
+    let said = open.capabilities.iter().rev().find_map(|capability| match capability {
+        Capability::LongLivedGracefulRestart(families) if restarts => Some(families),
+        _ => None,
+    })?;
+    Some(said.iter().filter_map(|said| Some((said.family.family()?, *said))).collect())
 }
 
 /// Families of which several paths go one way. A family counts where it is named first.

@@ -5,8 +5,8 @@ use bgp_speaker::{
     config::{Asn, Family},
     wire::{
         AddPath, AfiSafi, Aggregator, Announcement, AsPath, Attributes, Capability, Context, Decoded,
-        ExtendedCommunity, GracefulRestart, Message, NextHop, Nlri, Notification, Open, Origin, Reach,
-        Reason, RefreshKind, RouteRefresh, Update, decode, frame,
+        ExtendedCommunity, GracefulRestart, LongLived, Message, NextHop, Nlri, Notification, Open, Origin,
+        Reach, Reason, RefreshKind, RouteRefresh, Update, decode, frame,
     },
 };
 use ipnet::IpNet;
@@ -96,6 +96,7 @@ fn table() -> Vec<(&'static str, Context, Form, Message)> {
         let families = vec![(ipv4.into(), false), (ipv6.into(), false)];
         C::GracefulRestart(GracefulRestart { restarting, notification, seconds: 120, families })
     };
+    let long_lived = |family: Family| LongLived { family: family.into(), forwarding: true, seconds: 0 };
     let takes = AddPath { send: false, receive: true };
     let frr = [
         C::MultiProtocol(ipv4.into()),
@@ -108,7 +109,7 @@ fn table() -> Vec<(&'static str, Context, Form, Message)> {
         C::AddPath(vec![(ipv4.into(), takes), (ipv6.into(), takes)]),
         other(73, b"\x02vm\x00"),
         restart(true, true),
-        other(71, &[0, 1, 1, 0x80, 0, 0, 0, 0, 2, 1, 0x80, 0, 0, 0]),
+        C::LongLivedGracefulRestart([ipv4, ipv6].map(long_lived).into()),
     ];
     let aggregate = || Attributes {
         med: Some(0),
@@ -154,7 +155,7 @@ fn table() -> Vec<(&'static str, Context, Form, Message)> {
                     restart(false, false),
                     C::FourOctetAs(Asn(65002)),
                     C::EnhancedRouteRefresh,
-                    other(71, &[]),
+                    C::LongLivedGracefulRestart(Vec::new()),
                 ]),
             ),
         ),
@@ -166,7 +167,12 @@ fn table() -> Vec<(&'static str, Context, Form, Message)> {
             open(
                 65002,
                 2,
-                with(&[C::RouteRefresh, restart(false, false), C::EnhancedRouteRefresh, other(71, &[])]),
+                with(&[
+                    C::RouteRefresh,
+                    restart(false, false),
+                    C::EnhancedRouteRefresh,
+                    C::LongLivedGracefulRestart(Vec::new()),
+                ]),
             ),
         ),
         ("bird-keepalive", external(), Same, Message::Keepalive),

@@ -4,9 +4,9 @@ use bgp_speaker::{
     config::{Asn, Family},
     wire::{
         AddPath, AfiSafi, Aggregator, Announcement, AsPath, Attributes, Capability, Community, Context,
-        ExtendedCommunity, GracefulRestart, LargeCommunity, MAX_RESTART_SECONDS, Message, NextHop, Nlri,
-        Notification, Open, Origin, Partial, PathId, Reach, Reason, RefreshKind, RouteRefresh, Segment,
-        Unknown, Update, announce, decode, frame,
+        ExtendedCommunity, GracefulRestart, LargeCommunity, LongLived, MAX_LONG_LIVED_SECONDS,
+        MAX_RESTART_SECONDS, Message, NextHop, Nlri, Notification, Open, Origin, Partial, PathId, Reach,
+        Reason, RefreshKind, RouteRefresh, Segment, Unknown, Update, announce, decode, frame,
     },
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -160,7 +160,7 @@ fn reach() -> impl Strategy<Value = Reach> {
 }
 
 fn capability() -> impl Strategy<Value = Capability> {
-    let other = prop_oneof![3..5u8, 7..9u8, 10..64u8, 71..=255u8];
+    let other = prop_oneof![3..5u8, 7..9u8, 10..64u8, 72..=255u8];
     let family = || any::<(u16, u8)>().prop_map(|(afi, safi)| AfiSafi { afi, safi });
     prop_oneof![
         family().prop_map(Capability::MultiProtocol),
@@ -170,10 +170,17 @@ fn capability() -> impl Strategy<Value = Capability> {
         Just(Capability::ExtendedMessage),
         any::<u8>().prop_map(Capability::Role),
         graceful_restart(),
+        vec(long_lived(), 0..30).prop_map(Capability::LongLivedGracefulRestart),
         vec((family(), add_path()), 0..4).prop_map(Capability::AddPath),
         (other, vec(any::<u8>(), 0..=255))
             .prop_map(|(code, value)| Capability::Other { code, value: value.into() }),
     ]
+}
+
+fn long_lived() -> impl Strategy<Value = LongLived> {
+    (any::<(u16, u8, bool)>(), 0..=MAX_LONG_LIVED_SECONDS).prop_map(|((afi, safi, forwarding), seconds)| {
+        LongLived { family: AfiSafi { afi, safi }, forwarding, seconds }
+    })
 }
 
 fn add_path() -> impl Strategy<Value = AddPath> {

@@ -158,6 +158,11 @@ impl Table {
         self.entries[id as usize].paths.as_slice()
     }
 
+    /// The path of a source with this identifier.
+    pub(crate) fn path(&self, id: PrefixId, source: Source, path: PathId) -> Option<Path> {
+        self.paths(id).iter().find(|other| other.is(source, path)).copied()
+    }
+
     /// All paths that may be used, with what we call them.
     pub(crate) fn identified(&self, id: PrefixId) -> impl Iterator<Item = (PathId, Path)> + '_ {
         let paths = &self.entries[id as usize].paths;

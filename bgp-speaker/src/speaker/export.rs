@@ -135,6 +135,7 @@ impl Speaker {
                 local_asn: global.asn,
                 internal: negotiated.context.internal,
                 address: slot.peer.config.address,
+                long_lived: negotiated.knows_long_lived,
                 learned: slot.peer.config.export_learned,
                 extended_next_hop: negotiated.context.extended_next_hop,
                 changes: &slot.peer.config.export,

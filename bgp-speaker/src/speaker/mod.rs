@@ -13,6 +13,7 @@
 //! ```
 mod bfd;
 mod export;
+mod long_lived;
 mod ranges;
 mod restart;
 mod session;
@@ -424,7 +425,10 @@ impl Speaker {
             self.with_peer(source, now, outputs, |peer, tools| {
                 peer.stop(&peer.farewell(), tools);
             });
-            if (old.asn, old.graceful_restart.is_some()) != (config.asn, config.graceful_restart.is_some()) {
+            let keeps = |config: &PeerConfig| {
+                (config.asn, config.graceful_restart.is_some(), config.long_lived_seconds > 0)
+            };
+            if keeps(&old) != keeps(&config) {
                 self.forget_stale(source);
             }
             if self.global.is_some() {
@@ -539,7 +543,8 @@ fn session_of(config: &PeerConfig) -> impl PartialEq + use<> {
     let timers = (config.timers.hold_seconds, config.timers.keepalive_seconds);
     let ends = (config.asn, config.port, config.local_address, config.passive);
     let ttl = (config.multihop_ttl, config.ttl_security_hops);
-    let offered = (config.families.clone(), config.graceful_restart, config.role, config.add_path);
+    let restart = (config.graceful_restart, config.long_lived_seconds);
+    let offered = (config.families.clone(), restart, config.role, config.add_path);
     (ends, ttl, timers, offered, config.shutdown.clone())
 }
 

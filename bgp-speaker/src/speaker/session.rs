@@ -84,7 +84,7 @@ impl Speaker {
             address: slot.peer.config.address,
         };
         self.rib.neighbours[usize::from(source.0)] = Some(neighbour);
-        self.restart_up(source, negotiated.graceful_restart.as_ref(), now);
+        self.restart_up(source, negotiated, now);
         self.end_deferral();
     }
 

@@ -22,7 +22,9 @@ mod update;
 
 pub use as_path::{AsPath, Segment};
 pub use attribute::{Aggregator, Attributes, NextHop, Origin, Partial, Unknown};
-pub use capability::{AddPath, AfiSafi, Capability, GracefulRestart, MAX_RESTART_SECONDS};
+pub use capability::{
+    AddPath, AfiSafi, Capability, GracefulRestart, LongLived, MAX_LONG_LIVED_SECONDS, MAX_RESTART_SECONDS,
+};
 pub use community::{Community, ExtendedCommunity, LargeCommunity, ParseCommunityError};
 pub use encode::{announce, withdraw};
 pub use frame::frame;

@@ -4,6 +4,7 @@ mod add_path;
 mod bfd;
 mod command;
 mod harness;
+mod long_lived;
 mod next_hop;
 mod others;
 mod policy;

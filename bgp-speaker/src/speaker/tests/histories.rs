@@ -6,8 +6,9 @@ use crate::{
     ConnectionId, Endpoints, Time,
     speaker::{Input, Output, Speaker},
     wire::{
-        AddPath, Announcement, AsPath, Attributes, Capability, Community, Context, GracefulRestart, Message,
-        Nlri, Notification, Open, PathId, Reach, Reason, RefreshKind, RouteRefresh, Update,
+        AddPath, Announcement, AsPath, Attributes, Capability, Community, Context, GracefulRestart,
+        LongLived, Message, Nlri, Notification, Open, PathId, Reach, Reason, RefreshKind, RouteRefresh,
+        Update,
     },
 };
 use ipnet::IpNet;
@@ -50,7 +51,7 @@ enum Said {
         hold: u16,
         four_octet: bool,
         refresh: bool,
-        /// Graceful restart: flags R, N, and F of both families; 0: not offered.
+        /// Graceful restart: flags R, N, and F of both families, and whether it is long-lived, too; 0: not offered.
         restart: u8,
         /// Several paths: 1 taken, 2 told, 3 both (RFC 7911); else not offered.
         paths: u8,
@@ -110,6 +111,15 @@ impl Said {
                         families: families.map(|family| (family.into(), restart & 4 != 0)).into(),
                     })
                 }));
+                let long_lived = |family: Family| LongLived {
+                    family: family.into(),
+                    forwarding: restart & 4 != 0,
+                    seconds: 7,
+                };
+                capabilities.extend(
+                    (restart & 8 != 0)
+                        .then(|| Capability::LongLivedGracefulRestart(families.map(long_lived).into())),
+                );
                 let router_id = Ipv4Addr::new(10, 0, *id, host);
                 Message::Open(Open { asn, hold_seconds: *hold, router_id, capabilities })
             }
@@ -161,7 +171,12 @@ fn announcement(nets: &[u8], shape: u8, asn: u32) -> Option<Announcement> {
             _ => AsPath::sequence([asn, 65007, 65007]),
         },
         med: (shape & 4 != 0).then_some(u32::from(shape)),
-        communities: if shape & 8 != 0 { [Community::NO_EXPORT].into() } else { BTreeSet::new() },
+        communities: match shape & 12 {
+            0 => BTreeSet::new(),
+            4 => [Community::NO_LLGR].into(),
+            8 => [Community::NO_EXPORT].into(),
+            _ => [Community::LLGR_STALE].into(),
+        },
         ..Attributes::default()
     };
     (!reach.is_empty()).then_some(Announcement { attributes, reach })
@@ -175,7 +190,7 @@ fn said() -> impl Strategy<Value = Said> {
         prop::sample::select(vec![0u16, 3, 9, 90]),
         prop::bool::weighted(0.8),
         prop::bool::weighted(0.8),
-        0u8..8,
+        0u8..16,
         0u8..6,
     )
         .prop_map(|(other_as, id, hold, four_octet, refresh, restart, paths)| Said::Open {
@@ -237,8 +252,17 @@ fn step() -> impl Strategy<Value = Step> {
 fn shape() -> impl Strategy<Value = u8> {
     let bit =
         |bit: u8, often: f64| prop::bool::weighted(often).prop_map(move |set| if set { bit } else { 0 });
-    (bit(1, 0.8), bit(2, 0.8), bit(4, 0.8), bit(8, 0.2), bit(16, 0.8), bit(32, 0.5), bit(64, 0.5))
-        .prop_map(|(a, b, c, d, e, f, g)| a | b | c | d | e | f | g)
+    (
+        bit(1, 0.8),
+        bit(2, 0.8),
+        bit(4, 0.8),
+        bit(8, 0.2),
+        bit(16, 0.8),
+        bit(32, 0.5),
+        bit(64, 0.5),
+        bit(128, 0.5),
+    )
+        .prop_map(|(a, b, c, d, e, f, g, h)| a | b | c | d | e | f | g | h)
 }
 
 struct Driver {
@@ -261,7 +285,7 @@ impl Driver {
             asns: (1..=HOSTS).map(|host| (host, asn(host, 0))).collect(),
         };
         driver.step(Step::Global(0));
-        driver.step(Step::Peers((1..=HOSTS).map(|host| (host - 1, 119)).collect()));
+        driver.step(Step::Peers((1..=HOSTS).map(|host| (host - 1, 247)).collect()));
         driver
     }
 
@@ -294,7 +318,7 @@ impl Driver {
                 self.step(Step::Accept(host));
                 // Refused where the peer is not configured.
                 let Some(at) = self.live.len().checked_sub(1) else { return };
-                let restart = 4 + host % 4;
+                let restart = 4 + host % 4 + if paths > 2 { 8 } else { 0 };
                 let (four_octet, refresh) = (true, true);
                 let open =
                     Said::Open { other_as: false, id: 0, hold: 90, four_octet, refresh, restart, paths };
@@ -333,6 +357,7 @@ impl Driver {
                     config.max_prefixes = (shape & 4 == 0).then_some(3);
                     config.add_path = AddPath { send: shape & 32 != 0, receive: shape & 64 != 0 };
                     config.graceful_restart = (shape & 16 != 0).then_some(60);
+                    config.long_lived_seconds = if shape & 16 != 0 { u32::from(shape >> 7) * 60 } else { 0 };
                     config
                 });
                 let configs = configs.collect();

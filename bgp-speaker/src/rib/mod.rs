@@ -56,7 +56,7 @@ impl Rib {
         Decision { attributes: &self.attributes, neighbours: &self.neighbours }
     }
 
-    /// The paths of a source, in no order.
+    /// The paths of a source, by number of the prefix.
     pub(crate) fn paths_of(&self, family: Family, source: Source) -> impl Iterator<Item = PathKey> + '_ {
         self.table(family).paths_of(source).map(|(id, path)| (id, path.id))
     }

@@ -263,12 +263,13 @@ impl Table {
         self.index.iter().map(|indexed| indexed.id)
     }
 
-    /// The paths of a source, each with the number of its prefix, in no order.
+    /// The paths of a source, each with the number of its prefix, by number: in the order in which memory has them.
     pub(crate) fn paths_of(&self, source: Source) -> impl Iterator<Item = (PrefixId, Path)> + '_ {
-        let of = move |id| {
-            self.paths(id).iter().filter(move |path| path.source == source).map(move |path| (id, *path))
-        };
-        self.ids().flat_map(of)
+        // A number that is free has no path.
+        let all = (0..)
+            .zip(&self.entries)
+            .flat_map(|(id, entry)| entry.paths.as_slice().iter().map(move |path| (id, *path)));
+        all.filter(move |(_, path)| path.source == source)
     }
 
     fn number(&mut self, prefix: IpNet) -> PrefixId {

@@ -265,14 +265,15 @@ impl Speaker {
                 // What no session has confirmed since goes (RFC 4724 section 4.2).
                 self.end_stale(source, family);
             }
-            let paths: BTreeSet<PathKey> = self.rib.paths_of(family, source).collect();
+            let paths: Vec<PathKey> = self.rib.paths_of(family, source).collect();
             if let Some(expires) = running.or(longer.filter(|_| restart.is_none()).map(|longer| now + longer))
             {
-                self.begin_long_lived(source, family, paths, expires);
+                self.begin_long_lived(source, family, paths.into_iter().collect(), expires);
             } else if let Some(restart) = restart {
                 if let Some(slot) = self.slot_mut(source)
                     && !paths.is_empty()
                 {
+                    let paths = paths.into_iter().collect();
                     slot.kept.keep(family, Stale::new(paths, Phase::Restart, now + restart));
                 }
             } else {

@@ -1,10 +1,9 @@
 //! Prefixes on the wire (RFC 4271 section 4.3): length in bits, then as many octets as it takes; before them a path
 //! identifier where that was negotiated (RFC 7911 section 3).
-use super::parse::{Malformed, Parsed, repeat};
+use super::parse::{Malformed, Parsed, cause};
 use crate::config::Family;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nom::{
-    Parser,
     bytes::complete::take,
     number::complete::{be_u8, be_u32},
 };
@@ -46,22 +45,21 @@ impl fmt::Display for Nlri {
 pub(super) fn prefixes(family: Family, add_path: bool, input: &[u8]) -> Result<Vec<Nlri>, Malformed> {
     // Most prefixes of IPv4 take four octets and most of IPv6 more.
     let mut prefixes = Vec::with_capacity(input.len().div_ceil(if add_path { 8 } else { 4 }));
-    if add_path {
-        let each = (be_u32, |input| prefix(family, input));
-        repeat(each, input, |(path, prefix)| prefixes.push(Nlri { prefix, path: PathId(path) }))?;
-        return Ok(prefixes);
-    }
-    match family {
-        Family::Ipv4Unicast => repeat(ipv4_prefix, input, |prefix| prefixes.push(IpNet::V4(prefix).into()))?,
-        Family::Ipv6Unicast => repeat(ipv6_prefix, input, |prefix| prefixes.push(IpNet::V6(prefix).into()))?,
+    // A loop of its own: the decoder spends most of its time here.
+    let mut rest = input;
+    while !rest.is_empty() {
+        let (after, path) = if add_path { be_u32(rest).map_err(cause)? } else { (rest, 0) };
+        let (after, prefix) = prefix(family, after).map_err(cause)?;
+        prefixes.push(Nlri { prefix, path: PathId(path) });
+        rest = after;
     }
     Ok(prefixes)
 }
 
 fn prefix(family: Family, input: &[u8]) -> Parsed<'_, IpNet> {
     match family {
-        Family::Ipv4Unicast => ipv4_prefix.map(IpNet::V4).parse(input),
-        Family::Ipv6Unicast => ipv6_prefix.map(IpNet::V6).parse(input),
+        Family::Ipv4Unicast => ipv4_prefix(input).map(|(rest, prefix)| (rest, prefix.into())),
+        Family::Ipv6Unicast => ipv6_prefix(input).map(|(rest, prefix)| (rest, prefix.into())),
     }
 }
 

@@ -174,6 +174,7 @@ impl Speaker {
                 }
                 let path = Path { source, id: path, refused, attributes: id };
                 let change = self.rib.set(family, prefix, path);
+                self.confirmed(source, family, &change);
                 self.counted(source, family, &change);
             }
             self.rib.attributes.release(id);
@@ -195,8 +196,20 @@ impl Speaker {
     /// A path of a source is no more.
     pub(super) fn withdraw(&mut self, source: Source, family: Family, (id, path): PathKey) {
         if let Some(change) = self.rib.remove(family, id, source, path) {
+            self.confirmed(source, family, &change);
             self.counted(source, family, &change);
             self.release_unused(family, [id]);
+        }
+    }
+
+    /// A path is what the peer last said: neither stale nor waited for.
+    fn confirmed(&mut self, source: Source, family: Family, change: &Change) {
+        if let Some(slot) = self.slot_mut(source) {
+            let path = (change.prefix, change.path);
+            if let Some(unconfirmed) = slot.unconfirmed.get_mut(&family) {
+                unconfirmed.remove(&path);
+            }
+            slot.kept.confirm(family, path);
         }
     }
 
@@ -213,10 +226,6 @@ impl Speaker {
                 Some(_) => slot.received += 1,
                 None => {}
             }
-            if let Some(unconfirmed) = slot.unconfirmed.get_mut(&family) {
-                unconfirmed.remove(&(change.prefix, change.path));
-            }
-            slot.kept.confirm(family, (change.prefix, change.path));
         }
         self.mark(family, change);
     }

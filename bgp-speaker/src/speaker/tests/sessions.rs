@@ -1,6 +1,7 @@
 //! One speaker and peers that follow a script, message by message.
 mod add_path;
 mod down;
+mod kept;
 mod ranges;
 
 use super::*;

@@ -1,7 +1,7 @@
 //! What the speaker is asked for: who it is, whom it talks to, what it announces. Whole sets, compared with
 //! what is in force.
-pub use crate::bfd::BfdStatus;
 use crate::transport::Md5Key;
+pub use crate::{bfd::BfdStatus, wire::AddPath};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -91,7 +91,7 @@ pub struct PeerConfig {
     /// Key of the TCP MD5 signature (RFC 2385); none: segments are not signed. A change does not end a session: it goes
     /// on if the neighbour's key changes, too, before the hold time is over.
     pub md5: Option<Md5Key>,
-    /// More prefixes than this from the peer end the session (Cease, subcode 1, RFC 4486).
+    /// More prefixes than this (of several paths each counts) from the peer end the session (Cease, subcode 1, RFC 4486).
     pub max_prefixes: Option<u32>,
     /// For so many seconds the peer stays down then; it comes back at once when `max_prefixes` changes.
     pub max_prefixes_restart_seconds: u32,
@@ -106,8 +106,14 @@ pub struct PeerConfig {
     /// What the peer is told otherwise, by family; none: as it is.
     pub export: BTreeMap<Family, ExportPolicy>,
     /// Graceful restart (RFC 4724, RFC 8538): how long the peer shall keep our routes while we are away, seconds, 0 to
-    /// 4095; none: not offered, and routes of neither side outlive a session.
+    /// 4095; none: the capability names no family, and routes of neither side outlive a session.
     pub graceful_restart: Option<u16>,
+    /// Long-lived graceful restart (RFC 9494): for how many seconds more, 0 to 16777215, the peer shall keep our routes as
+    /// the last choice; 0: not offered. Beside `graceful_restart` only. In all families.
+    pub long_lived_seconds: u32,
+    /// Whether several paths of a prefix are told and taken (RFC 7911), in all families. Told are all that may be used:
+    /// one of our own, and what others told where `export_learned` says so.
+    pub add_path: AddPath,
     /// What we are to an external neighbour (RFC 9234): route leaks are neither taken in nor made; none: nothing is
     /// known of that.
     pub role: Option<LocalRole>,
@@ -138,6 +144,8 @@ impl PeerConfig {
             export_learned: false,
             export: BTreeMap::new(),
             graceful_restart: None,
+            long_lived_seconds: 0,
+            add_path: AddPath::default(),
             role: None,
             bfd: None,
         }
@@ -339,15 +347,18 @@ pub struct PeerStatus {
     pub established_count: u64,
     /// Negotiated families.
     pub families: BTreeSet<Family>,
+    /// Families of which several paths of a prefix go each way (RFC 7911).
+    #[serde(default)]
+    pub add_path: AddPathStatus,
     /// Negotiated hold time, seconds.
     pub hold_seconds: Option<u16>,
     /// Negotiated keepalive interval, seconds.
     pub keepalive_seconds: Option<u16>,
     /// Names of the capabilities that the neighbour sent.
     pub capabilities: Vec<String>,
-    /// Prefixes accepted from the peer.
+    /// Prefixes accepted from the peer; of several paths each counts.
     pub prefixes_received: u64,
-    /// Prefixes announced to the peer.
+    /// Prefixes announced to the peer; of several paths each counts.
     pub prefixes_sent: u64,
     /// Messages received.
     pub messages_received: u64,
@@ -362,6 +373,16 @@ pub struct PeerStatus {
     pub bfd: Option<BfdStatus>,
 }
 
+/// Families of which several paths of a prefix were negotiated (RFC 7911).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AddPathStatus {
+    /// We tell several.
+    pub send: BTreeSet<Family>,
+    /// The peer tells several.
+    pub receive: BTreeSet<Family>,
+}
+
 /// What an operator asks about graceful restart with a peer (RFC 4724).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -372,9 +393,15 @@ pub struct GracefulRestartStatus {
     pub notification: bool,
     /// Families whose routes are kept while the peer is away.
     pub families: BTreeSet<Family>,
+    /// For how long they are kept after that, as the last choice, seconds; 0: they are not (RFC 9494).
+    #[serde(default)]
+    pub long_lived_seconds: u32,
     /// Prefixes that are kept of a session that is gone, until the peer confirms them.
     pub stale_prefixes: u64,
-    /// Seconds until these are withdrawn; none: there are none.
+    /// Those of them that are the last choice by now.
+    #[serde(default)]
+    pub long_lived_prefixes: u64,
+    /// Seconds until the first of these are withdrawn, or become the last choice; none: there are none.
     pub stale_seconds: Option<u64>,
     /// Families of which the peer has told all its routes (End-of-RIB) in this session.
     pub end_of_rib: BTreeSet<Family>,
@@ -390,6 +417,8 @@ pub struct RouteStatus {
     pub peer: Option<IpAddr>,
     /// The destination.
     pub prefix: IpNet,
+    /// Path identifier (RFC 7911): the peer's, or in `adj-out` ours; none: none were negotiated.
+    pub path_id: Option<u32>,
     /// Next hop.
     pub next_hop: Option<IpAddr>,
     /// AS path in words, `65001 65002 {65003}`.

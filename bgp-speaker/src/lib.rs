@@ -12,6 +12,7 @@ mod peer;
 mod policy;
 pub mod random;
 mod rib;
+mod sent;
 pub mod speaker;
 mod transport;
 mod update_queue;

@@ -91,6 +91,8 @@ pub(crate) struct Export<'a> {
     pub(crate) internal: bool,
     pub(crate) address: IpAddr,
     pub(crate) learned: bool,
+    /// It knows what to do with routes that are long stale (RFC 9494).
+    pub(crate) long_lived: bool,
     /// What we are to the peer (RFC 9234).
     pub(crate) role: Option<Role>,
     /// Routes of IPv4 may have next hops of IPv6 (RFC 8950).
@@ -113,6 +115,10 @@ impl Export<'_> {
         }
         let otc = route.attributes.otc;
         if otc.is_some() && self.role.is_some_and(is_for_customers_only) {
+            return None;
+        }
+        let is_stale = route.attributes.communities.contains(&Community::LLGR_STALE) && !self.long_lived;
+        if is_stale && !self.internal {
             return None;
         }
         let unchanged = ExportPolicy::default();
@@ -166,6 +172,11 @@ impl Export<'_> {
             }
         }
         self.change(changes, &mut attributes);
+        if is_stale {
+            // Partial deployment inside the AS (RFC 9494 section 4.6).
+            attributes.communities.insert(Community::NO_EXPORT);
+            attributes.local_pref = Some(0);
+        }
         for unknown in attributes.unknown.values_mut() {
             unknown.flags |= Unknown::PARTIAL;
         }
@@ -225,6 +236,7 @@ mod tests {
             internal,
             address,
             learned: true,
+            long_lived: false,
             role: None,
             extended_next_hop: false,
             changes: &UNCHANGED,

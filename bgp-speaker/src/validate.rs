@@ -1,7 +1,7 @@
 //! Whether a configuration makes sense, before anything of it takes effect.
 use crate::{
     config::{Asn, ConfigError, Global, PeerAsn, PeerConfig, PeerRange, Route},
-    wire::MAX_RESTART_SECONDS,
+    wire::{MAX_LONG_LIVED_SECONDS, MAX_RESTART_SECONDS},
 };
 use ipnet::IpNet;
 use std::{
@@ -146,6 +146,12 @@ fn peer(peer: &PeerConfig, global: Option<&Global>) -> Result<(), ConfigError> {
     if peer.graceful_restart.is_some_and(|seconds| seconds > MAX_RESTART_SECONDS) {
         return error("gracefulRestart.seconds", "must be 0 to 4095 (RFC 4724 section 3)");
     }
+    if peer.long_lived_seconds > MAX_LONG_LIVED_SECONDS {
+        return error("gracefulRestart.longLivedSeconds", "must be 0 to 16777215 (RFC 9494 section 3.1)");
+    }
+    if peer.long_lived_seconds > 0 && peer.graceful_restart.is_none() {
+        return error("gracefulRestart.longLivedSeconds", "counts beside gracefulRestart.seconds only");
+    }
     Ok(())
 }
 
@@ -239,7 +245,7 @@ mod tests {
     #[test]
     fn peers_that_make_no_sense() {
         type Case = (fn(&mut PeerConfig), &'static str);
-        let cases: [Case; 26] = [
+        let cases: [Case; 29] = [
             (|_| (), ""),
             (|peer| peer.timers = Timers { hold_seconds: 0, keepalive_seconds: 0, ..peer.timers }, ""),
             (|peer| peer.asn = PeerAsn::Is(Asn(0)), "asn: 0 is reserved (RFC 7607)"),
@@ -292,6 +298,15 @@ mod tests {
             (
                 |peer| peer.graceful_restart = Some(4096),
                 "gracefulRestart.seconds: must be 0 to 4095 (RFC 4724 section 3)",
+            ),
+            (|peer| (peer.graceful_restart, peer.long_lived_seconds) = (Some(0), 0xFF_FFFF), ""),
+            (
+                |peer| (peer.graceful_restart, peer.long_lived_seconds) = (Some(0), 0x100_0000),
+                "gracefulRestart.longLivedSeconds: must be 0 to 16777215 (RFC 9494 section 3.1)",
+            ),
+            (
+                |peer| peer.long_lived_seconds = 1,
+                "gracefulRestart.longLivedSeconds: counts beside gracefulRestart.seconds only",
             ),
         ];
         let ours = Global { asn: Asn(65000), router_id: [1, 1, 1, 1].into(), listen: [].into() };

@@ -307,6 +307,8 @@ struct RoleSpec {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct GracefulRestart {
     seconds: u16,
+    #[serde(default)]
+    long_lived_seconds: u32,
 }
 
 #[derive(Default, Deserialize)]
@@ -335,8 +337,6 @@ impl PeerSpec {
         let unsupported = [
             ("interface", self.interface.is_some()),
             ("discover", self.discover.is_some()),
-            ("addPath.send", self.add_path.send),
-            ("addPath.receive", self.add_path.receive),
             ("import.install", self.import.install),
         ];
         if let Some((field, _)) = unsupported.iter().find(|(_, is_there)| *is_there) {
@@ -373,7 +373,9 @@ impl PeerSpec {
                 let policy = self.export.policy();
                 all_families().into_iter().map(|family| (family, policy.clone())).collect()
             },
-            graceful_restart: self.graceful_restart.map(|restart| restart.seconds),
+            graceful_restart: self.graceful_restart.as_ref().map(|restart| restart.seconds),
+            long_lived_seconds: self.graceful_restart.map_or(0, |restart| restart.long_lived_seconds),
+            add_path: config::AddPath { send: self.add_path.send, receive: self.add_path.receive },
             role: self.role.map(|RoleSpec { local, strict }| LocalRole { local, strict }),
             bfd: self.bfd.map(|BfdSpec { min_tx_millis, min_rx_millis, multiplier }| Bfd {
                 min_tx_millis,
@@ -457,7 +459,7 @@ routerID: 198.18.0.2
 listen: ["198.18.0.2:179"]
 peers:
 - {address: 198.18.0.1, asn: 65001, localAddress: 198.18.0.2, timers: {holdSeconds: 9}, ttlSecurity: {hops: 2}, role: {local: Customer}, import: {accept: [any]}, export: {learned: true}}
-- {address: "fd00:18::1", asn: internal, families: [ipv6-unicast], ebgpMultihop: {ttl: 4}, bfd: {minTxMillis: 50, minRxMillis: 60, multiplier: 3}, auth: {md5Password: s3cret}, maxPrefixes: 10, gracefulRestart: {seconds: 120}, maxPrefixesRestartSeconds: 5, shutdown: bye, import: {accept: [10.0.0.0/8], deny: [10.1.0.0/16], communities: ["65001:1"]}, export: {nextHopSelf: true, gracefulShutdown: true, prepend: 3, med: 4, localPref: 5, communities: ["1:2:3"]}}
+- {address: "fd00:18::1", asn: internal, families: [ipv6-unicast], ebgpMultihop: {ttl: 4}, bfd: {minTxMillis: 50, minRxMillis: 60, multiplier: 3}, auth: {md5Password: s3cret}, maxPrefixes: 10, gracefulRestart: {seconds: 120, longLivedSeconds: 3600}, addPath: {receive: true}, maxPrefixesRestartSeconds: 5, shutdown: bye, import: {accept: [10.0.0.0/8], deny: [10.1.0.0/16], communities: ["65001:1"]}, export: {nextHopSelf: true, gracefulShutdown: true, prepend: 3, med: 4, localPref: 5, communities: ["1:2:3"]}}
 - {range: {prefix: 198.18.1.0/24, limit: 10}, asn: external, passive: true}
 routes:
 - {prefix: 203.0.113.0/24, communities: ["65002:1", "65002:1:2", no-export], med: 10, prepend: 2, localPref: 200, linkBandwidth: 125000}
@@ -496,6 +498,9 @@ routes:
         assert_eq!((ranges[0].limit, ranges[0].peer.passive, ranges.len()), (10, true, 1));
         assert_eq!(ranges[0].name(), IpAddr::from([198, 18, 1, 0]));
         assert_eq!((peers[0].graceful_restart, peers[1].graceful_restart), (None, Some(120)));
+        assert_eq!((peers[0].long_lived_seconds, peers[1].long_lived_seconds), (0, 3600));
+        assert_eq!(peers[0].add_path, config::AddPath::default());
+        assert_eq!(peers[1].add_path, config::AddPath { send: false, receive: true });
         assert_eq!(peers[0].role, Some(LocalRole { local: Role::Customer, strict: false }));
         let attributes = &routes[0].attributes;
         assert_eq!(attributes.communities, [65002 << 16 | 1, 0xFFFF_FF01].into());
@@ -524,7 +529,7 @@ routes:
             ("md5Password: s3cret", "", "peers[1].auth.md5Password: needs exactly one"),
             ("minTxMillis: 50, ", "", "peers[1].bfd: missing field `minTxMillis`"),
             ("maxPrefixes: 10", "import: {install: true}", "duplicate"),
-            ("maxPrefixes: 10", "addPath: {send: true}", "peers[1].addPath.send: not supported yet"),
+            ("{receive: true}", "{both: true}", "peers[1].addPath.both: unknown field"),
             ("range: {", "address: 10.0.0.1, range: {", "peers[2].range: and address exclude each other"),
             ("md5Password: s3cret", "md5SecretRef: {}", "peers[1].auth.md5SecretRef: unknown field"),
             ("address: \"fd00:18::1\", ", "", "peers[1].address: missing"),

@@ -9,9 +9,12 @@ pub(crate) use table::{Change, Chooser, Path, PrefixId, Source, Table};
 use crate::{
     config::Family,
     decision::{Decision, Neighbour},
-    wire::{Attributes, NextHop},
+    wire::{Attributes, NextHop, PathId},
 };
 use ipnet::IpNet;
+
+/// A path of a known source: its prefix, and the identifier that the source gave it.
+pub(crate) type PathKey = (PrefixId, PathId);
 
 /// What a path carries: its attributes and its next hop.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -53,6 +56,11 @@ impl Rib {
         Decision { attributes: &self.attributes, neighbours: &self.neighbours }
     }
 
+    /// The paths of a source, by number of the prefix.
+    pub(crate) fn paths_of(&self, family: Family, source: Source) -> impl Iterator<Item = PathKey> + '_ {
+        self.table(family).paths_of(source).map(|(id, path)| (id, path.id))
+    }
+
     /// Sets a path; holds its attributes for as long as it stays.
     pub(crate) fn set(&mut self, family: Family, prefix: IpNet, path: Path) -> Change {
         self.attributes.retain(path.attributes);
@@ -64,10 +72,16 @@ impl Rib {
         change
     }
 
-    /// Removes the path of a source.
-    pub(crate) fn remove(&mut self, family: Family, id: PrefixId, source: Source) -> Option<Change> {
+    /// Removes a path of a source.
+    pub(crate) fn remove(
+        &mut self,
+        family: Family,
+        id: PrefixId,
+        source: Source,
+        path: PathId,
+    ) -> Option<Change> {
         let (table, decision) = self.split(family);
-        let change = table.remove(id, source, &decision)?;
+        let change = table.remove(id, source, path, &decision)?;
         if let Some(old) = change.old {
             self.attributes.release(old.attributes);
         }

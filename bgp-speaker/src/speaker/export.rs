@@ -4,9 +4,9 @@ use crate::{
     config::{Asn, Family, Route, RouteAttributes},
     connection::ConnectionId,
     policy::{Export, Provenance},
-    rib::{AttributesId, Path, PathAttributes, PrefixId, Source},
+    rib::{AttributesId, Change, Path, PathAttributes, PrefixId, Source},
     update_queue::Exporter,
-    wire::{AsPath, Attributes, Community, ExtendedCommunity, LargeCommunity, NextHop},
+    wire::{AsPath, Attributes, Community, ExtendedCommunity, LargeCommunity, NextHop, PathId},
 };
 use ipnet::IpNet;
 use std::{collections::BTreeMap, mem, net::IpAddr};
@@ -28,10 +28,8 @@ impl Speaker {
         for prefix in old.keys().filter(|prefix| !wanted.contains_key(prefix)) {
             let family = family_of(prefix);
             if let Some(id) = self.rib.table(family).find(prefix) {
-                if let Some(change) = self.rib.remove(family, id, Source::LOCAL)
-                    && change.best
-                {
-                    self.mark(family, id);
+                if let Some(change) = self.rib.remove(family, id, Source::LOCAL, PathId::default()) {
+                    self.mark(family, &change);
                 }
                 self.release_unused(family, [id]);
             }
@@ -42,7 +40,8 @@ impl Speaker {
             {
                 let family = family_of(prefix);
                 let change = self.rib.set(family, *prefix, Path::own(first.attributes));
-                self.mark(family, change.prefix);
+                // Of several routes another one may have changed.
+                self.mark(family, &Change { best: true, ..change });
             }
         }
         for route in old.into_values().flatten() {
@@ -64,11 +63,17 @@ impl Speaker {
         self.replace_own_routes(routes);
     }
 
-    /// The best route of a prefix changed: whoever knows it or may hear of it looks again.
-    pub(super) fn mark(&mut self, family: Family, id: PrefixId) {
+    /// A path of a prefix changed: whoever knows it or may hear of it looks again, if it is the best one, or all
+    /// matter.
+    pub(super) fn mark(&mut self, family: Family, change: &Change) {
+        if change.old == change.new && !change.best {
+            return;
+        }
+        let id = change.prefix;
         let own = self.rib.table(family).best(id).is_some_and(|best| best.source == Source::LOCAL);
         for slot in self.peers.iter_mut().flatten() {
             if let Some(out) = slot.out.get_mut(&family)
+                && (change.best || out.takes_all())
                 && (own || slot.peer.config.export_learned || out.knows(id))
             {
                 out.mark(id);
@@ -130,6 +135,7 @@ impl Speaker {
                 local_asn: global.asn,
                 internal: negotiated.context.internal,
                 address: slot.peer.config.address,
+                long_lived: negotiated.knows_long_lived,
                 learned: slot.peer.config.export_learned,
                 extended_next_hop: negotiated.context.extended_next_hop,
                 changes: &slot.peer.config.export,

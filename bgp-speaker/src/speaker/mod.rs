@@ -13,6 +13,7 @@
 //! ```
 mod bfd;
 mod export;
+mod long_lived;
 mod ranges;
 mod restart;
 mod session;
@@ -26,11 +27,11 @@ use crate::{
     fsm::Event,
     peer::{Peer, Tools},
     random::Random,
-    rib::{AttributesId, Path, PrefixId, Rib, Source},
+    rib::{AttributesId, Path, PathKey, Rib, Source},
     transport::Transport,
     update_queue::AdjRibOut,
     validate,
-    wire::{Notification, Reason},
+    wire::{Notification, PathId, Reason},
 };
 use ipnet::IpNet;
 use std::{
@@ -156,14 +157,14 @@ struct Slot {
     range: Option<IpNet>,
     /// Of the session that is up; empty: none is.
     out: BTreeMap<Family, AdjRibOut>,
-    /// Prefixes accepted.
+    /// Prefixes accepted; of several paths each counts.
     received: u64,
     /// Prefixes kept though refused.
     refused: u64,
     /// Refused routes are kept: the peer cannot be asked for them again.
     keeps_refused: bool,
     /// Paths that a refresh of the peer has not confirmed yet, by family (RFC 7313 section 4).
-    unconfirmed: BTreeMap<Family, BTreeSet<PrefixId>>,
+    unconfirmed: BTreeMap<Family, BTreeSet<PathKey>>,
     /// Its routes over a restart.
     kept: restart::Kept,
     /// How its path is watched.
@@ -424,7 +425,10 @@ impl Speaker {
             self.with_peer(source, now, outputs, |peer, tools| {
                 peer.stop(&peer.farewell(), tools);
             });
-            if (old.asn, old.graceful_restart.is_some()) != (config.asn, config.graceful_restart.is_some()) {
+            let keeps = |config: &PeerConfig| {
+                (config.asn, config.graceful_restart.is_some(), config.long_lived_seconds > 0)
+            };
+            if keeps(&old) != keeps(&config) {
                 self.forget_stale(source);
             }
             if self.global.is_some() {
@@ -539,7 +543,8 @@ fn session_of(config: &PeerConfig) -> impl PartialEq + use<> {
     let timers = (config.timers.hold_seconds, config.timers.keepalive_seconds);
     let ends = (config.asn, config.port, config.local_address, config.passive);
     let ttl = (config.multihop_ttl, config.ttl_security_hops);
-    let offered = (config.families.clone(), config.graceful_restart, config.role);
+    let restart = (config.graceful_restart, config.long_lived_seconds);
+    let offered = (config.families.clone(), restart, config.role, config.add_path);
     (ends, ttl, timers, offered, config.shutdown.clone())
 }
 
@@ -552,7 +557,7 @@ fn family_of(prefix: &IpNet) -> Family {
 
 impl Path {
     fn own(attributes: AttributesId) -> Self {
-        Path { source: Source::LOCAL, refused: false, attributes }
+        Path { source: Source::LOCAL, id: PathId::default(), refused: false, attributes }
     }
 }
 

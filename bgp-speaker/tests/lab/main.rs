@@ -1,8 +1,10 @@
 //! The speaker against real routers (FRR, BIRD, GoBGP, OpenBGPD) and against hand-made bytes, in network namespaces. Needs root.
 #![expect(clippy::unwrap_used, reason = "what a test cannot go on without")]
+mod add_path;
 mod bfd;
 mod command;
 mod harness;
+mod long_lived;
 mod next_hop;
 mod others;
 mod policy;

@@ -2,8 +2,8 @@
 use super::community::Community;
 use super::crds::rules;
 use super::scalar::{
-    Address, Asn, HoldSeconds, Hops, Millis, Multiplier, Port, Prefix, PrefixLimit, RestartSeconds,
-    RetrySeconds, Ttl, quoted,
+    Address, Asn, HoldSeconds, Hops, LongLivedSeconds, Millis, Multiplier, Port, Prefix, PrefixLimit,
+    RestartSeconds, RetrySeconds, Ttl, quoted,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::CustomResource;
@@ -298,6 +298,9 @@ pub struct EbgpMultihop {
 pub struct GracefulRestart {
     /// How long, in seconds, routes are kept for us.
     pub seconds: RestartSeconds,
+    /// How long, in seconds, they are kept after that, as the last choice (RFC 9494); none: not at all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub long_lived_seconds: Option<LongLivedSeconds>,
 }
 
 /// What the node is to the neighbour (RFC 9234).
@@ -355,9 +358,9 @@ pub struct Bfd {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct AddPath {
-    /// We send them.
+    /// We tell several, should we know several.
     pub send: bool,
-    /// We take them.
+    /// We take several.
     pub receive: bool,
 }
 

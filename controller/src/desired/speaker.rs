@@ -139,7 +139,13 @@ fn peer_config(address: IpAddr, peer: &BGPPeer, own: Asn, md5: Option<Md5Key>) -
             .as_ref()
             .filter(|_| !asn.is_internal(own))
             .map(|role| config::LocalRole { local: role.local.into(), strict: role.strict }),
+        add_path: config::AddPath { send: spec.add_path.send, receive: spec.add_path.receive },
         graceful_restart: spec.graceful_restart.as_ref().map(|restart| restart.seconds.get()),
+        long_lived_seconds: spec
+            .graceful_restart
+            .as_ref()
+            .and_then(|restart| restart.long_lived_seconds)
+            .map_or(0, |seconds| seconds.get()),
         bfd: spec.bfd.as_ref().map(|bfd| config::Bfd {
             min_tx_millis: bfd.min_tx_millis.get(),
             min_rx_millis: bfd.min_rx_millis.get(),

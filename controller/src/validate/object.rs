@@ -5,7 +5,7 @@ use crate::{
         PacketFilterSpec, PoolUse, Selector,
         address_pool::{ONE_BLOCK, ONE_FAMILY},
         bgp_advertisement::Source,
-        bgp_peer::{AddPath, HOLD_TIME, KEEPALIVE, ONE_NEIGHBOUR, TTL_EXCLUSIVE},
+        bgp_peer::{HOLD_TIME, KEEPALIVE, ONE_NEIGHBOUR, TTL_EXCLUSIVE},
         load_balancer::{ADDRESSES_OR_POOL, DIRECT_RETURN_PORT, ONE_BACKEND},
         packet_filter::{
             self, BytesAt, DROPS_EVERYTHING, FLAGS_OF_PROTOCOL, FilterAction, FilterRule, MASK_LENGTH,
@@ -229,7 +229,6 @@ impl Faults {
             "ttlSecurity",
             TTL_EXCLUSIVE,
         );
-        self.not_yet(spec.add_path != AddPath::default(), "addPath");
         self.not_yet(spec.import.install, "import.install");
     }
 

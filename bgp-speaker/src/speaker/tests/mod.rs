@@ -1,6 +1,7 @@
 //! Whole speakers in virtual time.
 mod bfd;
 mod histories;
+mod long_lived;
 mod restart;
 mod sessions;
 mod sim;

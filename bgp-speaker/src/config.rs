@@ -101,6 +101,8 @@ pub struct PeerConfig {
     pub accept: Vec<IpNet>,
     /// Which of these are taken in nevertheless.
     pub import: ImportFilter,
+    /// Whether what is taken in goes into the kernel's routing table, if it is the best or as good as that.
+    pub install: bool,
     /// Whether learned routes are passed on to this peer.
     pub export_learned: bool,
     /// What the peer is told otherwise, by family; none: as it is.
@@ -135,6 +137,7 @@ impl PeerConfig {
             shutdown: None,
             accept: Vec::new(),
             import: ImportFilter::default(),
+            install: false,
             export_learned: false,
             export: BTreeMap::new(),
             graceful_restart: None,

@@ -4,6 +4,7 @@ pub mod bfd;
 pub mod config;
 mod connection;
 mod decision;
+pub mod fib;
 pub mod fsm;
 mod negotiate;
 #[cfg(feature = "net")]

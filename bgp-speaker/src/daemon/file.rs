@@ -337,7 +337,6 @@ impl PeerSpec {
             ("discover", self.discover.is_some()),
             ("addPath.send", self.add_path.send),
             ("addPath.receive", self.add_path.receive),
-            ("import.install", self.import.install),
         ];
         if let Some((field, _)) = unsupported.iter().find(|(_, is_there)| *is_there) {
             return Err(format!("{field}: not supported yet"));
@@ -368,6 +367,7 @@ impl PeerSpec {
             shutdown: self.shutdown,
             accept: prefixes(self.import.accept),
             import: Import::filter(self.import.deny, self.import.communities),
+            install: self.import.install,
             export_learned: self.export.learned,
             export: {
                 let policy = self.export.policy();
@@ -457,7 +457,7 @@ routerID: 198.18.0.2
 listen: ["198.18.0.2:179"]
 peers:
 - {address: 198.18.0.1, asn: 65001, localAddress: 198.18.0.2, timers: {holdSeconds: 9}, ttlSecurity: {hops: 2}, role: {local: Customer}, import: {accept: [any]}, export: {learned: true}}
-- {address: "fd00:18::1", asn: internal, families: [ipv6-unicast], ebgpMultihop: {ttl: 4}, bfd: {minTxMillis: 50, minRxMillis: 60, multiplier: 3}, auth: {md5Password: s3cret}, maxPrefixes: 10, gracefulRestart: {seconds: 120}, maxPrefixesRestartSeconds: 5, shutdown: bye, import: {accept: [10.0.0.0/8], deny: [10.1.0.0/16], communities: ["65001:1"]}, export: {nextHopSelf: true, gracefulShutdown: true, prepend: 3, med: 4, localPref: 5, communities: ["1:2:3"]}}
+- {address: "fd00:18::1", asn: internal, families: [ipv6-unicast], ebgpMultihop: {ttl: 4}, bfd: {minTxMillis: 50, minRxMillis: 60, multiplier: 3}, auth: {md5Password: s3cret}, maxPrefixes: 10, gracefulRestart: {seconds: 120}, maxPrefixesRestartSeconds: 5, shutdown: bye, import: {accept: [10.0.0.0/8], deny: [10.1.0.0/16], communities: ["65001:1"], install: true}, export: {nextHopSelf: true, gracefulShutdown: true, prepend: 3, med: 4, localPref: 5, communities: ["1:2:3"]}}
 - {range: {prefix: 198.18.1.0/24, limit: 10}, asn: external, passive: true}
 routes:
 - {prefix: 203.0.113.0/24, communities: ["65002:1", "65002:1:2", no-export], med: 10, prepend: 2, localPref: 200, linkBandwidth: 125000}
@@ -481,6 +481,7 @@ routes:
         let bfd = Bfd { min_tx_millis: 50, min_rx_millis: 60, multiplier: 3 };
         assert_eq!((peers[0].bfd, peers[1].bfd), (None, Some(bfd)));
         assert_eq!((peers[1].accept.len(), peers[1].export_learned, peers[1].port), (1, false, 179));
+        assert_eq!((peers[0].install, peers[1].install), (false, true));
         assert_eq!((&peers[0].md5, &peers[1].md5), (&None, &Md5Key::new(*b"s3cret").ok()));
         assert_eq!(
             (peers[1].import.deny.len(), &peers[1].import.communities),

@@ -3,13 +3,14 @@ use super::{
     Command, addresses,
     bfd::{Bfd, Report},
     connection::{self, Order},
+    fib::{self, Fib},
     options, socket,
 };
 use crate::{
     ConnectionId, Endpoints, Md5Key, Time,
     bfd::Path,
     config::{ConfigError, Global, PeerConfig, PeerRange, PeerStatus},
-    speaker::{Input, Output, Speaker},
+    speaker::{Input, Installation, Output, Speaker},
 };
 use ipnet::IpNet;
 use std::{
@@ -48,6 +49,8 @@ pub(super) enum Event {
     Written(ConnectionId),
     Closed(ConnectionId, String),
     Drained(ConnectionId),
+    /// The kernel has what was to be installed.
+    Installed,
 }
 
 pub(super) struct Driver {
@@ -70,6 +73,8 @@ pub(super) struct Driver {
     bfd: Option<Bfd>,
     /// Failures of paths that the speaker has heard of.
     path_failures: u64,
+    /// Runs since there was something to install first.
+    fib: Option<Fib>,
 }
 
 /// What the driver knows of a connection that the speaker has not closed.
@@ -122,6 +127,7 @@ impl Driver {
             changed,
             bfd: None,
             path_failures: 0,
+            fib: None,
         }
     }
 
@@ -314,6 +320,12 @@ impl Driver {
                 }
             }
             Event::Closed(connection, reason) => self.input(Input::Closed { connection, reason }),
+            Event::Installed => {
+                if let Some(fib) = &mut self.fib {
+                    fib.installed();
+                }
+                self.install();
+            }
             Event::Drained(id) => self.held.iter_mut().for_each(|held| {
                 held.after.remove(&id);
             }),
@@ -392,6 +404,22 @@ impl Driver {
         }
     }
 
+    /// Gives the kernel's side its next batch, unless it has one in hand; it is started when there is one.
+    fn install(&mut self) {
+        if self.fib.is_none() {
+            match Fib::start(self.sender.clone()) {
+                Ok(fib) => self.fib = Some(fib),
+                Err(error) => tracing::error!(%error, "routes cannot be installed"),
+            }
+        }
+        if let Some(fib) = self.fib.as_mut().filter(|fib| !fib.is_busy()) {
+            let installation = self.speaker.install(fib::BATCH);
+            if installation != Installation::default() {
+                fib.install(installation);
+            }
+        }
+    }
+
     /// All peers, with what BFD says of their paths.
     fn peers(&self) -> Vec<PeerStatus> {
         let mut peers = self.speaker.peers(self.now());
@@ -431,6 +459,7 @@ impl Driver {
                 },
                 Output::Transmit { connection } => self.transmit(connection),
                 Output::Watch { peer, path } => self.watch(peer, path),
+                Output::Install => self.install(),
                 Output::StateChanged { peer, state, last_error } => {
                     tracing::info!(%peer, ?state, last_error, "session");
                     self.changed.send_modify(|changes| *changes += 1);
@@ -468,8 +497,11 @@ impl Driver {
         self.connections.clear();
         self.events.close();
         while self.tasks.join_next().await.is_some() {}
-        // The sessions have taken their leave: now their paths do.
+        // The sessions have taken their leave: now their paths do, and their routes.
         self.bfd = None;
+        if let Some(fib) = self.fib.take() {
+            fib.leave(self.speaker.install(usize::MAX)).await;
+        }
     }
 }
 

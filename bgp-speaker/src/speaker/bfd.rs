@@ -7,10 +7,11 @@ use super::{Output, Speaker};
 use crate::{
     Time,
     bfd::{Hops, Path},
+    fib::is_link_local,
     rib::Source,
     wire::Reason,
 };
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 impl Speaker {
     /// Says how the path to a peer is to be watched, if that is another way than before.
@@ -53,7 +54,7 @@ impl Speaker {
         let config = peer.bfd?;
         let endpoints = slot.peer.session().and_then(|session| session.endpoints.as_ref());
         let (scope, local) = match (endpoints, slot.watched) {
-            (Some(ends), _) => (scope(ends.remote), Some(ends.local.ip().to_canonical())),
+            (Some(ends), _) => (ends.link(), Some(ends.local.ip().to_canonical())),
             (None, Some(before)) => (before.scope, before.local),
             (None, None) => (0, peer.local_address),
         };
@@ -67,15 +68,4 @@ impl Speaker {
         let reachable = scope != 0 || !is_link_local(peer.address);
         reachable.then_some(Path { address: peer.address, scope, local, hops, config })
     }
-}
-
-fn scope(end: SocketAddr) -> u32 {
-    match end {
-        SocketAddr::V6(end) if end.ip().is_unicast_link_local() => end.scope_id(),
-        SocketAddr::V6(_) | SocketAddr::V4(_) => 0,
-    }
-}
-
-fn is_link_local(address: IpAddr) -> bool {
-    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }

@@ -32,6 +32,7 @@ impl Speaker {
                     && change.best
                 {
                     self.mark(family, id);
+                    self.mark_installed(family, id);
                 }
                 self.release_unused(family, [id]);
             }
@@ -43,6 +44,7 @@ impl Speaker {
                 let family = family_of(prefix);
                 let change = self.rib.set(family, *prefix, Path::own(first.attributes));
                 self.mark(family, change.prefix);
+                self.mark_installed(family, change.prefix);
             }
         }
         for route in old.into_values().flatten() {
@@ -90,7 +92,10 @@ impl Speaker {
     pub(super) fn release_unused(&mut self, family: Family, ids: impl IntoIterator<Item = PrefixId>) {
         for id in ids {
             let used = |slot: &Slot| slot.out.get(&family).is_some_and(|out| out.uses(id));
-            if self.rib.table(family).paths(id).is_empty() && !self.peers.iter().flatten().any(used) {
+            if self.rib.table(family).paths(id).is_empty()
+                && !self.fib.uses(family, id)
+                && !self.peers.iter().flatten().any(used)
+            {
                 self.rib.release(family, id);
             }
         }

@@ -13,6 +13,7 @@
 //! ```
 mod bfd;
 mod export;
+mod fib;
 mod ranges;
 mod restart;
 mod session;
@@ -32,6 +33,7 @@ use crate::{
     validate,
     wire::{Notification, Reason},
 };
+pub use fib::Installation;
 use ipnet::IpNet;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -121,6 +123,8 @@ pub enum Output {
         /// The path; none: it is not to be watched any more.
         path: Option<WatchedPath>,
     },
+    /// The kernel's routing table is to change: see [`Speaker::install`].
+    Install,
     /// The state of a peer is another one now.
     StateChanged {
         /// The neighbour.
@@ -146,6 +150,7 @@ pub struct Speaker {
     random: Random,
     next_connection: u64,
     own_start: restart::Own,
+    fib: fib::Fib,
 }
 
 /// A peer and what its session has.
@@ -168,6 +173,8 @@ struct Slot {
     kept: restart::Kept,
     /// How its path is watched.
     watched: Option<WatchedPath>,
+    /// Index of the interface of its last session, if that was link-local, else 0.
+    link: u32,
 }
 
 /// A route of ours to some peers.
@@ -193,6 +200,7 @@ impl Speaker {
             random: Random::new(seed),
             next_connection: 0,
             own_start: restart::Own::default(),
+            fib: fib::Fib::default(),
         }
     }
 
@@ -355,13 +363,22 @@ impl Speaker {
     }
 
     /// Ends all sessions, and forgets the peers. Peers that keep routes over a restart (RFC 4724) see the connection
-    /// close, the others get Cease/Administrative Shutdown.
+    /// close, the others get Cease/Administrative Shutdown. What came from the former stays installed.
     pub fn shutdown(&mut self, now: Time) -> Vec<Output> {
         let mut outputs = Vec::new();
         let notification = Reason::ADMINISTRATIVE_SHUTDOWN.into();
-        for source in self.sources() {
-            self.with_peer(source, now, &mut outputs, |peer, tools| peer.leave(&notification, tools));
-            self.forget_stale(source);
+        let stays = |source: &Source| self.slot(*source).is_some_and(|slot| slot.peer.leaves_gracefully());
+        let (stay, go): (Vec<Source>, Vec<Source>) = self.sources().into_iter().partition(stays);
+        if stay.is_empty() {
+            self.keep_nothing_installed();
+        }
+        for sources in [go, stay] {
+            for source in sources {
+                self.with_peer(source, now, &mut outputs, |peer, tools| peer.leave(&notification, tools));
+                self.forget_stale(source);
+            }
+            // What came from those who keep our routes is forwarded on.
+            self.freeze_installed();
         }
         self.peers.clear();
         self.rib.neighbours.clear();
@@ -405,7 +422,9 @@ impl Speaker {
             unconfirmed: BTreeMap::new(),
             kept: restart::Kept::default(),
             watched: None,
+            link: 0,
         });
+        self.use_fib(source);
         if self.global.is_some() {
             self.with_peer(source, now, outputs, |peer, tools| peer.start(tools));
         }
@@ -420,6 +439,9 @@ impl Speaker {
         let old = std::mem::replace(&mut slot.peer.config, config.clone());
         slot.peer.set_timers();
         self.watch(source, outputs);
+        if old.install != config.install {
+            self.installation_changed(source);
+        }
         if session_of(&old) != session_of(&config) {
             self.with_peer(source, now, outputs, |peer, tools| {
                 peer.stop(&peer.farewell(), tools);
@@ -514,6 +536,7 @@ impl Speaker {
                 }
             }
         }
+        self.push_install(&mut outputs);
         outputs
     }
 

@@ -115,7 +115,13 @@ impl Speaker {
 
     /// When something of this file is due.
     pub(super) fn restart_deadline(&self) -> Option<Time> {
-        self.slots().filter_map(|(_, slot)| slot.kept.until).chain(self.own_start.deadline()).min()
+        let kept = self.slots().filter_map(|(_, slot)| slot.kept.until);
+        kept.chain(self.own_start.deadline()).chain(self.settle_deadline()).min()
+    }
+
+    /// When what the kernel holds of a life before is not waited for any more.
+    fn settle_deadline(&self) -> Option<Time> {
+        self.own_start.since.filter(|_| self.is_settling()).map(|since| since + DEFERRAL)
     }
 
     pub(super) fn restart_tick(&mut self, now: Time, outputs: &mut Vec<super::Output>) {
@@ -130,12 +136,18 @@ impl Speaker {
             self.own_start.complete = true;
             self.undefer();
         }
+        if self.settle_deadline().is_some_and(|deadline| deadline <= now) {
+            self.settle_installed();
+        }
     }
 
     /// Ends the deferral if there is nothing to wait for any more.
     pub(super) fn end_deferral(&mut self) {
         let passes_on = self.slots().any(|(_, slot)| slot.peer.config.export_learned);
         let told = self.slots().all(|(_, slot)| slot.has_told_all());
+        if told && (self.own_start.complete || self.own_start.start == Start::Running) {
+            self.settle_installed();
+        }
         if self.own_start.complete && (!passes_on || told) {
             self.undefer();
         }

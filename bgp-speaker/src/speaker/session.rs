@@ -3,7 +3,7 @@ use super::{Output, Slot, Speaker, family_of};
 use crate::{
     Time,
     config::Family,
-    connection::ConnectionId,
+    connection::{ConnectionId, Endpoints},
     decision::Neighbour,
     negotiate::Negotiated,
     peer::Request,
@@ -80,7 +80,13 @@ impl Speaker {
             router_id: negotiated.router_id,
             address: slot.peer.config.address,
         };
+        let link =
+            slot.peer.session().and_then(|session| session.endpoints.as_ref()).map_or(0, Endpoints::link);
+        let moved = std::mem::replace(&mut slot.link, link) != link;
         self.rib.neighbours[usize::from(source.0)] = Some(neighbour);
+        if moved {
+            self.installation_changed(source);
+        }
         self.restart_up(source, negotiated.graceful_restart.as_ref(), now);
         self.end_deferral();
     }
@@ -200,6 +206,7 @@ impl Speaker {
         if change.best {
             self.mark(family, change.prefix);
         }
+        self.mark_installed(family, change.prefix);
     }
 
     /// The peer asks for our routes, or marks a refresh of its own (RFC 7313 section 4).

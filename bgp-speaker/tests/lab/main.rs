@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "what a test cannot go on without")]
 mod bfd;
 mod command;
+mod fib;
 mod harness;
 mod next_hop;
 mod others;

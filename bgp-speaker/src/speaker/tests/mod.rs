@@ -1,5 +1,6 @@
 //! Whole speakers in virtual time.
 mod bfd;
+mod fib;
 mod histories;
 mod restart;
 mod sessions;

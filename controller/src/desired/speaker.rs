@@ -132,6 +132,7 @@ fn peer_config(address: IpAddr, peer: &BGPPeer, own: Asn, md5: Option<Md5Key>) -
         shutdown: None,
         accept: prefixes(&spec.import.accept),
         import: import_filter(&spec.import),
+        install: spec.import.install,
         export_learned: false,
         export: spec.families.iter().map(|family| ((*family).into(), export.clone())).collect(),
         role: spec

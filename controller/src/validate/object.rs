@@ -230,7 +230,6 @@ impl Faults {
             TTL_EXCLUSIVE,
         );
         self.not_yet(spec.add_path != AddPath::default(), "addPath");
-        self.not_yet(spec.import.install, "import.install");
     }
 
     fn advertisement(&mut self, spec: &BGPAdvertisementSpec) {

@@ -1,12 +1,12 @@
 //! What the speaker is asked for: who it is, whom it talks to, what it announces. Whole sets, compared with
 //! what is in force.
 pub use crate::bfd::BfdStatus;
-use crate::transport::Md5Key;
+use crate::{InterfaceName, PeerId, transport::Md5Key};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 /// Autonomous system number, 1 to 4294967295 (RFC 6793); 0 is refused (RFC 7607).
@@ -65,11 +65,14 @@ impl Family {
     pub const ALL: [Family; 2] = [Family::Ipv4Unicast, Family::Ipv6Unicast];
 }
 
-/// One neighbour. Peers are identified by their address.
+/// One neighbour. Peers are identified by [`PeerConfig::id`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerConfig {
-    /// Address of the neighbour.
+    /// Address of the neighbour; `::` of an unnumbered one, whose link-local address is learned.
     pub address: IpAddr,
+    /// The neighbour is unnumbered: it is whoever is at the other end of this interface; none: it is known by its
+    /// address.
+    pub interface: Option<InterfaceName>,
     /// AS of the neighbour. Equal to ours: internal.
     pub asn: PeerAsn,
     /// TCP port of the neighbour.
@@ -123,6 +126,7 @@ impl PeerConfig {
     pub fn new(address: IpAddr, asn: PeerAsn) -> Self {
         PeerConfig {
             address,
+            interface: None,
             asn,
             port: 179,
             passive: false,
@@ -144,6 +148,16 @@ impl PeerConfig {
             role: None,
             bfd: None,
         }
+    }
+
+    /// The neighbour at the other end of an interface, with all else at its default.
+    pub fn unnumbered(interface: InterfaceName, asn: PeerAsn) -> Self {
+        PeerConfig { interface: Some(interface), ..PeerConfig::new(Ipv6Addr::UNSPECIFIED.into(), asn) }
+    }
+
+    /// What the neighbour is known by.
+    pub fn id(&self) -> PeerId {
+        self.interface.map_or(PeerId::Address(self.address), PeerId::Interface)
     }
 }
 
@@ -285,7 +299,7 @@ pub struct Route {
     /// Its attributes.
     pub attributes: RouteAttributes,
     /// Peers that hear of it, ranges by their [`name`](PeerRange::name); none: all.
-    pub peers: Option<BTreeSet<IpAddr>>,
+    pub peers: Option<BTreeSet<PeerId>>,
 }
 
 /// Attributes of an announced route.
@@ -324,8 +338,11 @@ pub enum State {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PeerStatus {
-    /// Address of the neighbour.
+    /// Address of the neighbour; of an unnumbered one as it was learned, and `::` before.
     pub address: IpAddr,
+    /// The interface at whose other end an unnumbered neighbour is.
+    #[serde(default)]
+    pub interface: Option<InterfaceName>,
     /// AS of the neighbour as configured; of any external one, that of its OPEN, and 0 before.
     pub asn: Asn,
     /// Our AS.
@@ -365,6 +382,13 @@ pub struct PeerStatus {
     pub bfd: Option<BfdStatus>,
 }
 
+impl PeerStatus {
+    /// What the neighbour is known by.
+    pub fn id(&self) -> PeerId {
+        self.interface.map_or(PeerId::Address(self.address), PeerId::Interface)
+    }
+}
+
 /// What an operator asks about graceful restart with a peer (RFC 4724).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -390,7 +414,7 @@ pub struct RouteStatus {
     /// `adj-in`, `loc` or `adj-out`.
     pub table: String,
     /// The peer; none for routes of our own in `loc`.
-    pub peer: Option<IpAddr>,
+    pub peer: Option<PeerId>,
     /// The destination.
     pub prefix: IpNet,
     /// Next hop.

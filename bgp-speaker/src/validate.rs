@@ -31,12 +31,12 @@ pub(crate) fn peers(peers: &[PeerConfig], global: Option<&Global>) -> Result<(),
     if peers.len() > MAX_PEERS {
         return Err(ConfigError::new("peers", "number", format!("more than {MAX_PEERS}")));
     }
-    let mut addresses = BTreeSet::new();
+    let mut ids = BTreeSet::new();
     for config in peers {
         peer(config, global)?;
-        if !addresses.insert(config.address) {
+        if !ids.insert(config.id()) {
             return Err(ConfigError::new(
-                format!("peer {}", config.address),
+                format!("peer {}", config.id()),
                 "address",
                 "is there more than once",
             ));
@@ -71,7 +71,7 @@ pub(crate) fn ranges(ranges: &[PeerRange], global: Option<&Global>) -> Result<()
 }
 
 fn peer(peer: &PeerConfig, global: Option<&Global>) -> Result<(), ConfigError> {
-    let error = |field, reason: &str| Err(ConfigError::new(format!("peer {}", peer.address), field, reason));
+    let error = |field, reason: &str| Err(ConfigError::new(format!("peer {}", peer.id()), field, reason));
     if !is_unicast(peer.address) {
         return error("address", "is no unicast address");
     }
@@ -345,7 +345,7 @@ mod tests {
     #[test]
     fn a_peer_hears_of_a_prefix_once() {
         let to = |hosts: &[u8]| {
-            let peers = hosts.iter().map(|host| IpAddr::from([10, 0, 0, *host])).collect();
+            let peers = hosts.iter().map(|host| IpAddr::from([10, 0, 0, *host]).into()).collect();
             route_with(|route| route.peers = Some(peers))
         };
         let all = || route_with(|_| ());

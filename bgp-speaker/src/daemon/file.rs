@@ -1,7 +1,7 @@
 //! The configuration file: YAML to what the speaker is asked for. The fields of a peer are those of a BGPPeer;
 //! what is not supported yet is refused by its name.
 use bgp_speaker::{
-    Md5Key,
+    InterfaceName, Md5Key,
     config::{
         self, Asn, Bfd, ExportPolicy, Family, Global, ImportFilter, LocalRole, PeerConfig, PeerRange, Role,
         Route, RouteAttributes, Timers,
@@ -114,8 +114,8 @@ struct PeerSpec {
     add_path: AddPath,
     graceful_restart: Option<GracefulRestart>,
     role: Option<RoleSpec>,
+    interface: Option<InterfaceName>,
     // Not supported yet.
-    interface: Option<Value>,
     discover: Option<Value>,
 }
 
@@ -349,6 +349,7 @@ impl PeerSpec {
         };
         Ok(PeerConfig {
             address: self.address.ok_or("address: missing")?,
+            interface: None,
             asn: match self.asn {
                 PeerAsn::Number(asn) => config::PeerAsn::Is(asn),
                 PeerAsn::Internal => config::PeerAsn::Is(local),

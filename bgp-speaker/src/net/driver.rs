@@ -7,7 +7,7 @@ use super::{
     options, socket,
 };
 use crate::{
-    ConnectionId, Endpoints, Md5Key, Time,
+    ConnectionId, Endpoints, Md5Key, PeerId, Time,
     bfd::Path,
     config::{ConfigError, Global, PeerConfig, PeerRange, PeerStatus},
     speaker::{Input, Installation, Output, Speaker},
@@ -17,7 +17,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     hash::{BuildHasher, Hasher, RandomState},
     io, mem,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::Arc,
     time::Duration,
 };
@@ -81,7 +81,7 @@ pub(super) struct Driver {
 enum Connection {
     Dialling(AbortHandle),
     Open {
-        remote: IpAddr,
+        remote: SocketAddr,
         orders: mpsc::Sender<Order>,
         key: watch::Sender<Option<Md5Key>>,
         /// The connection has a batch in hand.
@@ -300,7 +300,7 @@ impl Driver {
             Event::Dialled(connection, result) => {
                 match result.and_then(|stream| Ok((endpoints(&stream)?, stream))) {
                     Ok((endpoints, stream)) if self.connections.contains_key(&connection) => {
-                        self.serve(connection, stream, endpoints.remote.ip());
+                        self.serve(connection, stream, endpoints.remote);
                         self.input(Input::Connected { connection, endpoints });
                     }
                     Ok(_) => (),
@@ -334,7 +334,7 @@ impl Driver {
 
     fn accepted(&mut self, stream: TcpStream) -> io::Result<()> {
         let endpoints = endpoints(&stream)?;
-        match self.speaker.transport(endpoints.remote.ip()) {
+        match self.speaker.transport(endpoints.remote) {
             Some(transport) if self.tasks.len() + self.held.len() < MAX_TASKS => {
                 socket::prepare(&stream, &transport)?;
             }
@@ -342,7 +342,7 @@ impl Driver {
             _ => return Err(io::Error::other(format!("{}: no such peer", endpoints.remote.ip()))),
         }
         let drain = |(&id, connection): (&ConnectionId, &Connection)| match connection {
-            Connection::Open { remote, orders, .. } if *remote == endpoints.remote.ip() => {
+            Connection::Open { remote, orders, .. } if same_end(*remote, endpoints.remote) => {
                 // Room for the others must stay.
                 (orders.capacity() > ORDERS && orders.try_send(Order::Drain).is_ok()).then_some(id)
             }
@@ -361,12 +361,12 @@ impl Driver {
         while let Some(at) = self.held.iter().position(|held| held.after.is_empty()) {
             let Held { stream, endpoints, .. } = self.held.remove(at);
             let connection = self.speaker.accept_id();
-            self.serve(connection, stream, endpoints.remote.ip());
+            self.serve(connection, stream, endpoints.remote);
             self.input(Input::Accepted { connection, endpoints });
         }
     }
 
-    fn serve(&mut self, id: ConnectionId, stream: TcpStream, remote: IpAddr) {
+    fn serve(&mut self, id: ConnectionId, stream: TcpStream, remote: SocketAddr) {
         let (orders, receiver) = mpsc::channel(ORDERS + DRAINS);
         let (key, keys) = watch::channel(self.speaker.transport(remote).and_then(|transport| transport.md5));
         self.tasks.spawn(connection::run(id, stream, receiver, keys, self.sender.clone()));
@@ -377,7 +377,7 @@ impl Driver {
     fn paths_changed(&mut self) {
         let Some(bfd) = &mut self.bfd else { return };
         let heard = self.path_failures;
-        let failed: BTreeMap<IpAddr, Report> = {
+        let failed: BTreeMap<PeerId, Report> = {
             let reports = bfd.reports_mut().borrow_and_update();
             let new = reports.iter().filter(|(_, report)| report.failure > heard);
             new.map(|(peer, report)| (*peer, report.clone())).collect()
@@ -392,7 +392,7 @@ impl Driver {
     }
 
     /// The thread is started when there is something to watch.
-    fn watch(&mut self, peer: IpAddr, path: Option<Path>) {
+    fn watch(&mut self, peer: PeerId, path: Option<Path>) {
         if self.bfd.is_none() && path.is_some() {
             match Bfd::start(RandomState::new().build_hasher().finish()) {
                 Ok(bfd) => self.bfd = Some(bfd),
@@ -426,7 +426,7 @@ impl Driver {
         if let Some(bfd) = &self.bfd {
             let reports = bfd.reports().borrow();
             for peer in &mut peers {
-                peer.bfd = reports.get(&peer.address).map(Report::status);
+                peer.bfd = reports.get(&peer.id()).map(Report::status);
             }
         }
         peers
@@ -513,6 +513,15 @@ fn md5_keys<'a>(
     let peers = peers.into_iter().map(|peer| (IpNet::from(peer.address), peer));
     let all = peers.chain(ranges.iter().map(|range| (range.prefix, &range.peer)));
     all.filter_map(|(remote, peer)| Some((remote, peer.md5.clone()?))).collect()
+}
+
+/// Whether two connections are with the same neighbour, whatever their ports.
+fn same_end(one: SocketAddr, other: SocketAddr) -> bool {
+    let scope = |end| match end {
+        SocketAddr::V6(end) => end.scope_id(),
+        SocketAddr::V4(_) => 0,
+    };
+    (one.ip(), scope(one)) == (other.ip(), scope(other))
 }
 
 fn reply<T>(answer: oneshot::Sender<T>, value: T) {

@@ -5,13 +5,12 @@
 //! without BFD is a peer. What the peer's operator turned off is no failure (section 3.2).
 use super::{Output, Speaker};
 use crate::{
-    Time,
+    PeerId, Time,
     bfd::{Hops, Path},
     fib::is_link_local,
     rib::Source,
     wire::Reason,
 };
-use std::net::IpAddr;
 
 impl Speaker {
     /// Says how the path to a peer is to be watched, if that is another way than before.
@@ -20,7 +19,7 @@ impl Speaker {
         let Some(slot) = self.slot_mut(source) else { return };
         if slot.watched != path {
             slot.watched = path;
-            outputs.push(Output::Watch { peer: slot.peer.config.address, path });
+            outputs.push(Output::Watch { peer: slot.peer.config.id(), path });
         }
     }
 
@@ -29,12 +28,12 @@ impl Speaker {
     /// that, as after any other end of the session without a word.
     pub(super) fn path_failed(
         &mut self,
-        peer: IpAddr,
+        peer: PeerId,
         control_plane_independent: bool,
         now: Time,
         outputs: &mut Vec<Output>,
     ) {
-        let Some(&source) = self.by_address.get(&peer) else { return };
+        let Some(&source) = self.by_id.get(&peer) else { return };
         self.with_peer(source, now, outputs, |peer, tools| match peer.session() {
             Some(session) if !control_plane_independent && session.restarts_gracefully() => {
                 peer.lose("the path failed (BFD)", tools);

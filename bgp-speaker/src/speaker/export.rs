@@ -1,6 +1,7 @@
 //! What goes out: our own routes, marks for what changed, and the UPDATEs of a session.
 use super::{OwnRoute, Slot, Speaker, family_of};
 use crate::{
+    PeerId,
     config::{Asn, Family, Route, RouteAttributes},
     connection::ConnectionId,
     policy::{Export, Provenance},
@@ -122,7 +123,7 @@ impl Speaker {
         let (Some(negotiated), Some(ends)) = (&session.negotiated, &session.endpoints) else { return };
         let exporter = PeerExporter {
             source,
-            name: slot.range.map_or(slot.peer.config.address, |range| range.network()),
+            name: slot.range.map_or(slot.peer.config.id(), |range| PeerId::Address(range.network())),
             deferring: self.own_start.deferring,
             own: &self.own,
             neighbours: &self
@@ -165,8 +166,8 @@ impl Speaker {
 
 struct PeerExporter<'a> {
     source: Source,
-    /// By which routes name the peer: its address, or that of its range.
-    name: IpAddr,
+    /// By which routes name the peer: its own, or that of its range.
+    name: PeerId,
     /// Learned routes are held back.
     deferring: bool,
     own: &'a BTreeMap<IpNet, Vec<OwnRoute>>,

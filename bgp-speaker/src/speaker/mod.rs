@@ -20,7 +20,7 @@ mod session;
 mod status;
 
 use crate::{
-    Time,
+    PeerId, Time,
     bfd::Path as WatchedPath,
     config::{ConfigError, Family, Global, PeerConfig, PeerRange, Route, RouteAttributes, State},
     connection::{ConnectionId, Endpoints},
@@ -81,7 +81,7 @@ pub enum Input<'a> {
     /// The path to a peer failed: its BFD session was up and is down (see [`Output::Watch`]).
     PathFailed {
         /// The neighbour.
-        peer: IpAddr,
+        peer: PeerId,
         /// Whether the peer's BFD does not share the fate of its control plane (the C bit, RFC 5882 section 4.3).
         control_plane_independent: bool,
     },
@@ -119,7 +119,7 @@ pub enum Output {
     /// Watch the path to a peer in this way from now on, and tell [`Input::PathFailed`].
     Watch {
         /// The neighbour.
-        peer: IpAddr,
+        peer: PeerId,
         /// The path; none: it is not to be watched any more.
         path: Option<WatchedPath>,
     },
@@ -128,7 +128,7 @@ pub enum Output {
     /// The state of a peer is another one now.
     StateChanged {
         /// The neighbour.
-        peer: IpAddr,
+        peer: PeerId,
         /// Its state.
         state: State,
         /// The last error of the peer, in words.
@@ -142,7 +142,7 @@ pub struct Speaker {
     global: Option<Global>,
     /// Peers by number of the source; none: the number is free.
     peers: Vec<Option<Slot>>,
-    by_address: BTreeMap<IpAddr, Source>,
+    by_id: BTreeMap<PeerId, Source>,
     by_connection: BTreeMap<ConnectionId, Source>,
     ranges: Vec<PeerRange>,
     rib: Rib,
@@ -182,7 +182,7 @@ struct Slot {
 struct OwnRoute {
     attributes: AttributesId,
     config: RouteAttributes,
-    peers: Option<BTreeSet<IpAddr>>,
+    peers: Option<BTreeSet<PeerId>>,
 }
 
 impl Speaker {
@@ -192,7 +192,7 @@ impl Speaker {
         Speaker {
             global: None,
             peers: Vec::new(),
-            by_address: BTreeMap::new(),
+            by_id: BTreeMap::new(),
             by_connection: BTreeMap::new(),
             ranges: Vec::new(),
             rib: Rib::new(seed),
@@ -240,20 +240,19 @@ impl Speaker {
     pub fn set_peers(&mut self, peers: Vec<PeerConfig>, now: Time) -> Result<Vec<Output>, ConfigError> {
         self.check_peers(&peers)?;
         let mut outputs = Vec::new();
-        let wanted: BTreeMap<IpAddr, PeerConfig> =
-            peers.into_iter().map(|peer| (peer.address, peer)).collect();
+        let wanted: BTreeMap<PeerId, PeerConfig> = peers.into_iter().map(|peer| (peer.id(), peer)).collect();
         let gone: Vec<Source> = self
-            .by_address
+            .by_id
             .iter()
-            .filter(|(address, _)| !wanted.contains_key(address))
+            .filter(|(id, _)| !wanted.contains_key(id))
             .map(|(_, source)| *source)
             .filter(|source| self.slot(*source).is_some_and(|slot| slot.range.is_none()))
             .collect();
         for source in gone {
             self.remove_peer(source, now, &mut outputs);
         }
-        for (address, config) in wanted {
-            match self.by_address.get(&address) {
+        for (id, config) in wanted {
+            match self.by_id.get(&id) {
                 Some(&source) => {
                     // One that came by itself is one of the set from now on.
                     self.slot_mut(source).into_iter().for_each(|slot| slot.range = None);
@@ -290,11 +289,12 @@ impl Speaker {
         ConnectionId(self.next_connection)
     }
 
-    /// What connections with a neighbour are made with; none: no such neighbour, or no AS of our own yet.
-    pub fn transport(&self, peer: IpAddr) -> Option<Transport> {
+    /// What connections with the neighbour at this end are made with; none: no such neighbour, or no AS of our own yet.
+    pub fn transport(&self, remote: SocketAddr) -> Option<Transport> {
         let global = self.global.as_ref()?;
-        let known = self.by_address.get(&peer).and_then(|source| self.slot(*source));
-        let config = known.map(|slot| &slot.peer.config).or_else(|| Some(&self.range(peer)?.peer))?;
+        let known = self.known(remote).and_then(|source| self.slot(source));
+        let range = || self.range(remote.ip().to_canonical());
+        let config = known.map(|slot| &slot.peer.config).or_else(|| Some(&range()?.peer))?;
         Some(Transport::new(config, global))
     }
 
@@ -309,7 +309,7 @@ impl Speaker {
                 None => outputs.push(Output::Close { connection, last: Vec::new() }),
             },
             Input::Accepted { connection, endpoints } => {
-                match self.source_of(endpoints.remote.ip().to_canonical(), now, &mut outputs) {
+                match self.source_of(endpoints.remote, now, &mut outputs) {
                     Some(source) if self.global.is_some() => {
                         self.by_connection.insert(connection, source);
                         self.with_peer(source, now, &mut outputs, |peer, tools| {
@@ -382,7 +382,7 @@ impl Speaker {
         }
         self.peers.clear();
         self.rib.neighbours.clear();
-        self.by_address.clear();
+        self.by_id.clear();
         self.finish(outputs)
     }
 
@@ -396,9 +396,9 @@ impl Speaker {
         self.forget_stale(source);
         if let Some(slot) = self.peers[usize::from(source.0)].take() {
             if slot.watched.is_some() {
-                outputs.push(Output::Watch { peer: slot.peer.config.address, path: None });
+                outputs.push(Output::Watch { peer: slot.peer.config.id(), path: None });
             }
-            self.by_address.remove(&slot.peer.config.address);
+            self.by_id.remove(&slot.peer.config.id());
         }
         self.rib.neighbours[usize::from(source.0)] = None;
     }
@@ -411,7 +411,7 @@ impl Speaker {
         }
         // Validation keeps the number of peers far below the range of a source.
         let source = Source(free as u16);
-        self.by_address.insert(config.address, source);
+        self.by_id.insert(config.id(), source);
         self.peers[free] = Some(Slot {
             peer: Peer::new(config, now),
             range: None,
@@ -514,7 +514,7 @@ impl Speaker {
         let Some(slot) = self.slot_mut(source) else { return };
         if slot.peer.state_changed(now) {
             outputs.push(Output::StateChanged {
-                peer: slot.peer.config.address,
+                peer: slot.peer.config.id(),
                 state: slot.peer.state(),
                 last_error: slot.peer.last_error.clone(),
             });
@@ -541,7 +541,7 @@ impl Speaker {
     }
 
     fn sources(&self) -> Vec<Source> {
-        self.by_address.values().copied().collect()
+        self.by_id.values().copied().collect()
     }
 
     fn slots(&self) -> impl Iterator<Item = (Source, &Slot)> {

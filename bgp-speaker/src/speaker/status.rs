@@ -1,20 +1,19 @@
 //! What an operator asks.
 use super::{Speaker, family_of};
 use crate::{
-    Time,
+    PeerId, Time,
     config::{Asn, Family, PeerAsn, PeerStatus, RouteStatus},
     decision::Rule,
     rib::{AttributesId, PathAttributes, Source},
     update_queue::AdjRibOut,
 };
 use ipnet::IpNet;
-use std::net::IpAddr;
 
 impl Speaker {
     /// All peers, by address.
     pub fn peers(&self, now: Time) -> Vec<PeerStatus> {
         let local_asn = self.global.as_ref().map_or(Asn(0), |global| global.asn);
-        self.by_address
+        self.by_id
             .values()
             .filter_map(|&source| self.slot(source))
             .map(|slot| {
@@ -24,6 +23,7 @@ impl Speaker {
                 let (messages_received, messages_sent) = peer.messages();
                 PeerStatus {
                     address: peer.config.address,
+                    interface: peer.config.interface,
                     asn: match peer.config.asn {
                         PeerAsn::Is(asn) => asn,
                         PeerAsn::External => foremost.open.as_ref().map_or(Asn(0), |open| open.asn),
@@ -90,7 +90,7 @@ impl Speaker {
         let row = |table: &str, peer, attributes: AttributesId, best, rule: Option<Rule>| {
             row(table, peer, prefix, self.rib.attributes.get(attributes), best, rule)
         };
-        let address = |source: Source| self.slot(source).map(|slot| slot.peer.config.address);
+        let address = |source: Source| self.slot(source).map(|slot| slot.peer.config.id());
         let mut told: Vec<_> = paths
             .iter()
             .zip(&verdicts)
@@ -106,9 +106,9 @@ impl Speaker {
                 rows.push(row("loc", address(path.source), path.attributes, true, Some(rule)));
             }
         }
-        for slot in self.by_address.values().filter_map(|&source| self.slot(source)) {
+        for slot in self.by_id.values().filter_map(|&source| self.slot(source)) {
             if let Some(sent) = slot.out.get(&family).and_then(|out| out.sent(id)) {
-                rows.push(row("adj-out", Some(slot.peer.config.address), sent, true, None));
+                rows.push(row("adj-out", Some(slot.peer.config.id()), sent, true, None));
             }
         }
     }
@@ -116,7 +116,7 @@ impl Speaker {
 
 fn row(
     table: &str,
-    peer: Option<IpAddr>,
+    peer: Option<PeerId>,
     prefix: IpNet,
     route: &PathAttributes,
     best: bool,

@@ -13,7 +13,10 @@ use crate::api::{
     bgp_advertisement::{LinkBandwidth, Source},
     bgp_peer,
 };
-use bgp_speaker::config::{Route, RouteAttributes};
+use bgp_speaker::{
+    PeerId,
+    config::{Route, RouteAttributes},
+};
 use ipam::Family;
 use ipnet::IpNet;
 use std::{
@@ -185,7 +188,7 @@ pub(super) fn announce(draft: &Draft<'_>, held: &Held<'_>) -> Announcements {
                     attributes.link_bandwidth.and(weight).map(|weight| weight * BANDWIDTH_OF_WEIGHT),
                 ..attributes.clone()
             },
-            peers: peers.clone(),
+            peers: peers.as_ref().map(|all| all.iter().copied().map(PeerId::from).collect()),
         }));
     }
     let names = rules.iter().map(|rule| rule.name.to_owned());

@@ -110,6 +110,7 @@ fn peer_config(address: IpAddr, peer: &BGPPeer, own: Asn, md5: Option<Md5Key>) -
     };
     PeerConfig {
         address,
+        interface: None,
         asn,
         port: spec.port.get(),
         passive: spec.passive,

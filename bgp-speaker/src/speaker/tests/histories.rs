@@ -328,7 +328,7 @@ impl Driver {
                         prepend: shape & 3,
                         ..RouteAttributes::default()
                     };
-                    let peers = (shape & 8 != 0).then(|| [address(1 + shape % HOSTS)].into());
+                    let peers = (shape & 8 != 0).then(|| [address(1 + shape % HOSTS).into()].into());
                     Route { prefix, attributes, peers }
                 });
                 let outputs = self.speaker.set_routes(routes.collect()).unwrap();

@@ -35,7 +35,7 @@ pub(super) struct Node {
     pub(super) watch: Watch,
     pub(super) changes: Vec<(Time, State)>,
     /// Paths that a BFD would watch.
-    pub(super) watched: Vec<(IpAddr, WatchedPath)>,
+    pub(super) watched: Vec<(PeerId, WatchedPath)>,
     /// What a kernel would have: gateways by prefix.
     pub(super) installed: BTreeMap<IpNet, Vec<IpAddr>>,
     pub(super) settled: bool,

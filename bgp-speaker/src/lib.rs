@@ -6,6 +6,7 @@ mod connection;
 mod decision;
 pub mod fib;
 pub mod fsm;
+pub mod ndp;
 mod negotiate;
 #[cfg(feature = "net")]
 mod net;

@@ -148,7 +148,8 @@ impl Peer {
     /// Dials at once, unless the peer is shut down.
     pub(crate) fn start(&mut self, tools: &mut Tools<'_>) {
         self.down_until = None;
-        if self.config.shutdown.is_some() {
+        // An unnumbered peer that was not heard yet has no address.
+        if self.config.shutdown.is_some() || self.config.address.is_unspecified() {
             return;
         }
         self.event(Which::Dialer, Event::Start, tools);

@@ -72,7 +72,21 @@ pub(crate) fn ranges(ranges: &[PeerRange], global: Option<&Global>) -> Result<()
 
 fn peer(peer: &PeerConfig, global: Option<&Global>) -> Result<(), ConfigError> {
     let error = |field, reason: &str| Err(ConfigError::new(format!("peer {}", peer.id()), field, reason));
-    if !is_unicast(peer.address) {
+    if peer.interface.is_some() {
+        for (field, given) in [
+            ("address", !peer.address.is_unspecified()),
+            ("localAddress", peer.local_address.is_some()),
+            ("ebgpMultihop", peer.multihop_ttl.is_some()),
+            ("ttlSecurity", peer.ttl_security_hops.is_some_and(|hops| hops > 1)),
+        ] {
+            if given {
+                return error(field, "has no sense with an interface: the neighbour is on the link");
+            }
+        }
+        if peer.md5.is_some() {
+            return error("auth", "has no sense with an interface: keys belong to addresses");
+        }
+    } else if !is_unicast(peer.address) {
         return error("address", "is no unicast address");
     }
     if peer.asn == PeerAsn::Is(Asn(0)) {

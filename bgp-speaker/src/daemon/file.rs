@@ -16,7 +16,7 @@ use std::{
     fmt,
     fs::File,
     io::Read,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -114,6 +114,7 @@ struct PeerSpec {
     add_path: AddPath,
     graceful_restart: Option<GracefulRestart>,
     role: Option<RoleSpec>,
+    /// Instead of an address: the neighbour at its other end.
     interface: Option<InterfaceName>,
     // Not supported yet.
     discover: Option<Value>,
@@ -333,7 +334,6 @@ impl<'de> Deserialize<'de> for Accept {
 impl PeerSpec {
     fn config(self, local: Asn) -> Result<PeerConfig, String> {
         let unsupported = [
-            ("interface", self.interface.is_some()),
             ("discover", self.discover.is_some()),
             ("addPath.send", self.add_path.send),
             ("addPath.receive", self.add_path.receive),
@@ -348,8 +348,12 @@ impl PeerSpec {
             connect_retry_seconds: self.timers.connect_retry_seconds,
         };
         Ok(PeerConfig {
-            address: self.address.ok_or("address: missing")?,
-            interface: None,
+            address: match (self.address, self.interface) {
+                (Some(_), Some(_)) => return Err("interface: and address exclude each other".to_owned()),
+                (None, None) => return Err("address: missing".to_owned()),
+                (address, _) => address.unwrap_or(Ipv6Addr::UNSPECIFIED.into()),
+            },
+            interface: self.interface,
             asn: match self.asn {
                 PeerAsn::Number(asn) => config::PeerAsn::Is(asn),
                 PeerAsn::Internal => config::PeerAsn::Is(local),
@@ -527,6 +531,8 @@ routes:
             ("minTxMillis: 50, ", "", "peers[1].bfd: missing field `minTxMillis`"),
             ("maxPrefixes: 10", "import: {install: true}", "duplicate"),
             ("maxPrefixes: 10", "addPath: {send: true}", "peers[1].addPath.send: not supported yet"),
+            ("range: {", "interface: eth0, range: {", "peers[2].interface: and address exclude each other"),
+            ("address: 198.18.0.1", "interface: a/b", "peers[0].interface: is no name of an interface"),
             ("range: {", "address: 10.0.0.1, range: {", "peers[2].range: and address exclude each other"),
             ("md5Password: s3cret", "md5SecretRef: {}", "peers[1].auth.md5SecretRef: unknown field"),
             ("address: \"fd00:18::1\", ", "", "peers[1].address: missing"),

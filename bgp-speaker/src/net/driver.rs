@@ -3,14 +3,15 @@ use super::{
     Command, addresses,
     bfd::{Bfd, Report},
     connection::{self, Order},
+    discovery::Discovery,
     fib::{self, Fib},
     options, socket,
 };
 use crate::{
-    ConnectionId, Endpoints, Md5Key, PeerId, Time,
+    ConnectionId, Endpoints, InterfaceName, Md5Key, PeerId, Time,
     bfd::Path,
     config::{ConfigError, Global, PeerConfig, PeerRange, PeerStatus},
-    speaker::{Input, Installation, Output, Speaker},
+    speaker::{Input, Installation, Link, Output, Speaker},
 };
 use ipnet::IpNet;
 use std::{
@@ -51,6 +52,8 @@ pub(super) enum Event {
     Drained(ConnectionId),
     /// The kernel has what was to be installed.
     Installed,
+    /// What is known of the interface of an unnumbered peer.
+    Link(InterfaceName, Option<Link>),
 }
 
 pub(super) struct Driver {
@@ -75,6 +78,8 @@ pub(super) struct Driver {
     path_failures: u64,
     /// Runs since there was something to install first.
     fib: Option<Fib>,
+    /// Runs since there was an unnumbered peer first.
+    discovery: Option<Discovery>,
 }
 
 /// What the driver knows of a connection that the speaker has not closed.
@@ -128,6 +133,7 @@ impl Driver {
             bfd: None,
             path_failures: 0,
             fib: None,
+            discovery: None,
         }
     }
 
@@ -235,6 +241,7 @@ impl Driver {
         self.set_keys(md5_keys(&peers, self.speaker.ranges()))?;
         let outputs = self.speaker.set_peers(peers, self.now())?;
         self.perform(outputs);
+        self.discover();
         self.change_session_keys();
         Ok(())
     }
@@ -320,6 +327,7 @@ impl Driver {
                 }
             }
             Event::Closed(connection, reason) => self.input(Input::Closed { connection, reason }),
+            Event::Link(interface, link) => self.input(Input::Link { interface, link }),
             Event::Installed => {
                 if let Some(fib) = &mut self.fib {
                     fib.installed();
@@ -401,6 +409,15 @@ impl Driver {
         }
         if let Some(bfd) = &self.bfd {
             bfd.watch(peer, path);
+        }
+    }
+
+    /// Looks for the neighbours of unnumbered peers.
+    fn discover(&mut self) {
+        let interfaces = self.speaker.interfaces();
+        if !interfaces.is_empty() || self.discovery.is_some() {
+            let events = || Discovery::start(self.sender.clone());
+            self.discovery.get_or_insert_with(events).watch(interfaces);
         }
     }
 
@@ -492,6 +509,7 @@ impl Driver {
     /// Says goodbye on all connections and waits until that is said; the tasks see to it that it ends.
     async fn shutdown(&mut self) {
         self.listeners.clear();
+        self.discovery = None;
         let outputs = self.speaker.shutdown(self.now());
         self.perform(outputs);
         self.connections.clear();
@@ -531,7 +549,7 @@ fn reply<T>(answer: oneshot::Sender<T>, value: T) {
 
 fn endpoints(stream: &TcpStream) -> io::Result<Endpoints> {
     let local = stream.local_addr()?;
-    let next_hops = addresses::next_hops(local.ip());
+    let next_hops = addresses::next_hops(local);
     Ok(Endpoints { local, remote: stream.peer_addr()?, next_hops })
 }
 

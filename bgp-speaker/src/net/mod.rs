@@ -13,6 +13,7 @@
 mod addresses;
 mod bfd;
 mod connection;
+mod discovery;
 mod driver;
 mod fib;
 mod options;

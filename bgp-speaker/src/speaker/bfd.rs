@@ -57,6 +57,7 @@ impl Speaker {
             (None, Some(before)) => (before.scope, before.local),
             (None, None) => (0, peer.local_address),
         };
+        let scope = self.link(source).map_or(scope, |link| link.index);
         let hops = match (peer.multihop_ttl, peer.ttl_security_hops) {
             (Some(_), _) | (None, Some(2..)) => Some(Hops::Multi),
             (None, Some(_)) => Some(Hops::Single),
@@ -64,7 +65,7 @@ impl Speaker {
             (None, None) => Some(Hops::Single),
         };
         // The interface of a link-local address is known with the session.
-        let reachable = scope != 0 || !is_link_local(peer.address);
+        let reachable = !peer.address.is_unspecified() && (scope != 0 || !is_link_local(peer.address));
         reachable.then_some(Path { address: peer.address, scope, local, hops, config })
     }
 }

@@ -18,9 +18,10 @@ mod ranges;
 mod restart;
 mod session;
 mod status;
+mod unnumbered;
 
 use crate::{
-    PeerId, Time,
+    InterfaceName, PeerId, Time,
     bfd::Path as WatchedPath,
     config::{ConfigError, Family, Global, PeerConfig, PeerRange, Route, RouteAttributes, State},
     connection::{ConnectionId, Endpoints},
@@ -39,6 +40,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
 };
+pub use unnumbered::Link;
 
 /// What happens to the speaker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +86,13 @@ pub enum Input<'a> {
         peer: PeerId,
         /// Whether the peer's BFD does not share the fate of its control plane (the C bit, RFC 5882 section 4.3).
         control_plane_independent: bool,
+    },
+    /// What is known of an interface of [`Speaker::interfaces`].
+    Link {
+        /// Its name.
+        interface: InterfaceName,
+        /// How it is; none: it is not there, or down.
+        link: Option<Link>,
     },
     /// The time of [`Speaker::next_deadline`] has come.
     Tick,
@@ -144,6 +153,8 @@ pub struct Speaker {
     peers: Vec<Option<Slot>>,
     by_id: BTreeMap<PeerId, Source>,
     by_connection: BTreeMap<ConnectionId, Source>,
+    /// Of unnumbered peers.
+    links: BTreeMap<InterfaceName, Link>,
     ranges: Vec<PeerRange>,
     rib: Rib,
     own: BTreeMap<IpNet, Vec<OwnRoute>>,
@@ -194,6 +205,7 @@ impl Speaker {
             peers: Vec::new(),
             by_id: BTreeMap::new(),
             by_connection: BTreeMap::new(),
+            links: BTreeMap::new(),
             ranges: Vec::new(),
             rib: Rib::new(seed),
             own: BTreeMap::new(),
@@ -252,6 +264,7 @@ impl Speaker {
             self.remove_peer(source, now, &mut outputs);
         }
         for (id, config) in wanted {
+            let config = self.with_known_address(config);
             match self.by_id.get(&id) {
                 Some(&source) => {
                     // One that came by itself is one of the set from now on.
@@ -330,6 +343,7 @@ impl Speaker {
             Input::PathFailed { peer, control_plane_independent } => {
                 self.path_failed(peer, control_plane_independent, now, &mut outputs);
             }
+            Input::Link { interface, link } => self.link_changed(interface, link, now, &mut outputs),
             Input::Tick => {
                 for source in self.sources() {
                     let due = self.slot(source).and_then(|slot| slot.peer.next_deadline());
@@ -399,6 +413,9 @@ impl Speaker {
                 outputs.push(Output::Watch { peer: slot.peer.config.id(), path: None });
             }
             self.by_id.remove(&slot.peer.config.id());
+            if let Some(interface) = slot.peer.config.interface {
+                self.links.remove(&interface);
+            }
         }
         self.rib.neighbours[usize::from(source.0)] = None;
     }
@@ -519,6 +536,7 @@ impl Speaker {
                 last_error: slot.peer.last_error.clone(),
             });
             self.watch(source, outputs);
+            self.follow_link(source, now, outputs);
         }
         self.let_go(source, outputs);
     }

@@ -61,7 +61,7 @@ impl Speaker {
 
     /// The neighbour at this end, if it is there.
     pub(super) fn known(&self, remote: SocketAddr) -> Option<Source> {
-        self.by_id.get(&PeerId::of(remote)).copied()
+        self.unnumbered(remote).or_else(|| self.by_id.get(&PeerId::of(remote)).copied())
     }
 
     /// The neighbour who dials from there; none: a stranger.
@@ -72,6 +72,7 @@ impl Speaker {
         outputs: &mut Vec<Output>,
     ) -> Option<Source> {
         if let Some(source) = self.known(remote) {
+            self.adopt(source, remote);
             return Some(source);
         }
         let address = remote.ip().to_canonical();

@@ -17,7 +17,7 @@ use crate::{
     },
 };
 use ipnet::IpNet;
-use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
 /// So many refused routes of a peer are kept at most.
 const MAX_REFUSED: u64 = 1_000_000;
@@ -58,7 +58,7 @@ impl Speaker {
         let config = &slot.peer.config;
         outputs.push(Output::Connect {
             connection,
-            remote: SocketAddr::new(config.address, config.port),
+            remote: self.remote(config),
             local: config.local_address,
             transport: Transport::new(config, global),
         });

@@ -12,3 +12,4 @@ mod restart;
 mod routers;
 mod sessions;
 mod transport;
+mod unnumbered;

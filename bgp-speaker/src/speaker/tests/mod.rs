@@ -6,6 +6,7 @@ mod restart;
 mod sessions;
 mod sim;
 mod slow;
+mod unnumbered;
 mod virtual_time;
 
 use crate::config::{

@@ -86,7 +86,7 @@ fn peers_table(peers: &[PeerStatus]) -> String {
         &header,
         peers.iter().map(|p| {
             vec![
-                p.address.to_string(),
+                p.id().to_string(),
                 p.asn.0.to_string(),
                 or_dash(p.router_id),
                 p.state.clone(),

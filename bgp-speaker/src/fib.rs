@@ -98,6 +98,8 @@ pub struct Fib {
     others: BTreeMap<IpNet, Vec<Way>>,
     /// Where wanted hops lead.
     resolved: BTreeMap<Hop, Option<Hop>>,
+    /// Wanted hops that lead nowhere, as far as that was said.
+    lost: BTreeSet<Hop>,
     /// What failed last, in words.
     failed: BTreeMap<IpNet, String>,
     /// Prefixes of routes of a life before that are still forwarded by, as they are; none: the kernel was not asked yet.
@@ -129,6 +131,7 @@ impl Fib {
         for hop in self.wanted.values().flat_map(|hops| hops.iter()) {
             used.extend(self.resolved.get(hop).map(|to| (*hop, *to)));
         }
+        self.lost.retain(|hop| used.get(hop) == Some(&None));
         self.resolved = used;
         operations
     }
@@ -198,7 +201,7 @@ impl Fib {
         let mut answer = |hop: &Hop| {
             *self.resolved.entry(*hop).or_insert_with(|| {
                 let found = resolve(others, *hop);
-                if found.is_none() {
+                if found.is_none() && self.lost.insert(*hop) {
                     tracing::warn!(next_hop = %hop.gateway, "not reachable: routes do without it");
                 }
                 found

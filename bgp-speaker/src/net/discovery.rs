@@ -85,6 +85,8 @@ async fn run(mut wanted: watch::Receiver<BTreeSet<InterfaceName>>, events: mpsc:
                 }
                 let wanted = wanted.borrow_and_update().clone();
                 all.retain(|interface, _| wanted.contains(interface));
+                // A peer may have gone and come since this task looked: all is told again.
+                all.values_mut().for_each(|watched| watched.told = None);
                 for interface in wanted {
                     all.entry(interface).or_default();
                 }

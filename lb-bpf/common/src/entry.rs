@@ -204,7 +204,8 @@ pub struct Backend {
     pub port: u16,
     /// A [`Mode`]; 0: this entry is free.
     pub mode: u8,
-    /// Bits: [`Backend::DOWN`].
+    /// Bits: [`Backend::DOWN`], and from [`Backend::VARYING_SHIFT`] on how many of the last bits of `source`, which are 0 there,
+    /// are the flow's: 0 to 16, and 0 in any mode but [`Mode::Ipip`].
     pub flags: u8,
     /// [`crate::outer_header_sum`] when the mode is a tunnel and the outer header is IPv4, never 0 then; else 0.
     pub header_sum: u32,
@@ -220,6 +221,8 @@ impl Backend {
     /// Bit of `flags`: the backend does not answer. Known flows leave it for the slot's current backend, and
     /// a dirty slot does not fall back to it. Slots that name it as the current one still send to it.
     pub const DOWN: u8 = 1;
+    /// See `flags`.
+    pub const VARYING_SHIFT: u8 = 3;
 }
 
 /// Key of `flows` (hash, `BPF_F_NO_PREALLOC`): a flow as the client sends it.

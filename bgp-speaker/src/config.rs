@@ -1,12 +1,12 @@
 //! What the speaker is asked for: who it is, whom it talks to, what it announces. Whole sets, compared with
 //! what is in force.
-use crate::transport::Md5Key;
+use crate::{InterfaceName, PeerId, transport::Md5Key};
 pub use crate::{bfd::BfdStatus, wire::AddPath};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 /// Autonomous system number, 1 to 4294967295 (RFC 6793); 0 is refused (RFC 7607).
@@ -65,11 +65,14 @@ impl Family {
     pub const ALL: [Family; 2] = [Family::Ipv4Unicast, Family::Ipv6Unicast];
 }
 
-/// One neighbour. Peers are identified by their address.
+/// One neighbour. Peers are identified by [`PeerConfig::id`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerConfig {
-    /// Address of the neighbour.
+    /// Address of the neighbour; `::` of an unnumbered one, whose link-local address is learned.
     pub address: IpAddr,
+    /// The neighbour is unnumbered: it is whoever is at the other end of this interface; none: it is known by its
+    /// address.
+    pub interface: Option<InterfaceName>,
     /// AS of the neighbour. Equal to ours: internal.
     pub asn: PeerAsn,
     /// TCP port of the neighbour.
@@ -101,6 +104,8 @@ pub struct PeerConfig {
     pub accept: Vec<IpNet>,
     /// Which of these are taken in nevertheless.
     pub import: ImportFilter,
+    /// Whether what is taken in goes into the kernel's routing table, if it is the best or as good as that.
+    pub install: bool,
     /// Whether learned routes are passed on to this peer.
     pub export_learned: bool,
     /// What the peer is told otherwise, by family; none: as it is.
@@ -127,6 +132,7 @@ impl PeerConfig {
     pub fn new(address: IpAddr, asn: PeerAsn) -> Self {
         PeerConfig {
             address,
+            interface: None,
             asn,
             port: 179,
             passive: false,
@@ -141,6 +147,7 @@ impl PeerConfig {
             shutdown: None,
             accept: Vec::new(),
             import: ImportFilter::default(),
+            install: false,
             export_learned: false,
             export: BTreeMap::new(),
             graceful_restart: None,
@@ -149,6 +156,16 @@ impl PeerConfig {
             role: None,
             bfd: None,
         }
+    }
+
+    /// The neighbour at the other end of an interface, with all else at its default.
+    pub fn unnumbered(interface: InterfaceName, asn: PeerAsn) -> Self {
+        PeerConfig { interface: Some(interface), ..PeerConfig::new(Ipv6Addr::UNSPECIFIED.into(), asn) }
+    }
+
+    /// What the neighbour is known by.
+    pub fn id(&self) -> PeerId {
+        self.interface.map_or(PeerId::Address(self.address), PeerId::Interface)
     }
 }
 
@@ -290,7 +307,7 @@ pub struct Route {
     /// Its attributes.
     pub attributes: RouteAttributes,
     /// Peers that hear of it, ranges by their [`name`](PeerRange::name); none: all.
-    pub peers: Option<BTreeSet<IpAddr>>,
+    pub peers: Option<BTreeSet<PeerId>>,
 }
 
 /// Attributes of an announced route.
@@ -329,8 +346,11 @@ pub enum State {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PeerStatus {
-    /// Address of the neighbour.
+    /// Address of the neighbour; of an unnumbered one as it was learned, and `::` before.
     pub address: IpAddr,
+    /// The interface at whose other end an unnumbered neighbour is.
+    #[serde(default)]
+    pub interface: Option<InterfaceName>,
     /// AS of the neighbour as configured; of any external one, that of its OPEN, and 0 before.
     pub asn: Asn,
     /// Our AS.
@@ -383,6 +403,13 @@ pub struct AddPathStatus {
     pub receive: BTreeSet<Family>,
 }
 
+impl PeerStatus {
+    /// What the neighbour is known by.
+    pub fn id(&self) -> PeerId {
+        self.interface.map_or(PeerId::Address(self.address), PeerId::Interface)
+    }
+}
+
 /// What an operator asks about graceful restart with a peer (RFC 4724).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -414,7 +441,7 @@ pub struct RouteStatus {
     /// `adj-in`, `loc` or `adj-out`.
     pub table: String,
     /// The peer; none for routes of our own in `loc`.
-    pub peer: Option<IpAddr>,
+    pub peer: Option<PeerId>,
     /// The destination.
     pub prefix: IpNet,
     /// Path identifier (RFC 7911): the peer's, or in `adj-out` ours; none: none were negotiated.

@@ -115,8 +115,26 @@ impl Decision<'_> {
         verdicts
     }
 
+    /// Indices of the paths that are as good as the best one: only the rules that merely break a tie (RFC 4271 section
+    /// 9.1.2.2 f and g) tell them apart.
+    pub(crate) fn multipath(&self, paths: &[Path]) -> Vec<usize> {
+        self.equal(paths, &mut |_, _| ()).into_iter().map(|path| path.at).collect()
+    }
+
     /// What is left when all rules have struck out what they can: one path, if there was a usable one.
     fn eliminate<'a>(&'a self, paths: &[Path], mut struck: impl FnMut(usize, Rule)) -> Vec<Candidate<'a>> {
+        let mut left = self.equal(paths, &mut struck);
+        lowest(&mut left, Rule::RouterId, &mut struck, |path| {
+            path.from.map(|from| path.route.attributes.originator_id.unwrap_or(from.router_id))
+        });
+        lowest(&mut left, Rule::ClusterList, &mut struck, |path| path.route.attributes.cluster_list.len());
+        lowest(&mut left, Rule::PeerAddress, &mut struck, |path| path.from.map(|from| from.address));
+        lowest(&mut left, Rule::PathId, &mut struck, |path| path.id);
+        left
+    }
+
+    /// What is left when the rules have struck out what they can that say something about the path.
+    fn equal<'a>(&'a self, paths: &[Path], struck: &mut impl FnMut(usize, Rule)) -> Vec<Candidate<'a>> {
         let mut left: Vec<_> = paths
             .iter()
             .enumerate()
@@ -128,23 +146,17 @@ impl Decision<'_> {
                 from: self.source(path.source),
             })
             .collect();
-        lowest(&mut left, Rule::Own, &mut struck, |path| path.from.is_some());
-        lowest(&mut left, Rule::LongLived, &mut struck, |path| {
+        lowest(&mut left, Rule::Own, struck, |path| path.from.is_some());
+        lowest(&mut left, Rule::LongLived, struck, |path| {
             path.route.attributes.communities.contains(&Community::LLGR_STALE)
         });
-        lowest(&mut left, Rule::LocalPref, &mut struck, |path| {
+        lowest(&mut left, Rule::LocalPref, struck, |path| {
             Reverse(path.route.attributes.local_pref.unwrap_or(DEFAULT_LOCAL_PREF))
         });
-        lowest(&mut left, Rule::AsPathLength, &mut struck, |path| path.route.attributes.as_path.length());
-        lowest(&mut left, Rule::Origin, &mut struck, |path| -> Origin { path.route.attributes.origin });
-        lowest_med(&mut left, &mut struck);
-        lowest(&mut left, Rule::External, &mut struck, |path| path.from.is_some_and(|from| from.internal));
-        lowest(&mut left, Rule::RouterId, &mut struck, |path| {
-            path.from.map(|from| path.route.attributes.originator_id.unwrap_or(from.router_id))
-        });
-        lowest(&mut left, Rule::ClusterList, &mut struck, |path| path.route.attributes.cluster_list.len());
-        lowest(&mut left, Rule::PeerAddress, &mut struck, |path| path.from.map(|from| from.address));
-        lowest(&mut left, Rule::PathId, &mut struck, |path| path.id);
+        lowest(&mut left, Rule::AsPathLength, struck, |path| path.route.attributes.as_path.length());
+        lowest(&mut left, Rule::Origin, struck, |path| -> Origin { path.route.attributes.origin });
+        lowest_med(&mut left, struck);
+        lowest(&mut left, Rule::External, struck, |path| path.from.is_some_and(|from| from.internal));
         left
     }
 
@@ -303,6 +315,28 @@ mod tests {
                 assert_eq!(best, Some(winner.source.0), "{rule}");
                 assert!(verdicts.iter().all(|(_, _, why)| *why == rule), "{rule}: {verdicts:?}");
             }
+        }
+    }
+
+    #[test]
+    fn equal_paths() {
+        for (paths, equal) in [
+            (vec![told(0, ""), told(1, ""), told(5, "path=65002,1")], vec![0, 1, 5]),
+            (vec![told(3, "originator=9.9.9.9"), told(4, "clusters=3")], vec![3, 4]),
+            (vec![told(0, ""), told(3, "")], vec![0]),
+            (vec![told(0, "med=1"), told(1, "med=2"), told(2, "path=65002,1 med=3")], vec![0, 2]),
+            (vec![told(0, ""), told(1, "path=65001"), told(2, "refused path=65001")], vec![1]),
+            (vec![told(0, "pref=200"), told(1, "")], vec![0]),
+            (vec![told(0, ""), told(1, "egp")], vec![0]),
+        ] {
+            let mut rib = rib();
+            paths.iter().for_each(|path| add(&mut rib, path));
+            let table = rib.table(Family::Ipv4Unicast);
+            let found = table.paths(table.ids().next().unwrap());
+            let mut sources: Vec<u16> =
+                rib.decision().multipath(found).into_iter().map(|at| found[at].source.0).collect();
+            sources.sort_unstable();
+            assert_eq!(sources, equal);
         }
     }
 

@@ -124,7 +124,9 @@ impl Export<'_> {
         let unchanged = ExportPolicy::default();
         let changes = self.changes.get(&family).unwrap_or(&unchanged);
         let other = self.next_hops.get(&Family::Ipv6Unicast).filter(|_| self.extended_next_hop);
-        let own_address = self.next_hops.get(&family).or(other).copied();
+        let own = self.next_hops.get(&family);
+        // On a link-local session the other end need not have an address of ours to go to.
+        let own_address = if is_link_local(self.address) { other.or(own) } else { own.or(other) }.copied();
         let next_hop = match (from, route.next_hop) {
             (Provenance::Own, Some(given)) => given,
             // Unchanged inside the AS (RFC 4271 section 5.1.3 case 1).

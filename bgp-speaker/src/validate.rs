@@ -31,12 +31,12 @@ pub(crate) fn peers(peers: &[PeerConfig], global: Option<&Global>) -> Result<(),
     if peers.len() > MAX_PEERS {
         return Err(ConfigError::new("peers", "number", format!("more than {MAX_PEERS}")));
     }
-    let mut addresses = BTreeSet::new();
+    let mut ids = BTreeSet::new();
     for config in peers {
         peer(config, global)?;
-        if !addresses.insert(config.address) {
+        if !ids.insert(config.id()) {
             return Err(ConfigError::new(
-                format!("peer {}", config.address),
+                format!("peer {}", config.id()),
                 "address",
                 "is there more than once",
             ));
@@ -71,8 +71,22 @@ pub(crate) fn ranges(ranges: &[PeerRange], global: Option<&Global>) -> Result<()
 }
 
 fn peer(peer: &PeerConfig, global: Option<&Global>) -> Result<(), ConfigError> {
-    let error = |field, reason: &str| Err(ConfigError::new(format!("peer {}", peer.address), field, reason));
-    if !is_unicast(peer.address) {
+    let error = |field, reason: &str| Err(ConfigError::new(format!("peer {}", peer.id()), field, reason));
+    if peer.interface.is_some() {
+        for (field, given) in [
+            ("address", !peer.address.is_unspecified()),
+            ("localAddress", peer.local_address.is_some()),
+            ("ebgpMultihop", peer.multihop_ttl.is_some()),
+            ("ttlSecurity", peer.ttl_security_hops.is_some_and(|hops| hops > 1)),
+        ] {
+            if given {
+                return error(field, "has no sense with an interface: the neighbour is on the link");
+            }
+        }
+        if peer.md5.is_some() {
+            return error("auth", "has no sense with an interface: keys belong to addresses");
+        }
+    } else if !is_unicast(peer.address) {
         return error("address", "is no unicast address");
     }
     if peer.asn == PeerAsn::Is(Asn(0)) {
@@ -360,7 +374,7 @@ mod tests {
     #[test]
     fn a_peer_hears_of_a_prefix_once() {
         let to = |hosts: &[u8]| {
-            let peers = hosts.iter().map(|host| IpAddr::from([10, 0, 0, *host])).collect();
+            let peers = hosts.iter().map(|host| IpAddr::from([10, 0, 0, *host]).into()).collect();
             route_with(|route| route.peers = Some(peers))
         };
         let all = || route_with(|_| ());

@@ -5,13 +5,13 @@ use crate::{
     host,
     observed::{Check, Health, NodeInfo, Targets},
 };
+use bgp_speaker::PeerId;
 use bgp_speaker::config::{ConfigError, Global, PeerConfig, Route};
 use lb_bpf::{Counters, FlowEvent, Installed, service::Desired, service::Endpoint};
 use std::{
     collections::BTreeSet,
     error::Error,
     future::Future,
-    net::IpAddr,
     num::NonZeroU32,
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
@@ -71,7 +71,7 @@ pub trait Speaker: Send {
     /// Returns when the peers have been told of the last set of routes, as far as that can be known.
     fn flushed(&self) -> impl Future<Output = ()> + Send;
     /// Peers whose session is established.
-    fn established(&self) -> impl Future<Output = BTreeSet<IpAddr>> + Send;
+    fn established(&self) -> impl Future<Output = BTreeSet<PeerId>> + Send;
     /// Changes with every change of a session's state.
     fn changes(&self) -> watch::Receiver<u64>;
 }
@@ -206,9 +206,9 @@ impl Speaker for bgp_speaker::Handle {
         bgp_speaker::Handle::flushed(self).await;
     }
 
-    async fn established(&self) -> BTreeSet<IpAddr> {
+    async fn established(&self) -> BTreeSet<PeerId> {
         let peers = self.peers().await;
-        peers.into_iter().filter(|peer| peer.state == "Established").map(|peer| peer.address).collect()
+        peers.into_iter().filter(|peer| peer.state == "Established").map(|peer| peer.id()).collect()
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

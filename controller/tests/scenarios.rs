@@ -5,6 +5,7 @@
 //! node settle and compares. `FAIRLEAD_REWRITE=1 cargo test -p controller --test scenarios` writes what comes out
 //! into the files, for a person to judge.
 #![expect(clippy::unwrap_used, reason = "a test may stop")]
+use bgp_speaker::PeerId;
 use bgp_speaker::config::{ImportFilter, PeerAsn, Route};
 use controller::{
     api::Community,
@@ -63,7 +64,7 @@ struct Facts {
     gateway: Option<IpAddr>,
     /// Health by endpoint: `healthy`, `refused` or `timeout`. What is not named was not checked yet.
     health: Option<BTreeMap<SocketAddr, String>>,
-    established: Option<BTreeSet<IpAddr>>,
+    established: Option<BTreeSet<PeerId>>,
     /// Services that the datapath cannot install.
     refused: Option<BTreeSet<String>>,
     /// Services whose backends have no next hop.

@@ -1,6 +1,7 @@
 //! What goes out: our own routes, marks for what changed, and the UPDATEs of a session.
 use super::{OwnRoute, Slot, Speaker, family_of};
 use crate::{
+    PeerId,
     config::{Asn, Family, Route, RouteAttributes},
     connection::ConnectionId,
     policy::{Export, Provenance},
@@ -30,6 +31,7 @@ impl Speaker {
             if let Some(id) = self.rib.table(family).find(prefix) {
                 if let Some(change) = self.rib.remove(family, id, Source::LOCAL, PathId::default()) {
                     self.mark(family, &change);
+                    self.mark_installed(family, id);
                 }
                 self.release_unused(family, [id]);
             }
@@ -42,6 +44,7 @@ impl Speaker {
                 let change = self.rib.set(family, *prefix, Path::own(first.attributes));
                 // Of several routes another one may have changed.
                 self.mark(family, &Change { best: true, ..change });
+                self.mark_installed(family, change.prefix);
             }
         }
         for route in old.into_values().flatten() {
@@ -95,7 +98,10 @@ impl Speaker {
     pub(super) fn release_unused(&mut self, family: Family, ids: impl IntoIterator<Item = PrefixId>) {
         for id in ids {
             let used = |slot: &Slot| slot.out.get(&family).is_some_and(|out| out.uses(id));
-            if self.rib.table(family).paths(id).is_empty() && !self.peers.iter().flatten().any(used) {
+            if self.rib.table(family).paths(id).is_empty()
+                && !self.fib.uses(family, id)
+                && !self.peers.iter().flatten().any(used)
+            {
                 self.rib.release(family, id);
             }
         }
@@ -122,7 +128,7 @@ impl Speaker {
         let (Some(negotiated), Some(ends)) = (&session.negotiated, &session.endpoints) else { return };
         let exporter = PeerExporter {
             source,
-            name: slot.range.map_or(slot.peer.config.address, |range| range.network()),
+            name: slot.range.map_or(slot.peer.config.id(), |range| PeerId::Address(range.network())),
             deferring: self.own_start.deferring,
             own: &self.own,
             neighbours: &self
@@ -166,8 +172,8 @@ impl Speaker {
 
 struct PeerExporter<'a> {
     source: Source,
-    /// By which routes name the peer: its address, or that of its range.
-    name: IpAddr,
+    /// By which routes name the peer: its own, or that of its range.
+    name: PeerId,
     /// Learned routes are held back.
     deferring: bool,
     own: &'a BTreeMap<IpNet, Vec<OwnRoute>>,

@@ -170,7 +170,13 @@ impl Speaker {
 
     /// When something of this file is due.
     pub(super) fn restart_deadline(&self) -> Option<Time> {
-        self.slots().filter_map(|(_, slot)| slot.kept.deadline()).chain(self.own_start.deadline()).min()
+        let kept = self.slots().filter_map(|(_, slot)| slot.kept.deadline());
+        kept.chain(self.own_start.deadline()).chain(self.settle_deadline()).min()
+    }
+
+    /// When what the kernel holds of a life before is not waited for any more.
+    fn settle_deadline(&self) -> Option<Time> {
+        self.own_start.since.filter(|_| self.is_settling()).map(|since| since + DEFERRAL)
     }
 
     pub(super) fn restart_tick(&mut self, now: Time, outputs: &mut Vec<super::Output>) {
@@ -187,6 +193,9 @@ impl Speaker {
             self.own_start.start = Start::Running;
             self.own_start.complete = true;
             self.undefer();
+        }
+        if self.settle_deadline().is_some_and(|deadline| deadline <= now) {
+            self.settle_installed();
         }
     }
 
@@ -210,6 +219,9 @@ impl Speaker {
     pub(super) fn end_deferral(&mut self) {
         let passes_on = self.slots().any(|(_, slot)| slot.peer.config.export_learned);
         let told = self.slots().all(|(_, slot)| slot.has_told_all());
+        if told && (self.own_start.complete || self.own_start.start == Start::Running) {
+            self.settle_installed();
+        }
         if self.own_start.complete && (!passes_on || told) {
             self.undefer();
         }

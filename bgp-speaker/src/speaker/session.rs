@@ -3,7 +3,7 @@ use super::{Output, PathKey, Slot, Speaker, family_of};
 use crate::{
     Time,
     config::Family,
-    connection::ConnectionId,
+    connection::{ConnectionId, Endpoints},
     decision::Neighbour,
     negotiate::Negotiated,
     peer::Request,
@@ -16,7 +16,7 @@ use crate::{
         RouteRefresh, Update, UpdateError,
     },
 };
-use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
 /// So many refused routes of a peer are kept at most.
 const MAX_REFUSED: u64 = 1_000_000;
@@ -59,7 +59,7 @@ impl Speaker {
         let config = &slot.peer.config;
         outputs.push(Output::Connect {
             connection,
-            remote: SocketAddr::new(config.address, config.port),
+            remote: self.remote(config),
             local: config.local_address,
             transport: Transport::new(config, global),
         });
@@ -83,7 +83,13 @@ impl Speaker {
             router_id: negotiated.router_id,
             address: slot.peer.config.address,
         };
+        let link =
+            slot.peer.session().and_then(|session| session.endpoints.as_ref()).map_or(0, Endpoints::link);
+        let moved = std::mem::replace(&mut slot.link, link) != link;
         self.rib.neighbours[usize::from(source.0)] = Some(neighbour);
+        if moved {
+            self.installation_changed(source);
+        }
         self.restart_up(source, negotiated, now);
         self.end_deferral();
     }
@@ -228,6 +234,7 @@ impl Speaker {
             }
         }
         self.mark(family, change);
+        self.mark_installed(family, change.prefix);
     }
 
     /// The peer asks for our routes, or marks a refresh of its own (RFC 7313 section 4).

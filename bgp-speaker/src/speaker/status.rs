@@ -1,20 +1,19 @@
 //! What an operator asks.
 use super::{Speaker, family_of};
 use crate::{
-    Time,
+    PeerId, Time,
     config::{AddPathStatus, Asn, Family, PeerAsn, PeerStatus, RouteStatus},
     decision::Rule,
     rib::{AttributesId, Path, PathAttributes, Source},
     update_queue::AdjRibOut,
 };
 use ipnet::IpNet;
-use std::net::IpAddr;
 
 impl Speaker {
     /// All peers, by address.
     pub fn peers(&self, now: Time) -> Vec<PeerStatus> {
         let local_asn = self.global.as_ref().map_or(Asn(0), |global| global.asn);
-        self.by_address
+        self.by_id
             .values()
             .filter_map(|&source| self.slot(source))
             .map(|slot| {
@@ -24,6 +23,7 @@ impl Speaker {
                 let (messages_received, messages_sent) = peer.messages();
                 PeerStatus {
                     address: peer.config.address,
+                    interface: peer.config.interface,
                     asn: match peer.config.asn {
                         PeerAsn::Is(asn) => asn,
                         PeerAsn::External => foremost.open.as_ref().map_or(Asn(0), |open| open.asn),
@@ -102,7 +102,7 @@ impl Speaker {
         // What is kept of a session that is gone may have them, too.
         let told_by =
             |path: &Path| (path.id.0 > 0 || self.takes_paths(path.source, family)).then_some(path.id.0);
-        let address = |source: Source| self.slot(source).map(|slot| slot.peer.config.address);
+        let address = |source: Source| self.slot(source).map(|slot| slot.peer.config.id());
         let mut told: Vec<_> = paths
             .iter()
             .zip(&verdicts)
@@ -122,7 +122,7 @@ impl Speaker {
                 });
             }
         }
-        for slot in self.by_address.values().filter_map(|&source| self.slot(source)) {
+        for slot in self.by_id.values().filter_map(|&source| self.slot(source)) {
             let Some(out) = slot.out.get(&family) else { continue };
             let best = table.best(id);
             for (path, sent) in out.sent(id) {
@@ -130,7 +130,7 @@ impl Speaker {
                     || table.identified(id).any(|(name, told)| name == path && Some(told) == best);
                 rows.push(RouteStatus {
                     path_id: out.takes_all().then_some(path.0),
-                    ..row("adj-out", Some(slot.peer.config.address), sent, is_best, None)
+                    ..row("adj-out", Some(slot.peer.config.id()), sent, is_best, None)
                 });
             }
         }
@@ -145,7 +145,7 @@ impl Speaker {
 
 fn row(
     table: &str,
-    peer: Option<IpAddr>,
+    peer: Option<PeerId>,
     prefix: IpNet,
     route: &PathAttributes,
     best: bool,

@@ -3,6 +3,7 @@
 mod add_path;
 mod bfd;
 mod command;
+mod fib;
 mod harness;
 mod long_lived;
 mod next_hop;
@@ -13,3 +14,4 @@ mod restart;
 mod routers;
 mod sessions;
 mod transport;
+mod unnumbered;

@@ -38,7 +38,7 @@ pub struct BGPPeerSpec {
     /// Address of the neighbour.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<Address>,
-    /// Interface of an unnumbered session (RFC 8950).
+    /// Interface at whose other end an unnumbered neighbour is, known by its link-local address (RFC 8950).
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 15))]
     pub interface: Option<String>,
@@ -96,6 +96,11 @@ pub struct BGPPeerSpec {
 pub(crate) const ONE_NEIGHBOUR: &str = "needs exactly one of address, interface and discover";
 /// Why two rules for the TTL are refused.
 pub(crate) const TTL_EXCLUSIVE: &str = "ttlSecurity and ebgpMultihop exclude each other";
+
+/// Why an unnumbered peer is not further away.
+pub(crate) const ON_LINK: &str = "has no sense with an interface: the neighbour is on the link";
+/// Why the session of an unnumbered peer cannot be signed.
+pub(crate) const KEYS_OF_ADDRESSES: &str = "has no sense with an interface: keys belong to addresses";
 
 /// AS of a neighbour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

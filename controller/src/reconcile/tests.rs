@@ -8,6 +8,7 @@ use crate::{
     store::{FileStore, StoreError, files::tests::Scratch},
     validate::parse_directory,
 };
+use bgp_speaker::PeerId;
 use bgp_speaker::config::{Global, PeerConfig, Route};
 use futures::{future::BoxFuture, stream};
 use ipnet::IpNet;
@@ -214,7 +215,7 @@ impl Speaker for FakeSpeaker {
         world.known = world.routes.iter().map(|route| route.prefix).collect();
     }
 
-    async fn established(&self) -> BTreeSet<IpAddr> {
+    async fn established(&self) -> BTreeSet<PeerId> {
         BTreeSet::from(["10.0.0.1".parse().unwrap()])
     }
 

@@ -372,7 +372,7 @@ impl Driver {
                         prepend: shape & 3,
                         ..RouteAttributes::default()
                     };
-                    let peers = (shape & 8 != 0).then(|| [address(1 + shape % HOSTS)].into());
+                    let peers = (shape & 8 != 0).then(|| [address(1 + shape % HOSTS).into()].into());
                     Route { prefix, attributes, peers }
                 });
                 let outputs = self.speaker.set_routes(routes.collect()).unwrap();
@@ -431,7 +431,7 @@ impl Driver {
                 }
                 // Sockets have room when a step says so; OPEN and KEEPALIVE go at once.
                 Output::Transmit { connection } => self.write(connection, 0),
-                Output::StateChanged { .. } | Output::Watch { .. } => {}
+                Output::StateChanged { .. } | Output::Watch { .. } | Output::Install => {}
             }
         }
         self.watch.check(&self.speaker);

@@ -35,7 +35,32 @@ pub(super) struct Node {
     pub(super) watch: Watch,
     pub(super) changes: Vec<(Time, State)>,
     /// Paths that a BFD would watch.
-    pub(super) watched: Vec<(IpAddr, WatchedPath)>,
+    pub(super) watched: Vec<(PeerId, WatchedPath)>,
+    /// What a kernel would have: gateways by prefix.
+    pub(super) installed: BTreeMap<IpNet, Vec<IpAddr>>,
+    pub(super) settled: bool,
+}
+
+impl Node {
+    fn new(speaker: Speaker) -> Self {
+        Node {
+            speaker,
+            watch: Watch::default(),
+            changes: Vec::new(),
+            watched: Vec::new(),
+            installed: BTreeMap::new(),
+            settled: false,
+        }
+    }
+
+    fn install(&mut self) {
+        let Installation { changes, settled } = self.speaker.install(usize::MAX);
+        for change in changes {
+            self.installed.insert(change.prefix, change.hops.iter().map(|hop| hop.gateway).collect());
+        }
+        self.installed.retain(|_, gateways| !gateways.is_empty());
+        self.settled |= settled;
+    }
 }
 
 enum Event {
@@ -57,12 +82,7 @@ impl Event {
 impl World {
     /// `hosts` speakers at 10.0.0.0 and on; nobody is configured yet.
     pub(super) fn new(hosts: usize, seed: u64) -> Self {
-        let node = |host| Node {
-            speaker: Speaker::new(seed.wrapping_add(host as u64)),
-            watch: Watch::default(),
-            changes: Vec::new(),
-            watched: Vec::new(),
-        };
+        let node = |host| Node::new(Speaker::new(seed.wrapping_add(host as u64)));
         World {
             now: Duration::from_secs(100),
             nodes: (0..hosts).map(node).collect(),
@@ -119,8 +139,9 @@ impl World {
                 self.at(at, Event::Closed { to: other });
             }
         }
-        self.nodes[host] =
-            Node { speaker, watch: Watch::default(), changes: Vec::new(), watched: Vec::new() };
+        // The kernel is the same.
+        let installed = std::mem::take(&mut self.nodes[host].installed);
+        self.nodes[host] = Node { installed, ..Node::new(speaker) };
         // What was on its way to the process before is nobody's.
         self.events.retain(|_, event| !event.is_to(host));
     }
@@ -249,6 +270,7 @@ impl World {
                     self.nodes[host].watched.extend(path.map(|path| (peer, path)));
                 }
                 Output::StateChanged { state, .. } => self.nodes[host].changes.push((self.now, state)),
+                Output::Install => self.nodes[host].install(),
             }
         }
         let node = &self.nodes[host];

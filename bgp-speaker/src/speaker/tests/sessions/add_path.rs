@@ -98,7 +98,7 @@ fn our_own_route_is_one_path_among_others() {
     let [one, two] = [1, 2].map(|host| establish(&mut script, host));
     say(&mut script, one, &[(1, 5), (2, 9)], &[]);
     hear(&mut script, two);
-    let other = Route { peers: Some([address(2)].into()), ..route(NET, 44) };
+    let other = Route { peers: Some([address(2).into()].into()), ..route(NET, 44) };
     script.outputs = script.speaker.set_routes(vec![route(NET, 33), other]).unwrap();
     assert_eq!(
         (hear(&mut script, one).as_str(), hear(&mut script, two).as_str()),

@@ -1,11 +1,15 @@
 //! What the speaker is asked for: who it is, whom it talks to, what it announces. Whole sets, compared with
 //! what is in force.
-pub use crate::bfd::BfdStatus;
 use crate::transport::Md5Key;
+pub use crate::{
+    bfd::BfdStatus,
+    seen::{ErrorStatus, LocalRestartStatus, MessageCounts, PrefixCounts},
+};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
@@ -63,6 +67,16 @@ pub enum Family {
 impl Family {
     /// All of them.
     pub const ALL: [Family; 2] = [Family::Ipv4Unicast, Family::Ipv6Unicast];
+}
+
+impl fmt::Display for Family {
+    /// `ipv4-unicast`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Family::Ipv4Unicast => "ipv4-unicast",
+            Family::Ipv6Unicast => "ipv6-unicast",
+        })
+    }
 }
 
 /// One neighbour. Peers are identified by their address.
@@ -256,8 +270,18 @@ impl PeerRange {
 /// Default of [`PeerConfig::max_prefixes_restart_seconds`]: long enough for a peer not to flap.
 pub const MAX_PREFIXES_RESTART_SECONDS: u32 = 300;
 
-/// Timers of a session (RFC 4271 section 10).
+/// A station that is told what peers tell (BMP, RFC 7854).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BmpStation {
+    /// Where it listens.
+    pub station: SocketAddr,
+    /// Time between statistics in seconds, 0 to 86400; 0: there are none.
+    pub stats_seconds: u32,
+}
+
+/// Timers of a session (RFC 4271 section 10).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Timers {
     /// Proposed hold time in seconds: 0, or 3 to 65535.
     pub hold_seconds: u16,
@@ -327,6 +351,9 @@ pub struct PeerStatus {
     pub asn: Asn,
     /// Our AS.
     pub local_asn: Asn,
+    /// Our BGP identifier; none: we have none yet.
+    #[serde(default)]
+    pub local_router_id: Option<Ipv4Addr>,
     /// BGP identifier of the neighbour, once its OPEN has come.
     pub router_id: Option<Ipv4Addr>,
     /// Our address of the connection.
@@ -337,37 +364,74 @@ pub struct PeerStatus {
     pub since_seconds: u64,
     /// How often the session was established.
     pub established_count: u64,
+    /// How often an established session ended.
+    #[serde(default)]
+    pub flap_count: u64,
+    /// Seconds until something is due: a keepalive, the end of the hold time, another attempt; none: nothing is.
+    #[serde(default)]
+    pub deadline_seconds: Option<u64>,
     /// Negotiated families.
     pub families: BTreeSet<Family>,
     /// Negotiated hold time, seconds.
     pub hold_seconds: Option<u16>,
     /// Negotiated keepalive interval, seconds.
     pub keepalive_seconds: Option<u16>,
+    /// What we propose, as configured.
+    #[serde(default)]
+    pub local_timers: Timers,
+    /// Hold time that the neighbour proposes, seconds, once its OPEN has come.
+    #[serde(default)]
+    pub remote_hold_seconds: Option<u16>,
     /// Names of the capabilities that the neighbour sent.
     pub capabilities: Vec<String>,
+    /// Names of the capabilities that it was sent.
+    #[serde(default)]
+    pub capabilities_sent: Vec<String>,
     /// Prefixes accepted from the peer.
     pub prefixes_received: u64,
     /// Prefixes announced to the peer.
     pub prefixes_sent: u64,
+    /// Prefixes by family; of those that are configured.
+    #[serde(default)]
+    pub prefixes: BTreeMap<Family, PrefixCounts>,
     /// Messages received.
     pub messages_received: u64,
+    /// The same by type.
+    #[serde(default)]
+    pub received_by_type: MessageCounts,
     /// Messages sent.
     pub messages_sent: u64,
+    /// The same by type.
+    #[serde(default)]
+    pub sent_by_type: MessageCounts,
+    /// Where graceful restart stands: `Off` (one side does not offer it), `Ready`, `Helping` (routes of a session that is
+    /// gone are kept for it), `Restarting` (we were, and are not done).
+    #[serde(default)]
+    pub restart_state: String,
+    /// Graceful restart as we offer it; none: we do not.
+    #[serde(default)]
+    pub local_restart: Option<LocalRestartStatus>,
     /// Graceful restart, if both sides offered it.
     pub graceful_restart: Option<GracefulRestartStatus>,
     /// The last error of the session, in words: direction, code and subcode by name.
     pub last_error: Option<String>,
+    /// The same in its parts.
+    #[serde(default)]
+    pub last_error_detail: Option<ErrorStatus>,
     /// How the path to the peer is; none: it is not watched.
     #[serde(default)]
     pub bfd: Option<BfdStatus>,
 }
 
 /// What an operator asks about graceful restart with a peer (RFC 4724).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GracefulRestartStatus {
     /// How long the peer says to be away at most, seconds: so long its routes are kept.
     pub restart_seconds: u16,
+    /// Its OPEN said that it has just restarted (R).
+    #[serde(default)]
+    pub restarting: bool,
     /// A NOTIFICATION ends the session gracefully, too (RFC 8538).
     pub notification: bool,
     /// Families whose routes are kept while the peer is away.

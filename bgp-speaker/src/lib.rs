@@ -1,6 +1,7 @@
 //! A small, correct BGP speaker. Without the feature `net` this is the pure core: time, randomness and bytes
 //! come in, bytes and facts go out.
 pub mod bfd;
+mod bmp;
 pub mod config;
 mod connection;
 mod decision;
@@ -12,6 +13,7 @@ mod peer;
 mod policy;
 pub mod random;
 mod rib;
+mod seen;
 pub mod speaker;
 mod transport;
 mod update_queue;

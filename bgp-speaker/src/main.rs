@@ -22,7 +22,7 @@ enum Command {
     /// Run in the foreground until SIGTERM or SIGINT, then take leave of all peers: without a word of those with
     /// gracefulRestart, which keep our routes for that time.
     Run {
-        /// YAML: asn, routerID, listen, peers, routes.
+        /// YAML: asn, routerID, listen, peers, routes, bmp.
         #[arg(long)]
         config: PathBuf,
         #[command(flatten)]

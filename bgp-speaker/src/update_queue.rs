@@ -69,8 +69,10 @@ pub(crate) trait Exporter {
 /// What a call of [`AdjRibOut::fill`] did.
 #[derive(Debug, Default)]
 pub(crate) struct Filled {
-    /// Messages written.
+    /// UPDATEs written.
     pub(crate) messages: u64,
+    /// ROUTE-REFRESHs written.
+    pub(crate) refreshes: u64,
     /// Prefixes that are gone from the table and that this peer has no more use for.
     pub(crate) unused: Vec<PrefixId>,
     /// Why a route could not be written.
@@ -292,7 +294,7 @@ impl AdjRibOut {
     fn end_dump(&mut self, out: &mut Vec<u8>, filled: &mut Filled) {
         let dump = self.dump.take();
         if dump.as_ref().is_some_and(|dump| dump.bounds) {
-            filled.messages += self.bound(RefreshKind::End, out);
+            filled.refreshes += self.bound(RefreshKind::End, out);
         }
         if dump.is_some_and(|dump| dump.first) {
             self.end = if self.end == End::Held { End::Owed } else { End::Due };

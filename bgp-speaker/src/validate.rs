@@ -1,6 +1,6 @@
 //! Whether a configuration makes sense, before anything of it takes effect.
 use crate::{
-    config::{Asn, ConfigError, Global, PeerAsn, PeerConfig, PeerRange, Route},
+    config::{Asn, BmpStation, ConfigError, Global, PeerAsn, PeerConfig, PeerRange, Route},
     wire::MAX_RESTART_SECONDS,
 };
 use ipnet::IpNet;
@@ -9,6 +9,10 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
+/// More stations than this are refused: each hears everything.
+const MAX_STATIONS: usize = 16;
+/// Longest time between statistics, seconds.
+const MAX_STATS_SECONDS: u32 = 86_400;
 /// More peers than this are refused.
 const MAX_PEERS: usize = 10_000;
 /// Longest additional prepending.
@@ -46,6 +50,26 @@ pub(crate) fn peers(peers: &[PeerConfig], global: Option<&Global>) -> Result<(),
 }
 
 /// The whole set of ranges.
+pub(crate) fn stations(stations: &[BmpStation]) -> Result<(), ConfigError> {
+    let mut addresses = BTreeSet::new();
+    for BmpStation { station, stats_seconds } in stations {
+        let error = |field, reason: &str| Err(ConfigError::new(format!("station {station}"), field, reason));
+        if station.port() == 0 || station.ip().is_unspecified() || station.ip().is_multicast() {
+            return error("station", "is nothing that can be dialled");
+        }
+        if *stats_seconds > MAX_STATS_SECONDS {
+            return error("statsSeconds", "must be 0 to 86400");
+        }
+        if !addresses.insert(station) {
+            return error("station", "is there more than once");
+        }
+        if addresses.len() > MAX_STATIONS {
+            return error("station", "is one of more than 16");
+        }
+    }
+    Ok(())
+}
+
 pub(crate) fn ranges(ranges: &[PeerRange], global: Option<&Global>) -> Result<(), ConfigError> {
     let mut prefixes = BTreeSet::new();
     for range in ranges {

@@ -60,6 +60,7 @@ async fn serve(file: file::Config, config: &Path, socket: &Path) -> Result<(), F
     speaker.set_routes(file.routes).await.map_err(refused)?;
     speaker.set_ranges(file.ranges).await.map_err(refused)?;
     speaker.set_peers(file.peers).await.map_err(refused)?;
+    speaker.set_stations(file.stations).await.map_err(refused)?;
     speaker.set_global(file.global).await.map_err(refused)?;
     speaker.routes_complete().await;
     tracing::info!(config = %config.display(), api = %socket.display(), "running");

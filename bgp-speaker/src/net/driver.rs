@@ -4,12 +4,14 @@ use super::{
     bfd::{Bfd, Report},
     connection::{self, Order},
     options, socket,
+    station::{self, StationEvent},
 };
 use crate::{
     ConnectionId, Endpoints, Md5Key, Time,
     bfd::Path,
-    config::{ConfigError, Global, PeerConfig, PeerRange, PeerStatus},
+    config::{BmpStation, ConfigError, Global, PeerConfig, PeerRange, PeerStatus},
     speaker::{Input, Output, Speaker},
+    validate,
 };
 use ipnet::IpNet;
 use std::{
@@ -18,7 +20,7 @@ use std::{
     io, mem,
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -48,6 +50,7 @@ pub(super) enum Event {
     Written(ConnectionId),
     Closed(ConnectionId, String),
     Drained(ConnectionId),
+    Station(SocketAddr, StationEvent),
 }
 
 pub(super) struct Driver {
@@ -70,6 +73,7 @@ pub(super) struct Driver {
     bfd: Option<Bfd>,
     /// Failures of paths that the speaker has heard of.
     path_failures: u64,
+    stations: BTreeMap<SocketAddr, Station>,
 }
 
 /// What the driver knows of a connection that the speaker has not closed.
@@ -90,6 +94,16 @@ struct Held {
     stream: TcpStream,
     endpoints: Endpoints,
     after: BTreeSet<ConnectionId>,
+}
+
+/// A station that is told what peers tell.
+struct Station {
+    config: BmpStation,
+    task: AbortHandle,
+    /// Its connection; none: it has none.
+    batches: Option<mpsc::Sender<Vec<u8>>>,
+    /// It has a batch in hand.
+    writing: bool,
 }
 
 /// Accepts until it is dropped.
@@ -122,6 +136,7 @@ impl Driver {
             changed,
             bfd: None,
             path_failures: 0,
+            stations: BTreeMap::new(),
         }
     }
 
@@ -186,6 +201,7 @@ impl Driver {
                 let result = self.speaker.set_routes(routes);
                 reply(answer, result.map(|outputs| self.perform(outputs)));
             }
+            Command::SetStations(stations, answer) => reply(answer, self.set_stations(stations)),
             Command::RoutesComplete(answer) => {
                 let outputs = self.speaker.routes_complete();
                 self.perform(outputs);
@@ -314,6 +330,7 @@ impl Driver {
                 }
             }
             Event::Closed(connection, reason) => self.input(Input::Closed { connection, reason }),
+            Event::Station(station, event) => self.station(station, event),
             Event::Drained(id) => self.held.iter_mut().for_each(|held| {
                 held.after.remove(&id);
             }),
@@ -431,6 +448,7 @@ impl Driver {
                 },
                 Output::Transmit { connection } => self.transmit(connection),
                 Output::Watch { peer, path } => self.watch(peer, path),
+                Output::Report { station } => self.report(station),
                 Output::StateChanged { peer, state, last_error } => {
                     tracing::info!(%peer, ?state, last_error, "session");
                     self.changed.send_modify(|changes| *changes += 1);
@@ -453,6 +471,82 @@ impl Driver {
         }
     }
 
+    fn set_stations(&mut self, stations: Vec<BmpStation>) -> Result<(), ConfigError> {
+        validate::stations(&stations)?;
+        let gone: Vec<SocketAddr> = (self.stations.iter())
+            .filter(|(_, known)| !stations.contains(&known.config))
+            .map(|(address, _)| *address)
+            .collect();
+        for address in gone {
+            self.end_station(address);
+        }
+        let outputs = self.speaker.set_monitored(!stations.is_empty());
+        self.perform(outputs);
+        for config in stations {
+            let events = self.sender.clone();
+            self.stations.entry(config.station).or_insert_with(|| {
+                let task = self.tasks.spawn(station::run(config.station, events));
+                Station { config, task, batches: None, writing: false }
+            });
+        }
+        Ok(())
+    }
+
+    fn station(&mut self, address: SocketAddr, event: StationEvent) {
+        let now = self.now();
+        let Some(station) = self.stations.get_mut(&address) else { return };
+        match event {
+            StationEvent::Up(batches) => {
+                (station.batches, station.writing) = (Some(batches), false);
+                let seconds = station.config.stats_seconds;
+                let every = (seconds > 0).then(|| Duration::from_secs(seconds.into()));
+                let outputs = self.speaker.monitor(address, every, now);
+                self.perform(outputs);
+            }
+            StationEvent::Written => {
+                station.writing = false;
+                self.report(address);
+            }
+            StationEvent::Down => {
+                station.batches = None;
+                self.speaker.unmonitor(address);
+            }
+        }
+    }
+
+    /// Gives a station its next batch, unless it has one in hand.
+    fn report(&mut self, address: SocketAddr) {
+        let (epoch, now) = (self.epoch_since_1970(), self.now());
+        let Some(Station { batches: Some(batches), writing, .. }) = self.stations.get_mut(&address) else {
+            return;
+        };
+        if *writing {
+            return;
+        }
+        let mut batch = Vec::new();
+        self.speaker.report(address, BATCH, epoch, now, &mut batch);
+        if !batch.is_empty() {
+            // The task may have ended its connection: then an event says so.
+            *writing = batches.try_send(batch).is_ok();
+        }
+    }
+
+    /// A clock that is set meanwhile counts from now on.
+    fn epoch_since_1970(&self) -> Duration {
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(self.now())
+    }
+
+    /// The station is told that this is all.
+    fn end_station(&mut self, address: SocketAddr) {
+        let Some(station) = self.stations.remove(&address) else { return };
+        let last = self.speaker.last_report(address, self.epoch_since_1970(), self.now());
+        // A station that has not taken the batch before would not take this one either.
+        match station.batches {
+            Some(batches) if batches.try_send(last).is_ok() => {}
+            _ => station.task.abort(),
+        }
+    }
+
     fn answer_flushes(&mut self) {
         let writing = |connection: &Connection| matches!(connection, Connection::Open { writing: true, .. });
         if !self.flushes.is_empty() && !self.speaker.is_pending() && !self.connections.values().any(writing) {
@@ -465,6 +559,9 @@ impl Driver {
         self.listeners.clear();
         let outputs = self.speaker.shutdown(self.now());
         self.perform(outputs);
+        for station in self.stations.keys().copied().collect::<Vec<_>>() {
+            self.end_station(station);
+        }
         self.connections.clear();
         self.events.close();
         while self.tasks.join_next().await.is_some() {}

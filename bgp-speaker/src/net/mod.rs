@@ -5,7 +5,7 @@
 //! ```text
 //!  Handle ── commands ──> driver (Speaker) ── orders ──> connection ──> TCP
 //!  listener, dialing ── events ──┘ │ └────────── events ─────┘
-//!                            bfd <┘ (a thread of its own)
+//!        stations (BMP), bfd <┘ (a thread of its own)
 //! ```
 //! Memory is bounded at each arrow: a connection has one batch of messages in hand and asks for the next when the
 //! kernel has taken it (a peer that does not read gets none, and delays nobody), and hands over what it read
@@ -16,9 +16,10 @@ mod connection;
 mod driver;
 mod options;
 mod socket;
+mod station;
 
 use crate::{
-    config::{ConfigError, Global, PeerConfig, PeerRange, PeerStatus, Route, RouteStatus},
+    config::{BmpStation, ConfigError, Global, PeerConfig, PeerRange, PeerStatus, Route, RouteStatus},
     speaker::Speaker,
 };
 use driver::Driver;
@@ -65,6 +66,7 @@ enum Command {
     SetPeers(Vec<PeerConfig>, oneshot::Sender<Result<(), ConfigError>>),
     SetRanges(Vec<PeerRange>, oneshot::Sender<Result<(), ConfigError>>),
     SetRoutes(Vec<Route>, oneshot::Sender<Result<(), ConfigError>>),
+    SetStations(Vec<BmpStation>, oneshot::Sender<Result<(), ConfigError>>),
     RoutesComplete(oneshot::Sender<()>),
     Flushed(oneshot::Sender<()>),
     Peers(oneshot::Sender<Vec<PeerStatus>>),
@@ -123,6 +125,15 @@ impl Handle {
     /// A field that makes no sense; nothing changes then.
     pub async fn set_routes(&self, routes: Vec<Route>) -> Result<(), ConfigError> {
         self.ask(|answer| Command::SetRoutes(routes, answer)).await.unwrap_or_else(shut_down)
+    }
+
+    /// Sets the stations that are told what peers tell (BMP, RFC 7854), the whole set. Each is dialled until it answers,
+    /// and hears all from the beginning then. While there are any, routes that the import policy refuses are kept.
+    ///
+    /// # Errors
+    /// A field that makes no sense; nothing changes then.
+    pub async fn set_stations(&self, stations: Vec<BmpStation>) -> Result<(), ConfigError> {
+        self.ask(|answer| Command::SetStations(stations, answer)).await.unwrap_or_else(shut_down)
     }
 
     /// After [`spawn_restarted`]: all routes that there are to announce have been set. Peers may forget what was not

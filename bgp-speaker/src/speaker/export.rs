@@ -5,6 +5,7 @@ use crate::{
     connection::ConnectionId,
     policy::{Export, Provenance},
     rib::{AttributesId, Path, PathAttributes, PrefixId, Source},
+    seen::LastError,
     update_queue::Exporter,
     wire::{AsPath, Attributes, Community, ExtendedCommunity, LargeCommunity, NextHop},
 };
@@ -90,7 +91,10 @@ impl Speaker {
     pub(super) fn release_unused(&mut self, family: Family, ids: impl IntoIterator<Item = PrefixId>) {
         for id in ids {
             let used = |slot: &Slot| slot.out.get(&family).is_some_and(|out| out.uses(id));
-            if self.rib.table(family).paths(id).is_empty() && !self.peers.iter().flatten().any(used) {
+            if self.rib.table(family).paths(id).is_empty()
+                && !self.peers.iter().flatten().any(used)
+                && !self.feeds.values().any(|feed| feed.uses(family, id))
+            {
                 self.rib.release(family, id);
             }
         }
@@ -138,19 +142,21 @@ impl Speaker {
             },
         };
         let mut unused = Vec::new();
-        let (mut messages, mut error) = (0, None);
+        let (mut messages, mut refreshes, mut error) = (0, 0, None);
         for (&family, queue) in &mut slot.out {
             let (table, attributes) = self.rib.export(family);
             let filled = queue.fill(table, attributes, &exporter, &negotiated.context, limit, out);
             messages += filled.messages;
+            refreshes += filled.refreshes;
             error = filled.error.or(error);
             unused.push((family, filled.unused));
         }
         if let Some(session) = slot.peer.session_mut() {
-            session.messages_sent += messages;
+            session.sent_count.update += messages;
+            session.sent_count.route_refresh += refreshes;
         }
         if let Some(error) = error {
-            slot.peer.last_error = Some(format!("cannot announce: {error}"));
+            slot.peer.last_error = Some((LastError::Unsendable(error), None));
         }
         for (family, unused) in unused {
             self.release_unused(family, unused);

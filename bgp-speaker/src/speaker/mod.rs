@@ -13,6 +13,7 @@
 //! ```
 mod bfd;
 mod export;
+mod monitor;
 mod ranges;
 mod restart;
 mod session;
@@ -21,7 +22,10 @@ mod status;
 use crate::{
     Time,
     bfd::Path as WatchedPath,
-    config::{ConfigError, Family, Global, PeerConfig, PeerRange, Route, RouteAttributes, State},
+    bmp::feed::Feed,
+    config::{
+        ConfigError, Family, Global, PeerConfig, PeerRange, PrefixCounts, Route, RouteAttributes, State,
+    },
     connection::{ConnectionId, Endpoints},
     fsm::Event,
     peer::{Peer, Tools},
@@ -121,6 +125,11 @@ pub enum Output {
         /// The path; none: it is not to be watched any more.
         path: Option<WatchedPath>,
     },
+    /// [`Speaker::report`] has something for this station.
+    Report {
+        /// Which station.
+        station: SocketAddr,
+    },
     /// The state of a peer is another one now.
     StateChanged {
         /// The neighbour.
@@ -146,6 +155,10 @@ pub struct Speaker {
     random: Random,
     next_connection: u64,
     own_start: restart::Own,
+    /// Refused routes are kept for stations.
+    monitored: bool,
+    /// Stations that are connected.
+    feeds: BTreeMap<SocketAddr, Feed>,
 }
 
 /// A peer and what its session has.
@@ -156,10 +169,10 @@ struct Slot {
     range: Option<IpNet>,
     /// Of the session that is up; empty: none is.
     out: BTreeMap<Family, AdjRibOut>,
-    /// Prefixes accepted.
-    received: u64,
-    /// Prefixes kept though refused.
-    refused: u64,
+    /// By number of the family; `sent` is not counted here.
+    prefixes: [PrefixCounts; Family::ALL.len()],
+    /// UPDATEs of this session whose routes were taken for withdrawn (RFC 7606).
+    treated_as_withdraw: u64,
     /// Refused routes are kept: the peer cannot be asked for them again.
     keeps_refused: bool,
     /// Paths that a refresh of the peer has not confirmed yet, by family (RFC 7313 section 4).
@@ -193,6 +206,8 @@ impl Speaker {
             random: Random::new(seed),
             next_connection: 0,
             own_start: restart::Own::default(),
+            monitored: false,
+            feeds: BTreeMap::new(),
         }
     }
 
@@ -330,6 +345,7 @@ impl Speaker {
                     }
                 }
                 self.restart_tick(now, &mut outputs);
+                self.feeds.values_mut().for_each(|feed| feed.tick(now));
             }
         }
         self.finish(outputs)
@@ -338,7 +354,8 @@ impl Speaker {
     /// When [`Input::Tick`] is due; may be in the past: at once.
     pub fn next_deadline(&self) -> Option<Time> {
         let peers = self.slots().filter_map(|(_, slot)| slot.peer.next_deadline());
-        peers.chain(self.restart_deadline()).min()
+        let stations = self.feeds.values().filter_map(Feed::next_deadline);
+        peers.chain(self.restart_deadline()).chain(stations).min()
     }
 
     /// Appends what is to be written to a connection, about `limit` octets (a batch of UPDATEs more at most);
@@ -399,8 +416,8 @@ impl Speaker {
             peer: Peer::new(config, now),
             range: None,
             out: BTreeMap::new(),
-            received: 0,
-            refused: 0,
+            prefixes: Default::default(),
+            treated_as_withdraw: 0,
             keeps_refused: false,
             unconfirmed: BTreeMap::new(),
             kept: restart::Kept::default(),
@@ -494,7 +511,7 @@ impl Speaker {
             outputs.push(Output::StateChanged {
                 peer: slot.peer.config.address,
                 state: slot.peer.state(),
-                last_error: slot.peer.last_error.clone(),
+                last_error: slot.peer.error(),
             });
             self.watch(source, outputs);
         }
@@ -514,6 +531,7 @@ impl Speaker {
                 }
             }
         }
+        outputs.extend(self.reports());
         outputs
     }
 

@@ -14,7 +14,7 @@
 use super::{Slot, Speaker};
 use crate::{
     Time,
-    config::{Family, GracefulRestartStatus},
+    config::{Family, GracefulRestartStatus, LocalRestartStatus, PeerConfig},
     negotiate::Start,
     rib::{PrefixId, Source},
     wire::GracefulRestart,
@@ -43,6 +43,23 @@ pub(super) struct Own {
 }
 
 impl Own {
+    /// What an operator sees. `sent`: what our OPEN of the session said; else what is configured counts.
+    pub(super) fn status(
+        &self,
+        config: &PeerConfig,
+        sent: Option<&GracefulRestart>,
+        now: Time,
+    ) -> Option<LocalRestartStatus> {
+        let end = self.deadline().filter(|_| self.deferring);
+        Some(LocalRestartStatus {
+            restart_seconds: sent.map(|sent| sent.seconds).or(config.graceful_restart)?,
+            families: sent.map_or_else(|| config.families.clone(), |sent| families(sent).collect()),
+            restarting: sent.is_some_and(|sent| sent.restarting),
+            deferring: self.deferring,
+            deferral_seconds: end.map(|end| end.saturating_sub(now).as_secs()),
+        })
+    }
+
     fn deadline(&self) -> Option<Time> {
         self.since.filter(|_| self.start == Start::Restarted).map(|since| since + DEFERRAL)
     }
@@ -83,6 +100,7 @@ impl Kept {
         let terms = self.terms.as_ref()?;
         Some(GracefulRestartStatus {
             restart_seconds: terms.seconds,
+            restarting: terms.restarting,
             notification: terms.notification,
             families: families(terms).collect(),
             stale_prefixes: self.stale.values().map(|stale| stale.len() as u64).sum(),

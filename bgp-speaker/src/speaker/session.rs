@@ -2,18 +2,19 @@
 use super::{Output, Slot, Speaker, family_of};
 use crate::{
     Time,
-    config::Family,
+    config::{Family, PrefixCounts},
     connection::ConnectionId,
     decision::Neighbour,
     negotiate::Negotiated,
     peer::Request,
     policy::{self, Import},
     rib::{Change, Path, PathAttributes, PrefixId, Source},
+    seen::LastError,
     transport::Transport,
     update_queue::AdjRibOut,
     wire::{
         AfiSafi, Announcement, GracefulRestart, Message, Notification, Reason, RefreshKind, RouteRefresh,
-        Update, UpdateError,
+        Severity, Update, UpdateError,
     },
 };
 use ipnet::IpNet;
@@ -43,7 +44,7 @@ impl Speaker {
                 // Of a session that ended for what came before.
                 _ if !self.is_up(source) => {}
                 Request::Update(update, errors) => {
-                    self.note(source, &errors);
+                    self.note(source, errors, now);
                     self.update(source, update);
                     self.check_max_prefixes(source, now, outputs);
                 }
@@ -70,9 +71,11 @@ impl Speaker {
     }
 
     fn up(&mut self, source: Source, negotiated: &Negotiated, now: Time) {
-        let deferring = self.own_start.deferring;
+        let (deferring, monitored) = (self.own_start.deferring, self.monitored);
         let Some(slot) = self.slot_mut(source) else { return };
-        slot.keeps_refused = !negotiated.route_refresh;
+        slot.keeps_refused = !negotiated.route_refresh || monitored;
+        slot.treated_as_withdraw = 0;
+        slot.prefixes.iter_mut().for_each(PrefixCounts::restart);
         let families = negotiated.context.families.iter();
         slot.out = families.map(|&family| (family, AdjRibOut::new(family, deferring))).collect();
         let neighbour = Neighbour {
@@ -82,10 +85,12 @@ impl Speaker {
         };
         self.rib.neighbours[usize::from(source.0)] = Some(neighbour);
         self.restart_up(source, negotiated.graceful_restart.as_ref(), now);
+        self.monitor_up(source);
         self.end_deferral();
     }
 
     fn down(&mut self, source: Source, terms: Option<&GracefulRestart>, now: Time) {
+        self.monitor_down(source, now);
         let Some(slot) = self.slot_mut(source) else { return };
         let out = std::mem::take(&mut slot.out);
         slot.unconfirmed.clear();
@@ -97,11 +102,13 @@ impl Speaker {
     }
 
     /// Errors of an UPDATE that were handled (RFC 7606): the operator may want to know.
-    fn note(&mut self, source: Source, errors: &[UpdateError]) {
-        if let Some(error) = errors.last()
+    fn note(&mut self, source: Source, mut errors: Vec<UpdateError>, now: Time) {
+        let withdraws = errors.iter().any(|error| error.severity == Severity::TreatAsWithdraw);
+        if let Some(error) = errors.pop()
             && let Some(slot) = self.slot_mut(source)
         {
-            slot.peer.last_error = Some(format!("received UPDATE, handled: {error}"));
+            slot.treated_as_withdraw += u64::from(withdraws);
+            slot.peer.last_error = Some((LastError::Handled(error), Some(now)));
         }
     }
 
@@ -112,6 +119,11 @@ impl Speaker {
             Some((family, self.rib.table(family).find(prefix)?))
         };
         let withdrawn: Vec<(Family, PrefixId)> = update.withdrawn.iter().filter_map(find).collect();
+        if let Some(Some(slot)) = self.peers.get_mut(usize::from(source.0)) {
+            for prefix in &update.withdrawn {
+                slot.prefixes[family_of(prefix) as usize].withdrawn += 1;
+            }
+        }
         for (family, id) in withdrawn {
             self.withdraw(source, family, id);
         }
@@ -133,7 +145,7 @@ impl Speaker {
         }
         let import = Import::new(&slot.peer.config);
         let internal = slot.peer.config.asn.is_internal(global.asn);
-        let keeps_refused = slot.keeps_refused && slot.refused < MAX_REFUSED;
+        let keeps_refused = slot.keeps_refused && slot.kept_refused() < MAX_REFUSED;
         let own_addresses: Vec<_> = slot
             .peer
             .session()
@@ -157,6 +169,11 @@ impl Speaker {
             for prefix in reach.prefixes {
                 let family = family_of(&prefix);
                 let refused = unusable || !import.accepts(&prefix, &attributes);
+                if let Some(Some(slot)) = self.peers.get_mut(usize::from(source.0)) {
+                    let counts = &mut slot.prefixes[family as usize];
+                    counts.received += 1;
+                    counts.refused += u64::from(refused);
+                }
                 if unusable || (refused && !keeps_refused) {
                     if let Some(id) = self.rib.table(family).find(&prefix) {
                         self.withdraw(source, family, id);
@@ -183,19 +200,22 @@ impl Speaker {
     fn counted(&mut self, source: Source, family: Family, change: &Change, path: Option<Path>) {
         if let Some(slot) = self.slot_mut(source) {
             match change.old {
-                Some(old) if old.refused => slot.refused -= 1,
-                Some(_) => slot.received -= 1,
+                Some(old) if old.refused => slot.prefixes[family as usize].kept -= 1,
+                Some(_) => slot.prefixes[family as usize].accepted -= 1,
                 None => {}
             }
             match path {
-                Some(path) if path.refused => slot.refused += 1,
-                Some(_) => slot.received += 1,
+                Some(path) if path.refused => slot.prefixes[family as usize].kept += 1,
+                Some(_) => slot.prefixes[family as usize].accepted += 1,
                 None => {}
             }
             if let Some(unconfirmed) = slot.unconfirmed.get_mut(&family) {
                 unconfirmed.remove(&change.prefix);
             }
             slot.kept.confirm(family, change.prefix);
+        }
+        if change.old.map(|old| old.attributes) != path.map(|path| path.attributes) {
+            self.feeds.values_mut().for_each(|feed| feed.mark(source, family, change.prefix));
         }
         if change.best {
             self.mark(family, change.prefix);
@@ -212,7 +232,7 @@ impl Speaker {
         let enhanced = session.negotiated.as_ref().is_some_and(|negotiated| negotiated.enhanced_refresh);
         match refresh.kind {
             RefreshKind::Request => {
-                session.messages_sent +=
+                session.sent_count.route_refresh +=
                     out.refresh(enhanced, &mut self.rib.attributes, &mut session.waiting);
             }
             // Before its first End-of-RIB the peer has not told everything once.
@@ -233,7 +253,7 @@ impl Speaker {
     pub(super) fn check_max_prefixes(&mut self, source: Source, now: Time, outputs: &mut Vec<Output>) {
         let Some(slot) = self.slot(source) else { return };
         let Some(max) = slot.peer.config.max_prefixes else { return };
-        if slot.received > u64::from(max) {
+        if slot.accepted() > u64::from(max) {
             let family = slot.out.keys().next().copied().unwrap_or(Family::Ipv4Unicast);
             let AfiSafi { afi, safi } = family.into();
             let data = [&afi.to_be_bytes()[..], &[safi], &max.to_be_bytes()].concat();
@@ -247,7 +267,6 @@ impl Speaker {
     pub(super) fn import_policy_changed(&mut self, source: Source) {
         let Some(slot) = self.slot(source) else { return };
         let import = Import::new(&slot.peer.config);
-        let families: BTreeSet<Family> = slot.out.keys().copied().collect();
         let keeps_refused = slot.keeps_refused;
         // Of a peer that is away, too: its routes may be kept.
         for family in Family::ALL {
@@ -271,14 +290,32 @@ impl Speaker {
                 }
             }
         }
-        if keeps_refused {
-            return;
+        if !keeps_refused {
+            self.ask_again(source);
         }
-        if let Some(session) = self.slot_mut(source).and_then(|slot: &mut Slot| slot.peer.session_mut()) {
+    }
+
+    /// Asks the peer for all its routes again.
+    pub(super) fn ask_again(&mut self, source: Source) {
+        let Some(slot) = self.slot_mut(source) else { return };
+        let families: BTreeSet<Family> = slot.out.keys().copied().collect();
+        if let Some(session) = slot.peer.session_mut() {
             for family in families {
                 let request = RouteRefresh { family: family.into(), kind: RefreshKind::Request };
                 session.send(&Message::RouteRefresh(request));
             }
         }
+    }
+}
+
+impl Slot {
+    /// Prefixes accepted, of all families.
+    pub(super) fn accepted(&self) -> u64 {
+        self.prefixes.iter().map(|counts| counts.accepted).sum()
+    }
+
+    /// Prefixes kept though refused, of all families.
+    fn kept_refused(&self) -> u64 {
+        self.prefixes.iter().map(|counts| counts.kept).sum()
     }
 }

@@ -374,7 +374,7 @@ impl Driver {
                 }
                 // Sockets have room when a step says so; OPEN and KEEPALIVE go at once.
                 Output::Transmit { connection } => self.write(connection, 0),
-                Output::StateChanged { .. } | Output::Watch { .. } => {}
+                Output::StateChanged { .. } | Output::Watch { .. } | Output::Report { .. } => {}
             }
         }
         self.watch.check(&self.speaker);

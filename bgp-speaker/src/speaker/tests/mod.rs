@@ -1,6 +1,7 @@
 //! Whole speakers in virtual time.
 mod bfd;
 mod histories;
+mod monitor;
 mod restart;
 mod sessions;
 mod sim;

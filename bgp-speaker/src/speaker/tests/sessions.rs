@@ -1,6 +1,7 @@
 //! One speaker and peers that follow a script, message by message.
 mod down;
 mod ranges;
+mod status;
 
 use super::*;
 use crate::{
@@ -15,16 +16,16 @@ use crate::{
 use ipnet::IpNet;
 use std::{net::SocketAddr, time::Duration};
 
-const NOW: Time = Duration::from_secs(10);
+pub(super) const NOW: Time = Duration::from_secs(10);
 
 /// The speaker is 10.0.0.9, AS 65000, identifier 10.0.0.9.
-struct Script {
-    speaker: Speaker,
-    outputs: Vec<Output>,
+pub(super) struct Script {
+    pub(super) speaker: Speaker,
+    pub(super) outputs: Vec<Output>,
 }
 
 impl Script {
-    fn new(peers: Vec<PeerConfig>) -> Self {
+    pub(super) fn new(peers: Vec<PeerConfig>) -> Self {
         let mut script = Script { speaker: Speaker::new(1), outputs: Vec::new() };
         script.speaker.set_global(global(9, 65000), NOW).unwrap();
         script.outputs = script.speaker.set_peers(peers, NOW).unwrap();
@@ -49,7 +50,7 @@ impl Script {
         connection
     }
 
-    fn say(&mut self, connection: ConnectionId, messages: &[Message]) {
+    pub(super) fn say(&mut self, connection: ConnectionId, messages: &[Message]) {
         let mut bytes = Vec::new();
         for message in messages {
             message.encode(&context(), &mut bytes).unwrap();
@@ -58,13 +59,13 @@ impl Script {
     }
 
     /// Takes everything that is to be sent.
-    fn hear(&mut self, connection: ConnectionId) -> Vec<Message> {
+    pub(super) fn hear(&mut self, connection: ConnectionId) -> Vec<Message> {
         let mut bytes = Vec::new();
         self.speaker.transmit(connection, usize::MAX / 2, &mut bytes);
         messages(&bytes)
     }
 
-    fn establish(&mut self, host: u8) -> ConnectionId {
+    pub(super) fn establish(&mut self, host: u8) -> ConnectionId {
         let connection = self.accept(host);
         self.say(connection, &[open(host, |_| ()), Message::Keepalive]);
         connection
@@ -132,7 +133,7 @@ fn open(host: u8, change: impl FnOnce(&mut Open)) -> Message {
     Message::Open(open)
 }
 
-fn told(host: u8, prefixes: &[&str]) -> Message {
+pub(super) fn told(host: u8, prefixes: &[&str]) -> Message {
     let attributes =
         Attributes { as_path: AsPath::sequence([65000 + u32::from(host)]), ..Attributes::default() };
     let reach = Reach {

@@ -1,0 +1,263 @@
+//! What stations hear (RFC 7854): each peer's routes as they stand in its Adj-RIB-In before our policy, sessions that come
+//! and go, statistics.
+//!
+//! While anybody monitors, routes that the import policy refuses are kept, too (as many as of a peer that cannot be asked
+//! again), for they have to be told. What leads through ourselves is not kept, and not told.
+use super::{Output, Speaker};
+use crate::{
+    Time,
+    bmp::{
+        feed::{Feed, Up},
+        message::{self, Down, Peer, Statistics},
+    },
+    config::Family,
+    rib::{AttributesId, PrefixId, Source},
+    update_queue::AdjRibOut,
+    wire::{self, Context, EncodeError, HEADER_LENGTH, MAX_EXTENDED_LENGTH, Message},
+};
+use ipnet::IpNet;
+use std::{net::SocketAddr, time::Duration};
+
+/// So many prefixes are looked at together, to be grouped by attributes.
+const BATCH: usize = 8192;
+
+impl Speaker {
+    /// Whether stations will want to know what peers tell.
+    pub fn set_monitored(&mut self, monitored: bool) -> Vec<Output> {
+        let begins = monitored && !self.monitored;
+        self.monitored = monitored;
+        for source in self.sources() {
+            let Some(slot) = self.slot_mut(source) else { continue };
+            let Some(session) = slot.peer.session().and_then(|session| session.negotiated.as_ref()) else {
+                continue;
+            };
+            let can_be_asked = session.route_refresh;
+            slot.keeps_refused = monitored || !can_be_asked;
+            if begins && can_be_asked {
+                self.ask_again(source);
+            }
+        }
+        self.finish(Vec::new())
+    }
+
+    /// A station is connected and knows nothing. `every`: time between statistics; none: it gets none.
+    pub fn monitor(&mut self, station: SocketAddr, every: Option<Duration>, now: Time) -> Vec<Output> {
+        self.unmonitor(station);
+        let mut feed = Feed::new(every, now);
+        for (source, _) in self.slots() {
+            if let Some(up) = self.session_start(source) {
+                feed.up(source, up);
+            }
+        }
+        self.feeds.insert(station, feed);
+        self.finish(Vec::new())
+    }
+
+    /// The last that a station that is connected hears: how its peers went down, and that this is the end of it.
+    pub fn last_report(&mut self, station: SocketAddr, epoch: Duration, now: Time) -> Vec<u8> {
+        let mut last = Vec::new();
+        // No room for routes.
+        self.report(station, 0, epoch, now, &mut last);
+        message::termination(&mut last);
+        self.unmonitor(station);
+        last
+    }
+
+    /// The station is gone.
+    pub fn unmonitor(&mut self, station: SocketAddr) {
+        if let Some(feed) = self.feeds.remove(&station) {
+            for (family, id) in feed.into_changed() {
+                self.release_unused(family, [id]);
+            }
+        }
+    }
+
+    /// Appends what a station is to hear, about `limit` octets; nothing: there is nothing to tell. `epoch`: the beginning
+    /// of time, since 1970.
+    pub fn report(
+        &mut self,
+        station: SocketAddr,
+        limit: usize,
+        epoch: Duration,
+        now: Time,
+        out: &mut Vec<u8>,
+    ) {
+        // Nobody else looks at it meanwhile.
+        let Some(mut feed) = self.feeds.remove(&station) else { return };
+        let limit = out.len() + limit;
+        if std::mem::take(&mut feed.greeting) {
+            let description = concat!("bgp-speaker ", env!("CARGO_PKG_VERSION"));
+            let name = self.global.as_ref().map(|global| global.router_id.to_string());
+            message::initiation(description, &name.unwrap_or_default(), out);
+        }
+        for monitored in feed.peers.values_mut() {
+            if let (Some((at, down)), Some(peer)) = (monitored.down.take(), &monitored.told) {
+                message::peer_down(peer, epoch + at, &down, out);
+                monitored.told = None;
+            }
+            if let Some(Up { peer, at, ends, sent, received, .. }) = monitored.up.take() {
+                message::peer_up(&peer, epoch + at, ends, &sent, &received, out);
+                monitored.told = Some(peer);
+            }
+        }
+        feed.peers.retain(|_, monitored| monitored.told.is_some());
+        if std::mem::take(&mut feed.statistics_due) {
+            for (source, monitored) in &feed.peers {
+                if let Some(peer) = &monitored.told {
+                    message::statistics(peer, epoch + now, &self.statistics(*source), out);
+                }
+            }
+        }
+        for (&source, monitored) in &mut feed.peers {
+            let Some(peer) = monitored.told else { continue };
+            while out.len() < limit
+                && let Some(entry) = monitored.dumps.first_entry()
+            {
+                let (family, next) = (*entry.key(), *entry.get());
+                let end = next.saturating_add(BATCH as PrefixId).min(self.rib.table(family).bound());
+                self.tell(source, &peer, family, next..end, true, epoch + now, out);
+                if end < self.rib.table(family).bound() {
+                    *entry.into_mut() = end;
+                } else {
+                    entry.remove();
+                    let mut marker = Vec::new();
+                    if Message::EndOfRib(family).encode(&Context::default(), &mut marker).is_ok() {
+                        message::route_monitoring(&peer, epoch + now, &marker, out);
+                    }
+                }
+            }
+        }
+        let mut heard = Vec::new();
+        for family in Family::ALL {
+            while out.len() < limit {
+                let changed = feed.take_changed(family, BATCH);
+                if changed.is_empty() {
+                    break;
+                }
+                for group in changed.chunk_by(|a, b| a.0 == b.0) {
+                    let source = group[0].0;
+                    let ids = group.iter().map(|(_, id)| *id);
+                    if let Some(peer) = feed.peers.get(&source).and_then(|monitored| monitored.told) {
+                        self.tell(source, &peer, family, ids, false, epoch + now, out);
+                    }
+                }
+                heard.extend(changed.into_iter().map(|(_, id)| (family, id)));
+            }
+        }
+        self.feeds.insert(station, feed);
+        for (family, id) in heard {
+            self.release_unused(family, [id]);
+        }
+    }
+
+    /// Whether stations have something to hear.
+    pub(super) fn reports(&self) -> impl Iterator<Item = Output> + '_ {
+        let pending = self.feeds.iter().filter(|(_, feed)| feed.is_pending());
+        pending.map(|(&station, _)| Output::Report { station })
+    }
+
+    pub(super) fn monitor_up(&mut self, source: Source) {
+        if let Some(up) = self.session_start(source) {
+            self.feeds.values_mut().for_each(|feed| feed.up(source, up.clone()));
+        }
+    }
+
+    pub(super) fn monitor_down(&mut self, source: Source, now: Time) {
+        let Some(slot) = self.slot(source) else { return };
+        let down = Down::from(slot.peer.last_down.as_ref());
+        let unheard: Vec<_> =
+            self.feeds.values_mut().flat_map(|feed| feed.down(source, now, down.clone())).collect();
+        for (family, id) in unheard {
+            self.release_unused(family, [id]);
+        }
+    }
+
+    /// None: no session is up.
+    fn session_start(&self, source: Source) -> Option<Up> {
+        let slot = self.slot(source)?;
+        let session = slot.peer.session()?;
+        let (open, ends) = (session.open.as_ref()?, session.endpoints.as_ref()?);
+        let mut sent = Vec::new();
+        Message::Open(session.sent_open.clone()?).encode(&Context::default(), &mut sent).ok()?;
+        Some(Up {
+            peer: Peer { address: slot.peer.config.address, asn: open.asn, router_id: open.router_id },
+            at: session.fsm.since(),
+            ends: (ends.local, ends.remote),
+            sent,
+            received: session.open_octets.clone(),
+            families: session.negotiated.as_ref()?.context.families.clone(),
+        })
+    }
+
+    fn statistics(&self, source: Source) -> Statistics {
+        let Some(slot) = self.slot(source) else { return Statistics::default() };
+        let families = slot.out.keys().copied();
+        Statistics {
+            refused: slot.prefixes.iter().map(|counts| counts.refused).sum::<u64>() as u32,
+            adj_rib_in: families
+                .clone()
+                .map(|family| {
+                    let counts = &slot.prefixes[family as usize];
+                    (family, counts.accepted + counts.kept)
+                })
+                .collect(),
+            adj_rib_out: slot.out.iter().map(|(&family, out)| (family, AdjRibOut::announced(out))).collect(),
+            treated_as_withdraw: slot.treated_as_withdraw as u32,
+        }
+    }
+
+    /// Tells the routes that a peer has for some prefixes, and (but in a dump) that it has none.
+    fn tell(
+        &self,
+        source: Source,
+        peer: &Peer,
+        family: Family,
+        ids: impl Iterator<Item = PrefixId>,
+        dump: bool,
+        time: Duration,
+        out: &mut Vec<u8>,
+    ) {
+        let Some(slot) = self.slot(source) else { return };
+        let Some(negotiated) = slot.peer.session().and_then(|session| session.negotiated.as_ref()) else {
+            return;
+        };
+        let context = Context { four_octet_as: true, ..negotiated.context.clone() };
+        let table = self.rib.table(family);
+        let (mut announced, mut withdrawn): (Vec<(AttributesId, PrefixId)>, Vec<IpNet>) = Default::default();
+        for id in ids {
+            match table.paths(id).iter().find(|path| path.source == source) {
+                Some(path) => announced.push((path.attributes, id)),
+                None if dump => {}
+                None => withdrawn.push(table.prefix(id)),
+            }
+        }
+        announced.sort_unstable();
+        let mut updates = Vec::new();
+        wide(&context, |context| wire::withdraw(&withdrawn, context, &mut updates));
+        for group in announced.chunk_by(|a, b| a.0 == b.0) {
+            let route = self.rib.attributes.get(group[0].0);
+            let Some(next_hop) = route.next_hop else { continue };
+            let prefixes: Vec<IpNet> = group.iter().map(|(_, id)| table.prefix(*id)).collect();
+            wide(&context, |context| {
+                wire::announce(&route.attributes, next_hop, &prefixes, context, &mut updates)
+            });
+        }
+        let mut rest = &updates[..];
+        while let Some(length) = rest.get(HEADER_LENGTH - 3..HEADER_LENGTH - 1) {
+            let length = usize::from(u16::from_be_bytes([length[0], length[1]]));
+            let Some((update, after)) = rest.split_at_checked(length) else { return };
+            message::route_monitoring(peer, time, update, out);
+            rest = after;
+        }
+    }
+}
+
+/// Writes with the limits of the session; what does not fit, for an AS has four octets here, in a longer message.
+fn wide(context: &Context, mut write: impl FnMut(&Context) -> Result<usize, EncodeError>) {
+    if write(context).is_err() {
+        let context = Context { max_length: MAX_EXTENDED_LENGTH, ..context.clone() };
+        if let Err(error) = write(&context) {
+            tracing::debug!(%error, "route not told to a station");
+        }
+    }
+}

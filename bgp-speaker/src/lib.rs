@@ -22,7 +22,7 @@ pub mod wire;
 
 pub use connection::{ConnectionId, Endpoints};
 #[cfg(feature = "net")]
-pub use net::{Handle, RoutePages, spawn, spawn_restarted};
+pub use net::{HandOver, Handle, RoutePages, spawn, spawn_restarted, spawn_successor};
 pub use transport::{Md5Key, Md5KeyError, Transport};
 
 /// Time since a moment of the driver's choice; it never goes back.

@@ -64,6 +64,21 @@ pub(crate) struct Peer {
     sent_count: MessageCounts,
 }
 
+/// A session that another process began, and what was agreed on there.
+pub(crate) struct Adopted {
+    pub(crate) id: ConnectionId,
+    pub(crate) dialed: bool,
+    pub(crate) since: Time,
+    pub(crate) established_count: u64,
+    pub(crate) endpoints: Endpoints,
+    pub(crate) open: Open,
+    pub(crate) open_octets: Vec<u8>,
+    pub(crate) sent_open: Open,
+    pub(crate) negotiated: Negotiated,
+    pub(crate) waiting: Vec<u8>,
+    pub(crate) now: Time,
+}
+
 /// What the speaker lends to its peers.
 pub(crate) struct Tools<'a> {
     pub(crate) global: &'a Global,
@@ -258,6 +273,29 @@ impl Peer {
         self.down_until.is_none() && self.connections().all(|connection| connection.id.is_none())
     }
 
+    /// Goes on with a session that another process began.
+    pub(crate) fn adopt(&mut self, adopted: Adopted) {
+        let Adopted { id, dialed, since, established_count, endpoints, negotiated, now, .. } = adopted;
+        let mut connection =
+            Connection::new(Fsm::resumed(dialed, self.config.timers, negotiated.timers, since, now));
+        connection.id = Some(id);
+        connection.endpoints = Some(endpoints);
+        connection.open = Some(adopted.open);
+        connection.open_octets = adopted.open_octets;
+        connection.sent_open = Some(adopted.sent_open);
+        connection.negotiated = Some(negotiated);
+        connection.waiting = adopted.waiting;
+        if dialed {
+            connection.fsm.set_passive(self.config.passive);
+            self.dialer = connection;
+        } else {
+            self.accepted.push(connection);
+        }
+        self.established_count = established_count;
+        self.state = State::Established;
+        self.since = since;
+    }
+
     /// An event of the connection with this name.
     pub(crate) fn on(&mut self, id: ConnectionId, event: Event, tools: &mut Tools<'_>) {
         if let Some(which) = self.which(id) {
@@ -403,7 +441,7 @@ impl Peer {
         true
     }
 
-    fn is_dialed(&self, id: ConnectionId) -> bool {
+    pub(crate) fn is_dialed(&self, id: ConnectionId) -> bool {
         self.dialer.id == Some(id)
     }
 

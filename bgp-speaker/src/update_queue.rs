@@ -126,6 +126,31 @@ impl AdjRibOut {
         self.sent.get(id as usize).is_some_and(|sent| *sent != AttributesId::NONE)
     }
 
+    /// What the peer knows; none: it is to be told again.
+    pub(crate) fn known(&self) -> impl Iterator<Item = (PrefixId, Option<AttributesId>)> + '_ {
+        let known = (0..).zip(&self.sent).filter(|(_, sent)| **sent != AttributesId::NONE);
+        known.map(|(id, sent)| (id, Some(*sent).filter(|sent| *sent != STALE)))
+    }
+
+    /// The peer knows this of a session that another process began; none: it is to be told again.
+    pub(crate) fn restore(
+        &mut self,
+        id: PrefixId,
+        told: Option<AttributesId>,
+        attributes: &mut Interner<PathAttributes>,
+    ) {
+        match told {
+            Some(told) => self.set(id, told, attributes),
+            None if self.knows(id) => {}
+            None => {
+                let at = id as usize;
+                self.sent.resize(self.sent.len().max(at + 1), AttributesId::NONE);
+                self.sent[at] = STALE;
+                self.announced += 1;
+            }
+        }
+    }
+
     /// The route of a prefix may have changed.
     pub(crate) fn mark(&mut self, id: PrefixId) {
         let (word, bit) = (id as usize / 64, 1 << (id % 64));

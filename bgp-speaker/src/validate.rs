@@ -251,6 +251,26 @@ mod tests {
     }
 
     #[test]
+    fn stations_that_make_no_sense() {
+        let at = |station: &str| BmpStation { station: station.parse().unwrap(), stats_seconds: 60 };
+        let many: Vec<BmpStation> = (1..=17).map(|port| at(&format!("192.0.2.1:{port}"))).collect();
+        for (list, error) in [
+            (&many[..16], ""),
+            (&many[..], "station 192.0.2.1:17: station: is one of more than 16"),
+            (&[at("192.0.2.1:0")], "station 192.0.2.1:0: station: is nothing that can be dialled"),
+            (&[at("[::]:1")], "station [::]:1: station: is nothing that can be dialled"),
+            (&[many[0], many[0]], "station 192.0.2.1:1: station: is there more than once"),
+            (
+                &[BmpStation { stats_seconds: 86_401, ..many[0] }],
+                "station 192.0.2.1:1: statsSeconds: must be 0 to 86400",
+            ),
+        ] {
+            let found = stations(list).map_or_else(|error| error.to_string(), |()| String::new());
+            assert_eq!(found, error);
+        }
+    }
+
+    #[test]
     fn globals() {
         let check = |asn, id: [u8; 4]| {
             words(global(&Global { asn: Asn(asn), router_id: id.into(), listen: [].into() }))

@@ -2,7 +2,7 @@
 use crate::{
     config::{Asn, Family},
     fsm,
-    wire::{AfiSafi, Context, Message, Notification},
+    wire::{AfiSafi, Context, HEADER_LENGTH, Message, Notification},
 };
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -119,12 +119,18 @@ pub(crate) fn peer_down(peer: &Peer, time: Duration, down: &Down, out: &mut Vec<
     });
 }
 
-/// An UPDATE of a peer (section 4.6): one whole BGP message.
-pub(crate) fn route_monitoring(peer: &Peer, time: Duration, update: &[u8], out: &mut Vec<u8>) {
-    write(out, Kind::RouteMonitoring, |out| {
-        header(out, peer, time);
-        out.extend_from_slice(update);
-    });
+/// UPDATEs of a peer (section 4.6): whole BGP messages, each in a message of its own.
+pub(crate) fn route_monitoring(peer: &Peer, time: Duration, updates: &[u8], out: &mut Vec<u8>) {
+    let mut rest = updates;
+    while let Some(length) = rest.get(HEADER_LENGTH - 3..HEADER_LENGTH - 1) {
+        let length = usize::from(u16::from_be_bytes([length[0], length[1]]));
+        let Some((update, after)) = rest.split_at_checked(length.max(HEADER_LENGTH)) else { return };
+        write(out, Kind::RouteMonitoring, |out| {
+            header(out, peer, time);
+            out.extend_from_slice(update);
+        });
+        rest = after;
+    }
 }
 
 /// Statistics of a peer (section 4.8).
@@ -243,9 +249,12 @@ mod tests {
     /// The layouts of RFC 7854 section 4, by hand.
     #[test]
     fn layouts() {
-        is(|out| initiation("ab", "c", out), "03 0000000f 04 0001 0002 6162 0002 0001 63");
+        is(|out| initiation("ab", "c", out), "03 00000011 04 0001 0002 6162 0002 0001 63");
         is(termination, "03 0000000c 05 0001 0002 0000");
-        is(|out| route_monitoring(&PEER, TIME, &[0xAA, 0xBB], out), &format!("03 00000032 00 {HEADER} aabb"));
+        let keepalive = "ffffffffffffffffffffffffffffffff 0013 04";
+        let each = format!("03 00000043 00 {HEADER} {keepalive}");
+        let updates = hex(&[keepalive, keepalive, "ff"].concat());
+        is(|out| route_monitoring(&PEER, TIME, &updates, out), &[each.clone(), each].concat());
         let ends = ("198.51.100.2:179".parse().unwrap(), "192.0.2.1:50000".parse().unwrap());
         is(
             |out| peer_up(&PEER, TIME, ends, &[1, 2], &[3], out),
@@ -254,7 +263,7 @@ mod tests {
         let six = Peer { address: "2001:db8::1".parse().unwrap(), ..PEER };
         let header = HEADER.replace("000000000000000000000000c0000201", "20010db8000000000000000000000001");
         let header = header.replacen("00 00", "00 80", 1);
-        is(|out| route_monitoring(&six, TIME, &[], out), &format!("03 00000030 00 {header}"));
+        is(|out| peer_down(&six, TIME, &Down::Lost, out), &format!("03 00000031 02 {header} 04"));
     }
 
     #[test]

@@ -3,6 +3,7 @@ use super::{
     Command, addresses,
     bfd::{Bfd, Report},
     connection::{self, Order},
+    handover::HandOver,
     options, socket,
     station::{self, StationEvent},
 };
@@ -11,14 +12,14 @@ use crate::{
     bfd::Path,
     config::{BmpStation, ConfigError, Global, PeerConfig, PeerRange, PeerStatus},
     speaker::{Input, Output, Speaker},
-    validate,
 };
 use ipnet::IpNet;
 use std::{
     collections::{BTreeMap, BTreeSet},
     hash::{BuildHasher, Hasher, RandomState},
     io, mem,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, TcpStream as StdTcpStream},
+    os::fd::AsFd,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -39,6 +40,8 @@ const MAX_TASKS: usize = 16 * 1024;
 const ORDERS: usize = 2;
 /// And so many orders to drain.
 const DRAINS: usize = 4;
+/// How long connections have to give back their sockets; those that do not end.
+const DETACH_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause after a failed accept: what is missing (file descriptors) does not come back at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -50,6 +53,8 @@ pub(super) enum Event {
     Written(ConnectionId),
     Closed(ConnectionId, String),
     Drained(ConnectionId),
+    /// The socket, if it lives, and what was not written to it.
+    Detached(ConnectionId, Option<StdTcpStream>, Vec<u8>),
     Station(SocketAddr, StationEvent),
 }
 
@@ -74,6 +79,10 @@ pub(super) struct Driver {
     /// Failures of paths that the speaker has heard of.
     path_failures: u64,
     stations: BTreeMap<SocketAddr, Station>,
+    /// Of a predecessor, until the speaker knows who it is.
+    inherited: Option<HandOver>,
+    /// Connections that were given back; some: nothing is written any more.
+    detached: Option<BTreeMap<ConnectionId, (StdTcpStream, Vec<u8>)>>,
 }
 
 /// What the driver knows of a connection that the speaker has not closed.
@@ -119,12 +128,19 @@ impl Drop for Listener {
 }
 
 impl Driver {
-    pub(super) fn new(changed: watch::Sender<u64>, start: impl FnOnce(Speaker) -> Speaker) -> Self {
+    pub(super) fn new(
+        changed: watch::Sender<u64>,
+        start: impl FnOnce(Speaker) -> Speaker,
+        inherited: Option<HandOver>,
+    ) -> Self {
         let (sender, events) = mpsc::channel(EVENTS);
+        // A session that is older than this process began in the time of this one, too.
+        let ages = inherited.iter().flat_map(|handed| &handed.sessions).map(|(_, session)| session.age);
+        let now = Instant::now();
         Driver {
             // Keyed with randomness from the system.
             speaker: start(Speaker::new(RandomState::new().build_hasher().finish())),
-            epoch: Instant::now(),
+            epoch: now.checked_sub(ages.max().unwrap_or_default()).unwrap_or(now),
             listeners: BTreeMap::new(),
             keys: BTreeMap::new(),
             connections: BTreeMap::new(),
@@ -137,6 +153,8 @@ impl Driver {
             bfd: None,
             path_failures: 0,
             stations: BTreeMap::new(),
+            inherited,
+            detached: None,
         }
     }
 
@@ -170,6 +188,10 @@ impl Driver {
                 }
                 command = commands.recv() => match command {
                     Some(Command::Shutdown(answer)) => break Some(answer),
+                    Some(Command::HandOver(answer)) => {
+                        let handed = self.hand_over().await;
+                        return reply(answer, handed);
+                    }
                     Some(command) => self.command(command),
                     None => break None,
                 },
@@ -215,7 +237,7 @@ impl Driver {
             Command::Prefixes(answer) => reply(answer, self.speaker.prefixes()),
             Command::Routes(prefixes, answer) => reply(answer, self.speaker.routes_of(&prefixes)),
             // Seen to by `run`.
-            Command::Shutdown(_) => (),
+            Command::Shutdown(_) | Command::HandOver(_) => (),
         }
     }
 
@@ -224,11 +246,37 @@ impl Driver {
         let listen = global.listen.clone();
         let mut new = Vec::new();
         for &address in listen.iter().filter(|address| !self.listeners.contains_key(address)) {
-            let listener = socket::listen(address, &self.keys)
+            let inherited = self.inherited.as_mut().and_then(|handed| {
+                let at = handed.listeners.iter().position(|(inherited, _)| *inherited == address)?;
+                Some((handed.listeners.remove(at).1, &handed.keys))
+            });
+            let listener = match inherited {
+                Some((socket, before)) => socket::resume(socket, address, before, &self.keys),
+                None => socket::listen(address, &self.keys),
+            };
+            let listener = listener
                 .map_err(|error| ConfigError::new("global", "listen", format!("{address}: {error}")))?;
             new.push((address, listener));
         }
+        let mut adopted = Vec::new();
+        if let Some(handed) = self.inherited.take() {
+            let mut sessions = Vec::new();
+            for (socket, session) in handed.sessions {
+                let remote = session.peer;
+                let stream = StdTcpStream::from(socket);
+                match TcpStream::from_std(stream).and_then(|stream| Ok((endpoints(&stream)?, stream))) {
+                    Ok((ends, stream)) => {
+                        let connection = self.speaker.accept_id();
+                        sessions.push((connection, ends, session));
+                        adopted.push((connection, stream, remote));
+                    }
+                    Err(error) => tracing::warn!(peer = %remote, %error, "session not taken over"),
+                }
+            }
+            self.speaker.inherit(sessions);
+        }
         let outputs = self.speaker.set_global(global, self.now())?;
+        adopted.into_iter().for_each(|(connection, stream, remote)| self.serve(connection, stream, remote));
         self.listeners.retain(|address, _| listen.contains(address));
         for (address, listener) in new {
             let socket = Arc::new(listener);
@@ -330,6 +378,12 @@ impl Driver {
                 }
             }
             Event::Closed(connection, reason) => self.input(Input::Closed { connection, reason }),
+            Event::Detached(id, stream, unsent) => {
+                if let (Some(detached), Some(stream)) = (&mut self.detached, stream) {
+                    detached.insert(id, (stream, unsent));
+                }
+                self.connections.remove(&id);
+            }
             Event::Station(station, event) => self.station(station, event),
             Event::Drained(id) => self.held.iter_mut().for_each(|held| {
                 held.after.remove(&id);
@@ -460,7 +514,7 @@ impl Driver {
     /// Gives a connection its next batch, unless it has one in hand.
     fn transmit(&mut self, id: ConnectionId) {
         let Some(Connection::Open { orders, writing, .. }) = self.connections.get_mut(&id) else { return };
-        if *writing {
+        if *writing || self.detached.is_some() {
             return;
         }
         let mut batch = Vec::new();
@@ -472,7 +526,7 @@ impl Driver {
     }
 
     fn set_stations(&mut self, stations: Vec<BmpStation>) -> Result<(), ConfigError> {
-        validate::stations(&stations)?;
+        let outputs = self.speaker.set_stations(&stations)?;
         let gone: Vec<SocketAddr> = (self.stations.iter())
             .filter(|(_, known)| !stations.contains(&known.config))
             .map(|(address, _)| *address)
@@ -480,7 +534,6 @@ impl Driver {
         for address in gone {
             self.end_station(address);
         }
-        let outputs = self.speaker.set_monitored(!stations.is_empty());
         self.perform(outputs);
         for config in stations {
             let events = self.sender.clone();
@@ -498,9 +551,7 @@ impl Driver {
         match event {
             StationEvent::Up(batches) => {
                 (station.batches, station.writing) = (Some(batches), false);
-                let seconds = station.config.stats_seconds;
-                let every = (seconds > 0).then(|| Duration::from_secs(seconds.into()));
-                let outputs = self.speaker.monitor(address, every, now);
+                let outputs = self.speaker.monitor(address, now);
                 self.perform(outputs);
             }
             StationEvent::Written => {
@@ -552,6 +603,53 @@ impl Driver {
         if !self.flushes.is_empty() && !self.speaker.is_pending() && !self.connections.values().any(writing) {
             self.flushes.drain(..).for_each(|waiting| reply(waiting, ()));
         }
+    }
+
+    /// Takes the connections back from their tasks. What comes meanwhile still counts; what is to be written waits in the
+    /// speaker.
+    async fn hand_over(&mut self) -> HandOver {
+        self.detached = Some(BTreeMap::new());
+        // Who is not up need not be kept.
+        self.held.clear();
+        for connection in self.connections.values() {
+            match connection {
+                Connection::Dialling(task) => task.abort(),
+                Connection::Open { orders, .. } => {
+                    let _: Result<_, _> = orders.try_send(Order::Detach);
+                }
+            }
+        }
+        let deadline = Instant::now() + DETACH_TIMEOUT;
+        let is_open = |connection: &Connection| matches!(connection, Connection::Open { .. });
+        while self.connections.values().any(is_open) {
+            tokio::select! {
+                Some(event) = self.events.recv() => match event {
+                    Event::Accepted(_) => (),
+                    event => self.event(event),
+                },
+                () = sleep_until(deadline) => break,
+            }
+        }
+        let mut handed = HandOver { keys: self.keys.keys().copied().collect(), ..HandOver::default() };
+        for (address, listener) in mem::take(&mut self.listeners) {
+            match listener.socket.as_fd().try_clone_to_owned() {
+                Ok(socket) => handed.listeners.push((address, socket)),
+                Err(error) => tracing::warn!(%address, %error, "listener not handed over"),
+            }
+        }
+        let mut detached = self.detached.take().unwrap_or_default();
+        for (id, mut session) in self.speaker.hand_over(self.now()) {
+            if let Some((stream, mut unsent)) = detached.remove(&id) {
+                unsent.append(&mut session.unsent);
+                session.unsent = unsent;
+                handed.sessions.push((stream.into(), session));
+            }
+        }
+        for station in self.stations.keys().copied().collect::<Vec<_>>() {
+            self.end_station(station);
+        }
+        self.bfd = None;
+        handed
     }
 
     /// Says goodbye on all connections and waits until that is said; the tasks see to it that it ends.

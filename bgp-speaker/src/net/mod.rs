@@ -14,9 +14,12 @@ mod addresses;
 mod bfd;
 mod connection;
 mod driver;
+mod handover;
 mod options;
 mod socket;
 mod station;
+
+pub use handover::HandOver;
 
 use crate::{
     config::{BmpStation, ConfigError, Global, PeerConfig, PeerRange, PeerStatus, Route, RouteStatus},
@@ -72,25 +75,33 @@ enum Command {
     Peers(oneshot::Sender<Vec<PeerStatus>>),
     Prefixes(oneshot::Sender<Vec<IpNet>>),
     Routes(Vec<IpNet>, oneshot::Sender<Vec<RouteStatus>>),
+    HandOver(oneshot::Sender<HandOver>),
     Shutdown(oneshot::Sender<()>),
 }
 
 /// Starts a speaker, on the tokio runtime of the caller. It is idle until [`Handle::set_global`].
 pub fn spawn() -> Handle {
-    spawn_with(|speaker| speaker)
+    spawn_with(|speaker| speaker, None)
 }
 
 /// The same in the place of one that ran before, whose routes are still forwarded: peers that keep routes over a restart
 /// (RFC 4724) are told so. They go on to keep what [`Handle::set_routes`] does not name until
 /// [`Handle::routes_complete`].
 pub fn spawn_restarted() -> Handle {
-    spawn_with(Speaker::restarted)
+    spawn_with(Speaker::restarted, None)
 }
 
-fn spawn_with(start: impl FnOnce(Speaker) -> Speaker) -> Handle {
+/// The same in the place of one that has handed its sessions over ([`Handle::hand_over`]), on the tokio runtime of the
+/// caller. It goes on with them at [`Handle::set_global`]: peers, ranges, and all routes that there are to announce must be
+/// set before. Peers whose configuration needs another session get one.
+pub fn spawn_successor(handed: HandOver) -> Handle {
+    spawn_with(|speaker| speaker, Some(handed))
+}
+
+fn spawn_with(start: impl FnOnce(Speaker) -> Speaker, inherited: Option<HandOver>) -> Handle {
     let (commands, receiver) = mpsc::channel(16);
     let (changed, changes) = watch::channel(0);
-    tokio::spawn(Driver::new(changed, start).run(receiver));
+    tokio::spawn(Driver::new(changed, start, inherited).run(receiver));
     Handle { commands, changes }
 }
 
@@ -174,6 +185,13 @@ impl Handle {
     /// A number that grows with every change of a session's state.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.clone()
+    }
+
+    /// Stops, and gives away its listeners and the sessions that are up, with all that a successor needs to go on with
+    /// them unnoticed. Other connections are closed, BFD sessions are taken down by their operator (RFC 5882 section 3.2);
+    /// none: it has shut down.
+    pub async fn hand_over(&self) -> Option<HandOver> {
+        self.ask(Command::HandOver).await
     }
 
     /// Ends all sessions and closes all sockets; returns when that is done. Peers that keep routes over a restart (RFC

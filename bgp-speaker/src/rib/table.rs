@@ -195,7 +195,8 @@ impl Table {
         self.ids().filter(move |id| self.paths(*id).iter().any(|path| path.source == source))
     }
 
-    fn number(&mut self, prefix: IpNet) -> PrefixId {
+    /// The number of a prefix, from now on if it had none.
+    pub(crate) fn number(&mut self, prefix: IpNet) -> PrefixId {
         if let Some(id) = self.find(&prefix) {
             return id;
         }

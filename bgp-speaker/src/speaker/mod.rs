@@ -13,11 +13,16 @@
 //! ```
 mod bfd;
 mod export;
+mod handover;
 mod monitor;
 mod ranges;
 mod restart;
 mod session;
 mod status;
+
+pub use handover::Session;
+#[cfg(feature = "net")]
+pub(crate) use handover::number;
 
 use crate::{
     Time,
@@ -40,6 +45,7 @@ use ipnet::IpNet;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    time::Duration,
 };
 
 /// What happens to the speaker.
@@ -155,8 +161,10 @@ pub struct Speaker {
     random: Random,
     next_connection: u64,
     own_start: restart::Own,
-    /// Refused routes are kept for stations.
-    monitored: bool,
+    /// Time between statistics of each station that there is; refused routes are kept for them.
+    stations: BTreeMap<SocketAddr, Option<Duration>>,
+    /// Sessions that another process began, until the speaker knows who it is.
+    inherited: Vec<(ConnectionId, Endpoints, Session)>,
     /// Stations that are connected.
     feeds: BTreeMap<SocketAddr, Feed>,
 }
@@ -206,7 +214,8 @@ impl Speaker {
             random: Random::new(seed),
             next_connection: 0,
             own_start: restart::Own::default(),
-            monitored: false,
+            stations: BTreeMap::new(),
+            inherited: Vec::new(),
             feeds: BTreeMap::new(),
         }
     }
@@ -231,8 +240,13 @@ impl Speaker {
         self.started(now);
         if !same {
             self.rebuild_own_routes();
+            self.adopt_all(now, &mut outputs);
             for source in self.sources() {
-                self.with_peer(source, now, &mut outputs, |peer, tools| peer.start(tools));
+                self.with_peer(source, now, &mut outputs, |peer, tools| {
+                    if peer.session().is_none() {
+                        peer.start(tools);
+                    }
+                });
                 self.watch(source, &mut outputs);
             }
         }

@@ -10,40 +10,48 @@ use crate::{
         feed::{Feed, Up},
         message::{self, Down, Peer, Statistics},
     },
-    config::Family,
+    config::{BmpStation, ConfigError, Family},
     rib::{AttributesId, PrefixId, Source},
     update_queue::AdjRibOut,
-    wire::{self, Context, EncodeError, HEADER_LENGTH, MAX_EXTENDED_LENGTH, Message},
+    validate,
+    wire::{self, Context, EncodeError, MAX_EXTENDED_LENGTH, Message},
 };
 use ipnet::IpNet;
-use std::{net::SocketAddr, time::Duration};
+use std::{mem, net::SocketAddr, time::Duration};
 
 /// So many prefixes are looked at together, to be grouped by attributes.
 const BATCH: usize = 8192;
 
 impl Speaker {
-    /// Whether stations will want to know what peers tell.
-    pub fn set_monitored(&mut self, monitored: bool) -> Vec<Output> {
-        let begins = monitored && !self.monitored;
-        self.monitored = monitored;
+    /// Sets the stations that will want to know what peers tell, the whole set.
+    ///
+    /// # Errors
+    /// [`ConfigError`]; nothing changes then.
+    pub fn set_stations(&mut self, stations: &[BmpStation]) -> Result<Vec<Output>, ConfigError> {
+        validate::stations(stations)?;
+        let every = |seconds: u32| (seconds > 0).then(|| Duration::from_secs(seconds.into()));
+        let wanted = stations.iter().map(|wanted| (wanted.station, every(wanted.stats_seconds))).collect();
+        let before = mem::replace(&mut self.stations, wanted);
+        let (were_none, are_none) = (before.is_empty(), self.stations.is_empty());
         for source in self.sources() {
             let Some(slot) = self.slot_mut(source) else { continue };
             let Some(session) = slot.peer.session().and_then(|session| session.negotiated.as_ref()) else {
                 continue;
             };
             let can_be_asked = session.route_refresh;
-            slot.keeps_refused = monitored || !can_be_asked;
-            if begins && can_be_asked {
+            slot.keeps_refused = !are_none || !can_be_asked;
+            if were_none && !are_none && can_be_asked {
                 self.ask_again(source);
             }
         }
-        self.finish(Vec::new())
+        Ok(self.finish(Vec::new()))
     }
 
-    /// A station is connected and knows nothing. `every`: time between statistics; none: it gets none.
-    pub fn monitor(&mut self, station: SocketAddr, every: Option<Duration>, now: Time) -> Vec<Output> {
+    /// A station is connected and knows nothing.
+    pub fn monitor(&mut self, station: SocketAddr, now: Time) -> Vec<Output> {
         self.unmonitor(station);
-        let mut feed = Feed::new(every, now);
+        let Some(every) = self.stations.get(&station) else { return Vec::new() };
+        let mut feed = Feed::new(*every, now);
         for (source, _) in self.slots() {
             if let Some(up) = self.session_start(source) {
                 feed.up(source, up);
@@ -85,7 +93,7 @@ impl Speaker {
         // Nobody else looks at it meanwhile.
         let Some(mut feed) = self.feeds.remove(&station) else { return };
         let limit = out.len() + limit;
-        if std::mem::take(&mut feed.greeting) {
+        if mem::take(&mut feed.greeting) {
             let description = concat!("bgp-speaker ", env!("CARGO_PKG_VERSION"));
             let name = self.global.as_ref().map(|global| global.router_id.to_string());
             message::initiation(description, &name.unwrap_or_default(), out);
@@ -101,7 +109,7 @@ impl Speaker {
             }
         }
         feed.peers.retain(|_, monitored| monitored.told.is_some());
-        if std::mem::take(&mut feed.statistics_due) {
+        if mem::take(&mut feed.statistics_due) {
             for (source, monitored) in &feed.peers {
                 if let Some(peer) = &monitored.told {
                     message::statistics(peer, epoch + now, &self.statistics(*source), out);
@@ -115,7 +123,8 @@ impl Speaker {
             {
                 let (family, next) = (*entry.key(), *entry.get());
                 let end = next.saturating_add(BATCH as PrefixId).min(self.rib.table(family).bound());
-                self.tell(source, &peer, family, next..end, true, epoch + now, out);
+                let updates = self.routes_told(source, family, next..end, true);
+                message::route_monitoring(&peer, epoch + now, &updates, out);
                 if end < self.rib.table(family).bound() {
                     *entry.into_mut() = end;
                 } else {
@@ -138,7 +147,8 @@ impl Speaker {
                     let source = group[0].0;
                     let ids = group.iter().map(|(_, id)| *id);
                     if let Some(peer) = feed.peers.get(&source).and_then(|monitored| monitored.told) {
-                        self.tell(source, &peer, family, ids, false, epoch + now, out);
+                        let updates = self.routes_told(source, family, ids, false);
+                        message::route_monitoring(&peer, epoch + now, &updates, out);
                     }
                 }
                 heard.extend(changed.into_iter().map(|(_, id)| (family, id)));
@@ -206,20 +216,17 @@ impl Speaker {
         }
     }
 
-    /// Tells the routes that a peer has for some prefixes, and (but in a dump) that it has none.
-    fn tell(
+    /// UPDATEs with the routes that a peer has for some prefixes, and (but in a dump) that it has none.
+    fn routes_told(
         &self,
         source: Source,
-        peer: &Peer,
         family: Family,
         ids: impl Iterator<Item = PrefixId>,
         dump: bool,
-        time: Duration,
-        out: &mut Vec<u8>,
-    ) {
-        let Some(slot) = self.slot(source) else { return };
-        let Some(negotiated) = slot.peer.session().and_then(|session| session.negotiated.as_ref()) else {
-            return;
+    ) -> Vec<u8> {
+        let session = self.slot(source).and_then(|slot| slot.peer.session());
+        let Some(negotiated) = session.and_then(|session| session.negotiated.as_ref()) else {
+            return Vec::new();
         };
         let context = Context { four_octet_as: true, ..negotiated.context.clone() };
         let table = self.rib.table(family);
@@ -231,24 +238,30 @@ impl Speaker {
                 None => withdrawn.push(table.prefix(id)),
             }
         }
-        announced.sort_unstable();
+        self.updates(family, announced, &withdrawn, &context)
+    }
+
+    /// UPDATEs that withdraw, and that announce, each set of attributes with all its prefixes.
+    pub(super) fn updates(
+        &self,
+        family: Family,
+        mut announced: Vec<(AttributesId, PrefixId)>,
+        withdrawn: &[IpNet],
+        context: &Context,
+    ) -> Vec<u8> {
+        let table = self.rib.table(family);
         let mut updates = Vec::new();
-        wide(&context, |context| wire::withdraw(&withdrawn, context, &mut updates));
+        wide(context, |context| wire::withdraw(withdrawn, context, &mut updates));
+        announced.sort_unstable();
         for group in announced.chunk_by(|a, b| a.0 == b.0) {
             let route = self.rib.attributes.get(group[0].0);
             let Some(next_hop) = route.next_hop else { continue };
             let prefixes: Vec<IpNet> = group.iter().map(|(_, id)| table.prefix(*id)).collect();
-            wide(&context, |context| {
+            wide(context, |context| {
                 wire::announce(&route.attributes, next_hop, &prefixes, context, &mut updates)
             });
         }
-        let mut rest = &updates[..];
-        while let Some(length) = rest.get(HEADER_LENGTH - 3..HEADER_LENGTH - 1) {
-            let length = usize::from(u16::from_be_bytes([length[0], length[1]]));
-            let Some((update, after)) = rest.split_at_checked(length) else { return };
-            message::route_monitoring(peer, time, update, out);
-            rest = after;
-        }
+        updates
     }
 }
 
@@ -257,7 +270,7 @@ fn wide(context: &Context, mut write: impl FnMut(&Context) -> Result<usize, Enco
     if write(context).is_err() {
         let context = Context { max_length: MAX_EXTENDED_LENGTH, ..context.clone() };
         if let Err(error) = write(&context) {
-            tracing::debug!(%error, "route not told to a station");
+            tracing::debug!(%error, "route not told");
         }
     }
 }

@@ -43,6 +43,11 @@ pub(super) struct Own {
 }
 
 impl Own {
+    /// There was no end of the life before: nobody noticed one.
+    pub(super) fn go_on(&mut self) {
+        *self = Own { start: Start::Running, complete: true, ..Own::default() };
+    }
+
     /// What an operator sees. `sent`: what our OPEN of the session said; else what is configured counts.
     pub(super) fn status(
         &self,

@@ -70,8 +70,8 @@ impl Speaker {
         self.slot(source).is_some_and(|slot| !slot.out.is_empty())
     }
 
-    fn up(&mut self, source: Source, negotiated: &Negotiated, now: Time) {
-        let (deferring, monitored) = (self.own_start.deferring, self.monitored);
+    pub(super) fn up(&mut self, source: Source, negotiated: &Negotiated, now: Time) {
+        let (deferring, monitored) = (self.own_start.deferring, !self.stations.is_empty());
         let Some(slot) = self.slot_mut(source) else { return };
         slot.keeps_refused = !negotiated.route_refresh || monitored;
         slot.treated_as_withdraw = 0;
@@ -112,7 +112,7 @@ impl Speaker {
         }
     }
 
-    fn update(&mut self, source: Source, update: Update) {
+    pub(super) fn update(&mut self, source: Source, update: Update) {
         // All searches first: their cache misses overlap.
         let find = |prefix: &IpNet| {
             let family = family_of(prefix);

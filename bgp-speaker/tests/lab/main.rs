@@ -3,6 +3,7 @@
 mod bfd;
 mod bmp;
 mod command;
+mod handover;
 mod harness;
 mod next_hop;
 mod others;

@@ -1,5 +1,6 @@
 //! Whole speakers in virtual time.
 mod bfd;
+mod handover;
 mod histories;
 mod monitor;
 mod restart;

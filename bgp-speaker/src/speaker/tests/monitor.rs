@@ -4,7 +4,7 @@ use super::{
     *,
 };
 use crate::{
-    config::Family,
+    config::{BmpStation, Family},
     speaker::{Input, Output},
     wire::{Message, Notification, Reason, Update},
 };
@@ -54,8 +54,8 @@ fn picky() -> PeerConfig {
 
 fn monitored() -> Script {
     let mut script = Script::new(vec![picky()]);
-    script.speaker.set_monitored(true);
-    script.speaker.monitor(station(), Some(Duration::from_secs(5)), NOW);
+    script.speaker.set_stations(&[BmpStation { station: station(), stats_seconds: 5 }]).unwrap();
+    script.speaker.monitor(station(), NOW);
     script
 }
 
@@ -97,10 +97,11 @@ fn one_that_comes_late_hears_everything() {
     script.say(connection, &[told(1, &["10.1.0.0/16", "192.0.2.0/24"])]);
     // What was refused before has to be asked for.
     script.hear(connection);
-    script.outputs = script.speaker.set_monitored(true);
+    let stations = [BmpStation { station: station(), stats_seconds: 0 }];
+    script.outputs = script.speaker.set_stations(&stations).unwrap();
     let heard = script.hear(connection);
     assert!(matches!(&heard[..], [Message::RouteRefresh(_), Message::RouteRefresh(_)]), "{heard:?}");
-    script.speaker.monitor(station(), None, NOW);
+    script.speaker.monitor(station(), NOW);
     assert_eq!(types(&script.report()), "init up rm+ rm. rm.");
     script.say(connection, &[told(1, &["10.1.0.0/16", "192.0.2.0/24"])]);
     assert_eq!(types(&script.report()), "rm+");
@@ -126,7 +127,7 @@ fn what_a_slow_station_missed_is_left_out() {
     let each: Vec<Message> = many.iter().map(|prefix| told(1, &[prefix])).collect();
     script.say(connection, &each);
     script.speaker.unmonitor(station());
-    script.speaker.monitor(station(), None, NOW);
+    script.speaker.monitor(station(), NOW);
     let mut parts = 0;
     loop {
         let mut out = Vec::new();

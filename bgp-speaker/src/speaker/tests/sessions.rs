@@ -72,7 +72,7 @@ impl Script {
     }
 
     /// The last words on a connection that was closed; none: it lives.
-    fn last(&self, connection: ConnectionId) -> Option<String> {
+    pub(super) fn last(&self, connection: ConnectionId) -> Option<String> {
         self.outputs.iter().find_map(|output| match output {
             Output::Close { connection: closed, last } if *closed == connection => {
                 let last = messages(last).pop();
@@ -90,7 +90,7 @@ impl Script {
     }
 }
 
-fn endpoints(host: u8) -> Endpoints {
+pub(super) fn endpoints(host: u8) -> Endpoints {
     let end = |host| SocketAddr::new(address(host), 179);
     let v6: IpAddr = "fd00::9".parse().unwrap();
     Endpoints {
@@ -100,7 +100,7 @@ fn endpoints(host: u8) -> Endpoints {
     }
 }
 
-fn context() -> Context {
+pub(super) fn context() -> Context {
     let families = Family::ALL.into();
     Context { four_octet_as: true, families, ..Context::default() }
 }
@@ -147,7 +147,7 @@ pub(super) fn told(host: u8, prefixes: &[&str]) -> Message {
 }
 
 /// UPDATEs in words: `-prefix` withdrawn, `+prefix` announced, `end` End-of-RIB, `begin`/`refreshed` RFC 7313.
-fn words(messages: &[Message]) -> String {
+pub(super) fn words(messages: &[Message]) -> String {
     let mut words = Vec::new();
     for message in messages {
         match message {

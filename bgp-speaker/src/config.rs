@@ -1,10 +1,10 @@
 //! What the speaker is asked for: who it is, whom it talks to, what it announces. Whole sets, compared with
 //! what is in force.
-use crate::transport::Md5Key;
 pub use crate::{
     bfd::BfdStatus,
     seen::{ErrorStatus, LocalRestartStatus, MessageCounts, PrefixCounts},
 };
+use crate::{transport::Md5Key, validate};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -488,6 +488,24 @@ impl ConfigError {
     pub(crate) fn new(object: impl Into<String>, field: &str, reason: impl Into<String>) -> Self {
         ConfigError { object: object.into(), field: field.to_owned(), reason: reason.into() }
     }
+}
+
+/// Whether all of it makes sense together: what a speaker would refuse of it, but for what only the kernel can say.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn check(
+    global: &Global,
+    peers: &[PeerConfig],
+    ranges: &[PeerRange],
+    routes: &[Route],
+    stations: &[BmpStation],
+) -> Result<(), ConfigError> {
+    validate::global(global)?;
+    validate::ranges(ranges, Some(global))?;
+    validate::peers(peers, Some(global))?;
+    validate::routes(routes)?;
+    validate::stations(stations)
 }
 
 #[cfg(test)]

@@ -4,7 +4,10 @@ mod file;
 pub(crate) mod show;
 mod succession;
 
-use bgp_speaker::HandOver;
+use bgp_speaker::{
+    HandOver, Handle,
+    config::{self, ConfigError},
+};
 use std::{env, io, path::Path, process::ExitCode};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -33,7 +36,7 @@ impl Failure {
 }
 
 /// Runs until SIGTERM or SIGINT. At SIGUSR2 another program, from the same path and with the same arguments, takes the place
-/// of this one and goes on with its sessions.
+/// of this one and goes on with its sessions; at SIGHUP the file is read again.
 pub(crate) fn run(config: &Path, socket: &Path) -> Result<(), Failure> {
     let filter = match env::var(LOG) {
         Ok(text) => EnvFilter::try_new(&text).map_err(|error| {
@@ -63,14 +66,16 @@ async fn serve(
     socket: &Path,
     handed: Option<HandOver>,
 ) -> Result<Option<HandOver>, Failure> {
-    let refused =
-        |error: bgp_speaker::config::ConfigError| Failure::Refused(format!("{}: {error}", config.display()));
+    let refused = |error: ConfigError| Failure::Refused(format!("{}: {error}", config.display()));
     let signals = || {
-        let [terminate, interrupt, replace] =
-            [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::user_defined2()].map(signal);
-        io::Result::Ok((terminate?, interrupt?, replace?))
+        io::Result::Ok((
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::user_defined2())?,
+            signal(SignalKind::hangup())?,
+        ))
     };
-    let (mut terminate, mut interrupt, mut replace) =
+    let (mut terminate, mut interrupt, mut replace, mut reload) =
         signals().map_err(|error| Failure::Refused(format!("cannot wait for signals: {error}")))?;
     let api = api::Server::bind(socket)
         .map_err(|error| Failure::Refused(format!("api socket {}: {error}", socket.display())))?;
@@ -80,6 +85,7 @@ async fn serve(
         // What the routes lead to is not of this process, and outlives it.
         None => bgp_speaker::spawn_restarted(),
     };
+    check(&file).map_err(refused)?;
     // Who we are comes last, for with it we listen: whoever connects then is known.
     speaker.set_routes(file.routes).await.map_err(refused)?;
     speaker.set_ranges(file.ranges).await.map_err(refused)?;
@@ -92,7 +98,7 @@ async fn serve(
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = replace.recv() => match file::read(config) {
+            _ = replace.recv() => match read(config) {
                 Ok(_) => {
                     tracing::info!("handing over");
                     return Ok(speaker.hand_over().await);
@@ -100,10 +106,40 @@ async fn serve(
                 // The successor would not start.
                 Err(reason) => tracing::error!(config = %config.display(), reason, "not handed over"),
             },
+            _ = reload.recv() => match reloaded(&speaker, config).await {
+                Ok(()) => tracing::info!(config = %config.display(), "reloaded"),
+                Err(reason) => tracing::error!(config = %config.display(), reason, "not reloaded"),
+            },
             () = api.serve(&speaker) => break,
         }
     }
     speaker.shutdown().await;
     tracing::info!("stopped");
     Ok(None)
+}
+
+/// Reads the file; it makes sense.
+fn read(config: &Path) -> Result<file::Config, String> {
+    let file = file::read(config)?;
+    check(&file).map_err(|error| error.to_string())?;
+    Ok(file)
+}
+
+fn check(file: &file::Config) -> Result<(), ConfigError> {
+    config::check(&file.global, &file.peers, &file.ranges, &file.routes, &file.stations)
+}
+
+/// What the file says now is in force. What is wrong with it is found before anything changes, but for addresses and keys
+/// that the kernel refuses.
+async fn reloaded(speaker: &Handle, config: &Path) -> Result<(), String> {
+    let file = read(config)?;
+    let apply = async {
+        // An address that cannot be listened on leaves all as it is.
+        speaker.set_global(file.global).await?;
+        speaker.set_ranges(file.ranges).await?;
+        speaker.set_peers(file.peers).await?;
+        speaker.set_routes(file.routes).await?;
+        speaker.set_stations(file.stations).await
+    };
+    apply.await.map_err(|error| error.to_string())
 }

@@ -123,3 +123,33 @@ fn frr_that_signs_sees_nothing() {
         "s3cret",
     );
 }
+
+/// A file that is read again: routes and policies change, a session does not.
+#[test]
+fn frr_sees_no_reload() {
+    let cable = Cable::new();
+    let router = Frr::start(&cable);
+    let config = write_config(&cable, &[STAYS[0], GOES], "");
+    let api = cable.directory.join("api.sock").display().to_string();
+    let arguments = ["run", "--config", &config, "--api-socket", &api];
+    let daemon = Process::start(&cable.us, BINARY, &arguments, &cable.directory.join("daemon.log"));
+    let has = |prefix: &str| !router.route(prefix).is_empty();
+    wait_until("all at the router", || has(STAYS[0]) && has(GOES));
+    let log = || std::fs::read_to_string(cable.directory.join("daemon.log")).unwrap();
+
+    // The routes are right, and a peer is wrong: nothing of it takes effect.
+    let path = write_config(&cable, &[STAYS[0], COMES], "");
+    let right = std::fs::read_to_string(&path).unwrap();
+    cable.file("config.yaml", &right.replace("holdSeconds: 9", "holdSeconds: 2"));
+    daemon.signal(Signal::SIGHUP);
+    wait_until("it says so", || log().contains("not reloaded"));
+    assert!(has(GOES) && !has(COMES), "{}", log());
+
+    cable.file("config.yaml", &right.replace("[any]", "[192.0.2.0/24]"));
+    daemon.signal(Signal::SIGHUP);
+    wait_until("routes are other ones", || has(COMES) && !has(GOES) && has(STAYS[0]));
+    wait_until("what is not accepted any more goes", || {
+        status(&cable).is_some_and(|peer| peer.prefixes_received == 0)
+    });
+    assert_eq!(status(&cable).unwrap().established_count, 1);
+}

@@ -404,7 +404,7 @@ pub struct PeerStatus {
     /// The same by type.
     #[serde(default)]
     pub sent_by_type: MessageCounts,
-    /// Where graceful restart stands: `Off` (one side does not offer it), `Ready`, `Helping` (routes of a session that is
+    /// Where graceful restart stands: `Disabled` (one side does not offer it), `Ready`, `Helping` (routes of a session that is
     /// gone are kept for it), `Restarting` (we were, and are not done).
     #[serde(default)]
     pub restart_state: String,

@@ -122,7 +122,7 @@ pub struct LocalRestartStatus {
     pub deferral_seconds: Option<u64>,
 }
 
-/// Where graceful restart with a peer stands, in a word: `Off` (one side does not offer it), `Ready`, `Helping` (routes of
+/// Where graceful restart with a peer stands, in a word: `Disabled` (one side does not offer it), `Ready`, `Helping` (routes of
 /// a session that is gone are kept for it), `Restarting` (we were, and are not done).
 pub(crate) fn restart_state(
     local: Option<&LocalRestartStatus>,
@@ -132,7 +132,7 @@ pub(crate) fn restart_state(
         (Some(_), Some(remote)) if remote.stale_prefixes > 0 => "Helping",
         (Some(local), _) if local.deferring => "Restarting",
         (Some(_), Some(_)) => "Ready",
-        _ => "Off",
+        _ => "Disabled",
     }
 }
 
@@ -224,8 +224,8 @@ mod tests {
         };
         let remote = |stale_prefixes| GracefulRestartStatus { stale_prefixes, ..Default::default() };
         for (local, remote, state) in [
-            (None, Some(remote(0)), "Off"),
-            (Some(local(false)), None, "Off"),
+            (None, Some(remote(0)), "Disabled"),
+            (Some(local(false)), None, "Disabled"),
             (Some(local(true)), None, "Restarting"),
             (Some(local(true)), Some(remote(1)), "Helping"),
             (Some(local(false)), Some(remote(0)), "Ready"),

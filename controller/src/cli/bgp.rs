@@ -19,7 +19,7 @@ enum What {
     /// One line per peer: state, time in it, negotiated families, prefixes and messages
     ///
     /// UP is the time in the present state. RECEIVED and SENT count prefixes; IN and OUT count messages.
-    /// FLAPS is how often an established session ended, RESTART where graceful restart stands: Off, Ready, Helping
+    /// FLAPS is how often an established session ended, RESTART where graceful restart stands: Disabled, Ready, Helping
     /// (routes of a session that is gone are kept), Restarting. BFD is the state of the path, if it is watched. `-o json`
     /// has everything.
     Peers {

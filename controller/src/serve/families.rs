@@ -322,7 +322,7 @@ impl Facts<'_> {
         gauges(
             registry,
             "fairlead_bgp_peer_restart_state",
-            "1; the label says where graceful restart stands (RFC 4724): Off, Ready, Helping, Restarting.",
+            "1; the label says where graceful restart stands (RFC 4724): Disabled, Ready, Helping, Restarting.",
             ["name", "peer", "state"],
             self.peers
                 .iter()

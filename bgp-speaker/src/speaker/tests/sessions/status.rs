@@ -14,7 +14,7 @@ fn a_peer_shows_what_was_said_and_counted() {
     };
     let mut script = Script::new(vec![config]);
     let before = script.speaker.peers(NOW).remove(0);
-    assert_eq!((before.restart_state.as_str(), before.remote_hold_seconds), ("Off", None));
+    assert_eq!((before.restart_state.as_str(), before.remote_hold_seconds), ("Disabled", None));
     let connection = script.accept(1);
     let family = Family::Ipv4Unicast.into();
     let restart = GracefulRestart {

@@ -205,11 +205,11 @@ impl Faults {
         for (index, station) in spec.bmp.iter().enumerate() {
             let address = station.address.0;
             if address.is_unspecified() || address.is_multicast() {
-                self.add(&format!("bmp[{index}].address"), "is nothing that can be dialled");
+                self.add(format!("bmp[{index}].address"), "is nothing that can be dialled");
             }
             let same = |other: &BmpStation| (other.address.0, other.port) == (address, station.port);
             if spec.bmp[..index].iter().any(same) {
-                self.add(&format!("bmp[{index}]"), "is there more than once");
+                self.add(format!("bmp[{index}]"), "is there more than once");
             }
         }
     }

@@ -1,11 +1,16 @@
 //! What the speaker is asked for: who it is, whom it talks to, what it announces. Whole sets, compared with
 //! what is in force.
-use crate::{InterfaceName, PeerId, transport::Md5Key};
-pub use crate::{bfd::BfdStatus, wire::AddPath};
+use crate::{InterfaceName, PeerId, transport::Md5Key, validate};
+pub use crate::{
+    bfd::BfdStatus,
+    seen::{ErrorStatus, LocalRestartStatus, MessageCounts, PrefixCounts},
+    wire::AddPath,
+};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
@@ -63,6 +68,16 @@ pub enum Family {
 impl Family {
     /// All of them.
     pub const ALL: [Family; 2] = [Family::Ipv4Unicast, Family::Ipv6Unicast];
+}
+
+impl fmt::Display for Family {
+    /// `ipv4-unicast`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Family::Ipv4Unicast => "ipv4-unicast",
+            Family::Ipv6Unicast => "ipv6-unicast",
+        })
+    }
 }
 
 /// One neighbour. Peers are identified by [`PeerConfig::id`].
@@ -281,8 +296,18 @@ impl PeerRange {
 /// Default of [`PeerConfig::max_prefixes_restart_seconds`]: long enough for a peer not to flap.
 pub const MAX_PREFIXES_RESTART_SECONDS: u32 = 300;
 
-/// Timers of a session (RFC 4271 section 10).
+/// A station that is told what peers tell (BMP, RFC 7854).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BmpStation {
+    /// Where it listens.
+    pub station: SocketAddr,
+    /// Time between statistics in seconds, 0 to 86400; 0: there are none.
+    pub stats_seconds: u32,
+}
+
+/// Timers of a session (RFC 4271 section 10).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Timers {
     /// Proposed hold time in seconds: 0, or 3 to 65535.
     pub hold_seconds: u16,
@@ -355,6 +380,9 @@ pub struct PeerStatus {
     pub asn: Asn,
     /// Our AS.
     pub local_asn: Asn,
+    /// Our BGP identifier; none: we have none yet.
+    #[serde(default)]
+    pub local_router_id: Option<Ipv4Addr>,
     /// BGP identifier of the neighbour, once its OPEN has come.
     pub router_id: Option<Ipv4Addr>,
     /// Our address of the connection.
@@ -365,6 +393,12 @@ pub struct PeerStatus {
     pub since_seconds: u64,
     /// How often the session was established.
     pub established_count: u64,
+    /// How often an established session ended.
+    #[serde(default)]
+    pub flap_count: u64,
+    /// Seconds until something is due: a keepalive, the end of the hold time, another attempt; none: nothing is.
+    #[serde(default)]
+    pub deadline_seconds: Option<u64>,
     /// Negotiated families.
     pub families: BTreeSet<Family>,
     /// Families of which several paths of a prefix go each way (RFC 7911).
@@ -374,20 +408,48 @@ pub struct PeerStatus {
     pub hold_seconds: Option<u16>,
     /// Negotiated keepalive interval, seconds.
     pub keepalive_seconds: Option<u16>,
+    /// What we propose, as configured.
+    #[serde(default)]
+    pub local_timers: Timers,
+    /// Hold time that the neighbour proposes, seconds, once its OPEN has come.
+    #[serde(default)]
+    pub remote_hold_seconds: Option<u16>,
     /// Names of the capabilities that the neighbour sent.
     pub capabilities: Vec<String>,
+    /// Names of the capabilities that it was sent.
+    #[serde(default)]
+    pub capabilities_sent: Vec<String>,
     /// Prefixes accepted from the peer; of several paths each counts.
     pub prefixes_received: u64,
     /// Prefixes announced to the peer; of several paths each counts.
     pub prefixes_sent: u64,
+    /// Prefixes by family; of those that are configured.
+    #[serde(default)]
+    pub prefixes: BTreeMap<Family, PrefixCounts>,
     /// Messages received.
     pub messages_received: u64,
+    /// The same by type.
+    #[serde(default)]
+    pub received_by_type: MessageCounts,
     /// Messages sent.
     pub messages_sent: u64,
+    /// The same by type.
+    #[serde(default)]
+    pub sent_by_type: MessageCounts,
+    /// Where graceful restart stands: `Disabled` (one side does not offer it), `Ready`, `Helping` (routes of a session that is
+    /// gone are kept for it), `Restarting` (we were, and are not done).
+    #[serde(default)]
+    pub restart_state: String,
+    /// Graceful restart as we offer it; none: we do not.
+    #[serde(default)]
+    pub local_restart: Option<LocalRestartStatus>,
     /// Graceful restart, if both sides offered it.
     pub graceful_restart: Option<GracefulRestartStatus>,
     /// The last error of the session, in words: direction, code and subcode by name.
     pub last_error: Option<String>,
+    /// The same in its parts.
+    #[serde(default)]
+    pub last_error_detail: Option<ErrorStatus>,
     /// How the path to the peer is; none: it is not watched.
     #[serde(default)]
     pub bfd: Option<BfdStatus>,
@@ -411,11 +473,14 @@ impl PeerStatus {
 }
 
 /// What an operator asks about graceful restart with a peer (RFC 4724).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GracefulRestartStatus {
     /// How long the peer says to be away at most, seconds: so long its routes are kept.
     pub restart_seconds: u16,
+    /// Its OPEN said that it has just restarted (R).
+    #[serde(default)]
+    pub restarting: bool,
     /// A NOTIFICATION ends the session gracefully, too (RFC 8538).
     pub notification: bool,
     /// Families whose routes are kept while the peer is away.
@@ -480,6 +545,24 @@ impl ConfigError {
     pub(crate) fn new(object: impl Into<String>, field: &str, reason: impl Into<String>) -> Self {
         ConfigError { object: object.into(), field: field.to_owned(), reason: reason.into() }
     }
+}
+
+/// Whether all of it makes sense together: what a speaker would refuse of it, but for what only the kernel can say.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn check(
+    global: &Global,
+    peers: &[PeerConfig],
+    ranges: &[PeerRange],
+    routes: &[Route],
+    stations: &[BmpStation],
+) -> Result<(), ConfigError> {
+    validate::global(global)?;
+    validate::ranges(ranges, Some(global))?;
+    validate::peers(peers, Some(global))?;
+    validate::routes(routes)?;
+    validate::stations(stations)
 }
 
 #[cfg(test)]

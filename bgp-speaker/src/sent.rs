@@ -1,7 +1,7 @@
 //! What a peer was told of the prefixes of a family: one path of each, in a plain vector (4 bytes for a prefix), or
 //! several (RFC 7911), in a map.
 use crate::{
-    rib::{AttributesId, PrefixId},
+    rib::{AttributesId, PathKey, PrefixId},
     wire::PathId,
 };
 use std::collections::BTreeMap;
@@ -59,6 +59,17 @@ impl Sent {
             Sent::All(sent) => sent.insert((id, path), told),
         };
         old.unwrap_or(AttributesId::NONE)
+    }
+
+    /// All that was told.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (PathKey, AttributesId)> + '_ {
+        let (best, all) = match self {
+            Sent::Best(sent) => (Some(sent), None),
+            Sent::All(sent) => (None, Some(sent)),
+        };
+        let best = (0..).zip(best.into_iter().flatten()).map(|(id, told)| ((id, PathId::default()), *told));
+        let best = best.filter(|(_, told)| *told != AttributesId::NONE);
+        best.chain(all.into_iter().flatten().map(|(path, told)| (*path, *told)))
     }
 
     /// All that was told, with the number of the prefix.

@@ -12,7 +12,7 @@
 use crate::{
     config::Family,
     policy::Provenance,
-    rib::{AttributesId, Interner, Path, PathAttributes, PrefixId, Table},
+    rib::{AttributesId, Interner, Path, PathAttributes, PathKey, PrefixId, Table},
     sent::Sent,
     wire::{self, Context, EncodeError, Message, Nlri, PathId, RefreshKind, RouteRefresh},
 };
@@ -72,8 +72,10 @@ pub(crate) trait Exporter {
 /// What a call of [`AdjRibOut::fill`] did.
 #[derive(Debug, Default)]
 pub(crate) struct Filled {
-    /// Messages written.
+    /// UPDATEs written.
     pub(crate) messages: u64,
+    /// ROUTE-REFRESHs written.
+    pub(crate) refreshes: u64,
     /// Prefixes that are gone from the table and that this peer has no more use for.
     pub(crate) unused: Vec<PrefixId>,
     /// Why a route could not be written.
@@ -130,6 +132,28 @@ impl AdjRibOut {
     /// Whether the peer knows the prefix.
     pub(crate) fn knows(&self, id: PrefixId) -> bool {
         self.sent.of(id).next().is_some()
+    }
+
+    /// What the peer knows; none: it is to be told again.
+    pub(crate) fn known(&self) -> impl Iterator<Item = (PathKey, Option<AttributesId>)> + '_ {
+        self.sent.iter().map(|(path, sent)| (path, Some(sent).filter(|sent| *sent != STALE)))
+    }
+
+    /// The peer knows this of a session that another process began; none: it is to be told again.
+    pub(crate) fn restore(
+        &mut self,
+        (id, path): PathKey,
+        told: Option<AttributesId>,
+        attributes: &mut Interner<PathAttributes>,
+    ) {
+        match told {
+            Some(told) => self.set(id, path, told, attributes),
+            None if self.sent.get(id, path) != AttributesId::NONE => {}
+            None => {
+                self.sent.set(id, path, STALE);
+                self.announced += 1;
+            }
+        }
     }
 
     /// The route of a prefix may have changed.
@@ -313,7 +337,7 @@ impl AdjRibOut {
     fn end_dump(&mut self, out: &mut Vec<u8>, filled: &mut Filled) {
         let dump = self.dump.take();
         if dump.as_ref().is_some_and(|dump| dump.bounds) {
-            filled.messages += self.bound(RefreshKind::End, out);
+            filled.refreshes += self.bound(RefreshKind::End, out);
         }
         if dump.is_some_and(|dump| dump.first) {
             self.end = if self.end == End::Held { End::Owed } else { End::Due };

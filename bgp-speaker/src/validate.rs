@@ -1,6 +1,6 @@
 //! Whether a configuration makes sense, before anything of it takes effect.
 use crate::{
-    config::{Asn, ConfigError, Global, PeerAsn, PeerConfig, PeerRange, Route},
+    config::{Asn, BmpStation, ConfigError, Global, PeerAsn, PeerConfig, PeerRange, Route},
     wire::{MAX_LONG_LIVED_SECONDS, MAX_RESTART_SECONDS},
 };
 use ipnet::IpNet;
@@ -9,6 +9,10 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
+/// More stations than this are refused: each hears everything.
+const MAX_STATIONS: usize = 16;
+/// Longest time between statistics, seconds.
+const MAX_STATS_SECONDS: u32 = 86_400;
 /// More peers than this are refused.
 const MAX_PEERS: usize = 10_000;
 /// Longest additional prepending.
@@ -46,6 +50,26 @@ pub(crate) fn peers(peers: &[PeerConfig], global: Option<&Global>) -> Result<(),
 }
 
 /// The whole set of ranges.
+pub(crate) fn stations(stations: &[BmpStation]) -> Result<(), ConfigError> {
+    let mut addresses = BTreeSet::new();
+    for BmpStation { station, stats_seconds } in stations {
+        let error = |field, reason: &str| Err(ConfigError::new(format!("station {station}"), field, reason));
+        if station.port() == 0 || station.ip().is_unspecified() || station.ip().is_multicast() {
+            return error("station", "is nothing that can be dialled");
+        }
+        if *stats_seconds > MAX_STATS_SECONDS {
+            return error("statsSeconds", "must be 0 to 86400");
+        }
+        if !addresses.insert(station) {
+            return error("station", "is there more than once");
+        }
+        if addresses.len() > MAX_STATIONS {
+            return error("station", "is one of more than 16");
+        }
+    }
+    Ok(())
+}
+
 pub(crate) fn ranges(ranges: &[PeerRange], global: Option<&Global>) -> Result<(), ConfigError> {
     let mut prefixes = BTreeSet::new();
     for range in ranges {
@@ -244,6 +268,26 @@ mod tests {
 
     fn words(result: Result<(), ConfigError>) -> String {
         result.err().map(|error| error.to_string()).unwrap_or_default()
+    }
+
+    #[test]
+    fn stations_that_make_no_sense() {
+        let at = |station: &str| BmpStation { station: station.parse().unwrap(), stats_seconds: 60 };
+        let many: Vec<BmpStation> = (1..=17).map(|port| at(&format!("192.0.2.1:{port}"))).collect();
+        for (list, error) in [
+            (&many[..16], ""),
+            (&many[..], "station 192.0.2.1:17: station: is one of more than 16"),
+            (&[at("192.0.2.1:0")], "station 192.0.2.1:0: station: is nothing that can be dialled"),
+            (&[at("[::]:1")], "station [::]:1: station: is nothing that can be dialled"),
+            (&[many[0], many[0]], "station 192.0.2.1:1: station: is there more than once"),
+            (
+                &[BmpStation { stats_seconds: 86_401, ..many[0] }],
+                "station 192.0.2.1:1: statsSeconds: must be 0 to 86400",
+            ),
+        ] {
+            let found = stations(list).map_or_else(|error| error.to_string(), |()| String::new());
+            assert_eq!(found, error);
+        }
     }
 
     #[test]

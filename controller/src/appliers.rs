@@ -6,7 +6,7 @@ use crate::{
     observed::{Check, Health, NodeInfo, Targets},
 };
 use bgp_speaker::PeerId;
-use bgp_speaker::config::{ConfigError, Global, PeerConfig, Route};
+use bgp_speaker::config::{BmpStation, ConfigError, Global, PeerConfig, Route};
 use lb_bpf::{Counters, FlowEvent, Installed, service::Desired, service::Endpoint};
 use std::{
     collections::BTreeSet,
@@ -64,6 +64,9 @@ pub trait Speaker: Send {
     fn set_global(&self, global: Global) -> impl Future<Output = Result<(), Self::Error>> + Send;
     /// Whom it talks to: the whole set.
     fn set_peers(&self, peers: Vec<PeerConfig>) -> impl Future<Output = Result<(), Self::Error>> + Send;
+    /// Who is told what they tell: the whole set.
+    fn set_stations(&self, stations: Vec<BmpStation>)
+    -> impl Future<Output = Result<(), Self::Error>> + Send;
     /// What it announces: the whole set.
     fn set_routes(&self, routes: Vec<Route>) -> impl Future<Output = Result<(), Self::Error>> + Send;
     /// The last set of routes is all that there is to announce: what peers keep of the process before may go.
@@ -192,6 +195,10 @@ impl Speaker for bgp_speaker::Handle {
 
     async fn set_peers(&self, peers: Vec<PeerConfig>) -> Result<(), Self::Error> {
         bgp_speaker::Handle::set_peers(self, peers).await
+    }
+
+    async fn set_stations(&self, stations: Vec<BmpStation>) -> Result<(), Self::Error> {
+        bgp_speaker::Handle::set_stations(self, stations).await
     }
 
     async fn set_routes(&self, routes: Vec<Route>) -> Result<(), Self::Error> {

@@ -223,14 +223,15 @@ impl<S: Store, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler<S, D, B,
 
     /// Tells the speaker; whether it knows the routes now.
     async fn announce(&self, desired: &Desired, errors: &mut Errors) -> bool {
-        let peers = match &desired.speaker {
+        let (peers, stations) = match &desired.speaker {
             Some(speaker) => {
                 let global = self.speaker.set_global(speaker.global.clone()).await;
                 errors.note("speaker.set_global", global);
-                speaker.peers.clone()
+                (speaker.peers.clone(), speaker.stations.clone())
             }
-            None => Vec::new(),
+            None => (Vec::new(), Vec::new()),
         };
+        errors.note("speaker.set_stations", self.speaker.set_stations(stations).await);
         errors.note("speaker.set_peers", self.speaker.set_peers(peers).await);
         let routes = self.speaker.set_routes(desired.routes.clone()).await;
         let told = errors.note("speaker.set_routes", routes).is_some();

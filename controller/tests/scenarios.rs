@@ -278,6 +278,9 @@ fn dump(desired: &Desired) -> String {
     }
     if let Some(speaker) = &desired.speaker {
         writeln!(out, "speaker: AS {} ID {}", speaker.global.asn.0, speaker.global.router_id).unwrap();
+        for station in &speaker.stations {
+            writeln!(out, "  station {} every {} s", station.station, station.stats_seconds).unwrap();
+        }
         for peer in &speaker.peers {
             let asn = match peer.asn {
                 PeerAsn::Is(asn) => asn.0.to_string(),

@@ -3,8 +3,8 @@
 use bgp_speaker::{
     InterfaceName, Md5Key,
     config::{
-        self, Asn, Bfd, ExportPolicy, Family, Global, ImportFilter, LocalRole, PeerConfig, PeerRange, Role,
-        Route, RouteAttributes, Timers,
+        self, Asn, Bfd, BmpStation, ExportPolicy, Family, Global, ImportFilter, LocalRole, PeerConfig,
+        PeerRange, Role, Route, RouteAttributes, Timers,
     },
     wire::{Community, LargeCommunity},
 };
@@ -28,6 +28,7 @@ pub(super) struct Config {
     pub(super) peers: Vec<PeerConfig>,
     pub(super) ranges: Vec<PeerRange>,
     pub(super) routes: Vec<Route>,
+    pub(super) stations: Vec<BmpStation>,
 }
 
 /// Reads a file. The error names the field.
@@ -58,6 +59,7 @@ fn parse(text: &str) -> Result<Config, String> {
         peers,
         ranges,
         routes: file.routes.into_iter().map(RouteSpec::route).collect(),
+        stations: file.bmp.into_iter().map(StationSpec::station).collect(),
     })
 }
 
@@ -80,6 +82,8 @@ struct Document {
     peers: Vec<PeerSpec>,
     #[serde(default)]
     routes: Vec<RouteSpec>,
+    #[serde(default)]
+    bmp: Vec<StationSpec>,
 }
 
 #[derive(Deserialize)]
@@ -419,6 +423,20 @@ impl RouteSpec {
     }
 }
 
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct StationSpec {
+    station: SocketAddr,
+    #[serde(default)]
+    stats_seconds: u32,
+}
+
+impl StationSpec {
+    fn station(self) -> BmpStation {
+        BmpStation { station: self.station, stats_seconds: self.stats_seconds }
+    }
+}
+
 /// A standard or a large community: the number of colons tells.
 enum AnyCommunity {
     Standard(Community),
@@ -467,11 +485,14 @@ peers:
 routes:
 - {prefix: 203.0.113.0/24, communities: ["65002:1", "65002:1:2", no-export], med: 10, prepend: 2, localPref: 200, linkBandwidth: 125000}
 - {prefix: "2001:db8:1::/48"}
+bmp: [{station: "192.0.2.1:11019", statsSeconds: 60}, {station: "192.0.2.2:11019"}]
 "#;
 
     #[test]
     fn the_example_of_the_manual() {
-        let Config { global, peers, ranges, routes } = parse(EXAMPLE).unwrap();
+        let Config { global, peers, ranges, routes, stations } = parse(EXAMPLE).unwrap();
+        let stats: Vec<u32> = stations.iter().map(|station| station.stats_seconds).collect();
+        assert_eq!((stats, stations[0].station.port()), (vec![60, 0], 11019));
         assert_eq!((global.asn, global.listen.len()), (Asn(65002), 1));
         assert_eq!(
             peers[0].timers,
@@ -541,6 +562,7 @@ routes:
             ("address: \"fd00:18::1\", ", "", "peers[1].address: missing"),
             ("\"65002:1\"", "\"65002:x\"", "routes[0].communities[0]: `65002:x`: want AS:VALUE"),
             ("2001:db8:1::/48", "2001:db8:1::/129", "routes[1].prefix: "),
+            ("192.0.2.2:11019", "192.0.2.2", "bmp[1].station: "),
         ] {
             let text = EXAMPLE.replace(from, to);
             assert_ne!(text, EXAMPLE);

@@ -19,7 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// `peers`
 pub(crate) fn peers(socket: &Path, format: Format) -> Result<(), Failure> {
     show(socket, Question::Peers, format, |peers: Vec<PeerStatus>| {
-        let head = ["PEER", "AS", "STATE", "SINCE", "RECEIVED", "SENT", "BFD", "LAST ERROR"];
+        let head =
+            ["PEER", "AS", "STATE", "SINCE", "RECEIVED", "SENT", "FLAPS", "RESTART", "BFD", "LAST ERROR"];
         table(
             head,
             peers.into_iter().map(|peer| {
@@ -33,6 +34,8 @@ pub(crate) fn peers(socket: &Path, format: Format) -> Result<(), Failure> {
                     format!("{}s", peer.since_seconds),
                     peer.prefixes_received.to_string(),
                     peer.prefixes_sent.to_string(),
+                    peer.flap_count.to_string(),
+                    peer.restart_state,
                     text(peer.bfd.map(|bfd| bfd.state)),
                     peer.last_error.unwrap_or_default(),
                 ]

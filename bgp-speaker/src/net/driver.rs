@@ -5,12 +5,14 @@ use super::{
     connection::{self, Order},
     discovery::Discovery,
     fib::{self, Fib},
+    handover::HandOver,
     options, socket,
+    station::{self, StationEvent},
 };
 use crate::{
     ConnectionId, Endpoints, InterfaceName, Md5Key, PeerId, Time,
     bfd::Path,
-    config::{ConfigError, Global, PeerConfig, PeerRange, PeerStatus},
+    config::{BmpStation, ConfigError, Global, PeerConfig, PeerRange, PeerStatus},
     speaker::{Input, Installation, Link, Output, Speaker},
 };
 use ipnet::IpNet;
@@ -18,9 +20,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     hash::{BuildHasher, Hasher, RandomState},
     io, mem,
-    net::SocketAddr,
+    net::{SocketAddr, TcpStream as StdTcpStream},
+    os::fd::AsFd,
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -39,6 +42,8 @@ const MAX_TASKS: usize = 16 * 1024;
 const ORDERS: usize = 2;
 /// And so many orders to drain.
 const DRAINS: usize = 4;
+/// How long connections have to give back their sockets; those that do not end.
+const DETACH_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause after a failed accept: what is missing (file descriptors) does not come back at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -54,6 +59,9 @@ pub(super) enum Event {
     Installed,
     /// What is known of the interface of an unnumbered peer.
     Link(InterfaceName, Option<Link>),
+    /// The socket, if it lives, and what was not written to it.
+    Detached(ConnectionId, Option<StdTcpStream>, Vec<u8>),
+    Station(SocketAddr, StationEvent),
 }
 
 pub(super) struct Driver {
@@ -80,6 +88,11 @@ pub(super) struct Driver {
     fib: Option<Fib>,
     /// Runs since there was an unnumbered peer first.
     discovery: Option<Discovery>,
+    stations: BTreeMap<SocketAddr, Station>,
+    /// Of a predecessor, until the speaker knows who it is.
+    inherited: Option<HandOver>,
+    /// Connections that were given back; some: nothing is written any more.
+    detached: Option<BTreeMap<ConnectionId, (StdTcpStream, Vec<u8>)>>,
 }
 
 /// What the driver knows of a connection that the speaker has not closed.
@@ -102,6 +115,16 @@ struct Held {
     after: BTreeSet<ConnectionId>,
 }
 
+/// A station that is told what peers tell.
+struct Station {
+    config: BmpStation,
+    task: AbortHandle,
+    /// Its connection; none: it has none.
+    batches: Option<mpsc::Sender<Vec<u8>>>,
+    /// It has a batch in hand.
+    writing: bool,
+}
+
 /// Accepts until it is dropped.
 struct Listener {
     socket: Arc<TcpListener>,
@@ -115,12 +138,19 @@ impl Drop for Listener {
 }
 
 impl Driver {
-    pub(super) fn new(changed: watch::Sender<u64>, start: impl FnOnce(Speaker) -> Speaker) -> Self {
+    pub(super) fn new(
+        changed: watch::Sender<u64>,
+        start: impl FnOnce(Speaker) -> Speaker,
+        inherited: Option<HandOver>,
+    ) -> Self {
         let (sender, events) = mpsc::channel(EVENTS);
+        // A session that is older than this process began in the time of this one, too.
+        let ages = inherited.iter().flat_map(|handed| &handed.sessions).map(|(_, session)| session.age);
+        let now = Instant::now();
         Driver {
             // Keyed with randomness from the system.
             speaker: start(Speaker::new(RandomState::new().build_hasher().finish())),
-            epoch: Instant::now(),
+            epoch: now.checked_sub(ages.max().unwrap_or_default()).unwrap_or(now),
             listeners: BTreeMap::new(),
             keys: BTreeMap::new(),
             connections: BTreeMap::new(),
@@ -134,6 +164,9 @@ impl Driver {
             path_failures: 0,
             fib: None,
             discovery: None,
+            stations: BTreeMap::new(),
+            inherited,
+            detached: None,
         }
     }
 
@@ -167,6 +200,10 @@ impl Driver {
                 }
                 command = commands.recv() => match command {
                     Some(Command::Shutdown(answer)) => break Some(answer),
+                    Some(Command::HandOver(answer)) => {
+                        let handed = self.hand_over().await;
+                        return reply(answer, handed);
+                    }
                     Some(command) => self.command(command),
                     None => break None,
                 },
@@ -198,6 +235,7 @@ impl Driver {
                 let result = self.speaker.set_routes(routes);
                 reply(answer, result.map(|outputs| self.perform(outputs)));
             }
+            Command::SetStations(stations, answer) => reply(answer, self.set_stations(stations)),
             Command::RoutesComplete(answer) => {
                 let outputs = self.speaker.routes_complete();
                 self.perform(outputs);
@@ -211,7 +249,7 @@ impl Driver {
             Command::Prefixes(answer) => reply(answer, self.speaker.prefixes()),
             Command::Routes(prefixes, answer) => reply(answer, self.speaker.routes_of(&prefixes)),
             // Seen to by `run`.
-            Command::Shutdown(_) => (),
+            Command::Shutdown(_) | Command::HandOver(_) => (),
         }
     }
 
@@ -220,11 +258,38 @@ impl Driver {
         let listen = global.listen.clone();
         let mut new = Vec::new();
         for &address in listen.iter().filter(|address| !self.listeners.contains_key(address)) {
-            let listener = socket::listen(address, &self.keys)
+            let inherited = self.inherited.as_mut().and_then(|handed| {
+                let at = handed.listeners.iter().position(|(inherited, _)| *inherited == address)?;
+                Some((handed.listeners.remove(at).1, &handed.keys))
+            });
+            let listener = match inherited {
+                Some((socket, before)) => socket::resume(socket, address, before, &self.keys),
+                None => socket::listen(address, &self.keys),
+            };
+            let listener = listener
                 .map_err(|error| ConfigError::new("global", "listen", format!("{address}: {error}")))?;
             new.push((address, listener));
         }
+        let mut adopted = Vec::new();
+        if let Some(handed) = self.inherited.take() {
+            let mut sessions = Vec::new();
+            for (socket, session) in handed.sessions {
+                let peer = session.peer;
+                let stream = StdTcpStream::from(socket);
+                match TcpStream::from_std(stream).and_then(|stream| Ok((endpoints(&stream)?, stream))) {
+                    Ok((ends, stream)) => {
+                        let connection = self.speaker.accept_id();
+                        let remote = ends.remote;
+                        sessions.push((connection, ends, session));
+                        adopted.push((connection, stream, remote));
+                    }
+                    Err(error) => tracing::warn!(%peer, %error, "session not taken over"),
+                }
+            }
+            self.speaker.inherit(sessions);
+        }
         let outputs = self.speaker.set_global(global, self.now())?;
+        adopted.into_iter().for_each(|(connection, stream, remote)| self.serve(connection, stream, remote));
         self.listeners.retain(|address, _| listen.contains(address));
         for (address, listener) in new {
             let socket = Arc::new(listener);
@@ -334,6 +399,13 @@ impl Driver {
                 }
                 self.install();
             }
+            Event::Detached(id, stream, unsent) => {
+                if let (Some(detached), Some(stream)) = (&mut self.detached, stream) {
+                    detached.insert(id, (stream, unsent));
+                }
+                self.connections.remove(&id);
+            }
+            Event::Station(station, event) => self.station(station, event),
             Event::Drained(id) => self.held.iter_mut().for_each(|held| {
                 held.after.remove(&id);
             }),
@@ -477,6 +549,7 @@ impl Driver {
                 Output::Transmit { connection } => self.transmit(connection),
                 Output::Watch { peer, path } => self.watch(peer, path),
                 Output::Install => self.install(),
+                Output::Report { station } => self.report(station),
                 Output::StateChanged { peer, state, last_error } => {
                     tracing::info!(%peer, ?state, last_error, "session");
                     self.changed.send_modify(|changes| *changes += 1);
@@ -488,7 +561,7 @@ impl Driver {
     /// Gives a connection its next batch, unless it has one in hand.
     fn transmit(&mut self, id: ConnectionId) {
         let Some(Connection::Open { orders, writing, .. }) = self.connections.get_mut(&id) else { return };
-        if *writing {
+        if *writing || self.detached.is_some() {
             return;
         }
         let mut batch = Vec::new();
@@ -499,11 +572,131 @@ impl Driver {
         }
     }
 
+    fn set_stations(&mut self, stations: Vec<BmpStation>) -> Result<(), ConfigError> {
+        let outputs = self.speaker.set_stations(&stations)?;
+        let gone: Vec<SocketAddr> = (self.stations.iter())
+            .filter(|(_, known)| !stations.contains(&known.config))
+            .map(|(address, _)| *address)
+            .collect();
+        for address in gone {
+            self.end_station(address);
+        }
+        self.perform(outputs);
+        for config in stations {
+            let events = self.sender.clone();
+            self.stations.entry(config.station).or_insert_with(|| {
+                let task = self.tasks.spawn(station::run(config.station, events));
+                Station { config, task, batches: None, writing: false }
+            });
+        }
+        Ok(())
+    }
+
+    fn station(&mut self, address: SocketAddr, event: StationEvent) {
+        let now = self.now();
+        let Some(station) = self.stations.get_mut(&address) else { return };
+        match event {
+            StationEvent::Up(batches) => {
+                (station.batches, station.writing) = (Some(batches), false);
+                let outputs = self.speaker.monitor(address, now);
+                self.perform(outputs);
+            }
+            StationEvent::Written => {
+                station.writing = false;
+                self.report(address);
+            }
+            StationEvent::Down => {
+                station.batches = None;
+                self.speaker.unmonitor(address);
+            }
+        }
+    }
+
+    /// Gives a station its next batch, unless it has one in hand.
+    fn report(&mut self, address: SocketAddr) {
+        let (epoch, now) = (self.epoch_since_1970(), self.now());
+        let Some(Station { batches: Some(batches), writing, .. }) = self.stations.get_mut(&address) else {
+            return;
+        };
+        if *writing {
+            return;
+        }
+        let mut batch = Vec::new();
+        self.speaker.report(address, BATCH, epoch, now, &mut batch);
+        if !batch.is_empty() {
+            // The task may have ended its connection: then an event says so.
+            *writing = batches.try_send(batch).is_ok();
+        }
+    }
+
+    /// A clock that is set meanwhile counts from now on.
+    fn epoch_since_1970(&self) -> Duration {
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(self.now())
+    }
+
+    /// The station is told that this is all.
+    fn end_station(&mut self, address: SocketAddr) {
+        let Some(station) = self.stations.remove(&address) else { return };
+        let last = self.speaker.last_report(address, self.epoch_since_1970(), self.now());
+        // A station that has not taken the batch before would not take this one either.
+        match station.batches {
+            Some(batches) if batches.try_send(last).is_ok() => {}
+            _ => station.task.abort(),
+        }
+    }
+
     fn answer_flushes(&mut self) {
         let writing = |connection: &Connection| matches!(connection, Connection::Open { writing: true, .. });
         if !self.flushes.is_empty() && !self.speaker.is_pending() && !self.connections.values().any(writing) {
             self.flushes.drain(..).for_each(|waiting| reply(waiting, ()));
         }
+    }
+
+    /// Takes the connections back from their tasks. What comes meanwhile still counts; what is to be written waits in the
+    /// speaker.
+    async fn hand_over(&mut self) -> HandOver {
+        self.detached = Some(BTreeMap::new());
+        // Who is not up need not be kept.
+        self.held.clear();
+        for connection in self.connections.values() {
+            match connection {
+                Connection::Dialling(task) => task.abort(),
+                Connection::Open { orders, .. } => {
+                    let _: Result<_, _> = orders.try_send(Order::Detach);
+                }
+            }
+        }
+        let deadline = Instant::now() + DETACH_TIMEOUT;
+        let is_open = |connection: &Connection| matches!(connection, Connection::Open { .. });
+        while self.connections.values().any(is_open) {
+            tokio::select! {
+                Some(event) = self.events.recv() => match event {
+                    Event::Accepted(_) => (),
+                    event => self.event(event),
+                },
+                () = sleep_until(deadline) => break,
+            }
+        }
+        let mut handed = HandOver { keys: self.keys.keys().copied().collect(), ..HandOver::default() };
+        for (address, listener) in mem::take(&mut self.listeners) {
+            match listener.socket.as_fd().try_clone_to_owned() {
+                Ok(socket) => handed.listeners.push((address, socket)),
+                Err(error) => tracing::warn!(%address, %error, "listener not handed over"),
+            }
+        }
+        let mut detached = self.detached.take().unwrap_or_default();
+        for (id, mut session) in self.speaker.hand_over(self.now()) {
+            if let Some((stream, mut unsent)) = detached.remove(&id) {
+                unsent.append(&mut session.unsent);
+                session.unsent = unsent;
+                handed.sessions.push((stream.into(), session));
+            }
+        }
+        for station in self.stations.keys().copied().collect::<Vec<_>>() {
+            self.end_station(station);
+        }
+        self.bfd = None;
+        handed
     }
 
     /// Says goodbye on all connections and waits until that is said; the tasks see to it that it ends.
@@ -512,6 +705,9 @@ impl Driver {
         self.discovery = None;
         let outputs = self.speaker.shutdown(self.now());
         self.perform(outputs);
+        for station in self.stations.keys().copied().collect::<Vec<_>>() {
+            self.end_station(station);
+        }
         self.connections.clear();
         self.events.close();
         while self.tasks.join_next().await.is_some() {}

@@ -88,6 +88,11 @@ impl Rib {
         Some(change)
     }
 
+    /// The number of a prefix, which may have no path.
+    pub(crate) fn reserve(&mut self, family: Family, prefix: IpNet) -> PrefixId {
+        self.split(family).0.number(prefix)
+    }
+
     /// Forgets a prefix that has no path.
     pub(crate) fn release(&mut self, family: Family, id: PrefixId) {
         self.split(family).0.release(id);

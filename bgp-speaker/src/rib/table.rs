@@ -272,7 +272,8 @@ impl Table {
         all.filter(move |(_, path)| path.source == source)
     }
 
-    fn number(&mut self, prefix: IpNet) -> PrefixId {
+    /// The number of a prefix, from now on if it had none.
+    pub(crate) fn number(&mut self, prefix: IpNet) -> PrefixId {
         if let Some(id) = self.find(&prefix) {
             return id;
         }

@@ -6,6 +6,7 @@ use crate::{
     connection::ConnectionId,
     policy::{Export, Provenance},
     rib::{AttributesId, Change, Path, PathAttributes, PrefixId, Source},
+    seen::LastError,
     update_queue::Exporter,
     wire::{AsPath, Attributes, Community, ExtendedCommunity, LargeCommunity, NextHop, PathId},
 };
@@ -101,6 +102,7 @@ impl Speaker {
             if self.rib.table(family).paths(id).is_empty()
                 && !self.fib.uses(family, id)
                 && !self.peers.iter().flatten().any(used)
+                && !self.feeds.values().any(|feed| feed.uses(family, id))
             {
                 self.rib.release(family, id);
             }
@@ -150,19 +152,21 @@ impl Speaker {
             },
         };
         let mut unused = Vec::new();
-        let (mut messages, mut error) = (0, None);
+        let (mut messages, mut refreshes, mut error) = (0, 0, None);
         for (&family, queue) in &mut slot.out {
             let (table, attributes) = self.rib.export(family);
             let filled = queue.fill(table, attributes, &exporter, &negotiated.context, limit, out);
             messages += filled.messages;
+            refreshes += filled.refreshes;
             error = filled.error.or(error);
             unused.push((family, filled.unused));
         }
         if let Some(session) = slot.peer.session_mut() {
-            session.messages_sent += messages;
+            session.sent_count.update += messages;
+            session.sent_count.route_refresh += refreshes;
         }
         if let Some(error) = error {
-            slot.peer.last_error = Some(format!("cannot announce: {error}"));
+            slot.peer.last_error = Some((LastError::Unsendable(error), None));
         }
         for (family, unused) in unused {
             self.release_unused(family, unused);

@@ -14,17 +14,26 @@
 mod bfd;
 mod export;
 mod fib;
+mod handover;
 mod long_lived;
+mod monitor;
 mod ranges;
 mod restart;
 mod session;
 mod status;
 mod unnumbered;
 
+pub use handover::Session;
+#[cfg(feature = "net")]
+pub(crate) use handover::number;
+
 use crate::{
     InterfaceName, PeerId, Time,
     bfd::Path as WatchedPath,
-    config::{ConfigError, Family, Global, PeerConfig, PeerRange, Route, RouteAttributes, State},
+    bmp::feed::Feed,
+    config::{
+        ConfigError, Family, Global, PeerConfig, PeerRange, PrefixCounts, Route, RouteAttributes, State,
+    },
     connection::{ConnectionId, Endpoints},
     fsm::Event,
     peer::{Peer, Tools},
@@ -40,6 +49,7 @@ use ipnet::IpNet;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    time::Duration,
 };
 pub use unnumbered::Link;
 
@@ -135,6 +145,11 @@ pub enum Output {
     },
     /// The kernel's routing table is to change: see [`Speaker::install`].
     Install,
+    /// [`Speaker::report`] has something for this station.
+    Report {
+        /// Which station.
+        station: SocketAddr,
+    },
     /// The state of a peer is another one now.
     StateChanged {
         /// The neighbour.
@@ -163,6 +178,12 @@ pub struct Speaker {
     next_connection: u64,
     own_start: restart::Own,
     fib: fib::Fib,
+    /// Time between statistics of each station that there is; refused routes are kept for them.
+    stations: BTreeMap<SocketAddr, Option<Duration>>,
+    /// Sessions that another process began, until the speaker knows who it is.
+    inherited: Vec<(ConnectionId, Endpoints, Session)>,
+    /// Stations that are connected.
+    feeds: BTreeMap<SocketAddr, Feed>,
 }
 
 /// A peer and what its session has.
@@ -173,10 +194,10 @@ struct Slot {
     range: Option<IpNet>,
     /// Of the session that is up; empty: none is.
     out: BTreeMap<Family, AdjRibOut>,
-    /// Prefixes accepted; of several paths each counts.
-    received: u64,
-    /// Prefixes kept though refused.
-    refused: u64,
+    /// By number of the family, of several paths each counts; `sent` is not counted here.
+    prefixes: [PrefixCounts; Family::ALL.len()],
+    /// UPDATEs of this session whose routes were taken for withdrawn (RFC 7606).
+    treated_as_withdraw: u64,
     /// Refused routes are kept: the peer cannot be asked for them again.
     keeps_refused: bool,
     /// Paths that a refresh of the peer has not confirmed yet, by family (RFC 7313 section 4).
@@ -214,6 +235,9 @@ impl Speaker {
             next_connection: 0,
             own_start: restart::Own::default(),
             fib: fib::Fib::default(),
+            stations: BTreeMap::new(),
+            inherited: Vec::new(),
+            feeds: BTreeMap::new(),
         }
     }
 
@@ -237,8 +261,13 @@ impl Speaker {
         self.started(now);
         if !same {
             self.rebuild_own_routes();
+            self.adopt_all(now, &mut outputs);
             for source in self.sources() {
-                self.with_peer(source, now, &mut outputs, |peer, tools| peer.start(tools));
+                self.with_peer(source, now, &mut outputs, |peer, tools| {
+                    if peer.session().is_none() {
+                        peer.start(tools);
+                    }
+                });
                 self.watch(source, &mut outputs);
             }
         }
@@ -353,6 +382,7 @@ impl Speaker {
                     }
                 }
                 self.restart_tick(now, &mut outputs);
+                self.feeds.values_mut().for_each(|feed| feed.tick(now));
             }
         }
         self.finish(outputs)
@@ -361,7 +391,8 @@ impl Speaker {
     /// When [`Input::Tick`] is due; may be in the past: at once.
     pub fn next_deadline(&self) -> Option<Time> {
         let peers = self.slots().filter_map(|(_, slot)| slot.peer.next_deadline());
-        peers.chain(self.restart_deadline()).min()
+        let stations = self.feeds.values().filter_map(Feed::next_deadline);
+        peers.chain(self.restart_deadline()).chain(stations).min()
     }
 
     /// Appends what is to be written to a connection, about `limit` octets (a batch of UPDATEs more at most);
@@ -434,8 +465,8 @@ impl Speaker {
             peer: Peer::new(config, now),
             range: None,
             out: BTreeMap::new(),
-            received: 0,
-            refused: 0,
+            prefixes: Default::default(),
+            treated_as_withdraw: 0,
             keeps_refused: false,
             unconfirmed: BTreeMap::new(),
             kept: restart::Kept::default(),
@@ -537,7 +568,7 @@ impl Speaker {
             outputs.push(Output::StateChanged {
                 peer: slot.peer.config.id(),
                 state: slot.peer.state(),
-                last_error: slot.peer.last_error.clone(),
+                last_error: slot.peer.error(),
             });
             self.watch(source, outputs);
             self.follow_link(source, now, outputs);
@@ -559,6 +590,7 @@ impl Speaker {
             }
         }
         self.push_install(&mut outputs);
+        outputs.extend(self.reports());
         outputs
     }
 

@@ -19,7 +19,7 @@
 use super::{Slot, Speaker};
 use crate::{
     Time,
-    config::{Family, GracefulRestartStatus},
+    config::{Family, GracefulRestartStatus, LocalRestartStatus, PeerConfig},
     negotiate::{Negotiated, Start},
     rib::{PathKey, Source},
     wire::{GracefulRestart, LongLived},
@@ -48,6 +48,28 @@ pub(super) struct Own {
 }
 
 impl Own {
+    /// There was no end of the life before: nobody noticed one.
+    pub(super) fn go_on(&mut self) {
+        *self = Own { start: Start::Running, complete: true, ..Own::default() };
+    }
+
+    /// What an operator sees. `sent`: what our OPEN of the session said; else what is configured counts.
+    pub(super) fn status(
+        &self,
+        config: &PeerConfig,
+        sent: Option<&GracefulRestart>,
+        now: Time,
+    ) -> Option<LocalRestartStatus> {
+        let end = self.deadline().filter(|_| self.deferring);
+        Some(LocalRestartStatus {
+            restart_seconds: sent.map(|sent| sent.seconds).or(config.graceful_restart)?,
+            families: sent.map_or_else(|| config.families.clone(), |sent| families(sent).collect()),
+            restarting: sent.is_some_and(|sent| sent.restarting),
+            deferring: self.deferring,
+            deferral_seconds: end.map(|end| end.saturating_sub(now).as_secs()),
+        })
+    }
+
     fn deadline(&self) -> Option<Time> {
         self.since.filter(|_| self.start == Start::Restarted).map(|since| since + DEFERRAL)
     }
@@ -136,6 +158,7 @@ impl Kept {
         };
         Some(GracefulRestartStatus {
             restart_seconds: terms.seconds,
+            restarting: terms.restarting,
             notification: terms.notification,
             families: families(terms).collect(),
             long_lived_seconds: self.long_lived.values().map(|said| said.seconds).max().unwrap_or(0),

@@ -2,18 +2,19 @@
 use super::{Output, PathKey, Slot, Speaker, family_of};
 use crate::{
     Time,
-    config::Family,
+    config::{Family, PrefixCounts},
     connection::{ConnectionId, Endpoints},
     decision::Neighbour,
     negotiate::Negotiated,
     peer::Request,
     policy::{self, Import},
     rib::{Change, Path, PathAttributes, PrefixId, Source},
+    seen::LastError,
     transport::Transport,
     update_queue::AdjRibOut,
     wire::{
         AfiSafi, Announcement, GracefulRestart, Message, Nlri, Notification, Reason, RefreshKind,
-        RouteRefresh, Update, UpdateError,
+        RouteRefresh, Severity, Update, UpdateError,
     },
 };
 use std::{collections::BTreeSet, time::Duration};
@@ -44,7 +45,7 @@ impl Speaker {
                 // Of a session that ended for what came before.
                 _ if !self.is_up(source) => {}
                 Request::Update(update, errors) => {
-                    self.note(source, &errors);
+                    self.note(source, errors, now);
                     self.update(source, update);
                     self.check_max_prefixes(source, now, outputs);
                 }
@@ -70,10 +71,12 @@ impl Speaker {
         self.slot(source).is_some_and(|slot| !slot.out.is_empty())
     }
 
-    fn up(&mut self, source: Source, negotiated: &Negotiated, now: Time) {
-        let deferring = self.own_start.deferring;
+    pub(super) fn up(&mut self, source: Source, negotiated: &Negotiated, now: Time) {
+        let (deferring, monitored) = (self.own_start.deferring, !self.stations.is_empty());
         let Some(slot) = self.slot_mut(source) else { return };
-        slot.keeps_refused = !negotiated.route_refresh;
+        slot.keeps_refused = !negotiated.route_refresh || monitored;
+        slot.treated_as_withdraw = 0;
+        slot.prefixes.iter_mut().for_each(PrefixCounts::restart);
         let families = negotiated.context.families.iter();
         let add_path = &negotiated.context.add_path_send;
         let out = |family: &Family| (*family, AdjRibOut::new(*family, add_path.contains(family), deferring));
@@ -91,10 +94,12 @@ impl Speaker {
             self.installation_changed(source);
         }
         self.restart_up(source, negotiated, now);
+        self.monitor_up(source);
         self.end_deferral();
     }
 
     fn down(&mut self, source: Source, terms: Option<&GracefulRestart>, now: Time) {
+        self.monitor_down(source, now);
         let Some(slot) = self.slot_mut(source) else { return };
         let out = std::mem::take(&mut slot.out);
         slot.unconfirmed.clear();
@@ -106,21 +111,28 @@ impl Speaker {
     }
 
     /// Errors of an UPDATE that were handled (RFC 7606): the operator may want to know.
-    fn note(&mut self, source: Source, errors: &[UpdateError]) {
-        if let Some(error) = errors.last()
+    fn note(&mut self, source: Source, mut errors: Vec<UpdateError>, now: Time) {
+        let withdraws = errors.iter().any(|error| error.severity == Severity::TreatAsWithdraw);
+        if let Some(error) = errors.pop()
             && let Some(slot) = self.slot_mut(source)
         {
-            slot.peer.last_error = Some(format!("received UPDATE, handled: {error}"));
+            slot.treated_as_withdraw += u64::from(withdraws);
+            slot.peer.last_error = Some((LastError::Handled(error), Some(now)));
         }
     }
 
-    fn update(&mut self, source: Source, update: Update) {
+    pub(super) fn update(&mut self, source: Source, update: Update) {
         // All searches first: their cache misses overlap.
         let find = |nlri: &Nlri| {
             let family = family_of(&nlri.prefix);
             Some((family, (self.rib.table(family).find(&nlri.prefix)?, nlri.path)))
         };
         let withdrawn: Vec<(Family, PathKey)> = update.withdrawn.iter().filter_map(find).collect();
+        if let Some(Some(slot)) = self.peers.get_mut(usize::from(source.0)) {
+            for nlri in &update.withdrawn {
+                slot.prefixes[family_of(&nlri.prefix) as usize].withdrawn += 1;
+            }
+        }
         for (family, path) in withdrawn {
             self.withdraw(source, family, path);
         }
@@ -142,7 +154,7 @@ impl Speaker {
         }
         let import = Import::new(&slot.peer.config);
         let internal = slot.peer.config.asn.is_internal(global.asn);
-        let keeps_refused = slot.keeps_refused && slot.refused < MAX_REFUSED;
+        let keeps_refused = slot.keeps_refused && slot.kept_refused() < MAX_REFUSED;
         let session = slot.peer.session().and_then(|session| session.negotiated.as_ref());
         let add_path = session.map(|session| session.context.add_path_receive.clone()).unwrap_or_default();
         let own_addresses: Vec<_> = slot
@@ -169,6 +181,11 @@ impl Speaker {
                 let Nlri { prefix, path } = nlri;
                 let family = family_of(&prefix);
                 let refused = unusable || !import.accepts(&prefix, &attributes);
+                if let Some(Some(slot)) = self.peers.get_mut(usize::from(source.0)) {
+                    let counts = &mut slot.prefixes[family as usize];
+                    counts.received += 1;
+                    counts.refused += u64::from(refused);
+                }
                 if unusable || (refused && !keeps_refused) {
                     if let Some(id) = self.rib.table(family).find(&prefix) {
                         self.withdraw(source, family, (id, path));
@@ -194,7 +211,7 @@ impl Speaker {
         let paths = || table.paths(id).iter().filter(|path| path.source == source);
         let too_many = paths().count() >= MAX_PATHS && paths().all(|path| path.id != nlri.path);
         if too_many && let Some(slot) = self.slot_mut(source) {
-            slot.peer.last_error = Some(format!("more than {MAX_PATHS} paths of {}: not taken", nlri.prefix));
+            slot.peer.last_error = Some((LastError::TooManyPaths(nlri.prefix, MAX_PATHS), None));
         }
         too_many
     }
@@ -223,15 +240,18 @@ impl Speaker {
     fn counted(&mut self, source: Source, family: Family, change: &Change) {
         if let Some(slot) = self.slot_mut(source) {
             match change.old {
-                Some(old) if old.refused => slot.refused -= 1,
-                Some(_) => slot.received -= 1,
+                Some(old) if old.refused => slot.prefixes[family as usize].kept -= 1,
+                Some(_) => slot.prefixes[family as usize].accepted -= 1,
                 None => {}
             }
             match change.new {
-                Some(path) if path.refused => slot.refused += 1,
-                Some(_) => slot.received += 1,
+                Some(path) if path.refused => slot.prefixes[family as usize].kept += 1,
+                Some(_) => slot.prefixes[family as usize].accepted += 1,
                 None => {}
             }
+        }
+        if change.old.map(|old| old.attributes) != change.new.map(|new| new.attributes) {
+            self.feeds.values_mut().for_each(|feed| feed.mark(source, family, (change.prefix, change.path)));
         }
         self.mark(family, change);
         self.mark_installed(family, change.prefix);
@@ -247,7 +267,7 @@ impl Speaker {
         let enhanced = session.negotiated.as_ref().is_some_and(|negotiated| negotiated.enhanced_refresh);
         match refresh.kind {
             RefreshKind::Request => {
-                session.messages_sent +=
+                session.sent_count.route_refresh +=
                     out.refresh(enhanced, &mut self.rib.attributes, &mut session.waiting);
             }
             // Before its first End-of-RIB the peer has not told everything once.
@@ -268,7 +288,7 @@ impl Speaker {
     pub(super) fn check_max_prefixes(&mut self, source: Source, now: Time, outputs: &mut Vec<Output>) {
         let Some(slot) = self.slot(source) else { return };
         let Some(max) = slot.peer.config.max_prefixes else { return };
-        if slot.received > u64::from(max) {
+        if slot.accepted() > u64::from(max) {
             let family = slot.out.keys().next().copied().unwrap_or(Family::Ipv4Unicast);
             let AfiSafi { afi, safi } = family.into();
             let data = [&afi.to_be_bytes()[..], &[safi], &max.to_be_bytes()].concat();
@@ -282,7 +302,6 @@ impl Speaker {
     pub(super) fn import_policy_changed(&mut self, source: Source) {
         let Some(slot) = self.slot(source) else { return };
         let import = Import::new(&slot.peer.config);
-        let families: BTreeSet<Family> = slot.out.keys().copied().collect();
         let keeps_refused = slot.keeps_refused;
         // Of a peer that is away, too: its routes may be kept.
         for family in Family::ALL {
@@ -302,14 +321,32 @@ impl Speaker {
                 }
             }
         }
-        if keeps_refused {
-            return;
+        if !keeps_refused {
+            self.ask_again(source);
         }
-        if let Some(session) = self.slot_mut(source).and_then(|slot: &mut Slot| slot.peer.session_mut()) {
+    }
+
+    /// Asks the peer for all its routes again.
+    pub(super) fn ask_again(&mut self, source: Source) {
+        let Some(slot) = self.slot_mut(source) else { return };
+        let families: BTreeSet<Family> = slot.out.keys().copied().collect();
+        if let Some(session) = slot.peer.session_mut() {
             for family in families {
                 let request = RouteRefresh { family: family.into(), kind: RefreshKind::Request };
                 session.send(&Message::RouteRefresh(request));
             }
         }
+    }
+}
+
+impl Slot {
+    /// Prefixes accepted, of all families.
+    pub(super) fn accepted(&self) -> u64 {
+        self.prefixes.iter().map(|counts| counts.accepted).sum()
+    }
+
+    /// Prefixes kept though refused, of all families.
+    fn kept_refused(&self) -> u64 {
+        self.prefixes.iter().map(|counts| counts.kept).sum()
     }
 }

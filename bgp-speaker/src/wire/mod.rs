@@ -64,6 +64,17 @@ pub struct Context {
     pub max_length: usize,
 }
 
+impl Context {
+    /// As the other end has it: who reads what one has written, or writes down what one has read, needs this.
+    pub fn reversed(&self) -> Context {
+        Context {
+            add_path_send: self.add_path_receive.clone(),
+            add_path_receive: self.add_path_send.clone(),
+            ..self.clone()
+        }
+    }
+}
+
 impl Default for Context {
     /// Before OPEN messages were exchanged.
     fn default() -> Self {

@@ -2,8 +2,10 @@
 #![expect(clippy::unwrap_used, reason = "what a test cannot go on without")]
 mod add_path;
 mod bfd;
+mod bmp;
 mod command;
 mod fib;
+mod handover;
 mod harness;
 mod long_lived;
 mod next_hop;

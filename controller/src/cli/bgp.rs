@@ -5,7 +5,7 @@ use super::{
 };
 use bgp_speaker::{
     PeerId,
-    config::{Family, PeerStatus, RouteStatus},
+    config::{PeerStatus, RouteStatus},
 };
 use clap::Subcommand;
 
@@ -21,7 +21,9 @@ enum What {
     /// One line per peer: state, time in it, negotiated families, prefixes and messages
     ///
     /// UP is the time in the present state. RECEIVED and SENT count prefixes; IN and OUT count messages.
-    /// BFD is the state of the path, if it is watched.
+    /// FLAPS is how often an established session ended, RESTART where graceful restart stands: Disabled, Ready, Helping
+    /// (routes of a session that is gone are kept), Restarting. BFD is the state of the path, if it is watched. `-o json`
+    /// has everything.
     Peers {
         #[command(flatten)]
         options: Options,
@@ -79,6 +81,8 @@ fn peers_table(peers: &[PeerStatus]) -> String {
         "SENT",
         "IN",
         "OUT",
+        "FLAPS",
+        "RESTART",
         "BFD",
         "LAST ERROR",
     ];
@@ -91,11 +95,13 @@ fn peers_table(peers: &[PeerStatus]) -> String {
                 or_dash(p.router_id),
                 p.state.clone(),
                 age(p.since_seconds),
-                p.families.iter().map(family).collect::<Vec<_>>().join(","),
+                p.families.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
                 p.prefixes_received.to_string(),
                 p.prefixes_sent.to_string(),
                 p.messages_received.to_string(),
                 p.messages_sent.to_string(),
+                p.flap_count.to_string(),
+                p.restart_state.clone(),
                 or_dash(p.bfd.as_ref().map(|bfd| &bfd.state)),
                 or_dash(p.last_error.as_ref()),
             ]
@@ -135,11 +141,4 @@ fn routes_table(routes: &[RouteStatus]) -> String {
             ]
         }),
     )
-}
-
-const fn family(family: &Family) -> &'static str {
-    match family {
-        Family::Ipv4Unicast => "ipv4-unicast",
-        Family::Ipv6Unicast => "ipv6-unicast",
-    }
 }

@@ -11,7 +11,7 @@ use crate::{
 };
 use bgp_speaker::{
     Md5Key, PeerId,
-    config::{self, Asn, ExportPolicy, Global, ImportFilter, PeerConfig, Timers},
+    config::{self, Asn, BmpStation, ExportPolicy, Global, ImportFilter, PeerConfig, Timers},
 };
 use ipnet::IpNet;
 use std::{
@@ -27,6 +27,8 @@ pub struct Speaker {
     pub global: Global,
     /// Its neighbours.
     pub peers: Vec<PeerConfig>,
+    /// Who is told what they tell, by address and port.
+    pub stations: Vec<BmpStation>,
 }
 
 /// The router names no router ID, and the node has no IPv4 address to take one from.
@@ -62,7 +64,13 @@ pub(super) fn speaker(
         Some(peer_config(*id, peer, asn, md5))
     };
     let peers = node.peers.iter().filter_map(peer).collect();
-    Ok(Some(Speaker { global: Global { asn, router_id, listen }, peers }))
+    // Of several entries for a station the last counts.
+    let stations: BTreeMap<SocketAddr, u32> = (spec.bmp.iter())
+        .map(|bmp| (SocketAddr::new(bmp.address.0, bmp.port.get()), bmp.stats_seconds.get()))
+        .collect();
+    let stations = stations.into_iter();
+    let stations = stations.map(|(station, stats_seconds)| BmpStation { station, stats_seconds }).collect();
+    Ok(Some(Speaker { global: Global { asn, router_id, listen }, peers, stations }))
 }
 
 /// The key of a session in a Secret.

@@ -6,6 +6,7 @@ use crate::{
         address_pool::{ONE_BLOCK, ONE_FAMILY},
         bgp_advertisement::Source,
         bgp_peer::{HOLD_TIME, KEEPALIVE, KEYS_OF_ADDRESSES, ON_LINK, ONE_NEIGHBOUR, TTL_EXCLUSIVE},
+        bgp_router::BmpStation,
         load_balancer::{ADDRESSES_OR_POOL, DIRECT_RETURN_PORT, ONE_BACKEND},
         packet_filter::{
             self, BytesAt, DROPS_EVERYTHING, FLAGS_OF_PROTOCOL, FilterAction, FilterRule, MASK_LENGTH,
@@ -201,6 +202,16 @@ impl Faults {
         self.selector("peerSelector", &spec.peer_selector);
         for (index, changes) in spec.overrides.iter().enumerate() {
             self.selector(&format!("overrides[{index}].nodeSelector"), &changes.node_selector);
+        }
+        for (index, station) in spec.bmp.iter().enumerate() {
+            let address = station.address.0;
+            if address.is_unspecified() || address.is_multicast() {
+                self.add(format!("bmp[{index}].address"), "is nothing that can be dialled");
+            }
+            let same = |other: &BmpStation| (other.address.0, other.port) == (address, station.port);
+            if spec.bmp[..index].iter().any(same) {
+                self.add(format!("bmp[{index}]"), "is there more than once");
+            }
         }
     }
 

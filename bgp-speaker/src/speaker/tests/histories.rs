@@ -431,7 +431,10 @@ impl Driver {
                 }
                 // Sockets have room when a step says so; OPEN and KEEPALIVE go at once.
                 Output::Transmit { connection } => self.write(connection, 0),
-                Output::StateChanged { .. } | Output::Watch { .. } | Output::Install => {}
+                Output::StateChanged { .. }
+                | Output::Watch { .. }
+                | Output::Install
+                | Output::Report { .. } => {}
             }
         }
         self.watch.check(&self.speaker);

@@ -1,8 +1,10 @@
 //! Whole speakers in virtual time.
 mod bfd;
 mod fib;
+mod handover;
 mod histories;
 mod long_lived;
+mod monitor;
 mod restart;
 mod sessions;
 mod sim;

@@ -265,6 +265,7 @@ impl World {
                         self.at(at, Event::Closed { to: other });
                     }
                 }
+                Output::Report { .. } => {}
                 Output::Watch { peer, path } => {
                     self.nodes[host].watched.retain(|(address, _)| *address != peer);
                     self.nodes[host].watched.extend(path.map(|path| (peer, path)));
@@ -496,7 +497,7 @@ impl Speaker {
                 let ours = |path: &&Path| path.source == source && !path.refused;
                 table.ids().map(|id| table.paths(id).iter().filter(ours).count() as u64).sum::<u64>()
             });
-            assert_eq!(slot.received, accepted.iter().sum::<u64>(), "count of accepted prefixes");
+            assert_eq!(slot.accepted(), accepted.iter().sum::<u64>(), "count of accepted prefixes");
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Routing information bases: the [`table`] of each family holds what peers told us and what is best of it,
 //! [`intern`] the attributes, each set once.
+mod index;
 mod intern;
 mod table;
 
@@ -47,6 +48,16 @@ impl Rib {
             Family::Ipv4Unicast => &self.ipv4,
             Family::Ipv6Unicast => &self.ipv6,
         }
+    }
+
+    /// Prefixes that are about to be looked for, together: see [`Table::touch`].
+    pub(crate) fn touch(&self, prefixes: &[IpNet]) {
+        let of = |family| {
+            prefixes
+                .iter()
+                .filter(move |prefix| matches!(prefix, IpNet::V4(_)) == (family == Family::Ipv4Unicast))
+        };
+        Family::ALL.into_iter().for_each(|family| self.table(family).touch(of(family)));
     }
 
     pub(crate) fn decision(&self) -> Decision<'_> {

@@ -64,12 +64,19 @@ impl Speaker {
         self.replace_own_routes(routes);
     }
 
-    /// The best route of a prefix changed: whoever knows it or may hear of it looks again.
+    /// The best route of a prefix changed: whoever knows it or may hear of it looks again. Who told it hears nothing of it
+    /// (split horizon).
     pub(super) fn mark(&mut self, family: Family, id: PrefixId) {
-        let own = self.rib.table(family).best(id).is_some_and(|best| best.source == Source::LOCAL);
-        for slot in self.peers.iter_mut().flatten() {
+        let best = self.rib.table(family).best(id).map(|best| best.source);
+        for (source, slot) in (0..).map(Source).zip(&mut self.peers) {
+            let Some(slot) = slot else { continue };
+            let may_hear = match best {
+                Some(Source::LOCAL) => true,
+                Some(best) => best != source && slot.peer.config.export_learned,
+                None => false,
+            };
             if let Some(out) = slot.out.get_mut(&family)
-                && (own || slot.peer.config.export_learned || out.knows(id))
+                && (may_hear || out.knows(id))
             {
                 out.mark(id);
             }
@@ -153,6 +160,9 @@ impl Speaker {
             slot.peer.last_error = Some(format!("cannot announce: {error}"));
         }
         for (family, unused) in unused {
+            let table = self.rib.table(family);
+            let prefixes: Vec<IpNet> = unused.iter().map(|&id| table.prefix(id)).collect();
+            table.touch(&prefixes);
             self.release_unused(family, unused);
         }
     }

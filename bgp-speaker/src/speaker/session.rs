@@ -106,7 +106,7 @@ impl Speaker {
     }
 
     fn update(&mut self, source: Source, update: Update) {
-        // All searches first: their cache misses overlap.
+        self.rib.touch(&update.withdrawn);
         let find = |prefix: &IpNet| {
             let family = family_of(prefix);
             Some((family, self.rib.table(family).find(prefix)?))
@@ -116,6 +116,7 @@ impl Speaker {
             self.withdraw(source, family, id);
         }
         if let Some(announced) = update.announced {
+            announced.reach.iter().for_each(|reach| self.rib.touch(&reach.prefixes));
             self.announced(source, announced);
         }
     }

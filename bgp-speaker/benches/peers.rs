@@ -7,6 +7,7 @@
 //! A measure is done when what is to come has come or, where nothing comes, when the router has read everything and
 //! uses no processor any more. Its own cost is in `processor`, which a busy machine disturbs least. Compare ratios of one
 //! run, never two runs.
+#![expect(clippy::unwrap_used, reason = "what a measurement cannot go on without")]
 #[path = "../tests/lab/harness.rs"]
 #[expect(dead_code, reason = "shared with the tests")]
 mod harness;

@@ -124,7 +124,7 @@ mod tests {
             let mut model = BTreeMap::new();
             for (id, home, adds) in steps {
                 // Few homes, the last ones too: runs are long and go over the end.
-                let hash = (home.wrapping_sub(3) << 29) | id % 3;
+                let hash = (home.wrapping_sub(3) << 29) | (id % 3);
                 match (model.get(&id).copied(), adds) {
                     (None, true) => {
                         index.insert(hash, id);

@@ -1,6 +1,7 @@
 //! The speaker against real routers (FRR, BIRD, GoBGP, OpenBGPD) and against hand-made bytes, in network namespaces. Needs root.
 #![expect(clippy::unwrap_used, reason = "what a test cannot go on without")]
 mod bfd;
+mod capture;
 mod command;
 mod harness;
 mod next_hop;

@@ -79,6 +79,20 @@ impl Running {
         }))
     }
 
+    /// Whether a thread waits for a processor.
+    fn is_runnable(&self) -> Result<bool, Box<dyn Error>> {
+        for pid in &self.pids {
+            for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+                let Ok(text) = fs::read_to_string(thread?.path().join("stat")) else { continue };
+                // The state is behind the name, which is in parentheses.
+                if text.rsplit(") ").next().is_some_and(|state| state.starts_with('R')) {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
     /// Waits until the router has read everything and done what follows; how long after `start` that was.
     pub(crate) fn wait_idle(&self, from: &mut Session, start: Instant) -> Result<Duration, Box<dyn Error>> {
         let (mut used, mut busy) = (self.processor()?, Instant::now());
@@ -86,7 +100,7 @@ impl Running {
             thread::sleep(SAMPLE);
             from.keep_alive()?;
             let now = self.processor()?;
-            if now - used > BUSY || self.has_unread()? {
+            if now - used > BUSY || self.has_unread()? || self.is_runnable()? {
                 busy = Instant::now();
             }
             used = now;

@@ -17,7 +17,7 @@ use crate::{
     },
     store::{Store, StoreError, files::FileStore},
 };
-use lb_bpf::{Datapath, DatapathError, Sizes};
+use lb_bpf::{Datapath, DatapathError, Sizes, TunnelSources};
 use nix::{
     net::if_::{if_nameindex, if_nametoindex},
     unistd::geteuid,
@@ -53,6 +53,8 @@ pub struct Options {
     pub pod_interfaces: Vec<String>,
     /// Sizes of the maps when they are made.
     pub map_sizes: Sizes,
+    /// Where the outer sources of IPIP are taken from.
+    pub tunnel_sources: TunnelSources,
     /// Unix socket of the API.
     pub api_socket: PathBuf,
     /// Where metrics and health are served.
@@ -152,6 +154,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         interfaces: interfaces.clone(),
         tc_interfaces: options.pod_interfaces.clone(),
         sizes: options.map_sizes,
+        tunnel_sources: options.tunnel_sources,
     })
     .await?;
     // What was announced before and is still forwarded shall stay with the peers that keep it.

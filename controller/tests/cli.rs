@@ -370,6 +370,10 @@ fn usage_is_2() {
     let output = fairlead().args(sizes).output().unwrap();
     let expected = "fairlead: --map-size: flows=0: expected a number from 1 to 268435456\n";
     assert_eq!((code(&output), stderr(&output)), (2, expected));
+    let sources = ["standalone", "--config-dir", "/", "--tunnel-source", "10.1.2.3"];
+    let output = fairlead().args(sources).output().unwrap();
+    let expected = "fairlead: --tunnel-source: \"10.1.2.3\" is no prefix such as 198.51.100.0/24\n";
+    assert_eq!((code(&output), stderr(&output)), (2, expected));
     let output = fairlead().args(["get", "pods"]).output().unwrap();
     assert!(
         stderr(&output).contains("AddressPool, LoadBalancer"),

@@ -5,7 +5,7 @@
 mod services;
 
 use lb_bpf::{
-    Datapath, Options,
+    Datapath, Options, TunnelSources,
     service::{Desired, ServiceKey},
 };
 use services::{BACKENDS, SERVICES, SIZES, desired, service};
@@ -106,6 +106,8 @@ fn print(what: &str, (install, prune): (f64, f64)) {
 
 async fn open() -> Outcome<Datapath> {
     let pin_dir = PathBuf::from(format!("/sys/fs/bpf/fairlead_bench_{}", std::process::id()));
-    let options = Options { pin_dir, interfaces: Vec::new(), tc_interfaces: Vec::new(), sizes: SIZES };
+    let tunnel_sources = TunnelSources::default();
+    let options =
+        Options { pin_dir, interfaces: Vec::new(), tc_interfaces: Vec::new(), sizes: SIZES, tunnel_sources };
     Ok(Datapath::open(options).await?)
 }

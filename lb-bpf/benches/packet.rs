@@ -4,6 +4,7 @@
 //! and restores the packet (BPF_PROG_TEST_RUN feeds a changed packet back). All paths are run in turn, many times; the
 //! kernel times each run. *own* = T - (floor + floor of head adjustment) / 2; *over* = T - floor of head adjustment,
 //! that is, over a program that only moves the head, as the datapath must, too. Without a tunnel both are T - floor.
+//! `cargo bench -p lb-bpf --bench packet -- dirty NAT` measures the paths whose names have one of the words.
 use aya::{
     Ebpf, EbpfLoader, TestRun,
     maps::{Array, MapData, PerCpuArray},
@@ -11,7 +12,7 @@ use aya::{
 };
 use lb_bpf::abi::{
     Addr, Backend, Config, Counter, Filter, Frontend, Mode, Slot, Vip, VipKey, VipWord, map,
-    outer_header_sum, proto, vip_hash,
+    outer_header_sum, proto, recent_lines, vip_hash,
 };
 use std::{error::Error, net::IpAddr, path::PathBuf};
 
@@ -23,6 +24,10 @@ const BACKENDS: u32 = 100;
 const VIPS: u32 = 1000;
 /// Words of their index.
 const VIP_WORDS: u32 = (4 * VIPS * 2).next_power_of_two();
+/// Room for tracked flows: the largest row's, beside the others.
+const FLOWS: u32 = 1 << 21;
+/// Lines of memos, as with room for just the flows of the largest row.
+const RECENT: u32 = recent_lines(1 << 20);
 /// Filters in the map.
 const FILTERS: u32 = 16;
 /// Runs of a path at a time, and how often its turn comes.
@@ -34,18 +39,24 @@ type Outcome<T> = Result<T, Box<dyn Error>>;
 fn main() -> Outcome<()> {
     // `cargo test` runs benches, too, to see that they work.
     let rounds = if std::env::args().any(|argument| argument == "--bench") { ROUNDS } else { 1 };
+    let wanted: Vec<String> =
+        std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let is_wanted = |path: &&Path| {
+        path.lookups.is_empty() || wanted.is_empty() || wanted.iter().any(|part| path.name.contains(part))
+    };
+    let paths: Vec<&Path> = PATHS.iter().filter(is_wanted).collect();
     pin_to_one_cpu()?;
     let mut bench = Bench::load()?;
-    let mut times = vec![Vec::new(); PATHS.len()];
+    let mut times = vec![Vec::new(); paths.len()];
     for round in 0..=rounds {
-        for (path, times) in PATHS.iter().zip(&mut times) {
+        for (path, times) in paths.iter().zip(&mut times) {
             let nanos = bench.run(path).map_err(|error| format!("{}: {error}", path.name))?;
             if round > 0 {
                 times.push(nanos); // the first round fills tables and caches
             }
         }
     }
-    print(&times);
+    print(&paths, &times);
     Ok(())
 }
 
@@ -74,6 +85,8 @@ enum Extra {
     Filters(u32),
     /// One packet in so many is reported.
     Sampling(u32),
+    /// There is room for four memos only, so that next to nothing is remembered.
+    Forgetful,
 }
 
 /// What is sent to a service's VIP.
@@ -100,6 +113,7 @@ const SERVICES: u32 = 12;
 const FLOOR_V4: &str = "floor_v4";
 const FLOOR_V6: &str = "floor_v6";
 const TABLE: &str = "array: config, vip_index, vips, slots, backends, counters";
+const REMEMBERED: &str = "array: config, vip_index, vips, slots, recent, backends, counters";
 const TRACKED: &str =
     "hash: flows; array: config, vip_index, vips, slots, backends, scratch, counters; clock";
 
@@ -135,10 +149,12 @@ const PATHS: &[Path] = &[
     tunnel("L2 v4 TCP established, 1 flow", "in_place_v4", 1, ACK, L2),
     tunnel("L2 v4 TCP established, 1M flows", "in_place_v4", 1 << 20, ACK, L2),
     tunnel("L2 v6 TCP established, 1M flows", "in_place_v6", 1 << 20, ACK, L2 + 1),
-    tracked("dirty slots v4 TCP established, 1 flow", "ipip_v4", 1, SETTLED),
-    tracked("dirty slots v4 TCP established, 16k flows", "ipip_v4", 1 << 14, SETTLED),
-    tracked("dirty slots v4 TCP established, 1M flows", "ipip_v4", 1 << 20, SETTLED),
-    tracked("dirty slots v6 TCP established, 16k flows", "ipip_v6", 1 << 14, SETTLED + 1),
+    remembered("dirty slots v4 TCP established, 1 flow", "ipip_v4", 1, SETTLED),
+    remembered("dirty slots v4 TCP established, 16k flows", "ipip_v4", 1 << 14, SETTLED),
+    remembered("dirty slots v4 TCP established, 1M flows", "ipip_v4", 1 << 20, SETTLED),
+    forgetful("dirty slots v4, first packet for seconds, 16k", 1 << 14),
+    forgetful("dirty slots v4, first packet for seconds, 1M", 1 << 20),
+    remembered("dirty slots v6 TCP established, 16k flows", "ipip_v6", 1 << 14, SETTLED + 1),
     tracked("NAT v4 TCP established, 1 flow", "in_place_v4", 1, NAT),
     tracked("NAT v4 TCP established, 16k flows", "in_place_v4", 1 << 14, NAT),
     tracked("NAT v4 TCP established, 256k flows", "in_place_v4", 1 << 18, NAT),
@@ -160,18 +176,28 @@ const fn with(name: &'static str, flows: u64, extra: Extra) -> Path {
     Path { extra, ..tunnel(name, "ipip_v4", flows, ACK, CLEAN) }
 }
 
+/// Packets of flows that are tracked and remembered.
+const fn remembered(name: &'static str, program: &'static str, flows: u64, service: u32) -> Path {
+    Path { lookups: REMEMBERED, ..tunnel(name, program, flows, ACK, service) }
+}
+
+/// The same flows, of which nothing is remembered.
+const fn forgetful(name: &'static str, flows: u64) -> Path {
+    Path { extra: Extra::Forgetful, ..tracked(name, "ipip_v4", flows, SETTLED) }
+}
+
 const fn tracked(name: &'static str, program: &'static str, flows: u64, service: u32) -> Path {
     Path { lookups: TRACKED, ..tunnel(name, program, flows, ACK, service) }
 }
 
-fn print(times: &[Vec<f64>]) {
+fn print(paths: &[&Path], times: &[Vec<f64>]) {
     let median = |times: &[f64]| {
         let mut sorted = times.to_vec();
         sorted.sort_by(f64::total_cmp);
         (sorted[0], sorted[sorted.len() / 2])
     };
     let of = |program: &str| {
-        let index = PATHS.iter().position(|path| path.program == program);
+        let index = paths.iter().position(|path| path.program == program);
         median(&times[index.expect("every floor is a path")])
     };
     println!(
@@ -180,7 +206,7 @@ fn print(times: &[Vec<f64>]) {
     );
     println!("{BACKENDS} backends a service; flows drawn at random; every packet was seen to be forwarded");
     println!("{:42} {:>9} {:>9} {:>9}  lookups", "path", "T", "own", "over");
-    for (path, times) in PATHS.iter().zip(times) {
+    for (path, times) in paths.iter().zip(times) {
         let (min, mid) = median(times);
         let family = if is_v4(path.service) { "v4" } else { "v6" };
         let is_in_place = path.program.starts_with("in_place");
@@ -229,7 +255,8 @@ impl Bench {
             .map_max_entries(map::SLOTS, SERVICES * SLOTS)
             .map_max_entries(map::BACKENDS, backends)
             .map_max_entries(map::BACKEND_COUNTERS, backends)
-            .map_max_entries(map::FLOWS, 1 << 21)
+            .map_max_entries(map::FLOWS, FLOWS)
+            .map_max_entries(map::RECENT, RECENT)
             .map_max_entries(map::REVERSE, 1 << 20)
             .map_max_entries(map::FILTERS, FILTERS)
             .map_max_entries(map::FILTER_COUNTERS, FILTERS)
@@ -264,7 +291,7 @@ impl Bench {
             place = (place + 1) % VIP_WORDS;
         }
         self.words[place as usize] = VipWord::new(hash, index);
-        let frontend = Frontend { key, zero: 0, vip, rest: [0; 6] };
+        let frontend = Frontend { key, zero: 0, vip, edition: 0, rest: [0; 5] };
         self.array::<Frontend>(map::VIPS)?.set(index, Plain(frontend), 0)?;
         self.array::<VipWord>(map::VIP_INDEX)?.set(place, Plain(VipWord::new(hash, index)), 0)?;
         Ok(())
@@ -304,8 +331,11 @@ impl Bench {
         let before = self.forwarded()?;
         let program: &Xdp = self.ebpf.program(path.program).ok_or(path.program)?.try_into()?;
         // Flows are made before the clock runs: as many draws as it takes to meet nearly all.
-        let warm_up =
-            if path.lookups == TRACKED { (path.flows * 4).clamp(1000, 1 << 22) as u32 } else { 1000 };
+        let warm_up = if [TRACKED, REMEMBERED].contains(&path.lookups) {
+            (path.flows * 4).clamp(1000, 1 << 22) as u32
+        } else {
+            1000
+        };
         let mut nanos = 0.0;
         for repeat in [warm_up, REPEAT] {
             let options = TestRunOptions { data_in: Some(&packet), repeat, ..TestRunOptions::new() };
@@ -342,13 +372,15 @@ impl Bench {
 
 const fn config(extra: Extra) -> Config {
     let (events, filters, sample_mask) = match extra {
-        Extra::None => (0, 0, 0),
+        Extra::None | Extra::Forgetful => (0, 0, 0),
         Extra::Filters(filters) => (0, filters, 0),
         Extra::Sampling(one_in) => (Config::EVENTS, 0, one_in - 1),
     };
     let flags = Config::NAT | events;
     let (nat_port_first, nat_port_last) = (1024, 65_535);
-    Config { flags, nat_port_first, nat_port_last, filters, sample_mask, vip_mask: VIP_WORDS - 1, zero: 0 }
+    let recent_mask = if matches!(extra, Extra::Forgetful) { 0 } else { RECENT - 1 };
+    let vip_mask = VIP_WORDS - 1;
+    Config { flags, nat_port_first, nat_port_last, filters, sample_mask, vip_mask, recent_mask }
 }
 
 /// Looks at the source of every packet, and matches none.

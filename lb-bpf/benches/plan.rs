@@ -84,6 +84,7 @@ fn plan(state: &mut State, maps: &FakeMaps, desired: &Desired, hops: &NextHops) 
 fn hops() -> NextHops {
     let hop = Hop {
         source: Ipv4Addr::new(10, 255, 0, 1).into(),
+        tunnel_source: None,
         mac: [2, 0, 0, 0, 0, 1],
         source_mac: [2, 0, 0, 0, 0, 2],
         ifindex: 2,

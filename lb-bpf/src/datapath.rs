@@ -15,6 +15,7 @@ use crate::{
     },
     status::{Counters, Installed, InterfaceStatus, SweepReport, XdpMode},
     trace::{Packet, Trace, trace},
+    tunnel_source::TunnelSources,
 };
 use futures::TryStreamExt;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkXdp, XdpAttached};
@@ -40,6 +41,8 @@ pub struct Options {
     pub tc_interfaces: Vec<String>,
     /// Sizes of the maps when they are made. Maps that are pinned keep theirs.
     pub sizes: Sizes,
+    /// Where the outer sources of IPIP are taken from.
+    pub tunnel_sources: TunnelSources,
 }
 
 /// The kernel's datapath. It stays pinned and goes on forwarding when this value is dropped or its process ends.
@@ -68,7 +71,8 @@ impl Datapath {
         let pins = PinDir::open(&options.pin_dir)?;
         let mut loaded = Loaded::load(pins, options.sizes)?;
         let wanted = Interfaces { balanced: options.interfaces, tc: options.tc_interfaces };
-        let resolver = Resolver::open(wanted.clone()).map_err(DatapathError::Socket)?;
+        let resolver =
+            Resolver::open(wanted.clone(), options.tunnel_sources).map_err(DatapathError::Socket)?;
         let mut interfaces = Vec::new();
         if !loaded.is_behind() {
             loaded.attach(&wanted)?;

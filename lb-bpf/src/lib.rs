@@ -30,6 +30,7 @@ pub mod service;
 pub mod state;
 pub mod status;
 pub mod trace;
+pub mod tunnel_source;
 
 #[cfg(feature = "loader")]
 pub use datapath::{Datapath, Options, Tracer};
@@ -44,3 +45,4 @@ pub use object::OBJECT;
 pub use status::{
     Counter, Counters, FlowEvent, Installed, InstalledService, InterfaceStatus, SweepReport, XdpMode,
 };
+pub use tunnel_source::TunnelSources;

@@ -19,7 +19,7 @@ use aya::{
 };
 use lb_bpf_common::{
     ABI_VERSION, Backend, Config, Counter, DecapKey, DropKey, Filter, FlowEntry, FlowKey, FragmentEntry,
-    FragmentKey, Frontend, RangeKey, ReverseEntry, Slot, Verdict, VipWord, map,
+    FragmentKey, Frontend, RangeKey, ReverseEntry, Slot, Verdict, VipWord, map, recent_lines,
 };
 use std::{collections::BTreeMap, io};
 
@@ -131,6 +131,7 @@ impl Loaded {
         for (shape, (name, path)) in SHAPES.iter().zip(&paths) {
             loader.map_max_entries(name, (shape.entries)(&sizes)).map_pin_path(name, path.as_path());
         }
+        loader.map_max_entries(map::RECENT, recent_lines(sizes.flows));
         let before = pins.pin(map::REVERSE_BEFORE);
         if before.exists() {
             loader.map_pin_path(map::REVERSE_BEFORE, before.as_path());

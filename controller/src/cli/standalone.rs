@@ -31,6 +31,11 @@ pub(super) struct Args {
     /// times. Maps that are there already keep their sizes.
     #[arg(long = "map-size", value_name = "NAME=N")]
     map_sizes: Vec<String>,
+    /// Prefix that the outer sources of IPIP are taken from, another one for each flow, so that backends spread them over
+    /// their processors; one for IPv4, one for IPv6. Route it here, lest errors about the tunnel get lost [default: this
+    /// host's address].
+    #[arg(long = "tunnel-source", value_name = "PREFIX")]
+    tunnel_sources: Vec<String>,
     /// Unix socket to make for the other commands, mode 0600.
     #[arg(long, value_name = "PATH", default_value = DEFAULT_API_SOCKET)]
     api_socket: PathBuf,
@@ -45,12 +50,15 @@ pub(super) struct Args {
 impl Args {
     pub(super) fn run(self) -> Result<(), Failure> {
         let map_sizes = self.map_sizes.join(",").parse();
+        let tunnel_sources = self.tunnel_sources.join(",").parse();
         let options = standalone::Options {
             config_dir: self.config_dir,
             state_dir: self.state_dir,
             interfaces: self.interfaces,
             pod_interfaces: self.pod_interfaces,
             map_sizes: map_sizes.map_err(|error| Failure::Usage(format!("--map-size: {error}")))?,
+            tunnel_sources: tunnel_sources
+                .map_err(|error| Failure::Usage(format!("--tunnel-source: {error}")))?,
             api_socket: self.api_socket,
             metrics: self.metrics,
             node_name: self.node_name,

@@ -45,6 +45,14 @@ pub const fn gue_source(hash: u32) -> u16 {
     (0xc000 | hash >> 16 & 0x3fff) as u16
 }
 
+/// What a flow with this hash adds to the last word of the outer source of IPIP, network byte order. Receivers that spread packets
+/// over queues by the outer addresses alone spread the flows so.
+#[inline(always)]
+pub const fn outer_source_bits(backend: &Backend, hash: u32) -> u32 {
+    let bits = (backend.flags >> Backend::VARYING_SHIFT) as u32;
+    (hash & ((1 << bits) - 1)).to_be()
+}
+
 /// Whether packets to this port, network byte order, may be replies to a translated source.
 #[inline(always)]
 pub const fn is_nat_port(config: &Config, port: u16) -> bool {

@@ -43,7 +43,7 @@ impl Vip {
 /// Value of `vips` (array with `BPF_F_MMAPABLE`, index 0 is never used): a frontend and what it has; one cache line.
 /// Packets find it through `vip_index` and compare the key. Packets read it while it is written: `vip` changes as two
 /// words of 8 bytes, service with flags and base with size, and the service of an entry in use never changes; for another
-/// service take another entry.
+/// service take another entry. `edition` changes before `vip`.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Frontend {
@@ -53,8 +53,10 @@ pub struct Frontend {
     pub zero: u32,
     /// What it has.
     pub vip: Vip,
+    /// Another number whenever `vip` changes: what was remembered about its flows ([`crate::Memo`]) is void then.
+    pub edition: u32,
     /// Reserved, 0: fills the cache line.
-    pub rest: [u32; 6],
+    pub rest: [u32; 5],
 }
 
 /// Value of `vip_index` (array of words with `BPF_F_MMAPABLE`, as long as a power of two): a hash table with open
@@ -202,7 +204,8 @@ pub struct Backend {
     pub port: u16,
     /// A [`Mode`]; 0: this entry is free.
     pub mode: u8,
-    /// Bits: [`Backend::DOWN`].
+    /// Bits: [`Backend::DOWN`], and from [`Backend::VARYING_SHIFT`] on how many of the last bits of `source`, which are 0 there,
+    /// are the flow's: 0 to 16, and 0 in any mode but [`Mode::Ipip`].
     pub flags: u8,
     /// [`crate::outer_header_sum`] when the mode is a tunnel and the outer header is IPv4, never 0 then; else 0.
     pub header_sum: u32,
@@ -218,6 +221,8 @@ impl Backend {
     /// Bit of `flags`: the backend does not answer. Known flows leave it for the slot's current backend, and
     /// a dirty slot does not fall back to it. Slots that name it as the current one still send to it.
     pub const DOWN: u8 = 1;
+    /// See `flags`.
+    pub const VARYING_SHIFT: u8 = 3;
 }
 
 /// Key of `flows` (hash, `BPF_F_NO_PREALLOC`): a flow as the client sends it.
@@ -385,8 +390,8 @@ pub struct Config {
     pub sample_mask: u32,
     /// Words of `vip_index`, less one.
     pub vip_mask: u32,
-    /// Reserved, 0.
-    pub zero: u32,
+    /// Lines of `recent`, less one.
+    pub recent_mask: u32,
 }
 
 impl Config {

@@ -7,8 +7,7 @@ use crate::{Addr, FlowKey, VipKey};
 /// the first step of an IPv4 address is a constant.
 #[inline(always)]
 pub const fn flow_hash(key: &FlowKey) -> u32 {
-    let ports = (key.src_port as u64) << 32 | (key.dst_port as u64) << 8 | key.proto as u64;
-    of_parts(key, mix::<27>(ports))
+    of_parts(key, ports(key))
 }
 
 /// The hash that gives a flow its slot: [`flow_hash`], or with `affinity` (see [`crate::Vip::AFFINITY`]) the same for all
@@ -28,11 +27,26 @@ pub const fn vip_hash(key: &VipKey) -> u64 {
     h ^ h >> 32
 }
 
+/// 64 bits that tell flows apart, whatever gives them their slots. [`flow_hash`] is made of them.
+#[inline(always)]
+pub const fn flow_tag(key: &FlowKey) -> u64 {
+    mixed_parts(key, ports(key))
+}
+
 #[inline(always)]
 const fn of_parts(key: &FlowKey, ports: u64) -> u32 {
+    (mixed_parts(key, ports).wrapping_mul(K) >> 32) as u32
+}
+
+#[inline(always)]
+const fn mixed_parts(key: &FlowKey, ports: u64) -> u64 {
     let source = mix::<32>(mix::<32>(high(&key.src)) ^ low(&key.src));
-    let h = mix::<32>(source.wrapping_add(destination(&key.dst)).wrapping_add(ports));
-    (h.wrapping_mul(K) >> 32) as u32
+    mix::<32>(source.wrapping_add(destination(&key.dst)).wrapping_add(ports))
+}
+
+#[inline(always)]
+const fn ports(key: &FlowKey) -> u64 {
+    mix::<27>((key.src_port as u64) << 32 | (key.dst_port as u64) << 8 | key.proto as u64)
 }
 
 #[inline(always)]

@@ -14,6 +14,7 @@ pub mod decide;
 mod entry;
 mod filter;
 mod hash;
+mod recent;
 mod verdict;
 
 pub use addr::Addr;
@@ -23,7 +24,8 @@ pub use entry::{
     FragmentKey, Frontend, Limit, Mode, RangeKey, ReverseEntry, Slot, Tags, Vip, VipKey, VipWord,
 };
 pub use filter::Facts;
-pub use hash::{flow_hash, slot_hash, slot_of, vip_hash};
+pub use hash::{flow_hash, flow_tag, slot_hash, slot_of, vip_hash};
+pub use recent::{MEMOS, Memo, RecentLine, recent_lines};
 pub use verdict::{Action, Verdict};
 
 /// Version of the layout of all maps. Part of the pin path: maps of another version are not adopted but taken over, where
@@ -55,6 +57,8 @@ pub mod map {
     pub const REVERSE_BEFORE: &str = "reverse_before";
     /// Hash: [`crate::DecapKey`] to `u32`.
     pub const DECAP: &str = "decap";
+    /// Array, mmapable, as long as [`crate::recent_lines`] says: [`crate::RecentLine`].
+    pub const RECENT: &str = "recent";
     /// Array of one: [`crate::Config`].
     pub const CONFIG: &str = "config";
     /// LPM trie: [`crate::RangeKey`] to `u32`.

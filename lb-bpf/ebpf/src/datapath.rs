@@ -7,7 +7,7 @@ use crate::{
     fragment, global,
     maps::{self, Scratch, backend_counters, slots, verdict_counters},
     packet::{ETH, Packet, ether_type},
-    parse::{Segment, Transport},
+    parse::Segment,
     vip,
 };
 use lb_bpf_common::{
@@ -110,7 +110,8 @@ fn balance<C: Context, F: Family>(ctx: &C, packet: &Packet, tags: &Tags, bytes: 
     }
     let later = matches!(network.part, Part::Later);
     if !matches!(network.proto, proto::TCP | proto::UDP) {
-        if later {
+        let is_part_of_icmp = network.proto == F::ICMP && !matches!(network.part, Part::Whole);
+        if later || is_part_of_icmp {
             return of_vip(ctx, config, &network.dst, Verdict::Fragment);
         }
         return early(ctx, config, ctx.control::<F>(&network), 0);
@@ -145,7 +146,7 @@ fn balance<C: Context, F: Family>(ctx: &C, packet: &Packet, tags: &Tags, bytes: 
         packet = ctx.packet();
     }
     let way = Way { ctx, packet: &packet, config, tags, bytes };
-    let Some(vip) = vip::find(&segment.flow.dst, segment.flow.dst_port, segment.flow.proto, config.vip_mask)
+    let Some(found) = vip::find(&segment.flow.dst, segment.flow.dst_port, segment.flow.proto, config.vip_mask)
     else {
         return if config.flags & Config::DNAT != 0 {
             way.reply(&segment)
@@ -153,13 +154,13 @@ fn balance<C: Context, F: Family>(ctx: &C, packet: &Packet, tags: &Tags, bytes: 
             Outcome::verdict(Verdict::NotOurs)
         };
     };
-    let outcome = match way.request::<F>(&segment, &vip) {
+    let outcome = match way.request::<F>(&segment, &found) {
         Ok(outcome) => outcome,
         Err(verdict) => Outcome::verdict(verdict),
     };
     if !outcome.verdict.is_to_backend() {
-        global::fairlead_count_drop(vip.service, outcome.verdict as u32, bytes);
-        way.report(&segment, vip.service, outcome.verdict, Choice::NONE);
+        global::fairlead_count_drop(found.vip.service, outcome.verdict as u32, bytes);
+        way.report(&segment, found.vip.service, outcome.verdict, Choice::NONE);
     }
     outcome
 }
@@ -203,8 +204,9 @@ impl<C: Context> Way<'_, C> {
 
     /// A packet of a client: slot, backend.
     #[inline(always)]
-    fn request<F: Family>(&self, segment: &Segment, vip: &Vip) -> Result<Outcome, Verdict> {
+    fn request<F: Family>(&self, segment: &Segment, found: &vip::Found) -> Result<Outcome, Verdict> {
         let Segment { network, flow } = segment;
+        let vip = &found.vip;
         let transport = match segment.judge(self.packet) {
             Err(Verdict::TtlExpired) => {
                 return Ok(Outcome::answer(self.ctx.time_exceeded(), self.ctx.interface()));
@@ -226,8 +228,18 @@ impl<C: Context> Way<'_, C> {
         let mut backend = backend_at(slot.current);
         let is_clean = !decide::is_dirty(slot) && !matches!(backend, Some(it) if decide::is_tracked(it.mode));
         if !is_clean {
+            let all = self.stash(segment).ok_or(Verdict::NoBackend)?;
+            all.tracked = Tracked {
+                slot: slot.to_bits(),
+                slot_index,
+                service: vip.service,
+                edition: found.edition,
+                phase: transport.phase as u8,
+                flags: transport.flags,
+                zero: [0; 2],
+            };
             choice = self
-                .choose(segment, transport, vip.service, slot_index, slot)
+                .choose(all)
                 .map_err(|verdict| if matches!(verdict, Verdict::NoBackend) { nobody } else { verdict })?;
             backend = backend_at(choice.index);
         }
@@ -255,23 +267,7 @@ impl<C: Context> Way<'_, C> {
 
     /// Where a tracked flow goes.
     #[inline(always)]
-    fn choose(
-        &self,
-        segment: &Segment,
-        transport: Transport,
-        service: u32,
-        slot_index: u32,
-        slot: Slot,
-    ) -> Result<Choice, Verdict> {
-        let all = self.stash(segment).ok_or(Verdict::NoBackend)?;
-        all.tracked = Tracked {
-            slot: slot.to_bits(),
-            slot_index,
-            service,
-            phase: transport.phase as u8,
-            flags: transport.flags,
-            zero: [0; 6],
-        };
+    fn choose(&self, all: &Scratch) -> Result<Choice, Verdict> {
         let mut verdict = global::verdict(global::fairlead_choose(0));
         if matches!(verdict, Verdict::Unresolved) {
             verdict = self.ctx.claim();

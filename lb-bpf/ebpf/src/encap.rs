@@ -5,7 +5,7 @@ use crate::{
     family::{Family, Network, Part, V4, V6},
     packet::{ETH, Eth, Macs, Packet, Udp},
 };
-use lb_bpf_common::{Backend, GUE_PORT, Mode, Verdict, decide::gue_source, fold, proto};
+use lb_bpf_common::{Backend, GUE_PORT, Mode, Verdict, decide::{gue_source, outer_source_bits}, fold, proto};
 
 /// Ethernet addresses towards a backend.
 #[inline(always)]
@@ -58,7 +58,7 @@ fn put_in<C: Context, Inner: Family, Outer: Family>(
             return None;
         }
         let packet = ctx.packet();
-        Outer::write_outer(&packet, backend, class, hash, length, proto::UDP)?;
+        Outer::write_outer(&packet, backend, 0, class, hash, length, proto::UDP)?;
         let udp = packet.at::<Udp>(ETH + Outer::OUTER)?;
         let source = gue_source(hash);
         let header = Udp {
@@ -75,7 +75,8 @@ fn put_in<C: Context, Inner: Family, Outer: Family>(
         if !ctx.encapsulate(Outer::OUTER, is_v4, false) {
             return None;
         }
-        Outer::write_outer(&ctx.packet(), backend, class, hash, network.length, Inner::IN_IP)?;
+        let source = outer_source_bits(backend, hash);
+        Outer::write_outer(&ctx.packet(), backend, source, class, hash, network.length, Inner::IN_IP)?;
     }
     let eth = ctx.packet().at::<Eth>(0)?;
     // SAFETY: `at` has checked the bounds.

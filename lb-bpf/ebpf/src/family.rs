@@ -79,10 +79,11 @@ pub trait Family {
     fn forward(packet: &Packet, addresses: Option<Addresses>) -> Option<()>;
 
     /// Writes the outer header at [`ETH`] for `length` bytes of protocol `proto`. `class` is that of the inner packet,
-    /// from [`Family::class`].
+    /// from [`Family::class`]; `source` is what comes on top of the source in `backend`.
     fn write_outer(
         packet: &Packet,
         backend: &Backend,
+        source: u32,
         class: u32,
         hash: u32,
         length: usize,
@@ -199,6 +200,7 @@ impl Family for V4 {
     fn write_outer(
         packet: &Packet,
         backend: &Backend,
+        source: u32,
         class: u32,
         _hash: u32,
         length: usize,
@@ -207,14 +209,14 @@ impl Family for V4 {
         let ip = packet.at::<[u32; 5]>(ETH)?;
         let length = ((length + Self::OUTER) as u16).to_be();
         let sum = backend.header_sum + (class << 8) + length as u32 + protocol_sum(proto);
-        let checksum = !fold(sum as u64);
+        let checksum = !fold(sum as u64 + source as u64);
         // SAFETY: `at` has checked the bounds.
         unsafe {
             *ip = [
                 0x45 | class << 8 | (length as u32) << 16,
                 0x0000_4000_u32.to_be(), // don't fragment
                 HOPS as u32 | (proto as u32) << 8 | (checksum as u32) << 16,
-                backend.source.0[3],
+                backend.source.0[3] | source,
                 backend.addr.0[3],
             ];
         }
@@ -360,12 +362,14 @@ impl Family for V6 {
     fn write_outer(
         packet: &Packet,
         backend: &Backend,
+        source: u32,
         class: u32,
         hash: u32,
         length: usize,
         proto: u8,
     ) -> Option<()> {
         let ip = packet.at::<Ipv6>(ETH)?;
+        let [a, b, c, d] = backend.source.0;
         // SAFETY: `at` has checked the bounds.
         unsafe {
             *ip = Ipv6 {
@@ -373,7 +377,7 @@ impl Family for V6 {
                 payload_length: (length as u16).to_be(),
                 next_header: proto,
                 hop_limit: HOPS,
-                src: backend.source.0,
+                src: [a, b, c, d | source],
                 dst: backend.addr.0,
             };
         }

@@ -1,8 +1,10 @@
 //! Flows that are tracked: those of dirty slots, and all of NAT services.
 use crate::{
+    global,
     maps::{Scratch, backends, flows},
     nat,
     packet::Tcp,
+    recent::Place,
 };
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
@@ -23,12 +25,14 @@ pub struct Tracked {
     pub slot_index: u32,
     /// Id of the service.
     pub service: u32,
+    /// [`lb_bpf_common::Frontend::edition`] of the frontend.
+    pub edition: u32,
     /// [`Phase`] as a number.
     pub phase: u8,
     /// TCP flags; UDP: 0.
     pub flags: u8,
     /// Reserved.
-    pub zero: [u8; 6],
+    pub zero: [u8; 2],
 }
 
 /// Where a packet goes.
@@ -79,6 +83,14 @@ pub fn choose(claimed: bool) -> Result<Chosen, Verdict> {
     let Scratch { flow, tracked, choice, entry: new_entry, .. } = Scratch::get().ok_or(Verdict::NoBackend)?;
     let Tracked { slot_index, service, .. } = *tracked;
     let (slot, phase) = (Slot::from_bits(tracked.slot), tracked.phase());
+    let place = Place::of(flow, tracked.edition);
+    if tracked.is_steady() && !is_translated(slot.current) {
+        let index = place.recall();
+        if usable(index, service).is_some() {
+            *choice = Choice { index, nat_port: 0, new: 0 };
+            return Ok(Chosen::There);
+        }
+    }
     let now = now();
     let known = flows.get_ptr_mut(&*flow);
     // SAFETY: entries are only freed after the program ends (RCU). Other CPUs write whole words.
@@ -121,15 +133,22 @@ pub fn choose(claimed: bool) -> Result<Chosen, Verdict> {
             entry.state = state;
             entry.nat_port = nat_port;
         }
+        if !is_nat {
+            remember(place, index, state);
+        }
         return Ok(Chosen::There);
     }
     let state = tracked.first_state();
     *new_entry = FlowEntry { backend: index, slot: slot_index, seen: now, nat_port, state };
-    if flows.insert(&*flow, &*new_entry, flags as u64).is_ok() {
-        return Ok(Chosen::There);
-    }
-    if is_nat {
+    let is_made = flows.insert(&*flow, &*new_entry, flags as u64).is_ok();
+    if is_nat && !is_made {
         nat::release(flow, backend, nat_port);
+    }
+    if !is_nat {
+        remember(place, index, if is_made { state } else { FlowEntry::ENDING });
+    }
+    if is_made {
+        return Ok(Chosen::There);
     }
     // Another CPU may have been quicker with a packet of the same flow.
     if let Some(entry) = flows.get_ptr_mut(&*flow) {
@@ -156,6 +175,12 @@ impl Tracked {
         }
     }
 
+    /// Whether the packet says nothing about its flow but that it lives.
+    #[inline(always)]
+    fn is_steady(&self) -> bool {
+        self.phase() != Phase::Opening && self.flags & (Tcp::FIN | Tcp::RST) == 0
+    }
+
     /// [`FlowEntry::state`] of an entry that this packet makes.
     #[inline(always)]
     fn first_state(&self) -> u16 {
@@ -174,6 +199,19 @@ impl Tracked {
         }
         if state & FlowEntry::ENDING == 0 { state } else { FlowEntry::HALF_OPEN }
     }
+}
+
+/// Whether flows to the backend at `index` are translated.
+#[inline(always)]
+fn is_translated(index: u32) -> bool {
+    matches!(backend_at(index), Some(backend) if decide::is_tracked(backend.mode))
+}
+
+/// Remembers that packets of a flow whose entry is in this state go to `backend`. Of a flow whose state is bound to change,
+/// forgets what was so before.
+#[inline(always)]
+fn remember(place: Place, backend: u32, state: u16) {
+    global::fairlead_note(place.memo.0, place.line, if state == 0 { backend } else { 0 });
 }
 
 /// Where a flow of `slot` goes that has no entry.

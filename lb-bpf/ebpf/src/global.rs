@@ -11,6 +11,7 @@ use crate::{
     icmp, nat,
     packet::ether_type,
     parse::Transport,
+    recent::Place,
     vip,
 };
 use aya_ebpf::{
@@ -18,7 +19,7 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use core::hint::black_box;
-use lb_bpf_common::{Addr, Verdict, proto};
+use lb_bpf_common::{Addr, Memo, Verdict, proto};
 
 /// What a global function gave. For the verifier it may be any number, and so it must be for the compiler, which would
 /// leave checks out.
@@ -142,6 +143,14 @@ pub const fn reply(judged: Result<Transport, Verdict>) -> u32 {
         Ok(transport) => transport.flags as u32,
         Err(verdict) => 0x100 | (verdict as u32) << 16,
     }
+}
+
+/// Remembers that a flow goes to `backend`; 0: forgets where it went. See [`Place::note`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fairlead_note(memo: u64, line: u32, backend: u32) -> u32 {
+    Place { memo: Memo(memo), line }.note(backend);
+    0
 }
 
 /// Where the tracked flow in [`crate::maps::Scratch`] goes; `Translated`: it is there now; `Unresolved`: the flow first needs

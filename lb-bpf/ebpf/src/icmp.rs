@@ -22,7 +22,7 @@ use lb_bpf_common::{
     fold, proto, slot_hash, slot_of,
 };
 
-/// Handles an ICMP message, and says in [`Scratch`] where it goes.
+/// Handles an ICMP message that did not come in fragments, and says in [`Scratch`] where it goes.
 #[inline(always)]
 pub fn message<F: Family>(ctx: &XdpContext) -> Verdict {
     let packet = ctx.packet();
@@ -59,9 +59,6 @@ pub fn message<F: Family>(ctx: &XdpContext) -> Verdict {
 fn echo<F: Family>(packet: &Packet, network: &Network) -> Result<Verdict, Verdict> {
     let all = config.get(0).ok_or(Verdict::NotOurs)?;
     vip::find(&network.dst, 0, F::ICMP, all.vip_mask).ok_or(Verdict::NotOurs)?;
-    if network.part != Part::Whole {
-        return Err(Verdict::Fragment);
-    }
     if !network.holds(packet, size_of::<Icmp>()) {
         return Err(Verdict::Malformed);
     }
@@ -129,9 +126,7 @@ impl<'a> Quote<'a> {
         let [dst_port, src_port] = unsafe { *ports };
         *flow =
             FlowKey { src: inner.dst, dst: inner.src, src_port, dst_port, proto: inner.proto, zero: [0; 3] };
-        let fault = if outer.part != Part::Whole {
-            Err(Verdict::Fragment)
-        } else if !outer.holds(packet, inner.end + 8 - outer.end) {
+        let fault = if !outer.holds(packet, inner.end + 8 - outer.end) {
             Err(Verdict::Malformed) // 8 bytes of transport are the least (RFC 792)
         } else if outer.hops <= 1 {
             Err(Verdict::TtlExpired)
@@ -159,7 +154,8 @@ impl<'a> Quote<'a> {
     fn to_backend<F: Family>(&self, ifindex: &mut u32, vlan: &mut u16) -> Result<Verdict, Verdict> {
         let flow = self.flow;
         let all = config.get(0).ok_or(Verdict::NotOurs)?;
-        let vip = vip::find(&flow.dst, flow.dst_port, flow.proto, all.vip_mask).ok_or(Verdict::NotOurs)?;
+        let vip =
+            vip::find(&flow.dst, flow.dst_port, flow.proto, all.vip_mask).ok_or(Verdict::NotOurs)?.vip;
         self.fault?;
         let hash = slot_hash(flow, vip.flags & Vip::AFFINITY != 0);
         let (index, backend, nat_port) = owner(flow, hash, &vip)?;

@@ -26,5 +26,6 @@ pub mod maps;
 pub mod nat;
 pub mod packet;
 pub mod parse;
+pub mod recent;
 pub mod vip;
 pub mod vlan;

@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use lb_bpf_common::{
     Backend, Config, Counter, DecapKey, DropKey, Facts, Filter, FlowEntry, FlowKey, FragmentEntry,
-    FragmentKey, Frontend, Limit, ReverseEntry, Slot, Tags, Verdict, VipWord,
+    FragmentKey, Frontend, Limit, RecentLine, ReverseEntry, Slot, Tags, Verdict, VipWord,
 };
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -46,6 +46,10 @@ pub static verdict_counters: PerCpuArray<Counter, { Verdict::ALL.len() }> = PerC
 /// Flows of dirty slots and of NAT services.
 #[btf_map]
 pub static flows: HashMap<FlowKey, FlowEntry, 65536, NO_PREALLOC> = HashMap::new();
+
+/// Where flows of dirty slots went lately. Not pinned: it goes with the program.
+#[btf_map]
+pub static recent: Array<RecentLine, 32768, MMAPABLE> = Array::new();
 
 /// How replies are translated back.
 #[btf_map]
@@ -111,8 +115,8 @@ pub struct Scratch {
     pub entry: FlowEntry,
     /// The way back of a tracked flow that is translated.
     pub way_back: WayBack,
-    /// Whose way back is taken over from the version before.
-    pub taken_over: FlowKey,
+    /// A key that is looked up: of a way back that is taken over from the version before, or of the flow that a reply is of.
+    pub sought: FlowKey,
     /// Interface where a reply or an ICMP message goes out.
     pub ifindex: u32,
     /// The VLAN of an ICMP message that goes to a backend.

@@ -122,7 +122,7 @@ pub fn entry_of(flow: &FlowKey) -> Option<&'static mut ReverseEntry> {
     if entry.is_some() || config.get(0)?.flags & Config::TAKING_OVER == 0 {
         return entry;
     }
-    Scratch::get()?.taken_over = *flow;
+    Scratch::get()?.sought = *flow;
     if global::fairlead_take_over() == 0 { None } else { installed(flow) }
 }
 
@@ -135,8 +135,8 @@ fn installed(flow: &FlowKey) -> Option<&'static mut ReverseEntry> {
 /// Takes the entry over that the version before has for the key in [`Scratch`], if there is one.
 #[inline(always)]
 pub fn take_over() -> Option<()> {
-    let Scratch { taken_over, way_back: WayBack { value, .. }, .. } = Scratch::get()?;
-    let old = reverse_before.get_ptr(&*taken_over)?.cast::<u64>();
+    let Scratch { sought, way_back: WayBack { value, .. }, .. } = Scratch::get()?;
+    let old = reverse_before.get_ptr(&*sought)?.cast::<u64>();
     let words = (value as *mut ReverseEntry).cast::<u64>();
     for i in 0..size_of::<[u64; 7]>() / 8 {
         // SAFETY: a [`ReverseEntry`] begins with what it was before. Volatile, lest all words are held on the stack at
@@ -145,7 +145,7 @@ pub fn take_over() -> Option<()> {
     }
     value.tags = Tags::NONE;
     // Another CPU, or user space, may have been faster.
-    let _ = reverse.insert(&*taken_over, &*value, BPF_NOEXIST as u64);
+    let _ = reverse.insert(&*sought, &*value, BPF_NOEXIST as u64);
     Some(())
 }
 
@@ -193,7 +193,7 @@ pub fn translate_reply<C: Context, F: Family>(
     flags: u8,
     judged: Option<Verdict>,
 ) -> Verdict {
-    let Some(Scratch { flow, ifindex, tags, .. }) = Scratch::get() else {
+    let Some(Scratch { flow, sought, ifindex, tags, .. }) = Scratch::get() else {
         return Verdict::NotOurs;
     };
     let Some(entry) = entry_of(flow) else {
@@ -209,14 +209,14 @@ pub fn translate_reply<C: Context, F: Family>(
     (*ifindex, *tags) = (entry.ifindex, entry.tags);
     let state = state_bits(flags, FlowEntry::FIN_BACKEND);
     if state != 0 {
-        let request = FlowKey {
+        *sought = FlowKey {
             src: entry.client,
             dst: entry.vip,
             src_port: entry.client_port,
             dst_port: entry.vip_port,
             ..*flow
         };
-        if let Some(flow) = flows.get_ptr_mut(&request) {
+        if let Some(flow) = flows.get_ptr_mut(&*sought) {
             // SAFETY: entries are only freed after the program ends (RCU). Of bits that two CPUs set at once some
             // may be lost: then the sweep waits for the idle time.
             unsafe { (*flow).state |= state };

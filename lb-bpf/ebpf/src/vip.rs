@@ -7,9 +7,18 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use core::mem::offset_of;
 use lb_bpf_common::{Addr, Frontend, RangeKey, Vip, VipKey, VipWord, vip_hash};
 
+/// What the packet path needs of a frontend.
+#[derive(Clone, Copy)]
+pub struct Found {
+    /// What it has.
+    pub vip: Vip,
+    /// [`Frontend::edition`].
+    pub edition: u32,
+}
+
 /// The entry of a frontend. `mask` is [`lb_bpf_common::Config::vip_mask`].
 #[inline(always)]
-pub fn find(addr: &Addr, port: u16, proto: u8, mask: u32) -> Option<Vip> {
+pub fn find(addr: &Addr, port: u16, proto: u8, mask: u32) -> Option<Found> {
     let hash = vip_hash(&VipKey { addr: *addr, port, proto, zero: 0 });
     let mut place = VipWord::place(hash, mask);
     for _ in 0..VipWord::PROBES {
@@ -35,18 +44,20 @@ pub fn find(addr: &Addr, port: u16, proto: u8, mask: u32) -> Option<Vip> {
 
 /// Reads `vip` as the two words that user space writes.
 #[inline(always)]
-fn read(frontend: *const Frontend) -> Vip {
+fn read(frontend: *const Frontend) -> Found {
     // SAFETY: an element of the array, and `vip` lies at a multiple of 8.
     let [identity, table] = unsafe {
         let words = frontend.cast::<u8>().add(offset_of!(Frontend, vip)).cast::<u64>();
         [words.read_volatile(), words.add(1).read_volatile()]
     };
-    Vip {
+    let vip = Vip {
         service: identity as u32,
         flags: (identity >> 32) as u32,
         base: table as u32,
         size: (table >> 32) as u32,
-    }
+    };
+    // SAFETY: an element of the array.
+    Found { vip, edition: unsafe { (&raw const (*frontend).edition).read_volatile() } }
 }
 
 /// Whether a service with [`Vip::RANGES`] lets a client in.

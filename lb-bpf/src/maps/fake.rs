@@ -3,7 +3,7 @@ use super::{Chunk, Cursor, MapError, Maps, Op, Sizes, vip_index};
 use crate::service::ServiceKey;
 use lb_bpf_common::{
     Addr, Backend, Config, Counter, DecapKey, DropKey, Filter, FlowEntry, FlowKey, RangeKey, ReverseEntry,
-    Slot, Verdict, Vip, VipKey, flow_hash, slot_of,
+    Slot, Verdict, Vip, VipKey, flow_hash, recent_lines, slot_of,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -58,7 +58,11 @@ impl FakeMaps {
             flows: BTreeMap::new(),
             replies: BTreeMap::new(),
             decap: BTreeSet::new(),
-            config: Config { vip_mask: vip_index::words(sizes.vips) - 1, ..Config::default() },
+            config: Config {
+                vip_mask: vip_index::words(sizes.vips) - 1,
+                recent_mask: recent_lines(sizes.flows) - 1,
+                ..Config::default()
+            },
             backend_counters: vec![Counter::default(); sizes.backends as usize],
             verdict_counters: vec![Counter::default(); Verdict::ALL.len()],
             ranges: BTreeMap::new(),
@@ -174,7 +178,10 @@ impl Maps for FakeMaps {
 
     fn apply(&mut self, op: &Op) -> Result<(), MapError> {
         match op {
-            Op::SetConfig(config) => self.config = Config { vip_mask: self.config.vip_mask, ..*config },
+            Op::SetConfig(config) => {
+                let Config { vip_mask, recent_mask, .. } = self.config;
+                self.config = Config { vip_mask, recent_mask, ..*config };
+            }
             Op::ResetCounters(index) => {
                 *entry(&mut self.backend_counters, "backend_counters", *index)? = Counter::default();
             }

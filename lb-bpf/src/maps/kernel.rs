@@ -10,7 +10,7 @@ use aya::maps::{
 };
 use lb_bpf_common::{
     Addr, Backend, Config, Counter, DecapKey, DropKey, Filter, FlowEntry, FlowKey, RangeKey, ReverseEntry,
-    Slot, Tags, Verdict, Vip, VipKey, map,
+    Slot, Tags, Verdict, Vip, VipKey, map, recent_lines,
 };
 use std::{
     borrow::Borrow,
@@ -22,6 +22,7 @@ use std::{
         AtomicU64,
         Ordering::{Acquire, Relaxed, Release},
     },
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 /// Flag of a hash map (linux/bpf.h): entries are allocated when they are made.
@@ -77,7 +78,8 @@ pub struct KernelMaps {
 
 impl KernelMaps {
     /// Takes the maps that `take` gives by name: those of [`map`], but for what only the kernel program uses
-    /// (`fragments`, `icmp_limits`), and `names` and `filter_names`. Tells the kernel program how long `vip_index` is.
+    /// (`fragments`, `icmp_limits`, `recent`), and `names` and `filter_names`. Tells the kernel program how long `vip_index` and
+    /// `recent` are.
     pub(crate) fn new(
         mut take: impl FnMut(&'static str) -> Result<MapData, MapError>,
     ) -> Result<Self, MapError> {
@@ -129,10 +131,20 @@ impl KernelMaps {
             events: take("events")?,
         };
         let config = maps.config()?;
-        if config.vip_mask != words - 1 {
+        if (config.vip_mask, config.recent_mask) != (maps.vip_mask(), maps.recent_mask()) {
             maps.apply(&Op::SetConfig(config))?;
         }
         Ok(maps)
+    }
+
+    /// See [`Config::vip_mask`].
+    fn vip_mask(&self) -> u32 {
+        self.vip_index.words().len() as u32 - 1
+    }
+
+    /// See [`Config::recent_mask`].
+    const fn recent_mask(&self) -> u32 {
+        recent_lines(self.sizes.flows) - 1
     }
 
     /// The map `events`, to be read from where the reader before stopped. It must be the only one.
@@ -322,8 +334,7 @@ impl Maps for KernelMaps {
     fn apply(&mut self, op: &Op) -> Result<(), MapError> {
         match op {
             Op::SetConfig(config) => {
-                let vip_mask = self.vip_index.words().len() as u32 - 1;
-                let config = Config { vip_mask, ..*config };
+                let config = Config { vip_mask: self.vip_mask(), recent_mask: self.recent_mask(), ..*config };
                 self.config.set(0, Plain(config), 0).map_err(of("config", "update"))?;
             }
             Op::ResetCounters(index) => {
@@ -351,7 +362,7 @@ impl Maps for KernelMaps {
             Op::RemoveName(id) => ignore_absent(self.names.remove(id), "names")?,
             Op::SetVip(key, vip) => {
                 let frontends = VipIndex { index: self.vip_index.words(), vips: self.vips.words() };
-                frontends.set(key, *vip, &mut self.unused)?;
+                frontends.set(key, *vip, edition(), &mut self.unused)?;
             }
             Op::RemoveVip(key) => {
                 let frontends = VipIndex { index: self.vip_index.words(), vips: self.vips.words() };
@@ -598,6 +609,11 @@ fn of(map: &'static str, action: &'static str) -> impl FnOnce(aya::maps::MapErro
         aya::maps::MapError::SyscallError(error) => MapError::new(map, action, error.io_error),
         error => MapError::new(map, action, io::Error::other(error)),
     }
+}
+
+/// A number that no frontend has had within the last hour: the microsecond.
+fn edition() -> u32 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_micros() as u32)
 }
 
 #[cfg(test)]

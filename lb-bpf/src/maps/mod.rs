@@ -34,7 +34,7 @@ pub struct Sizes {
     /// Backends of all services together, those that drain included; 64 bytes each, allocated at once.
     pub backends: u32,
     /// Flows that are tracked: those of dirty slots and of NAT services. Some 120 bytes each when in use, and
-    /// as much again for the way back of NAT.
+    /// as much again for the way back of NAT; 16 to 32 each at once, for what is remembered about them.
     pub flows: u32,
     /// Pairs of tunnel end and VIP.
     pub decap: u32,
@@ -122,7 +122,8 @@ pub trait Maps {
 /// One change of the maps. Packets run between any two of them and in the middle of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
-    /// Replaces the entry of `config`, but for [`Config::vip_mask`], which belongs to the maps.
+    /// Replaces the entry of `config`, but for [`Config::vip_mask`] and [`Config::recent_mask`], which belong to the
+    /// maps.
     SetConfig(Config),
     /// Sets the counters of a backend to 0.
     ResetCounters(u32),

@@ -88,8 +88,14 @@ impl<M: Memory + ?Sized> VipIndex<'_, M> {
         found.collect()
     }
 
-    /// Adds or replaces a frontend.
-    pub(super) fn set(&self, key: &VipKey, vip: Vip, unused: &mut Unused) -> Result<(), MapError> {
+    /// Adds or replaces a frontend. `edition` is a number that the frontend has not had lately.
+    pub(super) fn set(
+        &self,
+        key: &VipKey,
+        vip: Vip,
+        edition: u32,
+        unused: &mut Unused,
+    ) -> Result<(), MapError> {
         let (place, before) = match self.find(key) {
             Some((place, index)) => (place, Some(index)),
             None => (self.place(key)?, None),
@@ -101,7 +107,9 @@ impl<M: Memory + ?Sized> VipIndex<'_, M> {
             match (changes.next(), changes.next()) {
                 (None, _) => return Ok(()),
                 (Some(word), None) if old.service == vip.service => {
-                    self.vips.store(index as usize * WORDS + KEY_WORDS + word, to[word]);
+                    let at = index as usize * WORDS + KEY_WORDS;
+                    self.vips.store(at + VIP_WORDS, edition.into());
+                    self.vips.store(at + word, to[word]);
                     return Ok(());
                 }
                 // Two stores would show packets half of one and half of the other.
@@ -113,7 +121,7 @@ impl<M: Memory + ?Sized> VipIndex<'_, M> {
             return Err(full("vips"));
         }
         let Some(index) = unused.0.pop_front() else { return Err(full("vips")) };
-        self.write(index, key, vip);
+        self.write(index, key, vip, edition);
         self.index.store(place, VipWord::new(vip_hash(key), index).0);
         unused.0.extend(before);
         Ok(())
@@ -193,21 +201,24 @@ impl<M: Memory + ?Sized> VipIndex<'_, M> {
             zero: (last >> 24) as u8,
         };
         let ([service, flags], [base, size]) = (halves(KEY_WORDS), halves(KEY_WORDS + 1));
-        Frontend { key, zero: 0, vip: Vip { service, flags, base, size }, rest: [0; 6] }
+        let (vip, [edition, _]) = (Vip { service, flags, base, size }, halves(KEY_WORDS + VIP_WORDS));
+        Frontend { key, zero: 0, vip, edition, rest: [0; 5] }
     }
 
-    fn write(&self, index: u32, key: &VipKey, vip: Vip) {
+    fn write(&self, index: u32, key: &VipKey, vip: Vip, edition: u32) {
         let [a, b, c, d] = key.addr.0;
         let last = u32::from(key.port) | u32::from(key.proto) << 16 | u32::from(key.zero) << 24;
         let [first, second] = words_of(vip);
         let at = index as usize * WORDS;
-        for (word, value) in [pair(a, b), pair(c, d), last.into(), first, second].into_iter().enumerate() {
+        let words = [pair(a, b), pair(c, d), last.into(), first, second, edition.into()];
+        for (word, value) in words.into_iter().enumerate() {
             self.vips.store(at + word, value);
         }
     }
 }
 
 const _: () = assert!(KEY_WORDS == 3 && VIP_WORDS == 2 && std::mem::offset_of!(VipKey, port) == 16);
+const _: () = assert!(std::mem::offset_of!(Frontend, edition) == (KEY_WORDS + VIP_WORDS) * 8);
 
 fn words_of(vip: Vip) -> [u64; VIP_WORDS] {
     [pair(vip.service, vip.flags), pair(vip.base, vip.size)]
@@ -335,7 +346,7 @@ mod tests {
                 let (mut old_index, mut old_vips) = (index.copy(), vips.copy());
                 log.borrow_mut().clear();
                 match vip {
-                    Some(vip) => match both.set(&changed, vip, &mut unused) {
+                    Some(vip) => match both.set(&changed, vip, 1, &mut unused) {
                         Ok(()) => drop(model.insert(changed, vip)),
                         Err(_) => prop_assert!(!model.contains_key(&changed) && model.len() >= (ENTRIES - RESERVED) as usize),
                     },
@@ -379,13 +390,13 @@ mod tests {
         let both = VipIndex { index: &index, vips: &vips };
         let mut unused = both.unused();
         let vip = |service| Vip { service, ..Vip::default() };
-        both.set(&key(0), vip(1), &mut unused).unwrap();
-        both.set(&key(1), vip(1), &mut unused).unwrap();
+        both.set(&key(0), vip(1), 1, &mut unused).unwrap();
+        both.set(&key(1), vip(1), 1, &mut unused).unwrap();
         both.remove(&key(0), &mut unused);
         assert_eq!(unused.0, [3, 4, 1]);
-        both.set(&key(1), vip(2), &mut unused).unwrap();
+        both.set(&key(1), vip(2), 1, &mut unused).unwrap();
         assert_eq!(unused.0, [4, 1, 2], "another service has another entry");
-        both.set(&key(1), Vip { base: 7, ..vip(2) }, &mut unused).unwrap();
+        both.set(&key(1), Vip { base: 7, ..vip(2) }, 1, &mut unused).unwrap();
         assert_eq!(unused.0, [4, 1, 2], "another table of the same service has not");
     }
 
@@ -401,13 +412,13 @@ mod tests {
         let vip = Vip { service: 1, ..Vip::default() };
         let keys: Vec<_> = same.by_ref().take(VipWord::PROBES as usize).collect();
         for key in &keys {
-            both.set(key, vip, &mut unused).unwrap();
+            both.set(key, vip, 1, &mut unused).unwrap();
         }
-        let error = both.set(&same.next().unwrap(), vip, &mut unused).unwrap_err();
+        let error = both.set(&same.next().unwrap(), vip, 1, &mut unused).unwrap_err();
         assert_eq!(error.to_string(), "map vip_index: insert: the map is full");
         assert_eq!(both.list().len(), keys.len());
         both.remove(&keys[3], &mut unused);
-        both.set(&same.next().unwrap(), vip, &mut unused).unwrap();
+        both.set(&same.next().unwrap(), vip, 1, &mut unused).unwrap();
         assert_eq!(both.list().len(), keys.len());
     }
 

@@ -6,6 +6,7 @@ mod watch;
 use crate::{
     interfaces::Interfaces,
     state::{Hop, NextHop, NextHops},
+    tunnel_source::TunnelSources,
 };
 use futures::TryStreamExt;
 use path_mtu::PathErrors;
@@ -44,6 +45,7 @@ pub(crate) struct Resolver {
     /// Answers, and when they were given.
     routes: BTreeMap<IpAddr, (Instant, Option<Route>)>,
     asked: BTreeMap<NeighbourKey, Instant>,
+    tunnel_sources: TunnelSources,
 }
 
 /// What the kernel answers for one address, but for the neighbour.
@@ -56,7 +58,7 @@ struct Route {
 
 impl Resolver {
     /// Opens the sockets, in the network namespace of the calling thread. Of `interfaces`, those matter that come and go.
-    pub(crate) fn open(interfaces: Interfaces) -> io::Result<Self> {
+    pub(crate) fn open(interfaces: Interfaces, tunnel_sources: TunnelSources) -> io::Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
         let watch = Watch::open(interfaces)?;
@@ -66,6 +68,7 @@ impl Resolver {
             errors: PathErrors::default(),
             routes: BTreeMap::new(),
             asked: BTreeMap::new(),
+            tunnel_sources,
         })
     }
 
@@ -141,6 +144,7 @@ impl Resolver {
             Neighbour::Failed => NextHop::Unreachable,
             Neighbour::At(mac) | Neighbour::Fixed(mac) => NextHop::Known(Hop {
                 source: route.source,
+                tunnel_source: self.tunnel_sources.towards(address),
                 mac,
                 source_mac: link.mac,
                 ifindex: link.lower.map_or(route.neighbour.0, |(parent, _)| parent),

@@ -15,6 +15,7 @@ use crate::{
     maps::{MapError, Maps, Op, vip_index},
     service::{Endpoint, Frontend, Protocol, Service, ServiceKey},
     status::{Counter, Counters, InstalledService},
+    tunnel_source::TunnelSource,
 };
 use lb_bpf_common::{Addr, Backend, Config, DecapKey, Filter, RangeKey, Verdict, Vip, VipKey, proto};
 use std::{
@@ -51,6 +52,8 @@ pub enum NextHop {
 pub struct Hop {
     /// This host's address towards the backend.
     pub source: IpAddr,
+    /// Where the outer source of IPIP is taken from in place of `source`, if the operator named something.
+    pub tunnel_source: Option<TunnelSource>,
     /// Ethernet address of the neighbour.
     pub mac: [u8; 6],
     /// Ethernet address of the interface.

@@ -648,9 +648,11 @@ fn with_hop(bare: Backend, hop: &Hop, mode: Mode) -> Backend {
     through(Backend { source, header_sum, ..bare }, hop)
 }
 
-/// The backend with what may change in place.
+/// The backend with what may change in place. The next hop is that of its mode: [`reach`].
 fn through(backend: Backend, hop: &Hop) -> Backend {
+    let varying = hop.tunnel_source.map_or(0, |prefix| prefix.bits);
     Backend {
+        flags: backend.flags & Backend::DOWN | varying << Backend::VARYING_SHIFT,
         next_hop: hop.mac,
         source_mac: hop.source_mac,
         ifindex: hop.ifindex,
@@ -660,10 +662,16 @@ fn through(backend: Backend, hop: &Hop) -> Backend {
     }
 }
 
-/// The next hop as far as it leads to a backend of this mode: in L2 mode, none but the backend itself may get its packets.
+/// The next hop as far as it leads to a backend of this mode, with the source that its packets have: in L2 mode, none but the backend
+/// itself may get its packets.
 fn reach(mode: u8, hop: &NextHop) -> NextHop {
     match hop {
         NextHop::Known(hop) if hop.gateway && mode == Mode::L2 as u8 => NextHop::Unreachable,
+        NextHop::Known(hop) if mode == Mode::Ipip as u8 => {
+            let source = hop.tunnel_source.map_or(hop.source, |prefix| prefix.first);
+            NextHop::Known(Hop { source, ..*hop })
+        }
+        NextHop::Known(hop) => NextHop::Known(Hop { tunnel_source: None, ..*hop }),
         hop => *hop,
     }
 }

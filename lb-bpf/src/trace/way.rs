@@ -128,7 +128,9 @@ impl<M: Maps> Way<'_, M> {
         let (source, destination) = (IpAddr::from(backend.source), endpoint_of(&backend));
         let (sent, verdict) = match mode {
             Some(Mode::Ipip) => {
-                let destination = destination.address;
+                let mut outer = backend.source;
+                outer.0[3] |= decide::outer_source_bits(&backend, hash);
+                let (source, destination) = (IpAddr::from(outer), destination.address);
                 (Sent::Encapsulated { source, destination }, Verdict::Encapsulated)
             }
             Some(Mode::Gue) => {

@@ -11,7 +11,7 @@ mod upgrade;
 mod v1;
 
 use lb_bpf::{
-    Datapath, DatapathError, Installed, Options, Sizes, XdpMode,
+    Datapath, DatapathError, Installed, Options, Sizes, TunnelSources, XdpMode,
     abi::Mode,
     service::{Decap, Desired, Endpoint, Frontend, Protocol, Rules, Service, ServiceKey, Target},
 };
@@ -35,6 +35,7 @@ fn options(network: &Network) -> Options {
         interfaces: vec!["lb0".into()],
         sizes: SIZES,
         tc_interfaces: vec![],
+        tunnel_sources: TunnelSources::default(),
     }
 }
 

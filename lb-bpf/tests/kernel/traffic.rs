@@ -1,12 +1,12 @@
 //! Connections through the datapath: the peer has the client and two servers, the host balances on one interface.
-use super::{SIZES, held, install_resolved, ip, service};
+use super::{held, install_resolved, ip, options, service};
 use crate::network::{self, Network};
 use aya::{
     Ebpf, EbpfLoader,
     programs::{Xdp, XdpMode},
 };
 use lb_bpf::{
-    Datapath, OBJECT, Options,
+    Datapath, OBJECT,
     abi::{Mode, program},
     service::{Desired, Endpoint, ServiceKey},
 };
@@ -88,13 +88,8 @@ fn weights(weights: [u16; 2]) -> Desired {
 fn connections_outlive_a_drain_and_the_process_and_end_with_the_drain() {
     network::test(async |network| {
         let _pass = serve_both(network);
-        let options = || Options {
-            pin_dir: network.pin_dir.clone(),
-            interfaces: vec!["lb0".into()],
-            sizes: SIZES,
-            tc_interfaces: vec![],
-        };
-        let mut datapath = Datapath::open(options()).await.unwrap();
+
+        let mut datapath = Datapath::open(options(network)).await.unwrap();
         install_resolved(&mut datapath, &weights([1, 1])).await;
         let mut before = connect(network, 40);
         let to_second = before.iter().filter(|(_, server)| *server == 3).count();
@@ -104,7 +99,7 @@ fn connections_outlive_a_drain_and_the_process_and_end_with_the_drain() {
         for (stream, server) in &mut before {
             assert_eq!(ask(stream).unwrap(), *server, "nobody runs the datapath, and it goes on");
         }
-        let mut datapath = Datapath::open(options()).await.unwrap();
+        let mut datapath = Datapath::open(options(network)).await.unwrap();
         datapath.install(&weights([1, 0])).await.unwrap();
         datapath.prune().await.unwrap();
         for (stream, server) in &mut before {

@@ -1,7 +1,7 @@
 //! What a process of version 1 leaves behind: its own object (`v1.bpf.o`, as it was published), loaded, attached and pinned
 //! as it did that, with maps that hold what it would have installed. The layouts are written down here once more, as
 //! bytes.
-use super::{SIZES, install_resolved};
+use super::{SIZES, install_resolved, options};
 use crate::network::Network;
 use aya::{
     EbpfLoader,
@@ -30,8 +30,7 @@ const BPF_F_NO_PREALLOC: u32 = 1;
 /// elsewhere without being attached.
 pub(crate) async fn run(network: &Network, desired: &Desired) {
     let elsewhere = network.pin_dir.join("elsewhere");
-    let options =
-        Options { pin_dir: elsewhere.clone(), interfaces: vec![], tc_interfaces: vec![], sizes: SIZES };
+    let options = Options { pin_dir: elsewhere.clone(), interfaces: vec![], ..options(network) };
     let mut datapath = Datapath::open(options).await.unwrap();
     install_resolved(&mut datapath, desired).await;
     drop(datapath);

@@ -173,6 +173,7 @@ fn family_cases(family: Family) -> Vec<Case> {
                     assert_eq!(rig.run(&ack.bytes()).bytes, tunnelled(family, &ack, 2), "{moved:?}");
                 }
                 rig.set_flow(&key, None);
+                rig.renew();
                 assert_eq!(rig.run(&ack.bytes()).bytes, tunnelled(family, &ack, 4));
             },
         ),

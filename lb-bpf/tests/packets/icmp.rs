@@ -199,6 +199,18 @@ fn pings(family: Family) -> Vec<Case> {
         cases.push(untouched("first fragment", &base, first, Verdict::Fragment));
         let later = edit(&|ping| ping.fragment = 0x2010).bytes();
         cases.push(untouched("later fragment", &base, later, Verdict::Fragment));
+    } else {
+        let part = |offset: u8, dst| {
+            let mut bytes = edit(&|ping| ping.dst = dst).bytes();
+            let at = 14 + family.header();
+            bytes[20] = 44;
+            bytes[19] += 8;
+            bytes.splice(at..at, [58, 0, 0, offset | 1, 0xde, 0xad, 0xbe, 0xef]);
+            bytes
+        };
+        cases.push(untouched("first fragment", &base, part(0, vip), Verdict::Fragment));
+        cases.push(untouched("later fragment", &base, part(16, vip), Verdict::Fragment));
+        cases.push(untouched("first fragment, not ours", &base, part(0, family.own()), Verdict::NotOurs));
     }
     cases
 }

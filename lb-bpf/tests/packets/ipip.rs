@@ -1,14 +1,51 @@
 //! IPIP on clean slots: the table alone decides.
 use crate::{
-    frame::{ACK, FIN, RST, SYN, Transport},
+    frame::{ACK, FIN, RST, SYN, Transport, Tunnel},
     icmp::time_exceeded,
     rig::World,
-    scene::{Case, Expect, Family, V4, V6, case, flow_key, request, tunnelled, with_slots, world},
+    scene::{Case, Expect, Family, V4, V6, case, flow_key, request, tunnel, tunnelled, with_slots, world},
 };
-use lb_bpf::abi::{Mode, Slot, Verdict};
+use lb_bpf::abi::{Backend, Mode, Slot, Verdict, flow_hash, outer_header_sum};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 pub(crate) fn cases() -> Vec<Case> {
-    [V4, V6].into_iter().flat_map(family_cases).collect()
+    let varying =
+        [V4, V6].into_iter().flat_map(|family| [1, 8, 16].map(|bits| varying_sources(family, bits)));
+    [V4, V6].into_iter().flat_map(family_cases).chain(varying).collect()
+}
+
+/// The outer source is one of a prefix, by the flow.
+fn varying_sources(family: Family, bits: u8) -> Case {
+    let first: IpAddr = if family == V4 { "198.18.0.0" } else { "2001:db8:5::" }.parse().unwrap();
+    let mut world = world(family, Mode::Ipip);
+    for backend in &mut world.backends {
+        backend.source = first.into();
+        backend.flags = bits << Backend::VARYING_SHIFT;
+        if family == V4 {
+            backend.header_sum = outer_header_sum(&backend.source, &backend.addr);
+        }
+    }
+    let mut sources = BTreeSet::new();
+    let mut steps = (1000..1020).map(|port| {
+        let mut frame = request(family, Transport::Tcp(ACK));
+        frame.src.set_port(port);
+        let varying = flow_hash(&flow_key(&frame)) & ((1 << bits) - 1);
+        let src = match first {
+            IpAddr::V4(first) => Ipv4Addr::from(u32::from(first) | varying).into(),
+            IpAddr::V6(first) => Ipv6Addr::from(u128::from(first) | u128::from(varying)).into(),
+        };
+        sources.insert(src);
+        let bytes = frame.tunnelled(&Tunnel { src, ..tunnel(family, &frame, 1) });
+        (frame.bytes(), Expect::Sent { backend: 1, new: false, bytes })
+    });
+    let (packet, expect) = steps.next().unwrap();
+    let all = case(format!("IPIP {family:?}: {bits} bits of the source vary"), world.clone(), packet, expect);
+    let all = steps.fold(all, |all, (packet, expect)| all.then(packet, expect));
+    assert!(sources.len() >= (1 << bits).min(15), "{sources:?}");
+    all
 }
 
 fn family_cases(family: Family) -> Vec<Case> {

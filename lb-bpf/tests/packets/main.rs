@@ -12,6 +12,7 @@ mod modes;
 mod nat;
 mod others;
 mod parts;
+mod recent;
 mod rig;
 mod rules;
 mod scene;

@@ -135,6 +135,9 @@ fn agrees(rig: &mut Rig, family: Family, steps: &[Step]) {
                 assert_eq!(entry, model.flows.get(&key).copied(), "{step:?}");
             }
             Step::Slot(slot) => {
+                if slot.current != model.slot.current {
+                    rig.renew();
+                }
                 model.slot = slot;
                 (BASE..BASE + SLOTS).for_each(|index| rig.set_slot(index, slot));
             }

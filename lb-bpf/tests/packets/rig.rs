@@ -9,7 +9,8 @@ use aya::{
 };
 use lb_bpf::abi::{
     Backend, Config, Counter, DecapKey, DropKey, Filter, FlowEntry, FlowKey, FragmentEntry, FragmentKey,
-    Frontend, Limit, RangeKey, ReverseEntry, Slot, Verdict, Vip, VipKey, VipWord, map, program, vip_hash,
+    Frontend, Limit, MEMOS, Memo, RangeKey, ReverseEntry, Slot, Verdict, Vip, VipKey, VipWord, map, program,
+    vip_hash,
 };
 
 /// XDP actions (linux/bpf.h).
@@ -23,6 +24,8 @@ pub(crate) const INGRESS: u32 = 1;
 
 /// Size of the smaller maps.
 const ENTRIES: u32 = 16;
+/// Lines of `recent`.
+const RECENT: u32 = 16;
 /// Words of `vip_index`.
 const WORDS: u32 = 64;
 
@@ -81,6 +84,7 @@ impl Rig {
             .map_max_entries(map::BACKENDS, ENTRIES)
             .map_max_entries(map::BACKEND_COUNTERS, ENTRIES)
             .map_max_entries(map::FLOWS, max_flows)
+            .map_max_entries(map::RECENT, RECENT)
             .map_max_entries(map::REVERSE, max_reverse)
             .map_max_entries(map::DECAP, ENTRIES)
             .map_max_entries(map::VIP_INDEX, WORDS)
@@ -99,6 +103,9 @@ impl Rig {
         self.fill_vips(&world.vips);
         self.replace(map::FLOWS, &world.flows);
         self.replace(map::REVERSE, &world.reverse);
+        for index in 0..RECENT {
+            self.array(map::RECENT).set(index, Plain([Memo::default(); MEMOS]), 0).unwrap();
+        }
         self.replace(map::DECAP, &world.decap.iter().map(|&key| (key, 1_u32)).collect::<Vec<_>>());
         for index in 0..64 {
             let slot = world.slots.get(index as usize).copied().unwrap_or_default();
@@ -122,7 +129,7 @@ impl Rig {
         self.replace(map::FRAGMENTS, &world.fragments);
         self.clear_drops();
         let filters = world.filters.len() as u32;
-        let config = Config { vip_mask: WORDS - 1, filters, ..world.config };
+        let config = Config { vip_mask: WORDS - 1, recent_mask: RECENT - 1, filters, ..world.config };
         self.array(map::CONFIG).set(0, Plain(config), 0).unwrap();
         let used = if world.busy { u64::MAX } else { 0 };
         for limit in [Limit::Echo, Limit::TooBig, Limit::TimeExceeded] {
@@ -140,7 +147,7 @@ impl Rig {
                 place = (place + 1) % WORDS;
             }
             words[place as usize] = VipWord::new(hash, index);
-            let frontend = Frontend { key, zero: 0, vip, rest: [0; 6] };
+            let frontend = Frontend { key, zero: 0, vip, edition: 0, rest: [0; 5] };
             self.array(map::VIPS).set(index, Plain(frontend), 0).unwrap();
         }
         for (index, word) in (0..).zip(words) {
@@ -277,6 +284,16 @@ impl Rig {
     /// Replaces a backend.
     pub(crate) fn set_backend(&mut self, index: u32, backend: Backend) {
         self.array(map::BACKENDS).set(index, Plain(backend), 0).unwrap();
+    }
+
+    /// Gives all frontends another edition, as user space does with another table.
+    pub(crate) fn renew(&mut self) {
+        let mut vips = self.array::<Frontend>(map::VIPS);
+        for index in 1..ENTRIES {
+            let Plain(frontend) = vips.get(&index, 0).unwrap();
+            let edition = frontend.edition + 1;
+            vips.set(index, Plain(Frontend { edition, ..frontend }), 0).unwrap();
+        }
     }
 
     /// Replaces a slot.

@@ -10,7 +10,7 @@ use lb_bpf::{
     Sizes,
     abi::{
         Action, Addr, Backend, Config, FlowEntry, FlowKey, Mode, RangeKey, ReverseEntry, Slot, Tags, Verdict,
-        Vip, VipKey, slot_hash, slot_of,
+        Vip, VipKey, outer_header_sum, slot_hash, slot_of,
     },
     filter::{Filter, FilterAction},
     maps::fake::FakeMaps,
@@ -134,13 +134,21 @@ fn some_world(dice: &mut Dice, max: u32, now: u32) -> World {
     for index in 1..=2 * OF_FAMILY {
         let family = if index <= OF_FAMILY { V4 } else { V6 };
         let mode = dice.of(&[Mode::Ipip, Mode::Nat, Mode::Nat, Mode::Gue, Mode::L2, Mode::Dnat]);
-        let entry = Backend {
+        let mut entry = Backend {
             service: service(family, dice.below(2)),
             flags: if dice.one_in(4) { Backend::DOWN } else { 0 },
             ifindex: dice.of(&[INGRESS, INGRESS, 777, 777, 0]),
             mtu: dice.of(&[0, 1500]),
             ..backend(family, mode, index)
         };
+        if mode == Mode::Ipip && dice.one_in(3) {
+            // Sources from a prefix.
+            entry.source.0[3] &= 0xffff_0000_u32.to_be();
+            entry.flags |= dice.of(&[1, 8, 16]) << Backend::VARYING_SHIFT;
+            if family == V4 {
+                entry.header_sum = outer_header_sum(&entry.source, &entry.addr);
+            }
+        }
         world.backends.push(if dice.one_in(8) { Backend { mode: 0, ..entry } } else { entry });
     }
     let first = 20_000;

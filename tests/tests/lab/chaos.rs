@@ -12,7 +12,7 @@
 use crate::restart::{add_echo, ipip, nat};
 use controller::{demo::http::Sample, serve::rows::ServiceRow};
 use lab::{API, Error, Lab, Routing, WEB, echo, wait_until, watch};
-use lb_bpf::{Datapath, Options, Sizes};
+use lb_bpf::{Datapath, Options, Sizes, TunnelSources};
 use std::{
     collections::{BTreeMap, BTreeSet},
     env,
@@ -263,6 +263,7 @@ impl Maps {
         let options = Options {
             pin_dir,
             interfaces: vec!["eth0".to_owned()],
+            tunnel_sources: TunnelSources::default(),
             tc_interfaces: vec![],
             sizes: Sizes::default(),
         };

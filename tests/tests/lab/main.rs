@@ -14,3 +14,4 @@ mod restart;
 mod routers;
 mod segment;
 mod trace;
+mod tunnel;

@@ -10,8 +10,9 @@ use super::{Hop, NextHop, NextHops, Now, State, ping_key, plan::PlanError};
 use crate::{
     maps::{Maps, Op, Sizes, fake::FakeMaps},
     service::{Desired, Endpoint, Frontend, Protocol, Rules, Service, ServiceKey, Target},
+    tunnel_source::TunnelSources,
 };
-use lb_bpf_common::{Config, Counter, DropKey, Mode, Verdict};
+use lb_bpf_common::{Backend, Config, Counter, DropKey, Mode, Verdict};
 use proptest::prelude::*;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -55,6 +56,7 @@ fn desired(services: impl IntoIterator<Item = (&'static str, Service)>) -> Desir
 fn hops() -> NextHops {
     let hop = |n: u8| Hop {
         source: Ipv4Addr::new(10, 0, 0, 254).into(),
+        tunnel_source: None,
         mac: [2, 0, 0, 0, 0, n],
         source_mac: [2, 0, 0, 0, 1, 0],
         ifindex: 7,
@@ -258,6 +260,39 @@ fn next_hops_change_in_place_and_sources_do_not() {
         ops[..],
         [Op::ResetCounters(2), Op::SetBackend(2, _), Op::WriteTable(..), Op::SetVip(..)]
     ));
+}
+
+#[test]
+fn only_ipip_takes_its_source_from_a_prefix() {
+    let sources = |text: &str| text.parse::<TunnelSources>().unwrap().towards(endpoint(1).address);
+    let with = |text: &str| {
+        let NextHop::Known(hop) = hops()[&endpoint(1).address] else { panic!("known") };
+        NextHops::from([(endpoint(1).address, NextHop::Known(Hop { tunnel_source: sources(text), ..hop }))])
+    };
+    for mode in Mode::ALL {
+        let mut maps = FakeMaps::new(SIZES);
+        let mut state = State::restore(&maps).unwrap();
+        let mut web = service(&[1], &[(1, 1, true)]);
+        web.mode = mode;
+        let one = desired([("web", web)]);
+        let mut installed = |hops: &NextHops| {
+            for op in state.plan(&maps, &one, hops, START).unwrap() {
+                maps.apply(&op).unwrap();
+            }
+            let (index, backend) = maps.backends().unwrap().pop_last().unwrap();
+            assert_eq!(backend.header_sum != 0, mode.is_tunnel());
+            (index, IpAddr::from(backend.source).to_string(), backend.flags >> Backend::VARYING_SHIFT)
+        };
+        let own = (1, "10.0.0.254".to_owned(), 0);
+        assert_eq!(installed(&with("")), own);
+        let (wide, narrow) = (installed(&with("198.18.0.0/16")), installed(&with("198.18.0.0/24")));
+        if mode == Mode::Ipip {
+            assert_eq!(wide, (2, "198.18.0.0".to_owned(), 16), "an entry keeps its source");
+            assert_eq!(narrow, (2, "198.18.0.0".to_owned(), 8));
+        } else {
+            assert_eq!((&wide, &narrow), (&own, &own), "{mode:?}");
+        }
+    }
 }
 
 #[test]

@@ -67,12 +67,14 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn measure(contender: &Contender, cable: &Cable, table: &Table) -> Result<Found, Box<dyn Error>> {
     let mut found = Found::default();
     {
+        load::wait_for_nobody()?;
         let listener = Listener::new(PEERS[0])?;
         let start = Instant::now();
         let _router = contender.start(cable, Side::Dials, &PEERS[..1]);
         let _session = listener.accept()?;
         found.add("start → Established, it dials", "ms", start.elapsed().as_secs_f64() * 1e3);
     }
+    load::wait_for_nobody()?;
     let start = Instant::now();
     let router = contender.start(cable, Side::Listens, &PEERS);
     let mut from = Session::dial(PEERS[0])?;

@@ -288,6 +288,18 @@ pub(crate) fn singles(
     Ok(times)
 }
 
+/// Waits until the router before is gone: of OpenBGPD processes outlive the first of them, and listen.
+pub(crate) fn wait_for_nobody() -> io::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while connect(PEERS[0]).is_ok() {
+        if Instant::now() > deadline {
+            return Err(io::Error::other("the router before does not end"));
+        }
+        thread::sleep(PAUSE);
+    }
+    Ok(())
+}
+
 fn connect(from: &str) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.bind(&SocketAddr::new(from.parse().map_err(io::Error::other)?, 0).into())?;

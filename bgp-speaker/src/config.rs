@@ -1,12 +1,12 @@
 //! What the speaker is asked for: who it is, whom it talks to, what it announces. Whole sets, compared with
 //! what is in force.
-pub use crate::bfd::BfdStatus;
-use crate::transport::Md5Key;
+use crate::{InterfaceName, PeerId, transport::Md5Key};
+pub use crate::{bfd::BfdStatus, wire::AddPath};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 /// Autonomous system number, 1 to 4294967295 (RFC 6793); 0 is refused (RFC 7607).
@@ -65,11 +65,14 @@ impl Family {
     pub const ALL: [Family; 2] = [Family::Ipv4Unicast, Family::Ipv6Unicast];
 }
 
-/// One neighbour. Peers are identified by their address.
+/// One neighbour. Peers are identified by [`PeerConfig::id`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerConfig {
-    /// Address of the neighbour.
+    /// Address of the neighbour; `::` of an unnumbered one, whose link-local address is learned.
     pub address: IpAddr,
+    /// The neighbour is unnumbered: it is whoever is at the other end of this interface; none: it is known by its
+    /// address.
+    pub interface: Option<InterfaceName>,
     /// AS of the neighbour. Equal to ours: internal.
     pub asn: PeerAsn,
     /// TCP port of the neighbour.
@@ -91,7 +94,7 @@ pub struct PeerConfig {
     /// Key of the TCP MD5 signature (RFC 2385); none: segments are not signed. A change does not end a session: it goes
     /// on if the neighbour's key changes, too, before the hold time is over.
     pub md5: Option<Md5Key>,
-    /// More prefixes than this from the peer end the session (Cease, subcode 1, RFC 4486).
+    /// More prefixes than this (of several paths each counts) from the peer end the session (Cease, subcode 1, RFC 4486).
     pub max_prefixes: Option<u32>,
     /// For so many seconds the peer stays down then; it comes back at once when `max_prefixes` changes.
     pub max_prefixes_restart_seconds: u32,
@@ -101,13 +104,21 @@ pub struct PeerConfig {
     pub accept: Vec<IpNet>,
     /// Which of these are taken in nevertheless.
     pub import: ImportFilter,
+    /// Whether what is taken in goes into the kernel's routing table, if it is the best or as good as that.
+    pub install: bool,
     /// Whether learned routes are passed on to this peer.
     pub export_learned: bool,
     /// What the peer is told otherwise, by family; none: as it is.
     pub export: BTreeMap<Family, ExportPolicy>,
     /// Graceful restart (RFC 4724, RFC 8538): how long the peer shall keep our routes while we are away, seconds, 0 to
-    /// 4095; none: not offered, and routes of neither side outlive a session.
+    /// 4095; none: the capability names no family, and routes of neither side outlive a session.
     pub graceful_restart: Option<u16>,
+    /// Long-lived graceful restart (RFC 9494): for how many seconds more, 0 to 16777215, the peer shall keep our routes as
+    /// the last choice; 0: not offered. Beside `graceful_restart` only. In all families.
+    pub long_lived_seconds: u32,
+    /// Whether several paths of a prefix are told and taken (RFC 7911), in all families. Told are all that may be used:
+    /// one of our own, and what others told where `export_learned` says so.
+    pub add_path: AddPath,
     /// What we are to an external neighbour (RFC 9234): route leaks are neither taken in nor made; none: nothing is
     /// known of that.
     pub role: Option<LocalRole>,
@@ -121,6 +132,7 @@ impl PeerConfig {
     pub fn new(address: IpAddr, asn: PeerAsn) -> Self {
         PeerConfig {
             address,
+            interface: None,
             asn,
             port: 179,
             passive: false,
@@ -135,12 +147,25 @@ impl PeerConfig {
             shutdown: None,
             accept: Vec::new(),
             import: ImportFilter::default(),
+            install: false,
             export_learned: false,
             export: BTreeMap::new(),
             graceful_restart: None,
+            long_lived_seconds: 0,
+            add_path: AddPath::default(),
             role: None,
             bfd: None,
         }
+    }
+
+    /// The neighbour at the other end of an interface, with all else at its default.
+    pub fn unnumbered(interface: InterfaceName, asn: PeerAsn) -> Self {
+        PeerConfig { interface: Some(interface), ..PeerConfig::new(Ipv6Addr::UNSPECIFIED.into(), asn) }
+    }
+
+    /// What the neighbour is known by.
+    pub fn id(&self) -> PeerId {
+        self.interface.map_or(PeerId::Address(self.address), PeerId::Interface)
     }
 }
 
@@ -282,7 +307,7 @@ pub struct Route {
     /// Its attributes.
     pub attributes: RouteAttributes,
     /// Peers that hear of it, ranges by their [`name`](PeerRange::name); none: all.
-    pub peers: Option<BTreeSet<IpAddr>>,
+    pub peers: Option<BTreeSet<PeerId>>,
 }
 
 /// Attributes of an announced route.
@@ -321,8 +346,11 @@ pub enum State {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PeerStatus {
-    /// Address of the neighbour.
+    /// Address of the neighbour; of an unnumbered one as it was learned, and `::` before.
     pub address: IpAddr,
+    /// The interface at whose other end an unnumbered neighbour is.
+    #[serde(default)]
+    pub interface: Option<InterfaceName>,
     /// AS of the neighbour as configured; of any external one, that of its OPEN, and 0 before.
     pub asn: Asn,
     /// Our AS.
@@ -339,15 +367,18 @@ pub struct PeerStatus {
     pub established_count: u64,
     /// Negotiated families.
     pub families: BTreeSet<Family>,
+    /// Families of which several paths of a prefix go each way (RFC 7911).
+    #[serde(default)]
+    pub add_path: AddPathStatus,
     /// Negotiated hold time, seconds.
     pub hold_seconds: Option<u16>,
     /// Negotiated keepalive interval, seconds.
     pub keepalive_seconds: Option<u16>,
     /// Names of the capabilities that the neighbour sent.
     pub capabilities: Vec<String>,
-    /// Prefixes accepted from the peer.
+    /// Prefixes accepted from the peer; of several paths each counts.
     pub prefixes_received: u64,
-    /// Prefixes announced to the peer.
+    /// Prefixes announced to the peer; of several paths each counts.
     pub prefixes_sent: u64,
     /// Messages received.
     pub messages_received: u64,
@@ -362,6 +393,23 @@ pub struct PeerStatus {
     pub bfd: Option<BfdStatus>,
 }
 
+/// Families of which several paths of a prefix were negotiated (RFC 7911).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AddPathStatus {
+    /// We tell several.
+    pub send: BTreeSet<Family>,
+    /// The peer tells several.
+    pub receive: BTreeSet<Family>,
+}
+
+impl PeerStatus {
+    /// What the neighbour is known by.
+    pub fn id(&self) -> PeerId {
+        self.interface.map_or(PeerId::Address(self.address), PeerId::Interface)
+    }
+}
+
 /// What an operator asks about graceful restart with a peer (RFC 4724).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -372,9 +420,15 @@ pub struct GracefulRestartStatus {
     pub notification: bool,
     /// Families whose routes are kept while the peer is away.
     pub families: BTreeSet<Family>,
+    /// For how long they are kept after that, as the last choice, seconds; 0: they are not (RFC 9494).
+    #[serde(default)]
+    pub long_lived_seconds: u32,
     /// Prefixes that are kept of a session that is gone, until the peer confirms them.
     pub stale_prefixes: u64,
-    /// Seconds until these are withdrawn; none: there are none.
+    /// Those of them that are the last choice by now.
+    #[serde(default)]
+    pub long_lived_prefixes: u64,
+    /// Seconds until the first of these are withdrawn, or become the last choice; none: there are none.
     pub stale_seconds: Option<u64>,
     /// Families of which the peer has told all its routes (End-of-RIB) in this session.
     pub end_of_rib: BTreeSet<Family>,
@@ -387,9 +441,11 @@ pub struct RouteStatus {
     /// `adj-in`, `loc` or `adj-out`.
     pub table: String,
     /// The peer; none for routes of our own in `loc`.
-    pub peer: Option<IpAddr>,
+    pub peer: Option<PeerId>,
     /// The destination.
     pub prefix: IpNet,
+    /// Path identifier (RFC 7911): the peer's, or in `adj-out` ours; none: none were negotiated.
+    pub path_id: Option<u32>,
     /// Next hop.
     pub next_hop: Option<IpAddr>,
     /// AS path in words, `65001 65002 {65003}`.

@@ -30,6 +30,16 @@ pub struct Endpoints {
     pub next_hops: BTreeMap<Family, NextHop>,
 }
 
+impl Endpoints {
+    /// Index of the interface of a connection between link-local addresses, else 0.
+    pub(crate) fn link(&self) -> u32 {
+        match self.remote {
+            SocketAddr::V6(remote) if remote.ip().is_unicast_link_local() => remote.scope_id(),
+            SocketAddr::V6(_) | SocketAddr::V4(_) => 0,
+        }
+    }
+}
+
 /// The connection.
 #[derive(Debug)]
 pub(crate) struct Connection {

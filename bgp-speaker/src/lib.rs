@@ -4,14 +4,18 @@ pub mod bfd;
 pub mod config;
 mod connection;
 mod decision;
+pub mod fib;
 pub mod fsm;
+pub mod ndp;
 mod negotiate;
 #[cfg(feature = "net")]
 mod net;
 mod peer;
+mod peer_id;
 mod policy;
 pub mod random;
 mod rib;
+mod sent;
 pub mod speaker;
 mod transport;
 mod update_queue;
@@ -21,6 +25,7 @@ pub mod wire;
 pub use connection::{ConnectionId, Endpoints};
 #[cfg(feature = "net")]
 pub use net::{Handle, RoutePages, spawn, spawn_restarted};
+pub use peer_id::{InterfaceName, InterfaceNameError, PeerId};
 pub use transport::{Md5Key, Md5KeyError, Transport};
 
 /// Time since a moment of the driver's choice; it never goes back.

@@ -148,7 +148,8 @@ impl Peer {
     /// Dials at once, unless the peer is shut down.
     pub(crate) fn start(&mut self, tools: &mut Tools<'_>) {
         self.down_until = None;
-        if self.config.shutdown.is_some() {
+        // An unnumbered peer that was not heard yet has no address.
+        if self.config.shutdown.is_some() || self.config.address.is_unspecified() {
             return;
         }
         self.event(Which::Dialer, Event::Start, tools);
@@ -165,13 +166,18 @@ impl Peer {
     /// Ends all connections like [`stop`](Self::stop), but the session without a word if the peer is to keep our routes
     /// (RFC 4724 section 4.1).
     pub(crate) fn leave(&mut self, notification: &Notification, tools: &mut Tools<'_>) {
-        let session = self.session().filter(|session| {
-            session.negotiated.as_ref().is_some_and(|negotiated| negotiated.graceful_restart.is_some())
-        });
-        if let Some(id) = session.and_then(|session| session.id) {
+        if self.leaves_gracefully()
+            && let Some(id) = self.session().and_then(|session| session.id)
+        {
             self.on(id, Event::Leave, tools);
         }
         self.stop(notification, tools);
+    }
+
+    /// Whether a session is up over whose end the peer keeps our routes, if it ends without a word.
+    pub(crate) fn leaves_gracefully(&self) -> bool {
+        let negotiated = self.session().and_then(|session| session.negotiated.as_ref());
+        negotiated.is_some_and(|negotiated| negotiated.graceful_restart.is_some())
     }
 
     /// Ends all connections; there are no others until then.

@@ -4,11 +4,12 @@
 use bgp_speaker::{
     config::{Asn, Family},
     wire::{
-        AfiSafi, Aggregator, Announcement, AsPath, Attributes, Capability, Context, Decoded,
-        ExtendedCommunity, GracefulRestart, Message, NextHop, Notification, Open, Origin, Reach, Reason,
-        RefreshKind, RouteRefresh, Segment, Update, decode, frame,
+        AddPath, AfiSafi, Aggregator, Announcement, AsPath, Attributes, Capability, Context, Decoded,
+        ExtendedCommunity, GracefulRestart, LongLived, Message, NextHop, Nlri, Notification, Open, Origin,
+        Reach, Reason, RefreshKind, RouteRefresh, Segment, Update, decode, frame,
     },
 };
+use ipnet::IpNet;
 use std::{collections::BTreeSet, fs, net::IpAddr, path::PathBuf};
 
 /// eBGP, four-octet AS.
@@ -48,8 +49,12 @@ fn open(asn: u32, host: u8, capabilities: Vec<Capability>) -> Message {
     Message::Open(Open { asn: Asn(asn), hold_seconds: 9, router_id: [198, 18, 0, host].into(), capabilities })
 }
 
+fn nlri(prefixes: &[&str]) -> Vec<Nlri> {
+    prefixes.iter().map(|text| text.parse::<IpNet>().unwrap().into()).collect()
+}
+
 fn withdrawn(prefixes: &[&str]) -> Message {
-    let withdrawn = prefixes.iter().map(|text| text.parse().unwrap()).collect();
+    let withdrawn = nlri(prefixes);
     Message::Update(Update { withdrawn, announced: None })
 }
 
@@ -57,7 +62,7 @@ fn announced(next_hop: &str, prefixes: &[&str], attributes: Attributes) -> Messa
     let (address, link_local) = next_hop.split_once(' ').unwrap_or((next_hop, ""));
     let next_hop =
         NextHop { address: address.parse::<IpAddr>().unwrap(), link_local: link_local.parse().ok() };
-    let prefixes = prefixes.iter().map(|text| text.parse().unwrap()).collect();
+    let prefixes = nlri(prefixes);
     let announced = Some(Announcement { attributes, reach: vec![Reach { next_hop, prefixes }] });
     Message::Update(Update { withdrawn: Vec::new(), announced })
 }
@@ -95,6 +100,8 @@ fn table() -> Vec<(&'static str, Context, Form, Message)> {
         let families = vec![(ipv4.into(), false), (ipv6.into(), false)];
         C::GracefulRestart(GracefulRestart { restarting, notification, seconds: 120, families })
     };
+    let long_lived = |family: Family| LongLived { family: family.into(), forwarding: true, seconds: 0 };
+    let takes = AddPath { send: false, receive: true };
     let frr = [
         C::MultiProtocol(ipv4.into()),
         C::MultiProtocol(ipv6.into()),
@@ -103,10 +110,10 @@ fn table() -> Vec<(&'static str, Context, Form, Message)> {
         C::EnhancedRouteRefresh,
         C::FourOctetAs(Asn(65001)),
         C::ExtendedMessage,
-        other(69, &[0, 1, 1, 1, 0, 2, 1, 1]),
+        C::AddPath(vec![(ipv4.into(), takes), (ipv6.into(), takes)]),
         other(73, b"\x02vm\x00"),
         restart(true, true),
-        other(71, &[0, 1, 1, 0x80, 0, 0, 0, 0, 2, 1, 0x80, 0, 0, 0]),
+        C::LongLivedGracefulRestart([ipv4, ipv6].map(long_lived).into()),
     ];
     let aggregate = || Attributes {
         med: Some(0),
@@ -197,7 +204,7 @@ fn table() -> Vec<(&'static str, Context, Form, Message)> {
                     restart(false, false),
                     C::FourOctetAs(Asn(65002)),
                     C::EnhancedRouteRefresh,
-                    other(71, &[]),
+                    C::LongLivedGracefulRestart(Vec::new()),
                 ]),
             ),
         ),
@@ -209,7 +216,12 @@ fn table() -> Vec<(&'static str, Context, Form, Message)> {
             open(
                 65002,
                 2,
-                with(&[C::RouteRefresh, restart(false, false), C::EnhancedRouteRefresh, other(71, &[])]),
+                with(&[
+                    C::RouteRefresh,
+                    restart(false, false),
+                    C::EnhancedRouteRefresh,
+                    C::LongLivedGracefulRestart(Vec::new()),
+                ]),
             ),
         ),
         ("bird-keepalive", external(), Same, Message::Keepalive),

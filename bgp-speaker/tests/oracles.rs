@@ -11,8 +11,8 @@ use bgp_speaker::{
     config::{Asn, Family},
     wire::{
         AfiSafi, Aggregator, Announcement, AsPath, Attributes, Capability, Community, Context, Decoded,
-        ExtendedCommunity, GracefulRestart, LargeCommunity, Message, NextHop, Notification, Open, Origin,
-        Partial, Reach, Reason, RefreshKind, RouteRefresh, Segment, Unknown, Update, decode,
+        ExtendedCommunity, GracefulRestart, LargeCommunity, Message, NextHop, Nlri, Notification, Open,
+        Origin, Partial, Reach, Reason, RefreshKind, RouteRefresh, Segment, Unknown, Update, decode,
     },
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -38,12 +38,13 @@ pub(crate) struct Said {
 
 impl Said {
     fn new(update: Update) -> Self {
-        let mut said = Said { withdrawn: update.withdrawn, ..Said::default() };
+        let prefixes = |all: Vec<Nlri>| all.into_iter().map(|nlri| nlri.prefix);
+        let mut said = Said { withdrawn: prefixes(update.withdrawn).collect(), ..Said::default() };
         if let Some(Announcement { attributes, reach }) = update.announced {
             // The oracles do not tell it of all of them.
             said.attributes = Attributes { partial: Partial::default(), ..attributes };
             for Reach { next_hop, prefixes } in reach {
-                said.announced.extend(prefixes.into_iter().map(|prefix| (next_hop, prefix)));
+                said.announced.extend(prefixes.into_iter().map(|nlri| (next_hop, nlri.prefix)));
             }
         }
         said.settled()
@@ -97,16 +98,17 @@ fn asn() -> impl Strategy<Value = Asn> {
     prop_oneof![1..=65535u32, 65536..=u32::MAX].prop_map(Asn)
 }
 
-fn ipv4_prefix() -> impl Strategy<Value = IpNet> {
-    (0..0xE000_0000u32, 0..=32u8)
-        .prop_map(|(bits, length)| Ipv4Net::new(Ipv4Addr::from_bits(bits), length).unwrap().trunc().into())
+fn ipv4_prefix() -> impl Strategy<Value = Nlri> {
+    (0..0xE000_0000u32, 0..=32u8).prop_map(|(bits, length)| {
+        IpNet::from(Ipv4Net::new(Ipv4Addr::from_bits(bits), length).unwrap().trunc()).into()
+    })
 }
 
-fn ipv6_prefix() -> impl Strategy<Value = IpNet> {
+fn ipv6_prefix() -> impl Strategy<Value = Nlri> {
     // Global unicast: 2000::/3.
     (any::<u128>(), 3..=128u8).prop_map(|(bits, length)| {
         let address = Ipv6Addr::from_bits(bits >> 3 | 1 << 125);
-        Ipv6Net::new(address, length).unwrap().trunc().into()
+        IpNet::from(Ipv6Net::new(address, length).unwrap().trunc()).into()
     })
 }
 
@@ -348,7 +350,7 @@ fn is_common(update: &Update) -> bool {
 fn bgpkit_differs(update: &Update) -> bool {
     let reach = update.announced.iter().flat_map(|announced| &announced.reach);
     let announced = reach.flat_map(|reach| &reach.prefixes);
-    announced.chain(&update.withdrawn).any(|prefix| prefix.prefix_len() == 0)
+    announced.chain(&update.withdrawn).any(|nlri| nlri.prefix.prefix_len() == 0)
 }
 
 /// What NetGauze refuses, and why that is not ours to follow: it looks at the bits beyond the length of a prefix, which are

@@ -5,14 +5,15 @@ use crate::{
     host,
     observed::{Check, Health, NodeInfo, Targets},
 };
+use bgp_speaker::PeerId;
 use bgp_speaker::config::{ConfigError, Global, PeerConfig, Route};
 use lb_bpf::{Counters, FlowEvent, Installed, service::Desired, service::Endpoint};
 use std::{
     collections::BTreeSet,
     error::Error,
     future::Future,
-    net::IpAddr,
     num::NonZeroU32,
+    sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 use tokio::sync::watch;
@@ -25,9 +26,12 @@ pub trait Datapath: Send {
     type Events: Events;
 
     /// What it holds: after a restart, what the process before left.
-    fn installed(&self) -> Installed;
-    /// Adds and changes; takes no frontend away. Returns what of `desired` it holds.
-    fn install(&mut self, desired: &Desired) -> impl Future<Output = Result<Installed, Self::Error>> + Send;
+    fn installed(&self) -> Arc<Installed>;
+    /// Adds and changes; takes no frontend away. Returns what of `desired` it holds, and nothing that pruning takes away.
+    fn install(
+        &mut self,
+        desired: &Desired,
+    ) -> impl Future<Output = Result<Arc<Installed>, Self::Error>> + Send;
     /// Takes away what the last `install` did not name.
     fn prune(&mut self) -> impl Future<Output = Result<(), Self::Error>> + Send;
     /// Returns when `install` may have something to do although nothing else is desired. Can be cancelled.
@@ -67,7 +71,7 @@ pub trait Speaker: Send {
     /// Returns when the peers have been told of the last set of routes, as far as that can be known.
     fn flushed(&self) -> impl Future<Output = ()> + Send;
     /// Peers whose session is established.
-    fn established(&self) -> impl Future<Output = BTreeSet<IpAddr>> + Send;
+    fn established(&self) -> impl Future<Output = BTreeSet<PeerId>> + Send;
     /// Changes with every change of a session's state.
     fn changes(&self) -> watch::Receiver<u64>;
 }
@@ -136,11 +140,11 @@ impl Datapath for lb_bpf::Datapath {
     type Error = lb_bpf::DatapathError;
     type Events = lb_bpf::Events;
 
-    fn installed(&self) -> Installed {
+    fn installed(&self) -> Arc<Installed> {
         lb_bpf::Datapath::installed(self)
     }
 
-    async fn install(&mut self, desired: &Desired) -> Result<Installed, Self::Error> {
+    async fn install(&mut self, desired: &Desired) -> Result<Arc<Installed>, Self::Error> {
         lb_bpf::Datapath::install(self, desired).await
     }
 
@@ -202,9 +206,9 @@ impl Speaker for bgp_speaker::Handle {
         bgp_speaker::Handle::flushed(self).await;
     }
 
-    async fn established(&self) -> BTreeSet<IpAddr> {
+    async fn established(&self) -> BTreeSet<PeerId> {
         let peers = self.peers().await;
-        peers.into_iter().filter(|peer| peer.state == "Established").map(|peer| peer.address).collect()
+        peers.into_iter().filter(|peer| peer.state == "Established").map(|peer| peer.id()).collect()
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

@@ -3,7 +3,7 @@ use crate::{PEERS, harness::US, process::PAUSE};
 use bgp_speaker::{
     config::{Asn, Family},
     wire::{
-        AsPath, Attributes, Capability, Context, EncodeError, HEADER_LENGTH, Message, Open, announce,
+        AsPath, Attributes, Capability, Context, EncodeError, HEADER_LENGTH, Message, Nlri, Open, announce,
         withdraw,
     },
 };
@@ -48,7 +48,7 @@ impl Table {
     pub(crate) fn new(count: u32) -> Result<Self, EncodeError> {
         // An odd factor only permutes what is below a power of two.
         let bound = count.next_power_of_two();
-        let prefixes: Vec<IpNet> =
+        let prefixes: Vec<Nlri> =
             (0..count).map(|index| network(index.wrapping_mul(0x9e_3779) % bound)).collect();
         let (mut announcements, mut withdrawals) = (Vec::new(), Vec::new());
         let next_hop = next_hop().into();
@@ -70,9 +70,9 @@ impl Table {
     }
 }
 
-fn network(index: u32) -> IpNet {
+fn network(index: u32) -> Nlri {
     let address = Ipv4Addr::from_bits(0x0100_0000_u32.wrapping_add(index << 8));
-    Ipv4Net::new_assert(address, 24).into()
+    IpNet::from(Ipv4Net::new_assert(address, 24)).into()
 }
 
 fn next_hop() -> IpAddr {

@@ -24,7 +24,10 @@ pub(crate) fn peers(socket: &Path, format: Format) -> Result<(), Failure> {
             head,
             peers.into_iter().map(|peer| {
                 [
-                    peer.address.to_string(),
+                    match peer.interface {
+                        Some(interface) => format!("{interface} {}", peer.address),
+                        None => peer.address.to_string(),
+                    },
                     peer.asn.0.to_string(),
                     peer.state,
                     format!("{}s", peer.since_seconds),

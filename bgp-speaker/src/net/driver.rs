@@ -3,20 +3,22 @@ use super::{
     Command, addresses,
     bfd::{Bfd, Report},
     connection::{self, Order},
+    discovery::Discovery,
+    fib::{self, Fib},
     options, socket,
 };
 use crate::{
-    ConnectionId, Endpoints, Md5Key, Time,
+    ConnectionId, Endpoints, InterfaceName, Md5Key, PeerId, Time,
     bfd::Path,
     config::{ConfigError, Global, PeerConfig, PeerRange, PeerStatus},
-    speaker::{Input, Output, Speaker},
+    speaker::{Input, Installation, Link, Output, Speaker},
 };
 use ipnet::IpNet;
 use std::{
     collections::{BTreeMap, BTreeSet},
     hash::{BuildHasher, Hasher, RandomState},
     io, mem,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::Arc,
     time::Duration,
 };
@@ -48,6 +50,10 @@ pub(super) enum Event {
     Written(ConnectionId),
     Closed(ConnectionId, String),
     Drained(ConnectionId),
+    /// The kernel has what was to be installed.
+    Installed,
+    /// What is known of the interface of an unnumbered peer.
+    Link(InterfaceName, Option<Link>),
 }
 
 pub(super) struct Driver {
@@ -70,13 +76,17 @@ pub(super) struct Driver {
     bfd: Option<Bfd>,
     /// Failures of paths that the speaker has heard of.
     path_failures: u64,
+    /// Runs since there was something to install first.
+    fib: Option<Fib>,
+    /// Runs since there was an unnumbered peer first.
+    discovery: Option<Discovery>,
 }
 
 /// What the driver knows of a connection that the speaker has not closed.
 enum Connection {
     Dialling(AbortHandle),
     Open {
-        remote: IpAddr,
+        remote: SocketAddr,
         orders: mpsc::Sender<Order>,
         key: watch::Sender<Option<Md5Key>>,
         /// The connection has a batch in hand.
@@ -122,6 +132,8 @@ impl Driver {
             changed,
             bfd: None,
             path_failures: 0,
+            fib: None,
+            discovery: None,
         }
     }
 
@@ -229,6 +241,7 @@ impl Driver {
         self.set_keys(md5_keys(&peers, self.speaker.ranges()))?;
         let outputs = self.speaker.set_peers(peers, self.now())?;
         self.perform(outputs);
+        self.discover();
         self.change_session_keys();
         Ok(())
     }
@@ -294,7 +307,7 @@ impl Driver {
             Event::Dialled(connection, result) => {
                 match result.and_then(|stream| Ok((endpoints(&stream)?, stream))) {
                     Ok((endpoints, stream)) if self.connections.contains_key(&connection) => {
-                        self.serve(connection, stream, endpoints.remote.ip());
+                        self.serve(connection, stream, endpoints.remote);
                         self.input(Input::Connected { connection, endpoints });
                     }
                     Ok(_) => (),
@@ -314,6 +327,13 @@ impl Driver {
                 }
             }
             Event::Closed(connection, reason) => self.input(Input::Closed { connection, reason }),
+            Event::Link(interface, link) => self.input(Input::Link { interface, link }),
+            Event::Installed => {
+                if let Some(fib) = &mut self.fib {
+                    fib.installed();
+                }
+                self.install();
+            }
             Event::Drained(id) => self.held.iter_mut().for_each(|held| {
                 held.after.remove(&id);
             }),
@@ -322,7 +342,7 @@ impl Driver {
 
     fn accepted(&mut self, stream: TcpStream) -> io::Result<()> {
         let endpoints = endpoints(&stream)?;
-        match self.speaker.transport(endpoints.remote.ip()) {
+        match self.speaker.transport(endpoints.remote) {
             Some(transport) if self.tasks.len() + self.held.len() < MAX_TASKS => {
                 socket::prepare(&stream, &transport)?;
             }
@@ -330,7 +350,7 @@ impl Driver {
             _ => return Err(io::Error::other(format!("{}: no such peer", endpoints.remote.ip()))),
         }
         let drain = |(&id, connection): (&ConnectionId, &Connection)| match connection {
-            Connection::Open { remote, orders, .. } if *remote == endpoints.remote.ip() => {
+            Connection::Open { remote, orders, .. } if same_end(*remote, endpoints.remote) => {
                 // Room for the others must stay.
                 (orders.capacity() > ORDERS && orders.try_send(Order::Drain).is_ok()).then_some(id)
             }
@@ -349,12 +369,12 @@ impl Driver {
         while let Some(at) = self.held.iter().position(|held| held.after.is_empty()) {
             let Held { stream, endpoints, .. } = self.held.remove(at);
             let connection = self.speaker.accept_id();
-            self.serve(connection, stream, endpoints.remote.ip());
+            self.serve(connection, stream, endpoints.remote);
             self.input(Input::Accepted { connection, endpoints });
         }
     }
 
-    fn serve(&mut self, id: ConnectionId, stream: TcpStream, remote: IpAddr) {
+    fn serve(&mut self, id: ConnectionId, stream: TcpStream, remote: SocketAddr) {
         let (orders, receiver) = mpsc::channel(ORDERS + DRAINS);
         let (key, keys) = watch::channel(self.speaker.transport(remote).and_then(|transport| transport.md5));
         self.tasks.spawn(connection::run(id, stream, receiver, keys, self.sender.clone()));
@@ -365,7 +385,7 @@ impl Driver {
     fn paths_changed(&mut self) {
         let Some(bfd) = &mut self.bfd else { return };
         let heard = self.path_failures;
-        let failed: BTreeMap<IpAddr, Report> = {
+        let failed: BTreeMap<PeerId, Report> = {
             let reports = bfd.reports_mut().borrow_and_update();
             let new = reports.iter().filter(|(_, report)| report.failure > heard);
             new.map(|(peer, report)| (*peer, report.clone())).collect()
@@ -380,7 +400,7 @@ impl Driver {
     }
 
     /// The thread is started when there is something to watch.
-    fn watch(&mut self, peer: IpAddr, path: Option<Path>) {
+    fn watch(&mut self, peer: PeerId, path: Option<Path>) {
         if self.bfd.is_none() && path.is_some() {
             match Bfd::start(RandomState::new().build_hasher().finish()) {
                 Ok(bfd) => self.bfd = Some(bfd),
@@ -392,13 +412,38 @@ impl Driver {
         }
     }
 
+    /// Looks for the neighbours of unnumbered peers.
+    fn discover(&mut self) {
+        let interfaces = self.speaker.interfaces();
+        if !interfaces.is_empty() || self.discovery.is_some() {
+            let events = || Discovery::start(self.sender.clone());
+            self.discovery.get_or_insert_with(events).watch(interfaces);
+        }
+    }
+
+    /// Gives the kernel's side its next batch, unless it has one in hand; it is started when there is one.
+    fn install(&mut self) {
+        if self.fib.is_none() {
+            match Fib::start(self.sender.clone()) {
+                Ok(fib) => self.fib = Some(fib),
+                Err(error) => tracing::error!(%error, "routes cannot be installed"),
+            }
+        }
+        if let Some(fib) = self.fib.as_mut().filter(|fib| !fib.is_busy()) {
+            let installation = self.speaker.install(fib::BATCH);
+            if installation != Installation::default() {
+                fib.install(installation);
+            }
+        }
+    }
+
     /// All peers, with what BFD says of their paths.
     fn peers(&self) -> Vec<PeerStatus> {
         let mut peers = self.speaker.peers(self.now());
         if let Some(bfd) = &self.bfd {
             let reports = bfd.reports().borrow();
             for peer in &mut peers {
-                peer.bfd = reports.get(&peer.address).map(Report::status);
+                peer.bfd = reports.get(&peer.id()).map(Report::status);
             }
         }
         peers
@@ -431,6 +476,7 @@ impl Driver {
                 },
                 Output::Transmit { connection } => self.transmit(connection),
                 Output::Watch { peer, path } => self.watch(peer, path),
+                Output::Install => self.install(),
                 Output::StateChanged { peer, state, last_error } => {
                     tracing::info!(%peer, ?state, last_error, "session");
                     self.changed.send_modify(|changes| *changes += 1);
@@ -463,13 +509,17 @@ impl Driver {
     /// Says goodbye on all connections and waits until that is said; the tasks see to it that it ends.
     async fn shutdown(&mut self) {
         self.listeners.clear();
+        self.discovery = None;
         let outputs = self.speaker.shutdown(self.now());
         self.perform(outputs);
         self.connections.clear();
         self.events.close();
         while self.tasks.join_next().await.is_some() {}
-        // The sessions have taken their leave: now their paths do.
+        // The sessions have taken their leave: now their paths do, and their routes.
         self.bfd = None;
+        if let Some(fib) = self.fib.take() {
+            fib.leave(self.speaker.install(usize::MAX)).await;
+        }
     }
 }
 
@@ -483,6 +533,15 @@ fn md5_keys<'a>(
     all.filter_map(|(remote, peer)| Some((remote, peer.md5.clone()?))).collect()
 }
 
+/// Whether two connections are with the same neighbour, whatever their ports.
+fn same_end(one: SocketAddr, other: SocketAddr) -> bool {
+    let scope = |end| match end {
+        SocketAddr::V6(end) => end.scope_id(),
+        SocketAddr::V4(_) => 0,
+    };
+    (one.ip(), scope(one)) == (other.ip(), scope(other))
+}
+
 fn reply<T>(answer: oneshot::Sender<T>, value: T) {
     // Who asked may have gone.
     let _: Result<_, _> = answer.send(value);
@@ -490,7 +549,7 @@ fn reply<T>(answer: oneshot::Sender<T>, value: T) {
 
 fn endpoints(stream: &TcpStream) -> io::Result<Endpoints> {
     let local = stream.local_addr()?;
-    let next_hops = addresses::next_hops(local.ip());
+    let next_hops = addresses::next_hops(local);
     Ok(Endpoints { local, remote: stream.peer_addr()?, next_hops })
 }
 

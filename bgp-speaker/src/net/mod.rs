@@ -5,7 +5,7 @@
 //! ```text
 //!  Handle ── commands ──> driver (Speaker) ── orders ──> connection ──> TCP
 //!  listener, dialing ── events ──┘ │ └────────── events ─────┘
-//!                            bfd <┘ (a thread of its own)
+//!                       bfd, fib <┘ (threads of their own)
 //! ```
 //! Memory is bounded at each arrow: a connection has one batch of messages in hand and asks for the next when the
 //! kernel has taken it (a peer that does not read gets none, and delays nobody), and hands over what it read
@@ -13,7 +13,9 @@
 mod addresses;
 mod bfd;
 mod connection;
+mod discovery;
 mod driver;
+mod fib;
 mod options;
 mod socket;
 

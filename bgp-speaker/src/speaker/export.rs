@@ -1,12 +1,13 @@
 //! What goes out: our own routes, marks for what changed, and the UPDATEs of a session.
 use super::{OwnRoute, Slot, Speaker, family_of};
 use crate::{
+    PeerId,
     config::{Asn, Family, Route, RouteAttributes},
     connection::ConnectionId,
     policy::{Export, Provenance},
-    rib::{AttributesId, Path, PathAttributes, PrefixId, Source},
+    rib::{AttributesId, Change, Path, PathAttributes, PrefixId, Source},
     update_queue::Exporter,
-    wire::{AsPath, Attributes, Community, ExtendedCommunity, LargeCommunity, NextHop},
+    wire::{AsPath, Attributes, Community, ExtendedCommunity, LargeCommunity, NextHop, PathId},
 };
 use ipnet::IpNet;
 use std::{collections::BTreeMap, mem, net::IpAddr};
@@ -28,10 +29,9 @@ impl Speaker {
         for prefix in old.keys().filter(|prefix| !wanted.contains_key(prefix)) {
             let family = family_of(prefix);
             if let Some(id) = self.rib.table(family).find(prefix) {
-                if let Some(change) = self.rib.remove(family, id, Source::LOCAL)
-                    && change.best
-                {
-                    self.mark(family, id);
+                if let Some(change) = self.rib.remove(family, id, Source::LOCAL, PathId::default()) {
+                    self.mark(family, &change);
+                    self.mark_installed(family, id);
                 }
                 self.release_unused(family, [id]);
             }
@@ -42,7 +42,9 @@ impl Speaker {
             {
                 let family = family_of(prefix);
                 let change = self.rib.set(family, *prefix, Path::own(first.attributes));
-                self.mark(family, change.prefix);
+                // Of several routes another one may have changed.
+                self.mark(family, &Change { best: true, ..change });
+                self.mark_installed(family, change.prefix);
             }
         }
         for route in old.into_values().flatten() {
@@ -64,19 +66,22 @@ impl Speaker {
         self.replace_own_routes(routes);
     }
 
-    /// The best route of a prefix changed: whoever knows it or may hear of it looks again. Who told it hears nothing of it
-    /// (split horizon).
-    pub(super) fn mark(&mut self, family: Family, id: PrefixId) {
+    /// A path of a prefix changed: whoever knows it or may hear of it looks again, if it is the best one, or all
+    /// matter. Who told the best one hears nothing of it (split horizon).
+    pub(super) fn mark(&mut self, family: Family, change: &Change) {
+        if change.old == change.new && !change.best {
+            return;
+        }
+        let id = change.prefix;
         let best = self.rib.table(family).best(id).map(|best| best.source);
         for (source, slot) in (0..).map(Source).zip(&mut self.peers) {
             let Some(slot) = slot else { continue };
-            let may_hear = match best {
-                Some(Source::LOCAL) => true,
-                Some(best) => best != source && slot.peer.config.export_learned,
-                None => false,
-            };
+            let learned = slot.peer.config.export_learned;
             if let Some(out) = slot.out.get_mut(&family)
-                && (may_hear || out.knows(id))
+                && (change.best || out.takes_all())
+                && (best == Some(Source::LOCAL)
+                    || learned && (out.takes_all() || best.is_some_and(|best| best != source))
+                    || out.knows(id))
             {
                 out.mark(id);
             }
@@ -97,7 +102,10 @@ impl Speaker {
     pub(super) fn release_unused(&mut self, family: Family, ids: impl IntoIterator<Item = PrefixId>) {
         for id in ids {
             let used = |slot: &Slot| slot.out.get(&family).is_some_and(|out| out.uses(id));
-            if self.rib.table(family).paths(id).is_empty() && !self.peers.iter().flatten().any(used) {
+            if self.rib.table(family).paths(id).is_empty()
+                && !self.fib.uses(family, id)
+                && !self.peers.iter().flatten().any(used)
+            {
                 self.rib.release(family, id);
             }
         }
@@ -124,7 +132,7 @@ impl Speaker {
         let (Some(negotiated), Some(ends)) = (&session.negotiated, &session.endpoints) else { return };
         let exporter = PeerExporter {
             source,
-            name: slot.range.map_or(slot.peer.config.address, |range| range.network()),
+            name: slot.range.map_or(slot.peer.config.id(), |range| PeerId::Address(range.network())),
             deferring: self.own_start.deferring,
             own: &self.own,
             neighbours: &self
@@ -137,6 +145,7 @@ impl Speaker {
                 local_asn: global.asn,
                 internal: negotiated.context.internal,
                 address: slot.peer.config.address,
+                long_lived: negotiated.knows_long_lived,
                 learned: slot.peer.config.export_learned,
                 extended_next_hop: negotiated.context.extended_next_hop,
                 changes: &slot.peer.config.export,
@@ -170,8 +179,8 @@ impl Speaker {
 
 struct PeerExporter<'a> {
     source: Source,
-    /// By which routes name the peer: its address, or that of its range.
-    name: IpAddr,
+    /// By which routes name the peer: its own, or that of its range.
+    name: PeerId,
     /// Learned routes are held back.
     deferring: bool,
     own: &'a BTreeMap<IpNet, Vec<OwnRoute>>,

@@ -1,9 +1,12 @@
 //! The speaker against real routers (FRR, BIRD, GoBGP, OpenBGPD) and against hand-made bytes, in network namespaces. Needs root.
 #![expect(clippy::unwrap_used, reason = "what a test cannot go on without")]
+mod add_path;
 mod bfd;
 mod capture;
 mod command;
+mod fib;
 mod harness;
+mod long_lived;
 mod next_hop;
 mod others;
 mod policy;
@@ -12,3 +15,4 @@ mod restart;
 mod routers;
 mod sessions;
 mod transport;
+mod unnumbered;

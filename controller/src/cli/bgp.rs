@@ -3,9 +3,11 @@ use super::{
     Failure, Instance,
     output::{Format, age, json, or_dash, print, table},
 };
-use bgp_speaker::config::{Family, PeerStatus, RouteStatus};
+use bgp_speaker::{
+    PeerId,
+    config::{Family, PeerStatus, RouteStatus},
+};
 use clap::Subcommand;
-use std::net::IpAddr;
 
 /// Shows the sessions and routes of the BGP speaker
 #[derive(Debug, clap::Args)]
@@ -29,8 +31,8 @@ enum What {
         #[command(flatten)]
         options: Options,
         /// Only routes of this peer.
-        #[arg(long, value_name = "ADDR")]
-        peer: Option<IpAddr>,
+        #[arg(long, value_name = "ADDR|INTERFACE")]
+        peer: Option<PeerId>,
     },
 }
 
@@ -84,7 +86,7 @@ fn peers_table(peers: &[PeerStatus]) -> String {
         &header,
         peers.iter().map(|p| {
             vec![
-                p.address.to_string(),
+                p.id().to_string(),
                 p.asn.0.to_string(),
                 or_dash(p.router_id),
                 p.state.clone(),

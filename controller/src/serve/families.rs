@@ -1,13 +1,14 @@
 //! The page of metrics, from what the instance knows at the moment of the scrape: nothing is counted in two places,
 //! and what is gone from the instance is gone from the page.
 use super::rows::{BackendRow, InstanceStatus, ServiceRow};
+use bgp_speaker::PeerId;
 use bgp_speaker::config::{BfdStatus, PeerStatus};
 use lb_bpf::{
     Counter, Counters,
     abi::{Action, Verdict},
 };
 use prometheus::{Histogram, IntCounterVec, IntGaugeVec, Opts, Registry, Result, TextEncoder};
-use std::{collections::BTreeMap, net::IpAddr, net::SocketAddr};
+use std::{collections::BTreeMap, net::SocketAddr};
 
 /// Verdicts that have no counter of their own: the kernel program counts these packets with the backend, or not at
 /// all. A constant 0 would be a lie.
@@ -20,8 +21,8 @@ pub(super) struct Facts<'a> {
     pub(super) services: &'a [ServiceRow],
     pub(super) counters: &'a Counters,
     pub(super) peers: &'a [PeerStatus],
-    /// Names of the BGPPeer objects, by address.
-    pub(super) peer_names: &'a BTreeMap<IpAddr, String>,
+    /// Names of the BGPPeer objects, by address or interface.
+    pub(super) peer_names: &'a BTreeMap<PeerId, String>,
     pub(super) conditions: &'a [ConditionRow],
     pub(super) pass_seconds: &'a Histogram,
 }
@@ -242,7 +243,7 @@ impl Facts<'_> {
 
     fn bgp(&self, registry: &Registry) -> Result<()> {
         let sample = |value: fn(&PeerStatus) -> u64| {
-            self.peers.iter().map(move |p| ([self.peer_name(p.address), p.address.to_string()], value(p)))
+            self.peers.iter().map(move |p| ([self.peer_name(p.id()), p.id().to_string()], value(p)))
         };
         const PEER: [&str; 2] = ["name", "peer"];
         gauges(
@@ -250,9 +251,7 @@ impl Facts<'_> {
             "fairlead_bgp_peer_state",
             "1; the label is the state of the session (RFC 4271 section 8.2.2).",
             ["name", "peer", "state"],
-            self.peers
-                .iter()
-                .map(|p| ([self.peer_name(p.address), p.address.to_string(), p.state.clone()], 1)),
+            self.peers.iter().map(|p| ([self.peer_name(p.id()), p.id().to_string(), p.state.clone()], 1)),
         )?;
         gauges(
             registry,
@@ -312,7 +311,7 @@ impl Facts<'_> {
         )?;
         let watched = |value: fn(&BfdStatus) -> u64| {
             let of = move |p: &PeerStatus| {
-                Some(([self.peer_name(p.address), p.address.to_string()], value(p.bfd.as_ref()?)))
+                Some(([self.peer_name(p.id()), p.id().to_string()], value(p.bfd.as_ref()?)))
             };
             self.peers.iter().filter_map(of)
         };
@@ -332,8 +331,8 @@ impl Facts<'_> {
         )
     }
 
-    fn peer_name(&self, address: IpAddr) -> String {
-        self.peer_names.get(&address).cloned().unwrap_or_default()
+    fn peer_name(&self, id: PeerId) -> String {
+        self.peer_names.get(&id).cloned().unwrap_or_default()
     }
 }
 
@@ -420,7 +419,7 @@ mod tests {
         let counter = Counter { packets: 5, bytes: 300, flows: 0 };
         let counters = Counters {
             verdicts: Verdict::ALL.iter().map(|verdict| (verdict.label(), counter)).collect(),
-            drops: [(ServiceKey("LoadBalancer/web/http/ipv4".to_owned()), [("no_backend", counter)].into())]
+            drops: [(ServiceKey("LoadBalancer/web/http/ipv4".into()), [("no_backend", counter)].into())]
                 .into(),
             filters: [("PacketFilter/teardrop/0".to_owned(), counter)].into(),
             ..Counters::default()

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     api::{PacketFilterStatus, kind::Kind, packet_filter::RuleStatus},
-    desired::{peer_address, rule_key},
+    desired::{peer_id, rule_key},
     fault::Fault,
     flows::Flows,
     observed::FilterCounters,
@@ -14,12 +14,13 @@ use crate::{
     status::Statuses,
 };
 use bgp_speaker::Handle;
+use bgp_speaker::PeerId;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use lb_bpf::{DatapathError, Tracer, trace::Packet};
 use prometheus::{Histogram, HistogramOpts, exponential_buckets};
 use serde::Serialize;
 use serde_json::Value;
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 use tokio::sync::watch;
 
 /// A running instance, as its servers see it. Cheap to clone.
@@ -157,12 +158,12 @@ fn counted(
     statuses
 }
 
-/// Names of the BGPPeers by address; of several with one address the first by name.
-fn peer_names(view: &View) -> BTreeMap<IpAddr, String> {
+/// Names of the BGPPeers by address or interface; of several with the same one the first by name.
+fn peer_names(view: &View) -> BTreeMap<PeerId, String> {
     let mut names = BTreeMap::new();
     for (name, peer) in &view.declared.peers {
-        if let Some(address) = peer_address(peer, &view.observed.node) {
-            names.entry(address).or_insert_with(|| name.clone());
+        if let Some(id) = peer_id(peer, &view.observed.node) {
+            names.entry(id).or_insert_with(|| name.clone());
         }
     }
     names

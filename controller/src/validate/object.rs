@@ -5,7 +5,7 @@ use crate::{
         PacketFilterSpec, PoolUse, Selector,
         address_pool::{ONE_BLOCK, ONE_FAMILY},
         bgp_advertisement::Source,
-        bgp_peer::{AddPath, HOLD_TIME, KEEPALIVE, ONE_NEIGHBOUR, TTL_EXCLUSIVE},
+        bgp_peer::{HOLD_TIME, KEEPALIVE, KEYS_OF_ADDRESSES, ON_LINK, ONE_NEIGHBOUR, TTL_EXCLUSIVE},
         load_balancer::{ADDRESSES_OR_POOL, DIRECT_RETURN_PORT, ONE_BACKEND},
         packet_filter::{
             self, BytesAt, DROPS_EVERYTHING, FLAGS_OF_PROTOCOL, FilterAction, FilterRule, MASK_LENGTH,
@@ -17,6 +17,7 @@ use crate::{
     },
     object::Object,
 };
+use bgp_speaker::InterfaceName;
 use std::{collections::BTreeMap, net::IpAddr};
 
 /// Field and reason.
@@ -216,7 +217,15 @@ impl Faults {
                 self.add("address", format!("{address} is {reason}"));
             }
         }
-        self.not_yet(spec.interface.is_some(), "interface");
+        if let Some(interface) = &spec.interface {
+            if let Err(reason) = interface.parse::<InterfaceName>() {
+                self.add("interface", format!("{} {reason}", quoted(interface)));
+            }
+            let far = spec.ttl_security.as_ref().is_some_and(|security| security.hops.get() > 1);
+            self.add_if(spec.ebgp_multihop.is_some(), "ebgpMultihop", ON_LINK);
+            self.add_if(far, "ttlSecurity", ON_LINK);
+            self.add_if(spec.auth.is_some(), "auth", KEYS_OF_ADDRESSES);
+        }
         let timers = &spec.timers;
         self.add_if(matches!(timers.hold_seconds.get(), 1 | 2), "timers", HOLD_TIME);
         let too_slow = u32::from(timers.keepalive()) * 3 > u32::from(timers.hold_seconds.get());
@@ -229,8 +238,6 @@ impl Faults {
             "ttlSecurity",
             TTL_EXCLUSIVE,
         );
-        self.not_yet(spec.add_path != AddPath::default(), "addPath");
-        self.not_yet(spec.import.install, "import.install");
     }
 
     fn advertisement(&mut self, spec: &BGPAdvertisementSpec) {

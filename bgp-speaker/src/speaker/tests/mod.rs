@@ -1,10 +1,13 @@
 //! Whole speakers in virtual time.
 mod bfd;
+mod fib;
 mod histories;
+mod long_lived;
 mod restart;
 mod sessions;
 mod sim;
 mod slow;
+mod unnumbered;
 mod virtual_time;
 
 use crate::config::{

@@ -1,5 +1,7 @@
 //! One speaker and peers that follow a script, message by message.
+mod add_path;
 mod down;
+mod kept;
 mod ranges;
 
 use super::*;
@@ -137,7 +139,7 @@ fn told(host: u8, prefixes: &[&str]) -> Message {
         Attributes { as_path: AsPath::sequence([65000 + u32::from(host)]), ..Attributes::default() };
     let reach = Reach {
         next_hop: address(host).into(),
-        prefixes: prefixes.iter().map(|prefix| prefix.parse().unwrap()).collect(),
+        prefixes: prefixes.iter().map(|prefix| prefix.parse::<IpNet>().unwrap().into()).collect(),
     };
     Message::Update(Update {
         withdrawn: vec![],

@@ -6,7 +6,7 @@ use bgp_speaker::{
     wire::{
         AddPath, AfiSafi, Aggregator, Announcement, AsPath, Attributes, Capability, Context, Decoded,
         ExtendedCommunity, GracefulRestart, LongLived, Message, NextHop, Nlri, Notification, Open, Origin,
-        Reach, Reason, RefreshKind, RouteRefresh, Update, decode, frame,
+        Reach, Reason, RefreshKind, RouteRefresh, Segment, Update, decode, frame,
     },
 };
 use ipnet::IpNet;
@@ -16,6 +16,10 @@ use std::{collections::BTreeSet, fs, net::IpAddr, path::PathBuf};
 fn external() -> Context {
     let families = Family::ALL.into();
     Context { four_octet_as: true, families, ..Context::default() }
+}
+
+fn extended_next_hop() -> Context {
+    Context { extended_next_hop: true, ..external() }
 }
 
 fn two_octet() -> Context {
@@ -141,7 +145,52 @@ fn table() -> Vec<(&'static str, Context, Form, Message)> {
     };
     let shutdown =
         |text| Message::Notification(Notification::with_communication(Reason::ADMINISTRATIVE_SHUTDOWN, text));
+    let exabgp_open = [
+        C::MultiProtocol(ipv4.into()),
+        C::MultiProtocol(ipv6.into()),
+        C::FourOctetAs(Asn(65002)),
+        C::ExtendedNextHop(vec![(ipv4.into(), 2)]),
+        C::GracefulRestart(GracefulRestart {
+            restarting: true,
+            notification: false,
+            seconds: 120,
+            families: vec![(ipv4.into(), true), (ipv6.into(), true)],
+        }),
+        C::RouteRefresh,
+        C::EnhancedRouteRefresh,
+        C::ExtendedMessage,
+    ];
+    let exabgp_attributes = Attributes {
+        origin: Origin::Incomplete,
+        as_path: AsPath(vec![
+            Segment::Sequence(vec![Asn(65002), Asn(4_200_000_001)]),
+            Segment::Set(vec![Asn(65010), Asn(65011)]),
+        ]),
+        med: Some(10),
+        atomic_aggregate: true,
+        aggregator: Some(Aggregator { asn: Asn(4_200_000_001), address: [198, 18, 0, 2].into() }),
+        communities: ["65002:200".parse().unwrap(), "no-export".parse().unwrap()].into(),
+        extended_communities: [route_target(65002, 9)].into(),
+        large_communities: ["65002:7:8".parse().unwrap()].into(),
+        ..Attributes::default()
+    };
+    let exabgp_community = Attributes { communities: ["65002:1".parse().unwrap()].into(), ..path([65002]) };
     vec![
+        ("exabgp-open", external(), Other, open(65002, 2, exabgp_open.to_vec())),
+        (
+            "exabgp-attributes",
+            external(),
+            Same,
+            announced("198.18.0.2", &["192.0.2.0/24"], exabgp_attributes),
+        ),
+        ("exabgp-ipv6", external(), Other, announced("fd00:18::2", &["2001:db8:b::/48"], exabgp_community)),
+        (
+            "exabgp-extended-next-hop",
+            extended_next_hop(),
+            Other,
+            announced("fd00:18::2", &["198.51.100.0/24"], path([65002])),
+        ),
+        ("exabgp-end-of-rib-ipv6", external(), Same, Message::EndOfRib(ipv6)),
         (
             "bird-open",
             external(),
@@ -272,6 +321,7 @@ fn every_file_is_in_the_table_and_names_its_router() {
     assert_eq!(files, names);
     for file in files {
         let text = fs::read_to_string(directory().join(&file)).unwrap();
-        assert!(text.starts_with("# FRR 8.4.4: ") || text.starts_with("# BIRD 2.0.12: "), "{file}");
+        let sources = ["# FRR 8.4.4: ", "# BIRD 2.0.12: ", "# ExaBGP 4.2.25: "];
+        assert!(sources.iter().any(|source| text.starts_with(source)), "{file}");
     }
 }

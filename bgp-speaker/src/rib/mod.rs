@@ -1,5 +1,6 @@
 //! Routing information bases: the [`table`] of each family holds what peers told us and what is best of it,
 //! [`intern`] the attributes, each set once.
+mod index;
 mod intern;
 mod table;
 
@@ -9,7 +10,7 @@ pub(crate) use table::{Change, Chooser, Path, PrefixId, Source, Table};
 use crate::{
     config::Family,
     decision::{Decision, Neighbour},
-    wire::{Attributes, NextHop, PathId},
+    wire::{Attributes, NextHop, Nlri, PathId},
 };
 use ipnet::IpNet;
 
@@ -50,6 +51,13 @@ impl Rib {
             Family::Ipv4Unicast => &self.ipv4,
             Family::Ipv6Unicast => &self.ipv6,
         }
+    }
+
+    /// Prefixes that are about to be looked for, together: see [`Table::touch`].
+    pub(crate) fn touch(&self, prefixes: &[Nlri]) {
+        let all = || prefixes.iter().map(|nlri| &nlri.prefix);
+        self.ipv4.touch(all().filter(|prefix| matches!(prefix, IpNet::V4(_))));
+        self.ipv6.touch(all().filter(|prefix| matches!(prefix, IpNet::V6(_))));
     }
 
     pub(crate) fn decision(&self) -> Decision<'_> {

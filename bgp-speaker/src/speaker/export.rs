@@ -68,17 +68,21 @@ impl Speaker {
     }
 
     /// A path of a prefix changed: whoever knows it or may hear of it looks again, if it is the best one, or all
-    /// matter.
+    /// matter. Who told the best one hears nothing of it (split horizon).
     pub(super) fn mark(&mut self, family: Family, change: &Change) {
         if change.old == change.new && !change.best {
             return;
         }
         let id = change.prefix;
-        let own = self.rib.table(family).best(id).is_some_and(|best| best.source == Source::LOCAL);
-        for slot in self.peers.iter_mut().flatten() {
+        let best = self.rib.table(family).best(id).map(|best| best.source);
+        for (source, slot) in (0..).map(Source).zip(&mut self.peers) {
+            let Some(slot) = slot else { continue };
+            let learned = slot.peer.config.export_learned;
             if let Some(out) = slot.out.get_mut(&family)
                 && (change.best || out.takes_all())
-                && (own || slot.peer.config.export_learned || out.knows(id))
+                && (best == Some(Source::LOCAL)
+                    || learned && (out.takes_all() || best.is_some_and(|best| best != source))
+                    || out.knows(id))
             {
                 out.mark(id);
             }
@@ -169,6 +173,9 @@ impl Speaker {
             slot.peer.last_error = Some((LastError::Unsendable(error), None));
         }
         for (family, unused) in unused {
+            let table = self.rib.table(family);
+            let prefixes: Vec<IpNet> = unused.iter().map(|&id| table.prefix(id)).collect();
+            table.touch(&prefixes);
             self.release_unused(family, unused);
         }
     }

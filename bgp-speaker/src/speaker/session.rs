@@ -122,7 +122,7 @@ impl Speaker {
     }
 
     pub(super) fn update(&mut self, source: Source, update: Update) {
-        // All searches first: their cache misses overlap.
+        self.rib.touch(&update.withdrawn);
         let find = |nlri: &Nlri| {
             let family = family_of(&nlri.prefix);
             Some((family, (self.rib.table(family).find(&nlri.prefix)?, nlri.path)))
@@ -137,6 +137,7 @@ impl Speaker {
             self.withdraw(source, family, path);
         }
         if let Some(announced) = update.announced {
+            announced.reach.iter().for_each(|reach| self.rib.touch(&reach.prefixes));
             self.announced(source, announced);
         }
     }

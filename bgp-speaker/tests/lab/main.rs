@@ -3,6 +3,7 @@
 mod add_path;
 mod bfd;
 mod bmp;
+mod capture;
 mod command;
 mod fib;
 mod handover;

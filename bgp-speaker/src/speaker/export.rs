@@ -32,7 +32,6 @@ impl Speaker {
             if let Some(id) = self.rib.table(family).find(prefix) {
                 if let Some(change) = self.rib.remove(family, id, Source::LOCAL, PathId::default()) {
                     self.mark(family, &change);
-                    self.mark_installed(family, id);
                 }
                 self.release_unused(family, [id]);
             }
@@ -45,7 +44,6 @@ impl Speaker {
                 let change = self.rib.set(family, *prefix, Path::own(first.attributes));
                 // Of several routes another one may have changed.
                 self.mark(family, &Change { best: true, ..change });
-                self.mark_installed(family, change.prefix);
             }
         }
         for route in old.into_values().flatten() {
@@ -73,6 +71,7 @@ impl Speaker {
         if change.old == change.new && !change.best {
             return;
         }
+        self.mark_installed(family, change.prefix);
         let id = change.prefix;
         let best = self.rib.table(family).best(id).map(|best| best.source);
         for (source, slot) in (0..).map(Source).zip(&mut self.peers) {

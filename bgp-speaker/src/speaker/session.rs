@@ -255,7 +255,6 @@ impl Speaker {
             self.feeds.values_mut().for_each(|feed| feed.mark(source, family, (change.prefix, change.path)));
         }
         self.mark(family, change);
-        self.mark_installed(family, change.prefix);
     }
 
     /// The peer asks for our routes, or marks a refresh of its own (RFC 7313 section 4).

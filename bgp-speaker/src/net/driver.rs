@@ -1,4 +1,8 @@
 //! The driver: gives the pure speaker what happens, does what it says.
+mod handover;
+mod keys;
+mod stations;
+
 use super::{
     Command, addresses,
     bfd::{Bfd, Report},
@@ -42,8 +46,6 @@ const MAX_TASKS: usize = 16 * 1024;
 const ORDERS: usize = 2;
 /// And so many orders to drain.
 const DRAINS: usize = 4;
-/// How long connections have to give back their sockets; those that do not end.
-const DETACH_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause after a failed accept: what is missing (file descriptors) does not come back at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -320,48 +322,6 @@ impl Driver {
         Ok(())
     }
 
-    fn change_session_keys(&self) {
-        for connection in self.connections.values() {
-            if let Connection::Open { remote, key, .. } = connection {
-                let wanted = self.speaker.transport(*remote).and_then(|transport| transport.md5);
-                key.send_if_modified(|key| mem::replace(key, wanted.clone()) != wanted);
-            }
-        }
-    }
-
-    /// Changes the keys of the listeners. After an error they have those of before.
-    fn set_keys(&mut self, wanted: BTreeMap<IpNet, Md5Key>) -> Result<(), ConfigError> {
-        let before = mem::replace(&mut self.keys, wanted);
-        let result = self.change_keys(&before, &self.keys);
-        if result.is_err() {
-            let failed = mem::replace(&mut self.keys, before);
-            if let Err(error) = self.change_keys(&failed, &self.keys) {
-                tracing::warn!(%error, "keys of the listeners");
-            }
-        }
-        result
-    }
-
-    fn change_keys(
-        &self,
-        from: &BTreeMap<IpNet, Md5Key>,
-        to: &BTreeMap<IpNet, Md5Key>,
-    ) -> Result<(), ConfigError> {
-        let gone = from.keys().filter(|remote| !to.contains_key(remote)).map(|remote| (remote, None));
-        let new =
-            to.iter().filter(|(remote, key)| from.get(remote) != Some(key)).map(|(r, key)| (r, Some(key)));
-        for (remote, key) in gone.chain(new) {
-            for (local, listener) in &self.listeners {
-                if local.is_ipv4() == remote.addr().is_ipv4() {
-                    options::set_md5(&*listener.socket, *remote, key).map_err(|error| {
-                        ConfigError::new(format!("peer {}", remote.addr()), "auth", error.to_string())
-                    })?;
-                }
-            }
-        }
-        Ok(())
-    }
-
     fn event(&mut self, event: Event) {
         match event {
             Event::Accepted(stream) => {
@@ -572,131 +532,11 @@ impl Driver {
         }
     }
 
-    fn set_stations(&mut self, stations: Vec<BmpStation>) -> Result<(), ConfigError> {
-        let outputs = self.speaker.set_stations(&stations)?;
-        let gone: Vec<SocketAddr> = (self.stations.iter())
-            .filter(|(_, known)| !stations.contains(&known.config))
-            .map(|(address, _)| *address)
-            .collect();
-        for address in gone {
-            self.end_station(address);
-        }
-        self.perform(outputs);
-        for config in stations {
-            let events = self.sender.clone();
-            self.stations.entry(config.station).or_insert_with(|| {
-                let task = self.tasks.spawn(station::run(config.station, events));
-                Station { config, task, batches: None, writing: false }
-            });
-        }
-        Ok(())
-    }
-
-    fn station(&mut self, address: SocketAddr, event: StationEvent) {
-        let now = self.now();
-        let Some(station) = self.stations.get_mut(&address) else { return };
-        match event {
-            StationEvent::Up(batches) => {
-                (station.batches, station.writing) = (Some(batches), false);
-                let outputs = self.speaker.monitor(address, now);
-                self.perform(outputs);
-            }
-            StationEvent::Written => {
-                station.writing = false;
-                self.report(address);
-            }
-            StationEvent::Down => {
-                station.batches = None;
-                self.speaker.unmonitor(address);
-            }
-        }
-    }
-
-    /// Gives a station its next batch, unless it has one in hand.
-    fn report(&mut self, address: SocketAddr) {
-        let (epoch, now) = (self.epoch_since_1970(), self.now());
-        let Some(Station { batches: Some(batches), writing, .. }) = self.stations.get_mut(&address) else {
-            return;
-        };
-        if *writing {
-            return;
-        }
-        let mut batch = Vec::new();
-        self.speaker.report(address, BATCH, epoch, now, &mut batch);
-        if !batch.is_empty() {
-            // The task may have ended its connection: then an event says so.
-            *writing = batches.try_send(batch).is_ok();
-        }
-    }
-
-    /// A clock that is set meanwhile counts from now on.
-    fn epoch_since_1970(&self) -> Duration {
-        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(self.now())
-    }
-
-    /// The station is told that this is all.
-    fn end_station(&mut self, address: SocketAddr) {
-        let Some(station) = self.stations.remove(&address) else { return };
-        let last = self.speaker.last_report(address, self.epoch_since_1970(), self.now());
-        // A station that has not taken the batch before would not take this one either.
-        match station.batches {
-            Some(batches) if batches.try_send(last).is_ok() => {}
-            _ => station.task.abort(),
-        }
-    }
-
     fn answer_flushes(&mut self) {
         let writing = |connection: &Connection| matches!(connection, Connection::Open { writing: true, .. });
         if !self.flushes.is_empty() && !self.speaker.is_pending() && !self.connections.values().any(writing) {
             self.flushes.drain(..).for_each(|waiting| reply(waiting, ()));
         }
-    }
-
-    /// Takes the connections back from their tasks. What comes meanwhile still counts; what is to be written waits in the
-    /// speaker.
-    async fn hand_over(&mut self) -> HandOver {
-        self.detached = Some(BTreeMap::new());
-        // Who is not up need not be kept.
-        self.held.clear();
-        for connection in self.connections.values() {
-            match connection {
-                Connection::Dialling(task) => task.abort(),
-                Connection::Open { orders, .. } => {
-                    let _: Result<_, _> = orders.try_send(Order::Detach);
-                }
-            }
-        }
-        let deadline = Instant::now() + DETACH_TIMEOUT;
-        let is_open = |connection: &Connection| matches!(connection, Connection::Open { .. });
-        while self.connections.values().any(is_open) {
-            tokio::select! {
-                Some(event) = self.events.recv() => match event {
-                    Event::Accepted(_) => (),
-                    event => self.event(event),
-                },
-                () = sleep_until(deadline) => break,
-            }
-        }
-        let mut handed = HandOver { keys: self.keys.keys().copied().collect(), ..HandOver::default() };
-        for (address, listener) in mem::take(&mut self.listeners) {
-            match listener.socket.as_fd().try_clone_to_owned() {
-                Ok(socket) => handed.listeners.push((address, socket)),
-                Err(error) => tracing::warn!(%address, %error, "listener not handed over"),
-            }
-        }
-        let mut detached = self.detached.take().unwrap_or_default();
-        for (id, mut session) in self.speaker.hand_over(self.now()) {
-            if let Some((stream, mut unsent)) = detached.remove(&id) {
-                unsent.append(&mut session.unsent);
-                session.unsent = unsent;
-                handed.sessions.push((stream.into(), session));
-            }
-        }
-        for station in self.stations.keys().copied().collect::<Vec<_>>() {
-            self.end_station(station);
-        }
-        self.bfd = None;
-        handed
     }
 
     /// Says goodbye on all connections and waits until that is said; the tasks see to it that it ends.
@@ -717,16 +557,6 @@ impl Driver {
             fib.leave(self.speaker.install(usize::MAX)).await;
         }
     }
-}
-
-/// Keys of those who sign, by their addresses.
-fn md5_keys<'a>(
-    peers: impl IntoIterator<Item = &'a PeerConfig>,
-    ranges: &'a [PeerRange],
-) -> BTreeMap<IpNet, Md5Key> {
-    let peers = peers.into_iter().map(|peer| (IpNet::from(peer.address), peer));
-    let all = peers.chain(ranges.iter().map(|range| (range.prefix, &range.peer)));
-    all.filter_map(|(remote, peer)| Some((remote, peer.md5.clone()?))).collect()
 }
 
 /// Whether two connections are with the same neighbour, whatever their ports.

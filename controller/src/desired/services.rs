@@ -291,6 +291,7 @@ fn rules(policy: &Policy, family: Family) -> Rules {
         allow: allowed,
         deny: denied,
         pass_without_backend: policy.without_backends == WithoutBackends::Pass,
+        server_id_bytes: 0,
     }
 }
 

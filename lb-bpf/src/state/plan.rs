@@ -7,12 +7,14 @@
 use super::{
     Hop, Named, NextHop, NextHops, Now, Programmed, State, TargetKey,
     dirt::{self, Dirt},
-    endpoint_of, filters, ping_key, sources, vip_key,
+    endpoint_of, filters, ping_key,
+    server_ids::server_id_bytes,
+    sources, vip_key,
 };
 use crate::{
     maglev,
     maps::{MapError, Maps, NAME_LENGTH, Op},
-    service::{Desired, Endpoint, Frontend, Rules, Service, ServiceKey},
+    service::{Desired, Endpoint, Frontend, Service, ServiceKey},
 };
 use lb_bpf_common::{Addr, Backend, Config, DecapKey, Mode, Slot, Vip, VipKey, outer_header_sum, slot_of};
 use std::{
@@ -74,6 +76,7 @@ impl State {
         now: Now,
     ) -> Result<Vec<Op>, PlanError> {
         let moved = moved(&self.hops, hops);
+        let vips = self.vips.len();
         let Changes { changed, others } = self.changes(desired, &moved);
         let claimed = self.claims(&changed, &others)?;
         let named = named(desired, self.room_for_filters);
@@ -117,6 +120,10 @@ impl State {
                 }
             }
         }
+        if self.vips.len() > self.room_for_vips {
+            let (needed, available) = (self.vips.len() - vips, self.room_for_vips.saturating_sub(vips));
+            return Err(PlanError::Full { map: "vips", needed: needed as u32, available: available as u32 });
+        }
         for decap in &desired.decap {
             let key = DecapKey { local: decap.local.into(), vip: decap.vip.into() };
             if !self.decap.contains(&key) {
@@ -138,7 +145,9 @@ impl State {
         let mut ops = Vec::new();
         let ends: Vec<_> = self.decap.difference(&named.decap).copied().collect();
         let frontends = self.services.values().flat_map(|programmed| &programmed.desired.frontends);
-        let wanted: HashSet<VipKey> = frontends.flat_map(|it| [vip_key(it), ping_key(it)]).collect();
+        let server_ids = self.services.values().flat_map(|programmed| programmed.server_ids.keys().copied());
+        let wanted: HashSet<VipKey> =
+            frontends.flat_map(|it| [vip_key(it), ping_key(it)]).chain(server_ids).collect();
         let vips: Vec<_> = self.vips.keys().filter(|key| !wanted.contains(key)).copied().collect();
         for key in vips {
             self.push(Op::RemoveVip(key), &mut ops);
@@ -347,15 +356,16 @@ impl State {
         keys.retain(|key| !claimed.contains(key));
         keys.extend(service.frontends.iter().map(vip_key));
         let sources = sources::compile(id, &service.rules);
-        programmed.vip.flags = flags(&service.rules, !sources.is_empty());
+        programmed.vip.flags = flags(service, !sources.is_empty());
         self.add_sources(id, &sources, ops)?;
+        self.note_absent(&mut programmed, now);
+        self.add_server_ids(&mut programmed, now, ops);
         for key in keys {
             if self.vips.get(&key) != Some(&programmed.vip) {
                 self.push(Op::SetVip(key, programmed.vip), ops);
             }
         }
         self.remove_sources(id, &sources, ops);
-        self.note_absent(&mut programmed, now);
         Ok(programmed)
     }
 
@@ -504,6 +514,7 @@ impl State {
             since: old.since,
             dirty: old.dirty,
             away: old.away,
+            server_ids: BTreeMap::new(),
         };
         if let Some(vip) = right.filter(|_| size > 0) {
             if vip != *old_vip {
@@ -686,11 +697,12 @@ const fn translation(mode: u8) -> u32 {
 }
 
 /// The bits of [`Vip::flags`].
-fn flags(rules: &Rules, has_ranges: bool) -> u32 {
+fn flags(service: &Service, has_ranges: bool) -> u32 {
     let bit = |is_set: bool, bit: u32| if is_set { bit } else { 0 };
-    bit(rules.client_affinity, Vip::AFFINITY)
+    bit(service.rules.client_affinity, Vip::AFFINITY)
         | bit(has_ranges, Vip::RANGES)
-        | bit(rules.pass_without_backend, Vip::PASS)
+        | bit(service.rules.pass_without_backend, Vip::PASS)
+        | Vip::quic_flags(server_id_bytes(service))
 }
 
 /// The addresses whose next hops differ.

@@ -158,13 +158,7 @@ fn prefix(index: u32) -> IpNet {
 }
 
 fn context() -> Context {
-    Context {
-        four_octet_as: true,
-        internal: false,
-        families: [Family::Ipv4Unicast].into(),
-        extended_next_hop: false,
-        max_length: MAX_LENGTH,
-    }
+    Context { four_octet_as: true, families: [Family::Ipv4Unicast].into(), ..Context::default() }
 }
 
 fn decode_all(bytes: &[u8], context: &Context) -> usize {

@@ -1,5 +1,5 @@
 //! The decoder, and decode → encode → decode. The first octet is the context (bit 0: four-octet AS, bit 1: internal,
-//! bit 2: IPv6 was not negotiated), the rest a message.
+//! bit 2: IPv6 was not negotiated, bit 3: next hops of IPv6 for IPv4, bits 4 and 5: path identifiers of IPv4 and IPv6), the rest a message.
 #![no_main]
 use bgp_speaker::{
     config::Family,
@@ -18,6 +18,12 @@ fuzz_target!(|data: &[u8]| {
     };
     if flags & 4 == 0 {
         context.families.insert(Family::Ipv6Unicast);
+    }
+    for (bit, family) in [(16, Family::Ipv4Unicast), (32, Family::Ipv6Unicast)] {
+        if flags & bit != 0 {
+            context.add_path_send.insert(family);
+            context.add_path_receive.insert(family);
+        }
     }
     match decode(message, &context) {
         Err(notification) => assert!(notification.data.len() <= message.len()),

@@ -1,12 +1,17 @@
 //! What the speaker is asked for: who it is, whom it talks to, what it announces. Whole sets, compared with
 //! what is in force.
-pub use crate::bfd::BfdStatus;
-use crate::transport::Md5Key;
+use crate::{InterfaceName, PeerId, transport::Md5Key, validate};
+pub use crate::{
+    bfd::BfdStatus,
+    seen::{ErrorStatus, LocalRestartStatus, MessageCounts, PrefixCounts},
+    wire::AddPath,
+};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 /// Autonomous system number, 1 to 4294967295 (RFC 6793); 0 is refused (RFC 7607).
@@ -65,11 +70,24 @@ impl Family {
     pub const ALL: [Family; 2] = [Family::Ipv4Unicast, Family::Ipv6Unicast];
 }
 
-/// One neighbour. Peers are identified by their address.
+impl fmt::Display for Family {
+    /// `ipv4-unicast`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Family::Ipv4Unicast => "ipv4-unicast",
+            Family::Ipv6Unicast => "ipv6-unicast",
+        })
+    }
+}
+
+/// One neighbour. Peers are identified by [`PeerConfig::id`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerConfig {
-    /// Address of the neighbour.
+    /// Address of the neighbour; `::` of an unnumbered one, whose link-local address is learned.
     pub address: IpAddr,
+    /// The neighbour is unnumbered: it is whoever is at the other end of this interface; none: it is known by its
+    /// address.
+    pub interface: Option<InterfaceName>,
     /// AS of the neighbour. Equal to ours: internal.
     pub asn: PeerAsn,
     /// TCP port of the neighbour.
@@ -91,7 +109,7 @@ pub struct PeerConfig {
     /// Key of the TCP MD5 signature (RFC 2385); none: segments are not signed. A change does not end a session: it goes
     /// on if the neighbour's key changes, too, before the hold time is over.
     pub md5: Option<Md5Key>,
-    /// More prefixes than this from the peer end the session (Cease, subcode 1, RFC 4486).
+    /// More prefixes than this (of several paths each counts) from the peer end the session (Cease, subcode 1, RFC 4486).
     pub max_prefixes: Option<u32>,
     /// For so many seconds the peer stays down then; it comes back at once when `max_prefixes` changes.
     pub max_prefixes_restart_seconds: u32,
@@ -101,13 +119,21 @@ pub struct PeerConfig {
     pub accept: Vec<IpNet>,
     /// Which of these are taken in nevertheless.
     pub import: ImportFilter,
+    /// Whether what is taken in goes into the kernel's routing table, if it is the best or as good as that.
+    pub install: bool,
     /// Whether learned routes are passed on to this peer.
     pub export_learned: bool,
     /// What the peer is told otherwise, by family; none: as it is.
     pub export: BTreeMap<Family, ExportPolicy>,
     /// Graceful restart (RFC 4724, RFC 8538): how long the peer shall keep our routes while we are away, seconds, 0 to
-    /// 4095; none: not offered, and routes of neither side outlive a session.
+    /// 4095; none: the capability names no family, and routes of neither side outlive a session.
     pub graceful_restart: Option<u16>,
+    /// Long-lived graceful restart (RFC 9494): for how many seconds more, 0 to 16777215, the peer shall keep our routes as
+    /// the last choice; 0: not offered. Beside `graceful_restart` only. In all families.
+    pub long_lived_seconds: u32,
+    /// Whether several paths of a prefix are told and taken (RFC 7911), in all families. Told are all that may be used:
+    /// one of our own, and what others told where `export_learned` says so.
+    pub add_path: AddPath,
     /// What we are to an external neighbour (RFC 9234): route leaks are neither taken in nor made; none: nothing is
     /// known of that.
     pub role: Option<LocalRole>,
@@ -121,6 +147,7 @@ impl PeerConfig {
     pub fn new(address: IpAddr, asn: PeerAsn) -> Self {
         PeerConfig {
             address,
+            interface: None,
             asn,
             port: 179,
             passive: false,
@@ -135,12 +162,25 @@ impl PeerConfig {
             shutdown: None,
             accept: Vec::new(),
             import: ImportFilter::default(),
+            install: false,
             export_learned: false,
             export: BTreeMap::new(),
             graceful_restart: None,
+            long_lived_seconds: 0,
+            add_path: AddPath::default(),
             role: None,
             bfd: None,
         }
+    }
+
+    /// The neighbour at the other end of an interface, with all else at its default.
+    pub fn unnumbered(interface: InterfaceName, asn: PeerAsn) -> Self {
+        PeerConfig { interface: Some(interface), ..PeerConfig::new(Ipv6Addr::UNSPECIFIED.into(), asn) }
+    }
+
+    /// What the neighbour is known by.
+    pub fn id(&self) -> PeerId {
+        self.interface.map_or(PeerId::Address(self.address), PeerId::Interface)
     }
 }
 
@@ -256,8 +296,18 @@ impl PeerRange {
 /// Default of [`PeerConfig::max_prefixes_restart_seconds`]: long enough for a peer not to flap.
 pub const MAX_PREFIXES_RESTART_SECONDS: u32 = 300;
 
-/// Timers of a session (RFC 4271 section 10).
+/// A station that is told what peers tell (BMP, RFC 7854).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BmpStation {
+    /// Where it listens.
+    pub station: SocketAddr,
+    /// Time between statistics in seconds, 0 to 86400; 0: there are none.
+    pub stats_seconds: u32,
+}
+
+/// Timers of a session (RFC 4271 section 10).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Timers {
     /// Proposed hold time in seconds: 0, or 3 to 65535.
     pub hold_seconds: u16,
@@ -282,7 +332,7 @@ pub struct Route {
     /// Its attributes.
     pub attributes: RouteAttributes,
     /// Peers that hear of it, ranges by their [`name`](PeerRange::name); none: all.
-    pub peers: Option<BTreeSet<IpAddr>>,
+    pub peers: Option<BTreeSet<PeerId>>,
 }
 
 /// Attributes of an announced route.
@@ -321,12 +371,18 @@ pub enum State {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PeerStatus {
-    /// Address of the neighbour.
+    /// Address of the neighbour; of an unnumbered one as it was learned, and `::` before.
     pub address: IpAddr,
+    /// The interface at whose other end an unnumbered neighbour is.
+    #[serde(default)]
+    pub interface: Option<InterfaceName>,
     /// AS of the neighbour as configured; of any external one, that of its OPEN, and 0 before.
     pub asn: Asn,
     /// Our AS.
     pub local_asn: Asn,
+    /// Our BGP identifier; none: we have none yet.
+    #[serde(default)]
+    pub local_router_id: Option<Ipv4Addr>,
     /// BGP identifier of the neighbour, once its OPEN has come.
     pub router_id: Option<Ipv4Addr>,
     /// Our address of the connection.
@@ -337,44 +393,107 @@ pub struct PeerStatus {
     pub since_seconds: u64,
     /// How often the session was established.
     pub established_count: u64,
+    /// How often an established session ended.
+    #[serde(default)]
+    pub flap_count: u64,
+    /// Seconds until something is due: a keepalive, the end of the hold time, another attempt; none: nothing is.
+    #[serde(default)]
+    pub deadline_seconds: Option<u64>,
     /// Negotiated families.
     pub families: BTreeSet<Family>,
+    /// Families of which several paths of a prefix go each way (RFC 7911).
+    #[serde(default)]
+    pub add_path: AddPathStatus,
     /// Negotiated hold time, seconds.
     pub hold_seconds: Option<u16>,
     /// Negotiated keepalive interval, seconds.
     pub keepalive_seconds: Option<u16>,
+    /// What we propose, as configured.
+    #[serde(default)]
+    pub local_timers: Timers,
+    /// Hold time that the neighbour proposes, seconds, once its OPEN has come.
+    #[serde(default)]
+    pub remote_hold_seconds: Option<u16>,
     /// Names of the capabilities that the neighbour sent.
     pub capabilities: Vec<String>,
-    /// Prefixes accepted from the peer.
+    /// Names of the capabilities that it was sent.
+    #[serde(default)]
+    pub capabilities_sent: Vec<String>,
+    /// Prefixes accepted from the peer; of several paths each counts.
     pub prefixes_received: u64,
-    /// Prefixes announced to the peer.
+    /// Prefixes announced to the peer; of several paths each counts.
     pub prefixes_sent: u64,
+    /// Prefixes by family; of those that are configured.
+    #[serde(default)]
+    pub prefixes: BTreeMap<Family, PrefixCounts>,
     /// Messages received.
     pub messages_received: u64,
+    /// The same by type.
+    #[serde(default)]
+    pub received_by_type: MessageCounts,
     /// Messages sent.
     pub messages_sent: u64,
+    /// The same by type.
+    #[serde(default)]
+    pub sent_by_type: MessageCounts,
+    /// Where graceful restart stands: `Disabled` (one side does not offer it), `Ready`, `Helping` (routes of a session that is
+    /// gone are kept for it), `Restarting` (we were, and are not done).
+    #[serde(default)]
+    pub restart_state: String,
+    /// Graceful restart as we offer it; none: we do not.
+    #[serde(default)]
+    pub local_restart: Option<LocalRestartStatus>,
     /// Graceful restart, if both sides offered it.
     pub graceful_restart: Option<GracefulRestartStatus>,
     /// The last error of the session, in words: direction, code and subcode by name.
     pub last_error: Option<String>,
+    /// The same in its parts.
+    #[serde(default)]
+    pub last_error_detail: Option<ErrorStatus>,
     /// How the path to the peer is; none: it is not watched.
     #[serde(default)]
     pub bfd: Option<BfdStatus>,
 }
 
+/// Families of which several paths of a prefix were negotiated (RFC 7911).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AddPathStatus {
+    /// We tell several.
+    pub send: BTreeSet<Family>,
+    /// The peer tells several.
+    pub receive: BTreeSet<Family>,
+}
+
+impl PeerStatus {
+    /// What the neighbour is known by.
+    pub fn id(&self) -> PeerId {
+        self.interface.map_or(PeerId::Address(self.address), PeerId::Interface)
+    }
+}
+
 /// What an operator asks about graceful restart with a peer (RFC 4724).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GracefulRestartStatus {
     /// How long the peer says to be away at most, seconds: so long its routes are kept.
     pub restart_seconds: u16,
+    /// Its OPEN said that it has just restarted (R).
+    #[serde(default)]
+    pub restarting: bool,
     /// A NOTIFICATION ends the session gracefully, too (RFC 8538).
     pub notification: bool,
     /// Families whose routes are kept while the peer is away.
     pub families: BTreeSet<Family>,
+    /// For how long they are kept after that, as the last choice, seconds; 0: they are not (RFC 9494).
+    #[serde(default)]
+    pub long_lived_seconds: u32,
     /// Prefixes that are kept of a session that is gone, until the peer confirms them.
     pub stale_prefixes: u64,
-    /// Seconds until these are withdrawn; none: there are none.
+    /// Those of them that are the last choice by now.
+    #[serde(default)]
+    pub long_lived_prefixes: u64,
+    /// Seconds until the first of these are withdrawn, or become the last choice; none: there are none.
     pub stale_seconds: Option<u64>,
     /// Families of which the peer has told all its routes (End-of-RIB) in this session.
     pub end_of_rib: BTreeSet<Family>,
@@ -387,9 +506,11 @@ pub struct RouteStatus {
     /// `adj-in`, `loc` or `adj-out`.
     pub table: String,
     /// The peer; none for routes of our own in `loc`.
-    pub peer: Option<IpAddr>,
+    pub peer: Option<PeerId>,
     /// The destination.
     pub prefix: IpNet,
+    /// Path identifier (RFC 7911): the peer's, or in `adj-out` ours; none: none were negotiated.
+    pub path_id: Option<u32>,
     /// Next hop.
     pub next_hop: Option<IpAddr>,
     /// AS path in words, `65001 65002 {65003}`.
@@ -424,6 +545,24 @@ impl ConfigError {
     pub(crate) fn new(object: impl Into<String>, field: &str, reason: impl Into<String>) -> Self {
         ConfigError { object: object.into(), field: field.to_owned(), reason: reason.into() }
     }
+}
+
+/// Whether all of it makes sense together: what a speaker would refuse of it, but for what only the kernel can say.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn check(
+    global: &Global,
+    peers: &[PeerConfig],
+    ranges: &[PeerRange],
+    routes: &[Route],
+    stations: &[BmpStation],
+) -> Result<(), ConfigError> {
+    validate::global(global)?;
+    validate::ranges(ranges, Some(global))?;
+    validate::peers(peers, Some(global))?;
+    validate::routes(routes)?;
+    validate::stations(stations)
 }
 
 #[cfg(test)]

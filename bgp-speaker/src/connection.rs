@@ -3,7 +3,7 @@
 //! (see [`update_queue`](crate::update_queue)).
 use crate::{
     Time,
-    config::{Family, Global, PeerConfig, State},
+    config::{Family, Global, MessageCounts, PeerConfig, State},
     fsm::{Action, Event, Fsm},
     negotiate::{self, Negotiated, Start},
     random::Random,
@@ -30,6 +30,16 @@ pub struct Endpoints {
     pub next_hops: BTreeMap<Family, NextHop>,
 }
 
+impl Endpoints {
+    /// Index of the interface of a connection between link-local addresses, else 0.
+    pub(crate) fn link(&self) -> u32 {
+        match self.remote {
+            SocketAddr::V6(remote) if remote.ip().is_unicast_link_local() => remote.scope_id(),
+            SocketAddr::V6(_) | SocketAddr::V4(_) => 0,
+        }
+    }
+}
+
 /// The connection.
 #[derive(Debug)]
 pub(crate) struct Connection {
@@ -40,10 +50,15 @@ pub(crate) struct Connection {
     pub(crate) received: Vec<u8>,
     /// Encoded messages that wait: at most an OPEN, a few KEEPALIVEs and ROUTE-REFRESHs.
     pub(crate) waiting: Vec<u8>,
+    /// The peer's OPEN.
     pub(crate) open: Option<Open>,
+    /// The same as on the wire.
+    pub(crate) open_octets: Vec<u8>,
+    /// Ours.
+    pub(crate) sent_open: Option<Open>,
     pub(crate) negotiated: Option<Negotiated>,
-    pub(crate) messages_received: u64,
-    pub(crate) messages_sent: u64,
+    pub(crate) received_count: MessageCounts,
+    pub(crate) sent_count: MessageCounts,
     /// Since when the peer has taken nothing of what waits, as far as keepalives have found.
     blocked_since: Option<Time>,
 }
@@ -57,9 +72,11 @@ impl Connection {
             received: Vec::new(),
             waiting: Vec::new(),
             open: None,
+            open_octets: Vec::new(),
+            sent_open: None,
             negotiated: None,
-            messages_received: 0,
-            messages_sent: 0,
+            received_count: MessageCounts::default(),
+            sent_count: MessageCounts::default(),
             blocked_since: None,
         }
     }
@@ -80,7 +97,7 @@ impl Connection {
         let context = self.negotiated.as_ref().map_or(&fallback, |negotiated| &negotiated.context);
         // What goes this way is small and made here: it always fits.
         if let Ok(count) = message.encode(context, &mut self.waiting) {
-            self.messages_sent += count as u64;
+            self.sent_count.add(message, count as u64);
         }
     }
 
@@ -98,7 +115,11 @@ impl Connection {
         let actions = self.fsm.handle(event, now, random);
         for action in &actions {
             match action {
-                Action::SendOpen => self.send(&Message::Open(negotiate::open(global, config, start))),
+                Action::SendOpen => {
+                    let open = negotiate::open(global, config, start);
+                    self.sent_open = Some(open.clone());
+                    self.send(&Message::Open(open));
+                }
                 // A peer that reads nothing is not written to without end.
                 Action::SendKeepalive
                     if self.fsm.state() == State::Established && !self.waiting.is_empty() =>
@@ -138,6 +159,8 @@ impl Connection {
         self.endpoints = None;
         self.received = Vec::new();
         self.open = None;
+        self.open_octets = Vec::new();
+        self.sent_open = None;
         self.negotiated = None;
         self.blocked_since = None;
         std::mem::take(&mut self.waiting)

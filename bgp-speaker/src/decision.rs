@@ -9,7 +9,7 @@
 //! Routes of our own win against all learned ones: who is told to announce a prefix has it.
 use crate::{
     rib::{Chooser, Interner, Path, PathAttributes, Source},
-    wire::Origin,
+    wire::{Community, Origin, PathId},
 };
 use std::{
     cmp::Reverse,
@@ -29,6 +29,8 @@ pub(crate) enum Rule {
     Refused,
     /// A route of our own.
     Own,
+    /// Its peer is not long away (RFC 9494 section 4.4).
+    LongLived,
     /// Higher LOCAL_PREF.
     LocalPref,
     /// Shorter AS_PATH.
@@ -45,6 +47,8 @@ pub(crate) enum Rule {
     ClusterList,
     /// Lower address of the peer.
     PeerAddress,
+    /// Lower path identifier, among paths of one peer.
+    PathId,
 }
 
 impl fmt::Display for Rule {
@@ -53,6 +57,7 @@ impl fmt::Display for Rule {
             Rule::Only => "only path",
             Rule::Refused => "refused by import policy or as a loop",
             Rule::Own => "own route",
+            Rule::LongLived => "peer not long away",
             Rule::LocalPref => "local preference",
             Rule::AsPathLength => "AS path length",
             Rule::Origin => "origin",
@@ -61,6 +66,7 @@ impl fmt::Display for Rule {
             Rule::RouterId => "router id",
             Rule::ClusterList => "cluster list length",
             Rule::PeerAddress => "peer address",
+            Rule::PathId => "path identifier",
         })
     }
 }
@@ -82,6 +88,7 @@ pub(crate) struct Decision<'a> {
 
 struct Candidate<'a> {
     at: usize,
+    id: PathId,
     route: &'a PathAttributes,
     /// None: our own.
     from: Option<&'a Neighbour>,
@@ -108,31 +115,48 @@ impl Decision<'_> {
         verdicts
     }
 
+    /// Indices of the paths that are as good as the best one: only the rules that merely break a tie (RFC 4271 section
+    /// 9.1.2.2 f and g) tell them apart.
+    pub(crate) fn multipath(&self, paths: &[Path]) -> Vec<usize> {
+        self.equal(paths, &mut |_, _| ()).into_iter().map(|path| path.at).collect()
+    }
+
     /// What is left when all rules have struck out what they can: one path, if there was a usable one.
     fn eliminate<'a>(&'a self, paths: &[Path], mut struck: impl FnMut(usize, Rule)) -> Vec<Candidate<'a>> {
+        let mut left = self.equal(paths, &mut struck);
+        lowest(&mut left, Rule::RouterId, &mut struck, |path| {
+            path.from.map(|from| path.route.attributes.originator_id.unwrap_or(from.router_id))
+        });
+        lowest(&mut left, Rule::ClusterList, &mut struck, |path| path.route.attributes.cluster_list.len());
+        lowest(&mut left, Rule::PeerAddress, &mut struck, |path| path.from.map(|from| from.address));
+        lowest(&mut left, Rule::PathId, &mut struck, |path| path.id);
+        left
+    }
+
+    /// What is left when the rules have struck out what they can that say something about the path.
+    fn equal<'a>(&'a self, paths: &[Path], struck: &mut impl FnMut(usize, Rule)) -> Vec<Candidate<'a>> {
         let mut left: Vec<_> = paths
             .iter()
             .enumerate()
             .filter(|(_, path)| !path.refused)
             .map(|(at, path)| Candidate {
                 at,
+                id: path.id,
                 route: self.attributes.get(path.attributes),
                 from: self.source(path.source),
             })
             .collect();
-        lowest(&mut left, Rule::Own, &mut struck, |path| path.from.is_some());
-        lowest(&mut left, Rule::LocalPref, &mut struck, |path| {
+        lowest(&mut left, Rule::Own, struck, |path| path.from.is_some());
+        lowest(&mut left, Rule::LongLived, struck, |path| {
+            path.route.attributes.communities.contains(&Community::LLGR_STALE)
+        });
+        lowest(&mut left, Rule::LocalPref, struck, |path| {
             Reverse(path.route.attributes.local_pref.unwrap_or(DEFAULT_LOCAL_PREF))
         });
-        lowest(&mut left, Rule::AsPathLength, &mut struck, |path| path.route.attributes.as_path.length());
-        lowest(&mut left, Rule::Origin, &mut struck, |path| -> Origin { path.route.attributes.origin });
-        lowest_med(&mut left, &mut struck);
-        lowest(&mut left, Rule::External, &mut struck, |path| path.from.is_some_and(|from| from.internal));
-        lowest(&mut left, Rule::RouterId, &mut struck, |path| {
-            path.from.map(|from| path.route.attributes.originator_id.unwrap_or(from.router_id))
-        });
-        lowest(&mut left, Rule::ClusterList, &mut struck, |path| path.route.attributes.cluster_list.len());
-        lowest(&mut left, Rule::PeerAddress, &mut struck, |path| path.from.map(|from| from.address));
+        lowest(&mut left, Rule::AsPathLength, struck, |path| path.route.attributes.as_path.length());
+        lowest(&mut left, Rule::Origin, struck, |path| -> Origin { path.route.attributes.origin });
+        lowest_med(&mut left, struck);
+        lowest(&mut left, Rule::External, struck, |path| path.from.is_some_and(|from| from.internal));
         left
     }
 
@@ -194,12 +218,14 @@ mod tests {
     #[derive(Clone, Debug)]
     struct Told {
         source: Source,
+        id: PathId,
         refused: bool,
         attributes: Attributes,
     }
 
     fn told(source: u16, words: &str) -> Told {
-        let mut path = Told { source: Source(source), refused: false, attributes: Attributes::default() };
+        let (id, attributes) = (PathId(0), Attributes::default());
+        let mut path = Told { source: Source(source), id, refused: false, attributes };
         path.attributes.as_path = AsPath::sequence([65001, 65009]);
         for word in words.split_whitespace() {
             let (name, value) = word.split_once('=').unwrap_or((word, ""));
@@ -211,6 +237,8 @@ mod tests {
                     path.attributes.as_path =
                         AsPath::sequence(value.split(',').map(|asn| asn.parse().unwrap()));
                 }
+                "stale" => drop(path.attributes.communities.insert(Community::LLGR_STALE)),
+                "id" => path.id = PathId(value.parse().unwrap()),
                 "egp" => path.attributes.origin = Origin::Egp,
                 "med" => path.attributes.med = Some(value.parse().unwrap()),
                 "originator" => path.attributes.originator_id = Some(value.parse().unwrap()),
@@ -241,7 +269,8 @@ mod tests {
         let route = PathAttributes { next_hop: Some(next_hop), attributes: path.attributes.clone() };
         let attributes = rib.attributes.intern(route);
         let prefix = "10.0.0.0/8".parse().unwrap();
-        rib.set(Family::Ipv4Unicast, prefix, Path { source: path.source, refused: path.refused, attributes });
+        let Told { source, id, refused, .. } = *path;
+        rib.set(Family::Ipv4Unicast, prefix, Path { source, id, refused, attributes });
     }
 
     /// Source of the best path, and for each source why, by number.
@@ -265,6 +294,9 @@ mod tests {
     fn each_rule_decides_when_those_before_it_do_not() {
         for (winner, loser, rule) in [
             (told(1, "own path=1,2,3,4"), told(0, "pref=900"), Rule::Own),
+            (told(1, "own stale"), told(0, ""), Rule::Own),
+            (told(1, "pref=0 path=1,2,3,4"), told(0, "stale pref=900"), Rule::LongLived),
+            (told(1, "stale"), told(0, "stale pref=99"), Rule::LocalPref),
             (told(1, "pref=101 path=1,2,3,4"), told(0, ""), Rule::LocalPref),
             (told(1, "pref=100"), told(0, "pref=99"), Rule::LocalPref),
             (told(1, "path=65001 egp"), told(0, ""), Rule::AsPathLength),
@@ -276,12 +308,35 @@ mod tests {
             (told(4, "originator=1.1.1.2"), told(3, ""), Rule::RouterId),
             (told(4, "originator=1.1.1.3"), told(3, "clusters=1"), Rule::ClusterList),
             (told(0, ""), told(5, ""), Rule::PeerAddress),
+            (told(0, "id=7"), told(0, "id=8"), Rule::PathId),
         ] {
             for paths in [[winner.clone(), loser.clone()], [loser.clone(), winner.clone()]] {
                 let (best, verdicts) = decide(&paths);
                 assert_eq!(best, Some(winner.source.0), "{rule}");
                 assert!(verdicts.iter().all(|(_, _, why)| *why == rule), "{rule}: {verdicts:?}");
             }
+        }
+    }
+
+    #[test]
+    fn equal_paths() {
+        for (paths, equal) in [
+            (vec![told(0, ""), told(1, ""), told(5, "path=65002,1")], vec![0, 1, 5]),
+            (vec![told(3, "originator=9.9.9.9"), told(4, "clusters=3")], vec![3, 4]),
+            (vec![told(0, ""), told(3, "")], vec![0]),
+            (vec![told(0, "med=1"), told(1, "med=2"), told(2, "path=65002,1 med=3")], vec![0, 2]),
+            (vec![told(0, ""), told(1, "path=65001"), told(2, "refused path=65001")], vec![1]),
+            (vec![told(0, "pref=200"), told(1, "")], vec![0]),
+            (vec![told(0, ""), told(1, "egp")], vec![0]),
+        ] {
+            let mut rib = rib();
+            paths.iter().for_each(|path| add(&mut rib, path));
+            let table = rib.table(Family::Ipv4Unicast);
+            let found = table.paths(table.ids().next().unwrap());
+            let mut sources: Vec<u16> =
+                rib.decision().multipath(found).into_iter().map(|at| found[at].source.0).collect();
+            sources.sort_unstable();
+            assert_eq!(sources, equal);
         }
     }
 

@@ -20,9 +20,10 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Run in the foreground until SIGTERM or SIGINT, then take leave of all peers: without a word of those with
-    /// gracefulRestart, which keep our routes for that time.
+    /// gracefulRestart, which keep our routes for that time. At SIGHUP the file is read again. At SIGUSR2 the program is started anew from its path, with
+    /// the file as it is then, and goes on with the sessions: the peers see nothing.
     Run {
-        /// YAML: asn, routerID, listen, peers, routes.
+        /// YAML: asn, routerID, listen, peers, routes, bmp.
         #[arg(long)]
         config: PathBuf,
         #[command(flatten)]

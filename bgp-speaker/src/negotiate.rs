@@ -3,11 +3,14 @@ use crate::{
     config::{Family, Global, LocalRole, PeerConfig},
     fsm::SessionTimers,
     wire::{
-        AfiSafi, Capability, Context, GracefulRestart, MAX_EXTENDED_LENGTH, MAX_LENGTH, Notification, Open,
-        Reason,
+        AddPath, AfiSafi, Capability, Context, GracefulRestart, LongLived, MAX_EXTENDED_LENGTH, MAX_LENGTH,
+        Notification, Open, Reason,
     },
 };
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 /// What our OPEN says about the life before this one (RFC 4724 section 3).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,6 +37,10 @@ pub(crate) struct Negotiated {
     pub(crate) enhanced_refresh: bool,
     /// What the peer says about its restarts, if both sides offered that; `notification` if both said so.
     pub(crate) graceful_restart: Option<GracefulRestart>,
+    /// The peer keeps stale routes as the last choice (RFC 9494): it may hear of them.
+    pub(crate) knows_long_lived: bool,
+    /// What it says about its own, if both sides offered that.
+    pub(crate) long_lived: BTreeMap<Family, LongLived>,
     /// The peer's BGP identifier.
     pub(crate) router_id: Ipv4Addr,
 }
@@ -49,14 +56,27 @@ pub(crate) fn open(global: &Global, peer: &PeerConfig, start: Start) -> Open {
         Capability::FourOctetAs(global.asn),
     ]);
     capabilities.extend(peer.role.map(|role| Capability::Role(role.local as u8)));
-    capabilities.extend(peer.graceful_restart.map(|seconds| {
-        Capability::GracefulRestart(GracefulRestart {
-            restarting: start == Start::Restarted,
-            notification: true,
-            seconds,
-            families: peer.families.iter().map(|&family| (family.into(), start != Start::Cold)).collect(),
-        })
+    // Without families it still says that End-of-RIB will come (RFC 4724 section 4), and makes FRR 8.4 say its own, before
+    // which it answers no ROUTE-REFRESH.
+    let kept = peer.families.iter().filter(|_| peer.graceful_restart.is_some());
+    capabilities.push(Capability::GracefulRestart(GracefulRestart {
+        restarting: start == Start::Restarted,
+        notification: peer.graceful_restart.is_some(),
+        seconds: peer.graceful_restart.unwrap_or(0),
+        families: kept.map(|&family| (family.into(), start != Start::Cold)).collect(),
     }));
+    if peer.graceful_restart.is_some() && peer.long_lived_seconds > 0 {
+        let family = |&family: &Family| LongLived {
+            family: family.into(),
+            forwarding: start != Start::Cold,
+            seconds: peer.long_lived_seconds,
+        };
+        capabilities.push(Capability::LongLivedGracefulRestart(peer.families.iter().map(family).collect()));
+    }
+    if peer.add_path != AddPath::default() {
+        let families = peer.families.iter().map(|&family| (family.into(), peer.add_path));
+        capabilities.push(Capability::AddPath(families.collect()));
+    }
     // Over IPv4 there is an IPv4 next hop already.
     if peer.address.is_ipv6() && peer.families.contains(&Family::Ipv4Unicast) {
         capabilities.push(extended_next_hop());
@@ -102,6 +122,9 @@ pub(crate) fn negotiate(global: &Global, peer: &PeerConfig, open: &Open) -> Resu
         return Err(Notification::new(Reason::UNSUPPORTED_CAPABILITY, wanted(&peer.families)));
     }
     let has = |wanted: &Capability| open.capabilities.contains(wanted);
+    let long_lived = long_lived(open);
+    let takes = |theirs: AddPath| peer.add_path.send && theirs.receive;
+    let tells = |theirs: AddPath| peer.add_path.receive && theirs.send;
     Ok(Negotiated {
         context: Context {
             four_octet_as: open
@@ -111,6 +134,8 @@ pub(crate) fn negotiate(global: &Global, peer: &PeerConfig, open: &Open) -> Resu
             internal,
             extended_next_hop: peer.address.is_ipv6()
                 && open.capabilities.iter().any(offers_extended_next_hop),
+            add_path_send: add_path(&families, open, takes),
+            add_path_receive: add_path(&families, open, tells),
             families,
             max_length: if has(&Capability::ExtendedMessage) { MAX_EXTENDED_LENGTH } else { MAX_LENGTH },
         },
@@ -122,8 +147,35 @@ pub(crate) fn negotiate(global: &Global, peer: &PeerConfig, open: &Open) -> Resu
             Capability::GracefulRestart(restart) if peer.graceful_restart.is_some() => Some(restart.clone()),
             _ => None,
         }),
+        knows_long_lived: long_lived.is_some(),
+        long_lived: long_lived.filter(|_| peer.long_lived_seconds > 0).unwrap_or_default(),
         router_id: open.router_id,
     })
+}
+
+/// What the peer says about routes that are long stale: nothing if it says nothing about graceful restart (RFC 9494
+/// section 4.5).
+fn long_lived(open: &Open) -> Option<BTreeMap<Family, LongLived>> {
+    let restarts =
+        open.capabilities.iter().any(|capability| matches!(capability, Capability::GracefulRestart(_)));
+    let said = open.capabilities.iter().rev().find_map(|capability| match capability {
+        Capability::LongLivedGracefulRestart(families) if restarts => Some(families),
+        _ => None,
+    })?;
+    Some(said.iter().filter_map(|said| Some((said.family.family()?, *said))).collect())
+}
+
+/// Families of which several paths go one way. A family counts where it is named first.
+fn add_path(families: &BTreeSet<Family>, open: &Open, goes: impl Fn(AddPath) -> bool) -> BTreeSet<Family> {
+    let all = || {
+        open.capabilities.iter().filter_map(|capability| match capability {
+            Capability::AddPath(families) => Some(families),
+            _ => None,
+        })
+    };
+    let said = |family| all().flatten().find(|(named, _)| named.family() == Some(family));
+    let goes = |family: &Family| said(*family).is_some_and(|(_, theirs)| goes(*theirs));
+    families.iter().copied().filter(goes).collect()
 }
 
 /// RFC 9234 section 4.2: the peer says once what it is, or often the same; where it says nothing, we need not insist.

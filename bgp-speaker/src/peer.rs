@@ -10,11 +10,12 @@
 //! been seen (RFC 4724 section 4.2): then the new connection stays.
 use crate::{
     Time,
-    config::{Family, Global, PeerConfig, State},
+    config::{Family, Global, MessageCounts, PeerConfig, State},
     connection::{Connection, ConnectionId, Endpoints},
     fsm::{self, Action, Down, Event, Fsm, STABLE_AFTER},
     negotiate::{self, Negotiated, Start},
     random::Random,
+    seen::LastError,
     wire::{
         self, Context, GracefulRestart, Message, Notification, Open, Reason, RouteRefresh, Update,
         UpdateError,
@@ -55,10 +56,27 @@ pub(crate) struct Peer {
     state: State,
     pub(crate) since: Time,
     pub(crate) established_count: u64,
-    pub(crate) last_error: Option<String>,
+    pub(crate) last_error: Option<(LastError, Option<Time>)>,
+    /// How the last session ended; none: without a word, or it has not.
+    pub(crate) last_down: Option<Down>,
     /// Of connections that are gone.
-    messages_received: u64,
-    messages_sent: u64,
+    received_count: MessageCounts,
+    sent_count: MessageCounts,
+}
+
+/// A session that another process began, and what was agreed on there.
+pub(crate) struct Adopted {
+    pub(crate) id: ConnectionId,
+    pub(crate) dialed: bool,
+    pub(crate) since: Time,
+    pub(crate) established_count: u64,
+    pub(crate) endpoints: Endpoints,
+    pub(crate) open: Open,
+    pub(crate) open_octets: Vec<u8>,
+    pub(crate) sent_open: Open,
+    pub(crate) negotiated: Negotiated,
+    pub(crate) waiting: Vec<u8>,
+    pub(crate) now: Time,
 }
 
 /// What the speaker lends to its peers.
@@ -84,8 +102,9 @@ impl Peer {
             since: now,
             established_count: 0,
             last_error: None,
-            messages_received: 0,
-            messages_sent: 0,
+            last_down: None,
+            received_count: MessageCounts::default(),
+            sent_count: MessageCounts::default(),
         }
     }
 
@@ -121,13 +140,18 @@ impl Peer {
     }
 
     /// Messages received and sent since the peer was configured.
-    pub(crate) fn messages(&self) -> (u64, u64) {
-        self.connections().fold(
-            (self.messages_received, self.messages_sent),
-            |(received, sent), connection| {
-                (received + connection.messages_received, sent + connection.messages_sent)
-            },
-        )
+    pub(crate) fn messages(&self) -> (MessageCounts, MessageCounts) {
+        let (mut received, mut sent) = (self.received_count, self.sent_count);
+        for connection in self.connections() {
+            received += connection.received_count;
+            sent += connection.sent_count;
+        }
+        (received, sent)
+    }
+
+    /// The last error in words.
+    pub(crate) fn error(&self) -> Option<String> {
+        self.last_error.as_ref().map(|(error, _)| error.to_string())
     }
 
     /// True once after each change of [`state`](Self::state).
@@ -148,7 +172,8 @@ impl Peer {
     /// Dials at once, unless the peer is shut down.
     pub(crate) fn start(&mut self, tools: &mut Tools<'_>) {
         self.down_until = None;
-        if self.config.shutdown.is_some() {
+        // An unnumbered peer that was not heard yet has no address.
+        if self.config.shutdown.is_some() || self.config.address.is_unspecified() {
             return;
         }
         self.event(Which::Dialer, Event::Start, tools);
@@ -165,13 +190,18 @@ impl Peer {
     /// Ends all connections like [`stop`](Self::stop), but the session without a word if the peer is to keep our routes
     /// (RFC 4724 section 4.1).
     pub(crate) fn leave(&mut self, notification: &Notification, tools: &mut Tools<'_>) {
-        let session = self.session().filter(|session| {
-            session.negotiated.as_ref().is_some_and(|negotiated| negotiated.graceful_restart.is_some())
-        });
-        if let Some(id) = session.and_then(|session| session.id) {
+        if self.leaves_gracefully()
+            && let Some(id) = self.session().and_then(|session| session.id)
+        {
             self.on(id, Event::Leave, tools);
         }
         self.stop(notification, tools);
+    }
+
+    /// Whether a session is up over whose end the peer keeps our routes, if it ends without a word.
+    pub(crate) fn leaves_gracefully(&self) -> bool {
+        let negotiated = self.session().and_then(|session| session.negotiated.as_ref());
+        negotiated.is_some_and(|negotiated| negotiated.graceful_restart.is_some())
     }
 
     /// Ends all connections; there are no others until then.
@@ -249,6 +279,29 @@ impl Peer {
         self.down_until.is_none() && self.connections().all(|connection| connection.id.is_none())
     }
 
+    /// Goes on with a session that another process began.
+    pub(crate) fn adopt(&mut self, adopted: Adopted) {
+        let Adopted { id, dialed, since, established_count, endpoints, negotiated, now, .. } = adopted;
+        let mut connection =
+            Connection::new(Fsm::resumed(dialed, self.config.timers, negotiated.timers, since, now));
+        connection.id = Some(id);
+        connection.endpoints = Some(endpoints);
+        connection.open = Some(adopted.open);
+        connection.open_octets = adopted.open_octets;
+        connection.sent_open = Some(adopted.sent_open);
+        connection.negotiated = Some(negotiated);
+        connection.waiting = adopted.waiting;
+        if dialed {
+            connection.fsm.set_passive(self.config.passive);
+            self.dialer = connection;
+        } else {
+            self.accepted.push(connection);
+        }
+        self.established_count = established_count;
+        self.state = State::Established;
+        self.since = since;
+    }
+
     /// An event of the connection with this name.
     pub(crate) fn on(&mut self, id: ConnectionId, event: Event, tools: &mut Tools<'_>) {
         if let Some(which) = self.which(id) {
@@ -288,7 +341,8 @@ impl Peer {
         while let Some(connection) = self.connection_mut(id) {
             let fallback = Context::default();
             let context = connection.negotiated.as_ref().map_or(&fallback, |session| &session.context);
-            let rest = &connection.received[consumed..];
+            let start = consumed;
+            let rest = &connection.received[start..];
             let decoded = match wire::frame(rest, context) {
                 Ok(None) => {
                     connection.received.drain(..consumed);
@@ -302,7 +356,10 @@ impl Peer {
             };
             match decoded {
                 Ok(decoded) => {
-                    connection.messages_received += 1;
+                    connection.received_count.add(&decoded.message, 1);
+                    if matches!(decoded.message, Message::Open(_)) {
+                        connection.open_octets = connection.received[start..consumed].to_vec();
+                    }
                     self.message(id, decoded.message, decoded.errors, tools);
                 }
                 Err(notification) => self.on(id, Event::Error(notification), tools),
@@ -390,7 +447,7 @@ impl Peer {
         true
     }
 
-    fn is_dialed(&self, id: ConnectionId) -> bool {
+    pub(crate) fn is_dialed(&self, id: ConnectionId) -> bool {
         self.dialer.id == Some(id)
     }
 
@@ -443,9 +500,10 @@ impl Peer {
                         tools.requests.push(Request::Up(negotiated));
                         up = Some(id);
                     }
+                    self.last_down = None;
                     self.established_count += 1;
                 }
-                Action::Down(down) => self.down(down),
+                Action::Down(down) => self.down(down, tools.now),
             }
         }
         if was_up && self.get_mut(which).fsm.state() != State::Established {
@@ -455,8 +513,8 @@ impl Peer {
             && self.accepted[at].fsm.state() == State::Idle
         {
             let gone = self.accepted.remove(at);
-            self.messages_received += gone.messages_received;
-            self.messages_sent += gone.messages_sent;
+            self.received_count += gone.received_count;
+            self.sent_count += gone.sent_count;
         }
         if let Some(id) = up {
             self.close_others(id, tools);
@@ -485,20 +543,20 @@ impl Peer {
         }
     }
 
-    fn down(&mut self, down: Down) {
-        self.last_error = Some(match down {
+    fn down(&mut self, down: Down, now: Time) {
+        let down = match down {
             // The end of the connection that lost is nobody's error.
             Down::Sent(notification) if notification.reason == Reason::CONNECTION_COLLISION_RESOLUTION => {
                 return;
             }
-            Down::Sent(notification) => format!("sent {notification}"),
-            Down::Received(notification) => format!("received {notification}"),
             // A wrong signature is not answered: nobody says more than that.
             Down::Tcp(reason) if self.config.md5.is_some() && reason == fsm::NO_ANSWER => {
-                format!("connection: {reason}: the MD5 keys may differ")
+                Down::Tcp(format!("{reason}: the MD5 keys may differ"))
             }
-            Down::Tcp(reason) => format!("connection: {reason}"),
-        });
+            down => down,
+        };
+        self.last_down = Some(down.clone());
+        self.last_error = Some((LastError::Down(down), Some(now)));
     }
 }
 

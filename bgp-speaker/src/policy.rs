@@ -91,6 +91,8 @@ pub(crate) struct Export<'a> {
     pub(crate) internal: bool,
     pub(crate) address: IpAddr,
     pub(crate) learned: bool,
+    /// It knows what to do with routes that are long stale (RFC 9494).
+    pub(crate) long_lived: bool,
     /// What we are to the peer (RFC 9234).
     pub(crate) role: Option<Role>,
     /// Routes of IPv4 may have next hops of IPv6 (RFC 8950).
@@ -115,10 +117,16 @@ impl Export<'_> {
         if otc.is_some() && self.role.is_some_and(is_for_customers_only) {
             return None;
         }
+        let is_stale = route.attributes.communities.contains(&Community::LLGR_STALE) && !self.long_lived;
+        if is_stale && !self.internal {
+            return None;
+        }
         let unchanged = ExportPolicy::default();
         let changes = self.changes.get(&family).unwrap_or(&unchanged);
         let other = self.next_hops.get(&Family::Ipv6Unicast).filter(|_| self.extended_next_hop);
-        let own_address = self.next_hops.get(&family).or(other).copied();
+        let own = self.next_hops.get(&family);
+        // On a link-local session the other end need not have an address of ours to go to.
+        let own_address = if is_link_local(self.address) { other.or(own) } else { own.or(other) }.copied();
         let next_hop = match (from, route.next_hop) {
             (Provenance::Own, Some(given)) => given,
             // Unchanged inside the AS (RFC 4271 section 5.1.3 case 1).
@@ -166,6 +174,11 @@ impl Export<'_> {
             }
         }
         self.change(changes, &mut attributes);
+        if is_stale {
+            // Partial deployment inside the AS (RFC 9494 section 4.6).
+            attributes.communities.insert(Community::NO_EXPORT);
+            attributes.local_pref = Some(0);
+        }
         for unknown in attributes.unknown.values_mut() {
             unknown.flags |= Unknown::PARTIAL;
         }
@@ -225,6 +238,7 @@ mod tests {
             internal,
             address,
             learned: true,
+            long_lived: false,
             role: None,
             extended_next_hop: false,
             changes: &UNCHANGED,

@@ -7,11 +7,14 @@
 //! The first dump of the table, and one that the peer asks for (RFC 2918), is a walk over all prefix numbers
 //! beside the queue; at its end stands End-of-RIB (RFC 4724 section 2), or the end of the refresh (RFC 7313). After a
 //! restart End-of-RIB is held back until [`release_end`](AdjRibOut::release_end).
+//!
+//! A peer is told the best path of a prefix, or all that may be used if it takes several (RFC 7911).
 use crate::{
     config::Family,
     policy::Provenance,
-    rib::{AttributesId, Interner, Path, PathAttributes, PrefixId, Table},
-    wire::{self, Context, EncodeError, Message, RefreshKind, RouteRefresh},
+    rib::{AttributesId, Interner, Path, PathAttributes, PathKey, PrefixId, Table},
+    sent::Sent,
+    wire::{self, Context, EncodeError, Message, Nlri, PathId, RefreshKind, RouteRefresh},
 };
 use ipnet::IpNet;
 use std::collections::{BTreeMap, VecDeque};
@@ -26,7 +29,7 @@ const STALE: AttributesId = AttributesId(u32::MAX - 1);
 #[derive(Debug)]
 pub(crate) struct AdjRibOut {
     family: Family,
-    sent: Vec<AttributesId>,
+    sent: Sent,
     announced: u64,
     queue: VecDeque<PrefixId>,
     queued: Vec<u64>,
@@ -69,8 +72,10 @@ pub(crate) trait Exporter {
 /// What a call of [`AdjRibOut::fill`] did.
 #[derive(Debug, Default)]
 pub(crate) struct Filled {
-    /// Messages written.
+    /// UPDATEs written.
     pub(crate) messages: u64,
+    /// ROUTE-REFRESHs written.
+    pub(crate) refreshes: u64,
     /// Prefixes that are gone from the table and that this peer has no more use for.
     pub(crate) unused: Vec<PrefixId>,
     /// Why a route could not be written.
@@ -78,11 +83,11 @@ pub(crate) struct Filled {
 }
 
 impl AdjRibOut {
-    /// Everything is to be sent; `holds_end`: but for End-of-RIB.
-    pub(crate) fn new(family: Family, holds_end: bool) -> Self {
+    /// Everything is to be sent; `add_path`: all paths of each prefix; `holds_end`: but for End-of-RIB.
+    pub(crate) fn new(family: Family, add_path: bool, holds_end: bool) -> Self {
         AdjRibOut {
             family,
-            sent: Vec::new(),
+            sent: Sent::new(add_path),
             announced: 0,
             queue: VecDeque::new(),
             queued: Vec::new(),
@@ -104,14 +109,19 @@ impl AdjRibOut {
         };
     }
 
-    /// How many prefixes the peer knows.
+    /// Whether a path matters though it is not the best.
+    pub(crate) fn takes_all(&self) -> bool {
+        self.sent.is_all()
+    }
+
+    /// How many prefixes the peer knows; of several paths each counts.
     pub(crate) fn announced(&self) -> u64 {
         self.announced
     }
 
-    /// What the peer was told of a prefix.
-    pub(crate) fn sent(&self, id: PrefixId) -> Option<AttributesId> {
-        self.sent.get(id as usize).copied().filter(|sent| *sent != AttributesId::NONE && *sent != STALE)
+    /// What the peer was told of a prefix, by our identifiers of the paths.
+    pub(crate) fn sent(&self, id: PrefixId) -> impl Iterator<Item = (PathId, AttributesId)> + '_ {
+        self.sent.of(id).filter(|(_, sent)| *sent != STALE)
     }
 
     /// Whether the number of the prefix is in use here.
@@ -121,7 +131,29 @@ impl AdjRibOut {
 
     /// Whether the peer knows the prefix.
     pub(crate) fn knows(&self, id: PrefixId) -> bool {
-        self.sent.get(id as usize).is_some_and(|sent| *sent != AttributesId::NONE)
+        self.sent.of(id).next().is_some()
+    }
+
+    /// What the peer knows; none: it is to be told again.
+    pub(crate) fn known(&self) -> impl Iterator<Item = (PathKey, Option<AttributesId>)> + '_ {
+        self.sent.iter().map(|(path, sent)| (path, Some(sent).filter(|sent| *sent != STALE)))
+    }
+
+    /// The peer knows this of a session that another process began; none: it is to be told again.
+    pub(crate) fn restore(
+        &mut self,
+        (id, path): PathKey,
+        told: Option<AttributesId>,
+        attributes: &mut Interner<PathAttributes>,
+    ) {
+        match told {
+            Some(told) => self.set(id, path, told, attributes),
+            None if self.sent.get(id, path) != AttributesId::NONE => {}
+            None => {
+                self.sent.set(id, path, STALE);
+                self.announced += 1;
+            }
+        }
     }
 
     /// The route of a prefix may have changed.
@@ -155,8 +187,8 @@ impl AdjRibOut {
 
     /// What the peer was told counts no more: it is told again, or of the end.
     fn forget_sent(&mut self, attributes: &mut Interner<PathAttributes>) {
-        for sent in &mut self.sent {
-            if *sent != AttributesId::NONE && *sent != STALE {
+        for (_, sent) in self.sent.iter_mut() {
+            if *sent != STALE {
                 attributes.release(*sent);
                 *sent = STALE;
             }
@@ -166,15 +198,13 @@ impl AdjRibOut {
     /// Forgets everything; returns the numbers of the prefixes that were in use.
     pub(crate) fn clear(&mut self, attributes: &mut Interner<PathAttributes>) -> Vec<PrefixId> {
         let mut used: Vec<PrefixId> = self.queue.drain(..).collect();
-        for (id, sent) in self.sent.iter().enumerate() {
-            if *sent != AttributesId::NONE {
-                used.push(id as PrefixId);
-            }
-            if *sent != AttributesId::NONE && *sent != STALE {
+        for (id, sent) in self.sent.iter_mut() {
+            used.push(id);
+            if *sent != STALE {
                 attributes.release(*sent);
             }
         }
-        *self = AdjRibOut { dump: None, ..AdjRibOut::new(self.family, false) };
+        *self = AdjRibOut { dump: None, ..AdjRibOut::new(self.family, self.takes_all(), false) };
         used
     }
 
@@ -194,32 +224,45 @@ impl AdjRibOut {
             let mut batch = Vec::new();
             let mut withdrawn = Vec::new();
             for id in self.next_batch(table) {
-                let target = table.best(id).and_then(|path| {
-                    let from = exporter.provenance(&path)?;
-                    let source = exporter.own(&table.prefix(id), &path)?;
+                let mut export = |path: &Path| {
+                    let from = exporter.provenance(path)?;
+                    let source = exporter.own(&table.prefix(id), path)?;
                     *exports.entry((source, from)).or_insert_with(|| {
                         let export = exporter.export(self.family, from, attributes.get(source));
                         export.map(|export| attributes.intern(export))
                     })
-                });
-                match target {
-                    Some(target) if self.sent(id) != Some(target) => batch.push((target, id)),
-                    Some(_) => {}
-                    None if self.knows(id) => withdrawn.push(id),
-                    None if table.paths(id).is_empty() => filled.unused.push(id),
-                    None => {}
+                };
+                if self.takes_all() {
+                    let paths = table.identified(id).filter_map(|(name, path)| Some((name, export(&path)?)));
+                    let targets: BTreeMap<PathId, AttributesId> = paths.collect();
+                    let told = self.sent.of(id).map(|(path, _)| path);
+                    withdrawn.extend(told.filter(|path| !targets.contains_key(path)).map(|path| (id, path)));
+                    let news =
+                        targets.into_iter().filter(|(path, target)| self.sent.get(id, *path) != *target);
+                    batch.extend(news.map(|(path, target)| (target, id, path)));
+                } else {
+                    let path = PathId::default();
+                    let target = table.best(id).and_then(|best| export(&best));
+                    match (target, self.sent.get(id, path)) {
+                        (Some(target), told) if told != target => batch.push((target, id, path)),
+                        (None, told) if told != AttributesId::NONE => withdrawn.push((id, path)),
+                        _ => {}
+                    }
+                }
+                if table.paths(id).is_empty() && !self.knows(id) {
+                    filled.unused.push(id);
                 }
             }
-            for id in &withdrawn {
-                self.set(*id, AttributesId::NONE, attributes);
+            for (id, path) in &withdrawn {
+                self.set(*id, *path, AttributesId::NONE, attributes);
             }
-            let prefixes: Vec<IpNet> = withdrawn.iter().map(|&id| table.prefix(id)).collect();
+            let prefixes: Vec<Nlri> = withdrawn.iter().map(|told| nlri(table, *told)).collect();
             self.written(wire::withdraw(&prefixes, context, out), &mut filled);
-            filled.unused.extend(withdrawn);
+            filled.unused.extend(withdrawn.into_iter().map(|(id, _)| id));
             batch.sort_unstable();
             for group in batch.chunk_by(|a, b| a.0 == b.0) {
                 if out.len() >= limit {
-                    group.iter().for_each(|(_, id)| self.mark(*id));
+                    group.iter().for_each(|(_, id, _)| self.mark(*id));
                     continue;
                 }
                 self.announce(group, table, attributes, context, out, &mut filled);
@@ -236,25 +279,27 @@ impl AdjRibOut {
 
     fn announce(
         &mut self,
-        group: &[(AttributesId, PrefixId)],
+        group: &[(AttributesId, PrefixId, PathId)],
         table: &Table,
         attributes: &mut Interner<PathAttributes>,
         context: &Context,
         out: &mut Vec<u8>,
         filled: &mut Filled,
     ) {
-        let Some(&(target, _)) = group.first() else { return };
-        let prefixes: Vec<IpNet> = group.iter().map(|(_, id)| table.prefix(*id)).collect();
+        let Some(&(target, ..)) = group.first() else { return };
+        let prefixes: Vec<Nlri> = group.iter().map(|(_, id, path)| nlri(table, (*id, *path))).collect();
         let route = attributes.get(target);
         let Some(next_hop) = route.next_hop else { return };
         let result = wire::announce(&route.attributes, next_hop, &prefixes, context, out);
         if result.is_ok() {
-            group.iter().for_each(|(_, id)| self.set(*id, target, attributes));
+            group.iter().for_each(|(_, id, path)| self.set(*id, *path, target, attributes));
         } else {
             // What cannot be said is withdrawn: what the peer knows would be wrong.
-            let known: Vec<PrefixId> = group.iter().map(|(_, id)| *id).filter(|id| self.knows(*id)).collect();
-            let prefixes: Vec<IpNet> = known.iter().map(|&id| table.prefix(id)).collect();
-            known.into_iter().for_each(|id| self.set(id, AttributesId::NONE, attributes));
+            let all = group.iter().map(|(_, id, path)| (*id, *path));
+            let known: Vec<(PrefixId, PathId)> =
+                all.filter(|(id, path)| self.sent.get(*id, *path) != AttributesId::NONE).collect();
+            let prefixes: Vec<Nlri> = known.iter().map(|told| nlri(table, *told)).collect();
+            known.into_iter().for_each(|(id, path)| self.set(id, path, AttributesId::NONE, attributes));
             self.written(wire::withdraw(&prefixes, context, out), filled);
         }
         self.written(result, filled);
@@ -292,7 +337,7 @@ impl AdjRibOut {
     fn end_dump(&mut self, out: &mut Vec<u8>, filled: &mut Filled) {
         let dump = self.dump.take();
         if dump.as_ref().is_some_and(|dump| dump.bounds) {
-            filled.messages += self.bound(RefreshKind::End, out);
+            filled.refreshes += self.bound(RefreshKind::End, out);
         }
         if dump.is_some_and(|dump| dump.first) {
             self.end = if self.end == End::Held { End::Owed } else { End::Due };
@@ -313,12 +358,14 @@ impl AdjRibOut {
         self.queued.get(id as usize / 64).is_some_and(|word| word & (1 << (id % 64)) != 0)
     }
 
-    fn set(&mut self, id: PrefixId, target: AttributesId, attributes: &mut Interner<PathAttributes>) {
-        let at = id as usize;
-        if at >= self.sent.len() {
-            self.sent.resize(at + 1, AttributesId::NONE);
-        }
-        let old = std::mem::replace(&mut self.sent[at], target);
+    fn set(
+        &mut self,
+        id: PrefixId,
+        path: PathId,
+        target: AttributesId,
+        attributes: &mut Interner<PathAttributes>,
+    ) {
+        let old = self.sent.set(id, path, target);
         if target != AttributesId::NONE {
             attributes.retain(target);
         }
@@ -331,4 +378,8 @@ impl AdjRibOut {
             attributes.release(old);
         }
     }
+}
+
+fn nlri(table: &Table, (id, path): (PrefixId, PathId)) -> Nlri {
+    Nlri { prefix: table.prefix(id), path }
 }

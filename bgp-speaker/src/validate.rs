@@ -1,7 +1,7 @@
 //! Whether a configuration makes sense, before anything of it takes effect.
 use crate::{
-    config::{Asn, ConfigError, Global, PeerAsn, PeerConfig, PeerRange, Route},
-    wire::MAX_RESTART_SECONDS,
+    config::{Asn, BmpStation, ConfigError, Global, PeerAsn, PeerConfig, PeerRange, Route},
+    wire::{MAX_LONG_LIVED_SECONDS, MAX_RESTART_SECONDS},
 };
 use ipnet::IpNet;
 use std::{
@@ -9,6 +9,10 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
+/// More stations than this are refused: each hears everything.
+const MAX_STATIONS: usize = 16;
+/// Longest time between statistics, seconds.
+const MAX_STATS_SECONDS: u32 = 86_400;
 /// More peers than this are refused.
 const MAX_PEERS: usize = 10_000;
 /// Longest additional prepending.
@@ -31,12 +35,12 @@ pub(crate) fn peers(peers: &[PeerConfig], global: Option<&Global>) -> Result<(),
     if peers.len() > MAX_PEERS {
         return Err(ConfigError::new("peers", "number", format!("more than {MAX_PEERS}")));
     }
-    let mut addresses = BTreeSet::new();
+    let mut ids = BTreeSet::new();
     for config in peers {
         peer(config, global)?;
-        if !addresses.insert(config.address) {
+        if !ids.insert(config.id()) {
             return Err(ConfigError::new(
-                format!("peer {}", config.address),
+                format!("peer {}", config.id()),
                 "address",
                 "is there more than once",
             ));
@@ -46,6 +50,26 @@ pub(crate) fn peers(peers: &[PeerConfig], global: Option<&Global>) -> Result<(),
 }
 
 /// The whole set of ranges.
+pub(crate) fn stations(stations: &[BmpStation]) -> Result<(), ConfigError> {
+    let mut addresses = BTreeSet::new();
+    for BmpStation { station, stats_seconds } in stations {
+        let error = |field, reason: &str| Err(ConfigError::new(format!("station {station}"), field, reason));
+        if station.port() == 0 || station.ip().is_unspecified() || station.ip().is_multicast() {
+            return error("station", "is nothing that can be dialled");
+        }
+        if *stats_seconds > MAX_STATS_SECONDS {
+            return error("statsSeconds", "must be 0 to 86400");
+        }
+        if !addresses.insert(station) {
+            return error("station", "is there more than once");
+        }
+        if addresses.len() > MAX_STATIONS {
+            return error("station", "is one of more than 16");
+        }
+    }
+    Ok(())
+}
+
 pub(crate) fn ranges(ranges: &[PeerRange], global: Option<&Global>) -> Result<(), ConfigError> {
     let mut prefixes = BTreeSet::new();
     for range in ranges {
@@ -71,8 +95,22 @@ pub(crate) fn ranges(ranges: &[PeerRange], global: Option<&Global>) -> Result<()
 }
 
 fn peer(peer: &PeerConfig, global: Option<&Global>) -> Result<(), ConfigError> {
-    let error = |field, reason: &str| Err(ConfigError::new(format!("peer {}", peer.address), field, reason));
-    if !is_unicast(peer.address) {
+    let error = |field, reason: &str| Err(ConfigError::new(format!("peer {}", peer.id()), field, reason));
+    if peer.interface.is_some() {
+        for (field, given) in [
+            ("address", !peer.address.is_unspecified()),
+            ("localAddress", peer.local_address.is_some()),
+            ("ebgpMultihop", peer.multihop_ttl.is_some()),
+            ("ttlSecurity", peer.ttl_security_hops.is_some_and(|hops| hops > 1)),
+        ] {
+            if given {
+                return error(field, "has no sense with an interface: the neighbour is on the link");
+            }
+        }
+        if peer.md5.is_some() {
+            return error("auth", "has no sense with an interface: keys belong to addresses");
+        }
+    } else if !is_unicast(peer.address) {
         return error("address", "is no unicast address");
     }
     if peer.asn == PeerAsn::Is(Asn(0)) {
@@ -145,6 +183,12 @@ fn peer(peer: &PeerConfig, global: Option<&Global>) -> Result<(), ConfigError> {
     }
     if peer.graceful_restart.is_some_and(|seconds| seconds > MAX_RESTART_SECONDS) {
         return error("gracefulRestart.seconds", "must be 0 to 4095 (RFC 4724 section 3)");
+    }
+    if peer.long_lived_seconds > MAX_LONG_LIVED_SECONDS {
+        return error("gracefulRestart.longLivedSeconds", "must be 0 to 16777215 (RFC 9494 section 3.1)");
+    }
+    if peer.long_lived_seconds > 0 && peer.graceful_restart.is_none() {
+        return error("gracefulRestart.longLivedSeconds", "counts beside gracefulRestart.seconds only");
     }
     Ok(())
 }
@@ -227,6 +271,26 @@ mod tests {
     }
 
     #[test]
+    fn stations_that_make_no_sense() {
+        let at = |station: &str| BmpStation { station: station.parse().unwrap(), stats_seconds: 60 };
+        let many: Vec<BmpStation> = (1..=17).map(|port| at(&format!("192.0.2.1:{port}"))).collect();
+        for (list, error) in [
+            (&many[..16], ""),
+            (&many[..], "station 192.0.2.1:17: station: is one of more than 16"),
+            (&[at("192.0.2.1:0")], "station 192.0.2.1:0: station: is nothing that can be dialled"),
+            (&[at("[::]:1")], "station [::]:1: station: is nothing that can be dialled"),
+            (&[many[0], many[0]], "station 192.0.2.1:1: station: is there more than once"),
+            (
+                &[BmpStation { stats_seconds: 86_401, ..many[0] }],
+                "station 192.0.2.1:1: statsSeconds: must be 0 to 86400",
+            ),
+        ] {
+            let found = stations(list).map_or_else(|error| error.to_string(), |()| String::new());
+            assert_eq!(found, error);
+        }
+    }
+
+    #[test]
     fn globals() {
         let check = |asn, id: [u8; 4]| {
             words(global(&Global { asn: Asn(asn), router_id: id.into(), listen: [].into() }))
@@ -239,7 +303,7 @@ mod tests {
     #[test]
     fn peers_that_make_no_sense() {
         type Case = (fn(&mut PeerConfig), &'static str);
-        let cases: [Case; 26] = [
+        let cases: [Case; 29] = [
             (|_| (), ""),
             (|peer| peer.timers = Timers { hold_seconds: 0, keepalive_seconds: 0, ..peer.timers }, ""),
             (|peer| peer.asn = PeerAsn::Is(Asn(0)), "asn: 0 is reserved (RFC 7607)"),
@@ -293,6 +357,15 @@ mod tests {
                 |peer| peer.graceful_restart = Some(4096),
                 "gracefulRestart.seconds: must be 0 to 4095 (RFC 4724 section 3)",
             ),
+            (|peer| (peer.graceful_restart, peer.long_lived_seconds) = (Some(0), 0xFF_FFFF), ""),
+            (
+                |peer| (peer.graceful_restart, peer.long_lived_seconds) = (Some(0), 0x100_0000),
+                "gracefulRestart.longLivedSeconds: must be 0 to 16777215 (RFC 9494 section 3.1)",
+            ),
+            (
+                |peer| peer.long_lived_seconds = 1,
+                "gracefulRestart.longLivedSeconds: counts beside gracefulRestart.seconds only",
+            ),
         ];
         let ours = Global { asn: Asn(65000), router_id: [1, 1, 1, 1].into(), listen: [].into() };
         for (change, fault) in cases {
@@ -345,7 +418,7 @@ mod tests {
     #[test]
     fn a_peer_hears_of_a_prefix_once() {
         let to = |hosts: &[u8]| {
-            let peers = hosts.iter().map(|host| IpAddr::from([10, 0, 0, *host])).collect();
+            let peers = hosts.iter().map(|host| IpAddr::from([10, 0, 0, *host]).into()).collect();
             route_with(|route| route.peers = Some(peers))
         };
         let all = || route_with(|_| ());

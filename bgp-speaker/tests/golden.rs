@@ -4,17 +4,22 @@
 use bgp_speaker::{
     config::{Asn, Family},
     wire::{
-        AfiSafi, Aggregator, Announcement, AsPath, Attributes, Capability, Context, Decoded,
-        ExtendedCommunity, GracefulRestart, Message, NextHop, Notification, Open, Origin, Reach, Reason,
-        RefreshKind, RouteRefresh, Update, decode, frame,
+        AddPath, AfiSafi, Aggregator, Announcement, AsPath, Attributes, Capability, Context, Decoded,
+        ExtendedCommunity, GracefulRestart, LongLived, Message, NextHop, Nlri, Notification, Open, Origin,
+        Reach, Reason, RefreshKind, RouteRefresh, Segment, Update, decode, frame,
     },
 };
+use ipnet::IpNet;
 use std::{collections::BTreeSet, fs, net::IpAddr, path::PathBuf};
 
 /// eBGP, four-octet AS.
 fn external() -> Context {
     let families = Family::ALL.into();
     Context { four_octet_as: true, families, ..Context::default() }
+}
+
+fn extended_next_hop() -> Context {
+    Context { extended_next_hop: true, ..external() }
 }
 
 fn two_octet() -> Context {
@@ -44,8 +49,12 @@ fn open(asn: u32, host: u8, capabilities: Vec<Capability>) -> Message {
     Message::Open(Open { asn: Asn(asn), hold_seconds: 9, router_id: [198, 18, 0, host].into(), capabilities })
 }
 
+fn nlri(prefixes: &[&str]) -> Vec<Nlri> {
+    prefixes.iter().map(|text| text.parse::<IpNet>().unwrap().into()).collect()
+}
+
 fn withdrawn(prefixes: &[&str]) -> Message {
-    let withdrawn = prefixes.iter().map(|text| text.parse().unwrap()).collect();
+    let withdrawn = nlri(prefixes);
     Message::Update(Update { withdrawn, announced: None })
 }
 
@@ -53,7 +62,7 @@ fn announced(next_hop: &str, prefixes: &[&str], attributes: Attributes) -> Messa
     let (address, link_local) = next_hop.split_once(' ').unwrap_or((next_hop, ""));
     let next_hop =
         NextHop { address: address.parse::<IpAddr>().unwrap(), link_local: link_local.parse().ok() };
-    let prefixes = prefixes.iter().map(|text| text.parse().unwrap()).collect();
+    let prefixes = nlri(prefixes);
     let announced = Some(Announcement { attributes, reach: vec![Reach { next_hop, prefixes }] });
     Message::Update(Update { withdrawn: Vec::new(), announced })
 }
@@ -91,6 +100,8 @@ fn table() -> Vec<(&'static str, Context, Form, Message)> {
         let families = vec![(ipv4.into(), false), (ipv6.into(), false)];
         C::GracefulRestart(GracefulRestart { restarting, notification, seconds: 120, families })
     };
+    let long_lived = |family: Family| LongLived { family: family.into(), forwarding: true, seconds: 0 };
+    let takes = AddPath { send: false, receive: true };
     let frr = [
         C::MultiProtocol(ipv4.into()),
         C::MultiProtocol(ipv6.into()),
@@ -99,10 +110,10 @@ fn table() -> Vec<(&'static str, Context, Form, Message)> {
         C::EnhancedRouteRefresh,
         C::FourOctetAs(Asn(65001)),
         C::ExtendedMessage,
-        other(69, &[0, 1, 1, 1, 0, 2, 1, 1]),
+        C::AddPath(vec![(ipv4.into(), takes), (ipv6.into(), takes)]),
         other(73, b"\x02vm\x00"),
         restart(true, true),
-        other(71, &[0, 1, 1, 0x80, 0, 0, 0, 0, 2, 1, 0x80, 0, 0, 0]),
+        C::LongLivedGracefulRestart([ipv4, ipv6].map(long_lived).into()),
     ];
     let aggregate = || Attributes {
         med: Some(0),
@@ -134,7 +145,52 @@ fn table() -> Vec<(&'static str, Context, Form, Message)> {
     };
     let shutdown =
         |text| Message::Notification(Notification::with_communication(Reason::ADMINISTRATIVE_SHUTDOWN, text));
+    let exabgp_open = [
+        C::MultiProtocol(ipv4.into()),
+        C::MultiProtocol(ipv6.into()),
+        C::FourOctetAs(Asn(65002)),
+        C::ExtendedNextHop(vec![(ipv4.into(), 2)]),
+        C::GracefulRestart(GracefulRestart {
+            restarting: true,
+            notification: false,
+            seconds: 120,
+            families: vec![(ipv4.into(), true), (ipv6.into(), true)],
+        }),
+        C::RouteRefresh,
+        C::EnhancedRouteRefresh,
+        C::ExtendedMessage,
+    ];
+    let exabgp_attributes = Attributes {
+        origin: Origin::Incomplete,
+        as_path: AsPath(vec![
+            Segment::Sequence(vec![Asn(65002), Asn(4_200_000_001)]),
+            Segment::Set(vec![Asn(65010), Asn(65011)]),
+        ]),
+        med: Some(10),
+        atomic_aggregate: true,
+        aggregator: Some(Aggregator { asn: Asn(4_200_000_001), address: [198, 18, 0, 2].into() }),
+        communities: ["65002:200".parse().unwrap(), "no-export".parse().unwrap()].into(),
+        extended_communities: [route_target(65002, 9)].into(),
+        large_communities: ["65002:7:8".parse().unwrap()].into(),
+        ..Attributes::default()
+    };
+    let exabgp_community = Attributes { communities: ["65002:1".parse().unwrap()].into(), ..path([65002]) };
     vec![
+        ("exabgp-open", external(), Other, open(65002, 2, exabgp_open.to_vec())),
+        (
+            "exabgp-attributes",
+            external(),
+            Same,
+            announced("198.18.0.2", &["192.0.2.0/24"], exabgp_attributes),
+        ),
+        ("exabgp-ipv6", external(), Other, announced("fd00:18::2", &["2001:db8:b::/48"], exabgp_community)),
+        (
+            "exabgp-extended-next-hop",
+            extended_next_hop(),
+            Other,
+            announced("fd00:18::2", &["198.51.100.0/24"], path([65002])),
+        ),
+        ("exabgp-end-of-rib-ipv6", external(), Same, Message::EndOfRib(ipv6)),
         (
             "bird-open",
             external(),
@@ -148,7 +204,7 @@ fn table() -> Vec<(&'static str, Context, Form, Message)> {
                     restart(false, false),
                     C::FourOctetAs(Asn(65002)),
                     C::EnhancedRouteRefresh,
-                    other(71, &[]),
+                    C::LongLivedGracefulRestart(Vec::new()),
                 ]),
             ),
         ),
@@ -160,7 +216,12 @@ fn table() -> Vec<(&'static str, Context, Form, Message)> {
             open(
                 65002,
                 2,
-                with(&[C::RouteRefresh, restart(false, false), C::EnhancedRouteRefresh, other(71, &[])]),
+                with(&[
+                    C::RouteRefresh,
+                    restart(false, false),
+                    C::EnhancedRouteRefresh,
+                    C::LongLivedGracefulRestart(Vec::new()),
+                ]),
             ),
         ),
         ("bird-keepalive", external(), Same, Message::Keepalive),
@@ -260,6 +321,7 @@ fn every_file_is_in_the_table_and_names_its_router() {
     assert_eq!(files, names);
     for file in files {
         let text = fs::read_to_string(directory().join(&file)).unwrap();
-        assert!(text.starts_with("# FRR 8.4.4: ") || text.starts_with("# BIRD 2.0.12: "), "{file}");
+        let sources = ["# FRR 8.4.4: ", "# BIRD 2.0.12: ", "# ExaBGP 4.2.25: "];
+        assert!(sources.iter().any(|source| text.starts_with(source)), "{file}");
     }
 }

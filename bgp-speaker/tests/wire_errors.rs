@@ -4,12 +4,12 @@
 use bgp_speaker::{
     config::Family,
     wire::{
-        Announcement, AsPath, Attributes, Context, Decoded, Message, NextHop, Notification, Reach, Reason,
-        Severity, Update, announce, decode,
+        Announcement, AsPath, Attributes, Context, Decoded, Message, NextHop, Nlri, Notification, PathId,
+        Reach, Reason, Severity, Update, announce, decode,
     },
 };
 use ipnet::IpNet;
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 fn external() -> Context {
     let families = Family::ALL.into();
@@ -69,7 +69,7 @@ fn resets(bytes: &[u8], context: &Context, reason: Reason, data: &str) {
 #[track_caller]
 fn withdraws(bytes: &[u8], context: &Context, reason: Reason, data: &str, prefixes: &[&str]) {
     let decoded = decode(bytes, context).unwrap();
-    let withdrawn = prefixes.iter().map(|text| prefix(text)).collect();
+    let withdrawn = prefixes.iter().map(|text| prefix(text).into()).collect();
     assert_eq!(decoded.message, Message::Update(Update { withdrawn, announced: None }));
     let error = decoded.errors.iter().find(|error| error.severity == Severity::TreatAsWithdraw).unwrap();
     assert_eq!(error.notification, Notification::new(reason, hex(data)));
@@ -188,7 +188,7 @@ fn missing_attributes() {
     // NEXT_HOP is not for MP_REACH_NLRI.
     let decoded = decode(&update("", &[MP_REACH, ORIGIN, AS_PATH].concat(), ""), &external()).unwrap();
     assert_eq!(decoded.errors, []);
-    assert_eq!(announced(&decoded).reach[0].prefixes, [prefix("2001:db8:1::/48")]);
+    assert_eq!(announced(&decoded).reach[0].prefixes, [prefix("2001:db8:1::/48").into()]);
     // Withdrawn routes need no attributes.
     let decoded = decode(&update(PREFIX, "", ""), &internal()).unwrap();
     assert_eq!(decoded.errors, []);
@@ -385,8 +385,46 @@ fn what_is_fine_though_odd() {
     assert_eq!(clean(&update(PREFIX, &mandatory(), PREFIX), &ipv6_only).message, nothing);
     // Prefixes that unicast does not have are left out.
     let decoded = decode(&update("", &mandatory(), &["08 e0", PREFIX].concat()), &external()).unwrap();
-    assert_eq!(announced(&decoded).reach[0].prefixes, [prefix("203.0.113.0/24")]);
+    assert_eq!(announced(&decoded).reach[0].prefixes, [prefix("203.0.113.0/24").into()]);
     assert_eq!(decoded.errors.len(), 1);
+}
+
+/// RFC 7911 section 3: what is wrong concerns the path that is named.
+#[test]
+fn path_identifiers() {
+    let families: BTreeSet<Family> = Family::ALL.into();
+    let add_path = Context { add_path_receive: families, ..external() };
+    let path = |path, text| Nlri { prefix: prefix(text), path: PathId(path) };
+    let second = ["0000 0002", PREFIX].concat();
+    let first = ["0000 0001", PREFIX].concat();
+    let told = [&*second, "ffff ffff 00"].concat();
+    let decoded = decode(&update(&first, &mandatory(), &told), &add_path).unwrap();
+    let Message::Update(Update { withdrawn, .. }) = &decoded.message else { panic!() };
+    assert_eq!(*withdrawn, [path(1, "203.0.113.0/24")]);
+    let told = [path(2, "203.0.113.0/24"), path(u32::MAX, "0.0.0.0/0")];
+    assert_eq!(announced(&decoded).reach[0].prefixes, told);
+    // Treat-as-withdraw: without AS_PATH.
+    let decoded = decode(&update(&first, &[ORIGIN, NEXT_HOP].concat(), &second), &add_path).unwrap();
+    let withdrawn = vec![path(1, "203.0.113.0/24"), path(2, "203.0.113.0/24")];
+    assert_eq!(decoded.message, Message::Update(Update { withdrawn, announced: None }));
+    assert_eq!(decoded.errors.len(), 1);
+    // One family has them, the other has not.
+    let ipv6 = Context { add_path_receive: [Family::Ipv6Unicast].into(), ..external() };
+    let unreach = "80 0f 09 0002 01 00000007 08 20";
+    let decoded = decode(&update(PREFIX, unreach, ""), &ipv6).unwrap();
+    let withdrawn = vec![prefix("203.0.113.0/24").into(), path(7, "2000::/8")];
+    assert_eq!(decoded.message, Message::Update(Update { withdrawn, announced: None }));
+    // A prefix without one, one cut short: it is not known where the next one begins.
+    for nlri in [PREFIX, "0000 01", "0000 0001", "0000 0001 21 0000000000"] {
+        let error = decode(&update("", &mandatory(), nlri), &add_path).unwrap_err();
+        assert_eq!(error.reason, Reason::INVALID_NETWORK_FIELD, "{nlri}");
+    }
+    let reset = decode(&update("", "80 0f 05 0002 01 0820", ""), &add_path).unwrap_err();
+    assert_eq!(reset.reason, Reason::OPTIONAL_ATTRIBUTE_ERROR);
+    assert_eq!(
+        decode(&update("", "80 0f 03 0002 01", ""), &add_path).unwrap().message,
+        Message::EndOfRib(Family::Ipv6Unicast)
+    );
 }
 
 #[test]
@@ -463,7 +501,7 @@ fn next_hops_of_the_other_family() {
         let next_hop = NextHop { address: "2001:db8::1".parse().unwrap(), link_local };
         let mut bytes = Vec::new();
         assert_eq!(announce(&attributes, next_hop, &[prefix], &extended, &mut bytes), Ok(1));
-        let reach = vec![Reach { next_hop, prefixes: vec![prefix] }];
+        let reach = vec![Reach { next_hop, prefixes: vec![prefix.into()] }];
         let announced = Some(Announcement { attributes: attributes.clone(), reach });
         let update = Message::Update(Update { withdrawn: Vec::new(), announced });
         assert_eq!(decode(&bytes, &extended).unwrap(), Decoded { message: update, errors: Vec::new() });
@@ -472,6 +510,6 @@ fn next_hops_of_the_other_family() {
         assert!(announce(&attributes, next_hop, &[prefix], &external(), &mut bytes).is_err());
     }
     // The other way round there is no such thing.
-    let (next_hop, prefix) = (IpAddr::from([10, 0, 0, 1]).into(), "2001:db8::/32".parse().unwrap());
+    let (next_hop, prefix) = (IpAddr::from([10, 0, 0, 1]).into(), "2001:db8::/32".parse::<IpNet>().unwrap());
     assert!(announce(&attributes, next_hop, &[prefix], &extended, &mut Vec::new()).is_err());
 }

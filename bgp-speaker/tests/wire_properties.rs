@@ -3,10 +3,10 @@
 use bgp_speaker::{
     config::{Asn, Family},
     wire::{
-        AfiSafi, Aggregator, Announcement, AsPath, Attributes, Capability, Community, Context,
-        ExtendedCommunity, GracefulRestart, LargeCommunity, MAX_RESTART_SECONDS, Message, NextHop,
-        Notification, Open, Origin, Partial, Reach, Reason, RefreshKind, RouteRefresh, Segment, Unknown,
-        Update, announce, decode, frame,
+        AddPath, AfiSafi, Aggregator, Announcement, AsPath, Attributes, Capability, Community, Context,
+        ExtendedCommunity, GracefulRestart, LargeCommunity, LongLived, MAX_LONG_LIVED_SECONDS,
+        MAX_RESTART_SECONDS, Message, NextHop, Nlri, Notification, Open, Origin, Partial, PathId, Reach,
+        Reason, RefreshKind, RouteRefresh, Segment, Unknown, Update, announce, decode, frame,
     },
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -18,11 +18,15 @@ use proptest::{
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 fn context() -> impl Strategy<Value = Context> {
-    (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(four_octet_as, internal, extended_next_hop)| {
+    let add_path = btree_set(prop::sample::select(Family::ALL.to_vec()), 0..=2);
+    (any::<[bool; 3]>(), add_path).prop_map(|([four_octet_as, internal, extended_next_hop], add_path)| {
         Context {
             four_octet_as,
             internal,
             extended_next_hop,
+            // What is written is read again.
+            add_path_send: add_path.clone(),
+            add_path_receive: add_path,
             families: Family::ALL.into(),
             ..Context::default()
         }
@@ -33,17 +37,30 @@ fn asn() -> impl Strategy<Value = Asn> {
     prop_oneof![1..=65535u32, 65536..=u32::MAX].prop_map(Asn)
 }
 
-fn ipv4_prefix() -> impl Strategy<Value = IpNet> {
-    (0..0xE000_0000u32, 0..=32u8)
-        .prop_map(|(bits, length)| Ipv4Net::new(Ipv4Addr::from_bits(bits), length).unwrap().trunc().into())
+fn ipv4_prefix() -> impl Strategy<Value = Nlri> {
+    (0..0xE000_0000u32, 0..=32u8, any::<u32>()).prop_map(|(bits, length, path)| {
+        let prefix = Ipv4Net::new(Ipv4Addr::from_bits(bits), length).unwrap().trunc().into();
+        Nlri { prefix, path: PathId(path) }
+    })
 }
 
-fn ipv6_prefix() -> impl Strategy<Value = IpNet> {
+fn ipv6_prefix() -> impl Strategy<Value = Nlri> {
     // Global unicast: 2000::/3.
-    (any::<u128>(), 3..=128u8).prop_map(|(bits, length)| {
+    (any::<u128>(), 3..=128u8, any::<u32>()).prop_map(|(bits, length, path)| {
         let address = Ipv6Addr::from_bits(bits >> 3 | 1 << 125);
-        Ipv6Net::new(address, length).unwrap().trunc().into()
+        let prefix = Ipv6Net::new(address, length).unwrap().trunc().into();
+        Nlri { prefix, path: PathId(path) }
     })
+}
+
+/// What of prefixes reaches the other side.
+fn named(prefixes: Vec<Nlri>, context: &Context) -> Vec<Nlri> {
+    let has_path = |prefix: &IpNet| {
+        let ipv4 = matches!(prefix, IpNet::V4(_));
+        context.add_path_send.contains(if ipv4 { &Family::Ipv4Unicast } else { &Family::Ipv6Unicast })
+    };
+    let named = |nlri: Nlri| if has_path(&nlri.prefix) { nlri } else { nlri.prefix.into() };
+    prefixes.into_iter().map(named).collect()
 }
 
 fn as_path() -> impl Strategy<Value = AsPath> {
@@ -143,7 +160,7 @@ fn reach() -> impl Strategy<Value = Reach> {
 }
 
 fn capability() -> impl Strategy<Value = Capability> {
-    let other = prop_oneof![3..5u8, 7..9u8, 10..64u8, 71..=255u8];
+    let other = prop_oneof![3..5u8, 7..9u8, 10..64u8, 72..=255u8];
     let family = || any::<(u16, u8)>().prop_map(|(afi, safi)| AfiSafi { afi, safi });
     prop_oneof![
         family().prop_map(Capability::MultiProtocol),
@@ -153,9 +170,22 @@ fn capability() -> impl Strategy<Value = Capability> {
         Just(Capability::ExtendedMessage),
         any::<u8>().prop_map(Capability::Role),
         graceful_restart(),
+        vec(long_lived(), 0..30).prop_map(Capability::LongLivedGracefulRestart),
+        vec((family(), add_path()), 0..4).prop_map(Capability::AddPath),
         (other, vec(any::<u8>(), 0..=255))
             .prop_map(|(code, value)| Capability::Other { code, value: value.into() }),
     ]
+}
+
+fn long_lived() -> impl Strategy<Value = LongLived> {
+    (any::<(u16, u8, bool)>(), 0..=MAX_LONG_LIVED_SECONDS).prop_map(|((afi, safi, forwarding), seconds)| {
+        LongLived { family: AfiSafi { afi, safi }, forwarding, seconds }
+    })
+}
+
+fn add_path() -> impl Strategy<Value = AddPath> {
+    let directions = vec![(true, false), (false, true), (true, true)];
+    prop::sample::select(directions).prop_map(|(send, receive)| AddPath { send, receive })
 }
 
 fn graceful_restart() -> impl Strategy<Value = Capability> {
@@ -224,9 +254,16 @@ proptest! {
         let mut bytes = Vec::new();
         let count = message.encode(&context, &mut bytes).unwrap();
         let expected = match message {
-            Message::Update(Update { withdrawn, announced: Some(Announcement { attributes, reach }) }) => {
-                let announced = Announcement { attributes: fit(attributes, &context), reach };
-                Message::Update(Update { withdrawn, announced: Some(announced) })
+            Message::Update(Update { withdrawn, announced }) => {
+                let reach = |Reach { next_hop, prefixes }| {
+                    let prefixes = named(prefixes, &context);
+                    Reach { next_hop, prefixes }
+                };
+                let announced = announced.map(|Announcement { attributes, reach: all }| Announcement {
+                    attributes: fit(attributes, &context),
+                    reach: all.into_iter().map(reach).collect(),
+                });
+                Message::Update(Update { withdrawn: named(withdrawn, &context), announced })
             }
             other => other,
         };
@@ -252,7 +289,7 @@ proptest! {
             }
             prop_assert_eq!(lengths.len(), count);
             // Every message but the last has no room for another prefix.
-            prop_assert!(lengths[..count - 1].iter().all(|length| *length > 4096 - 17));
+            prop_assert!(lengths[..count - 1].iter().all(|length| *length > 4096 - 21));
             let mut read = Vec::new();
             for message in decode_all(&bytes, &context) {
                 let Message::Update(Update { announced: Some(announced), .. }) = message else { panic!() };
@@ -262,7 +299,7 @@ proptest! {
                     read.extend(reach.prefixes);
                 }
             }
-            prop_assert_eq!(read, prefixes);
+            prop_assert_eq!(read, named(prefixes, &context));
         }
     }
 
@@ -333,17 +370,17 @@ fn check_any(bytes: &[u8], context: &Context) {
 }
 
 /// All that a row of UPDATEs says, in order.
-fn merged(messages: &[Message]) -> (Vec<IpNet>, Vec<(Attributes, NextHop, IpNet)>) {
+fn merged(messages: &[Message]) -> (Vec<Nlri>, Vec<(Attributes, NextHop, Nlri)>) {
     let (mut withdrawn, mut announced) = (Vec::new(), Vec::new());
     for message in messages {
         let Message::Update(update) = message else { panic!("{message:?}") };
         withdrawn.extend(update.withdrawn.iter().copied());
         if let Some(Announcement { attributes, reach }) = &update.announced {
             for Reach { next_hop, prefixes } in reach {
-                announced.extend(prefixes.iter().map(|prefix| (attributes.clone(), *next_hop, *prefix)));
+                announced.extend(prefixes.iter().map(|nlri| (attributes.clone(), *next_hop, *nlri)));
             }
         }
     }
-    withdrawn.sort_by_key(|prefix| matches!(prefix, IpNet::V6(_)));
+    withdrawn.sort_by_key(|nlri| matches!(nlri.prefix, IpNet::V6(_)));
     (withdrawn, announced)
 }

@@ -113,7 +113,8 @@ fn installed(desired: &Desired) -> Installed {
     let services = desired.datapath.services.iter().map(|(key, service)| {
         let slots: BTreeMap<_, _> = service.backends.keys().map(|endpoint| (*endpoint, 101)).collect();
         let frontends = service.frontends.clone();
-        (key.clone(), InstalledService { frontends, table_size: 1009, slots, resolved: true })
+        let held = InstalledService { frontends, table_size: 1009, slots, resolved: true };
+        (key.clone(), Arc::new(held))
     });
     Installed { services: services.collect(), ..Installed::default() }
 }

@@ -5,14 +5,15 @@ use crate::{
     host,
     observed::{Check, Health, NodeInfo, Targets},
 };
-use bgp_speaker::config::{ConfigError, Global, PeerConfig, Route};
+use bgp_speaker::PeerId;
+use bgp_speaker::config::{BmpStation, ConfigError, Global, PeerConfig, Route};
 use lb_bpf::{Counters, FlowEvent, Installed, service::Desired, service::Endpoint};
 use std::{
     collections::BTreeSet,
     error::Error,
     future::Future,
-    net::IpAddr,
     num::NonZeroU32,
+    sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 use tokio::sync::watch;
@@ -25,9 +26,12 @@ pub trait Datapath: Send {
     type Events: Events;
 
     /// What it holds: after a restart, what the process before left.
-    fn installed(&self) -> Installed;
-    /// Adds and changes; takes no frontend away. Returns what of `desired` it holds.
-    fn install(&mut self, desired: &Desired) -> impl Future<Output = Result<Installed, Self::Error>> + Send;
+    fn installed(&self) -> Arc<Installed>;
+    /// Adds and changes; takes no frontend away. Returns what of `desired` it holds, and nothing that pruning takes away.
+    fn install(
+        &mut self,
+        desired: &Desired,
+    ) -> impl Future<Output = Result<Arc<Installed>, Self::Error>> + Send;
     /// Takes away what the last `install` did not name.
     fn prune(&mut self) -> impl Future<Output = Result<(), Self::Error>> + Send;
     /// Returns when `install` may have something to do although nothing else is desired. Can be cancelled.
@@ -60,6 +64,9 @@ pub trait Speaker: Send {
     fn set_global(&self, global: Global) -> impl Future<Output = Result<(), Self::Error>> + Send;
     /// Whom it talks to: the whole set.
     fn set_peers(&self, peers: Vec<PeerConfig>) -> impl Future<Output = Result<(), Self::Error>> + Send;
+    /// Who is told what they tell: the whole set.
+    fn set_stations(&self, stations: Vec<BmpStation>)
+    -> impl Future<Output = Result<(), Self::Error>> + Send;
     /// What it announces: the whole set.
     fn set_routes(&self, routes: Vec<Route>) -> impl Future<Output = Result<(), Self::Error>> + Send;
     /// The last set of routes is all that there is to announce: what peers keep of the process before may go.
@@ -67,7 +74,7 @@ pub trait Speaker: Send {
     /// Returns when the peers have been told of the last set of routes, as far as that can be known.
     fn flushed(&self) -> impl Future<Output = ()> + Send;
     /// Peers whose session is established.
-    fn established(&self) -> impl Future<Output = BTreeSet<IpAddr>> + Send;
+    fn established(&self) -> impl Future<Output = BTreeSet<PeerId>> + Send;
     /// Changes with every change of a session's state.
     fn changes(&self) -> watch::Receiver<u64>;
 }
@@ -136,11 +143,11 @@ impl Datapath for lb_bpf::Datapath {
     type Error = lb_bpf::DatapathError;
     type Events = lb_bpf::Events;
 
-    fn installed(&self) -> Installed {
+    fn installed(&self) -> Arc<Installed> {
         lb_bpf::Datapath::installed(self)
     }
 
-    async fn install(&mut self, desired: &Desired) -> Result<Installed, Self::Error> {
+    async fn install(&mut self, desired: &Desired) -> Result<Arc<Installed>, Self::Error> {
         lb_bpf::Datapath::install(self, desired).await
     }
 
@@ -190,6 +197,10 @@ impl Speaker for bgp_speaker::Handle {
         bgp_speaker::Handle::set_peers(self, peers).await
     }
 
+    async fn set_stations(&self, stations: Vec<BmpStation>) -> Result<(), Self::Error> {
+        bgp_speaker::Handle::set_stations(self, stations).await
+    }
+
     async fn set_routes(&self, routes: Vec<Route>) -> Result<(), Self::Error> {
         bgp_speaker::Handle::set_routes(self, routes).await
     }
@@ -202,9 +213,9 @@ impl Speaker for bgp_speaker::Handle {
         bgp_speaker::Handle::flushed(self).await;
     }
 
-    async fn established(&self) -> BTreeSet<IpAddr> {
+    async fn established(&self) -> BTreeSet<PeerId> {
         let peers = self.peers().await;
-        peers.into_iter().filter(|peer| peer.state == "Established").map(|peer| peer.address).collect()
+        peers.into_iter().filter(|peer| peer.state == "Established").map(|peer| peer.id()).collect()
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

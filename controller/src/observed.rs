@@ -2,6 +2,7 @@
 //! Together with [`Declared`](crate::declared::Declared) this is all that
 //! [`desired`](crate::desired::desired) knows.
 use crate::{api::policy, fault::Fault};
+use bgp_speaker::PeerId;
 use lb_bpf::{Counter, Installed, service::Endpoint};
 use serde::Serialize;
 use std::{
@@ -23,8 +24,8 @@ pub struct Observed {
     pub installed: Arc<Installed>,
     /// What rules of packet filters counted, a few seconds ago.
     pub filters: Arc<FilterCounters>,
-    /// Peers, by address, whose BGP session is established.
-    pub established: BTreeSet<IpAddr>,
+    /// Peers whose BGP session is established.
+    pub established: BTreeSet<PeerId>,
     /// Why the newest generation of declared objects was refused; empty when it is in force.
     pub faults: Vec<Fault>,
     /// Seconds since the epoch.

@@ -18,7 +18,7 @@ use crate::{
     store::Store,
 };
 use futures::{FutureExt, StreamExt, stream::BoxStream};
-use lb_bpf::{Counters, Installed, service};
+use lb_bpf::{Counters, Installed};
 use prometheus::Histogram;
 use std::{error::Error, num::NonZeroU32, sync::Arc, time::Duration};
 use tokio::{
@@ -87,7 +87,7 @@ impl<S: Store, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler<S, D, B,
         followers: watch::Receiver<usize>,
     ) -> (Self, watch::Receiver<View>) {
         let (view, receiver) = watch::channel(View::default());
-        let observed = Observed { installed: Arc::new(datapath.installed()), ..Observed::default() };
+        let observed = Observed { installed: datapath.installed(), ..Observed::default() };
         let (sampling, declared) = (None, None);
         let reconciler = Reconciler {
             store,
@@ -193,7 +193,7 @@ impl<S: Store, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler<S, D, B,
         let made = errors.note("datapath.install", self.datapath.install(draft.datapath()).await);
         let is_made = made.is_some();
         if let Some(installed) = made {
-            self.observed.installed = Arc::new(named_only(installed, draft.datapath()));
+            self.observed.installed = installed;
         }
         let desired = draft.finish(&self.observed.installed);
 
@@ -223,14 +223,15 @@ impl<S: Store, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler<S, D, B,
 
     /// Tells the speaker; whether it knows the routes now.
     async fn announce(&self, desired: &Desired, errors: &mut Errors) -> bool {
-        let peers = match &desired.speaker {
+        let (peers, stations) = match &desired.speaker {
             Some(speaker) => {
                 let global = self.speaker.set_global(speaker.global.clone()).await;
                 errors.note("speaker.set_global", global);
-                speaker.peers.clone()
+                (speaker.peers.clone(), speaker.stations.clone())
             }
-            None => Vec::new(),
+            None => (Vec::new(), Vec::new()),
         };
+        errors.note("speaker.set_stations", self.speaker.set_stations(stations).await);
         errors.note("speaker.set_peers", self.speaker.set_peers(peers).await);
         let routes = self.speaker.set_routes(desired.routes.clone()).await;
         let told = errors.note("speaker.set_routes", routes).is_some();
@@ -279,19 +280,6 @@ impl<S: Store, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler<S, D, B,
             self.view.send_modify(|view| view.counters = Arc::new(counters));
         }
     }
-}
-
-/// What the datapath holds and will keep: pruning takes the rest.
-fn named_only(mut installed: Installed, desired: &service::Desired) -> Installed {
-    installed.filters.retain(|rule| desired.filters.contains_key(rule));
-    installed.services.retain(|key, held| match desired.services.get(key) {
-        Some(service) => {
-            held.frontends.retain(|frontend| service.frontends.contains(frontend));
-            !held.frontends.is_empty()
-        }
-        None => false,
-    });
-    installed
 }
 
 /// The errors of a pass.

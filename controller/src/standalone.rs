@@ -178,6 +178,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         faults,
         pass_seconds: pass_seconds.clone(),
         speaker: speaker.clone(),
+        map_sizes: options.map_sizes,
+        conditions: Arc::default(),
         tracer,
         flows: flows.clone(),
     };

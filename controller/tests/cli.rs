@@ -349,7 +349,7 @@ fn usage_is_2() {
         &["get"],
         &["get", "pods"],
         &["bgp"],
-        &["bgp", "routes", "--peer", "x"],
+        &["bgp", "routes", "--peer", "a/b"],
         &["services", "-o", "yaml"],
         &["trace"],
         &["flows", "-o", "yaml"],

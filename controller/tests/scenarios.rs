@@ -5,6 +5,7 @@
 //! node settle and compares. `FAIRLEAD_REWRITE=1 cargo test -p controller --test scenarios` writes what comes out
 //! into the files, for a person to judge.
 #![expect(clippy::unwrap_used, reason = "a test may stop")]
+use bgp_speaker::PeerId;
 use bgp_speaker::config::{ImportFilter, PeerAsn, Route};
 use controller::{
     api::Community,
@@ -63,7 +64,7 @@ struct Facts {
     gateway: Option<IpAddr>,
     /// Health by endpoint: `healthy`, `refused` or `timeout`. What is not named was not checked yet.
     health: Option<BTreeMap<SocketAddr, String>>,
-    established: Option<BTreeSet<IpAddr>>,
+    established: Option<BTreeSet<PeerId>>,
     /// Services that the datapath cannot install.
     refused: Option<BTreeSet<String>>,
     /// Services whose backends have no next hop.
@@ -215,7 +216,7 @@ impl World {
         let before = self.observed.installed.clone();
         let mut installed = Installed::default();
         for (key, service) in &desired.services {
-            if self.refused.contains(&key.0) {
+            if self.refused.contains(&*key.0) {
                 if let Some(held) = before.services.get(key) {
                     installed.services.insert(key.clone(), held.clone());
                 }
@@ -226,10 +227,10 @@ impl World {
             let held = InstalledService {
                 frontends: service.frontends.clone(),
                 table_size: slots.values().sum(),
-                resolved: slots.values().any(|slots| *slots > 0) && !self.unresolved.contains(&key.0),
+                resolved: slots.values().any(|slots| *slots > 0) && !self.unresolved.contains(&*key.0),
                 slots,
             };
-            installed.services.insert(key.clone(), held);
+            installed.services.insert(key.clone(), Arc::new(held));
         }
         let held = desired.filters.keys().filter(|rule| !self.refused.contains(*rule));
         installed.filters = held.cloned().collect();
@@ -277,6 +278,9 @@ fn dump(desired: &Desired) -> String {
     }
     if let Some(speaker) = &desired.speaker {
         writeln!(out, "speaker: AS {} ID {}", speaker.global.asn.0, speaker.global.router_id).unwrap();
+        for station in &speaker.stations {
+            writeln!(out, "  station {} every {} s", station.station, station.stats_seconds).unwrap();
+        }
         for peer in &speaker.peers {
             let asn = match peer.asn {
                 PeerAsn::Is(asn) => asn.0.to_string(),

@@ -10,13 +10,13 @@ use lb_bpf::{
     service::Desired,
     state::{Hop, NextHop, NextHops, Now, State},
 };
-use services::{BACKENDS, SERVICES, SIZES, desired, service};
-use std::{hint::black_box, net::Ipv4Addr, time::Instant};
+use services::{BACKENDS, SERVICES, SIZES, anew, desired, service};
+use std::{hint::black_box, net::Ipv4Addr, sync::Arc, time::Instant};
 
 fn main() {
     let mut desired = desired();
     let hops = hops();
-    let (floor, _) = time(|| black_box(desired.clone()));
+    let (floor, _) = time(|| black_box(anew(&desired)));
     println!("{SERVICES} services of {BACKENDS} backends                   ms   x floor");
     let print = |what: &str, ms: f64, ops: usize| {
         println!("{what:<44} {ms:>8.2} {:>8.1}   {ops} operations", ms / floor)
@@ -37,8 +37,14 @@ fn main() {
     print("plan: after a restart", ms, ops.len());
     let (ms, ops) = time(|| plan(&mut state, &maps, &desired, &hops));
     print("plan: nothing has changed", ms, ops.len());
-    let target =
-        desired.services.values_mut().next().and_then(|service| service.backends.values_mut().next());
+    desired = anew(&desired);
+    let (ms, ops) = time(|| plan(&mut state, &maps, &desired, &hops));
+    print("plan: nothing has changed, all made anew", ms, ops.len());
+    let target = desired
+        .services
+        .values_mut()
+        .next()
+        .and_then(|service| Arc::make_mut(service).backends.values_mut().next());
     target.into_iter().for_each(|target| target.up = false);
     let (ms, ops) = time(|| plan(&mut state, &maps, &desired, &hops));
     print("plan: one backend is down", ms, ops.len());
@@ -65,7 +71,8 @@ fn change_one_of(backends: u32, hops: &NextHops) -> (f64, f64, usize) {
         plans.push(ms);
         let apply = || ops.iter().for_each(|op| maps.apply(op).unwrap_or_else(|error| panic!("{error}")));
         applies.push(time(apply).0);
-        let targets = desired.services.values_mut().flat_map(|service| service.backends.values_mut());
+        let targets =
+            desired.services.values_mut().flat_map(|service| Arc::make_mut(service).backends.values_mut());
         targets.take(1).for_each(|target| target.up = run % 2 == 1);
     }
     // The first one made all of it.

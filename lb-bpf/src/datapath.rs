@@ -8,10 +8,10 @@ use crate::{
     loopback,
     maps::{Maps, Op, Sizes, dump, kernel::KernelMaps},
     next_hop::Resolver,
-    service::Desired,
+    service::{Desired, ServiceKey},
     state::{
         Now, State,
-        plan::{GRACE, PlanError},
+        plan::{GRACE, Plan, PlanError},
     },
     status::{Counters, Installed, InterfaceStatus, SweepReport, XdpMode},
     trace::{Packet, Trace, trace},
@@ -53,7 +53,7 @@ pub struct Datapath {
     interfaces: Vec<InterfaceStatus>,
     /// Nothing when an operation failed: what the maps hold has to be read again.
     state: Option<State>,
-    installed: Installed,
+    installed: Arc<Installed>,
     failed_at: Option<Instant>,
     /// What the last [`Datapath::install`] put on the loopback interface.
     vips: Option<BTreeSet<IpAddr>>,
@@ -84,7 +84,7 @@ impl Datapath {
             loaded.maps.apply(&op)?;
         }
         let (services, filters) = (state.found(&loaded.maps)?, state.filters());
-        let installed = Installed { services, interfaces: interfaces.clone(), filters };
+        let installed = Arc::new(Installed { services, interfaces: interfaces.clone(), filters });
         Ok(Datapath {
             loaded,
             resolver,
@@ -101,14 +101,14 @@ impl Datapath {
 
     /// What the maps hold: right after [`Datapath::open`], what the process before left; then what the last
     /// [`Datapath::install`] made.
-    pub fn installed(&self) -> Installed {
+    pub fn installed(&self) -> Arc<Installed> {
         self.installed.clone()
     }
 
     /// Adds and changes what `desired` asks for. It never takes a frontend away: see [`Datapath::prune`].
     /// On an error that the desired set causes, nothing has changed; on one of the kernel's, the next call
     /// goes on from what the maps hold.
-    pub async fn install(&mut self, desired: &Desired) -> Result<Installed, DatapathError> {
+    pub async fn install(&mut self, desired: &Desired) -> Result<Arc<Installed>, DatapathError> {
         if let Some(failed_at) = self.failed_at.take() {
             // What was given back just then is free now, but a packet may be reading it still.
             tokio::time::sleep(Duration::from_millis(GRACE).saturating_sub(failed_at.elapsed())).await;
@@ -117,17 +117,21 @@ impl Datapath {
         if !self.loaded.is_behind() && self.loaded.attach_again(&self.wanted)? {
             self.interfaces = modes(&self.resolver, &self.loaded, &self.interfaces).await?;
         }
-        let mut addresses = self.state.as_ref().map(State::backend_addresses).unwrap_or_default();
-        let endpoints = desired.services.values().flat_map(|service| service.backends.keys());
-        addresses.extend(endpoints.map(|endpoint| endpoint.address));
+        let state = match self.state.take() {
+            Some(state) => state,
+            None => State::restore(&self.loaded.maps)?,
+        };
+        let state = self.state.insert(state);
+        let changes = state.compare(desired);
+        let is_first = changes.is_first();
         self.resolver.heed(&desired.tunnel_protocols());
-        let hops = self.resolver.resolve(&addresses).await?;
+        let hops = self.resolver.resolve(&state.addresses(&changes)).await?;
         let ends = desired.decap.iter().map(|end| end.vip);
         let vips: BTreeSet<IpAddr> = ends.chain(desired.local_vips.iter().copied()).collect();
         loopback::add(self.resolver.handle(), &vips).await?;
         self.vips = Some(vips);
         let mut state = self.take_state()?;
-        let ops = match state.plan(&self.loaded.maps, desired, &hops, now()) {
+        let Plan { ops, touched } = match state.plan_changes(&self.loaded.maps, changes, &hops, now()) {
             Err(error @ (PlanError::FrontendTwice { .. } | PlanError::BadName(_))) => {
                 self.keep_state(state);
                 return Err(error.into());
@@ -142,11 +146,9 @@ impl Datapath {
             self.loaded.attach(&self.wanted)?;
             self.interfaces = modes(&self.resolver, &self.loaded, &[]).await?;
         }
-        let (services, filters) = (state.installed(), state.filters());
-        let installed = Installed { services, interfaces: self.interfaces.clone(), filters };
-        self.installed = installed.clone();
+        self.report(&state, is_first, touched);
         self.keep_state(state);
-        Ok(installed)
+        Ok(self.installed.clone())
     }
 
     /// Removes what the last [`Datapath::install`] did not name; does nothing before the first one.
@@ -219,6 +221,30 @@ impl Datapath {
         self.loaded.remove()?;
         loopback::retain(self.resolver.handle(), &BTreeSet::new()).await?;
         Ok(())
+    }
+
+    /// Brings [`Datapath::installed`] up to date. What was given out before stays as it is.
+    fn report(&mut self, state: &State, is_first: bool, touched: BTreeSet<ServiceKey>) {
+        let filters = state.filters();
+        let before = &self.installed;
+        if !is_first
+            && touched.is_empty()
+            && before.interfaces == self.interfaces
+            && before.filters == filters
+        {
+            return;
+        }
+        let installed = Arc::make_mut(&mut self.installed);
+        (installed.interfaces, installed.filters) = (self.interfaces.clone(), filters);
+        if is_first {
+            installed.services.clear();
+        }
+        for key in touched {
+            match state.installed_service(&key) {
+                Some(service) => installed.services.insert(key, service),
+                None => installed.services.remove(&key),
+            };
+        }
     }
 
     fn apply(&mut self, ops: &[Op]) -> Result<(), DatapathError> {

@@ -39,7 +39,10 @@ pub fn build(size: u32, members: &[(Endpoint, u16)]) -> Vec<u32> {
         for turn in &mut turns {
             let due = (u64::from(turn.quota) * round / rounds) as u32;
             while turn.taken < due {
-                turn.position = table.take(turn.position, turn.skip, turn.member);
+                turn.position = match table.few.is_empty() {
+                    true => table.take(turn.position, turn.skip, turn.member),
+                    false => table.take_of_few(turn.position, turn.skip, turn.member),
+                };
                 turn.taken += 1;
             }
         }
@@ -53,11 +56,16 @@ struct Free {
     owners: Vec<u32>,
     /// One bit a slot: eight times as many fit into the nearest cache as of `owners`.
     taken: Vec<u64>,
+    /// How many are free.
+    left: u32,
+    /// Those, in any order, as soon as they are few: half of all steps would be spent on the last hundreds.
+    few: Vec<u32>,
 }
 
 impl Free {
     fn new(size: u32) -> Self {
-        Free { size, owners: vec![0; size as usize], taken: vec![0; size as usize / 64 + 1] }
+        let (owners, taken) = (vec![0; size as usize], vec![0; size as usize / 64 + 1]);
+        Free { size, owners, taken, left: size, few: Vec::new() }
     }
 
     /// Gives the first free slot at or after `position` in the permutation to `member`; returns where the
@@ -74,10 +82,47 @@ impl Free {
             if *word & bit == 0 {
                 *word |= bit;
                 self.owners[slot as usize] = member;
+                self.left -= 1;
+                if self.are_few() {
+                    let is_free = |slot: &u32| self.taken[*slot as usize / 64] & 1 << (slot % 64) == 0;
+                    self.few = (0..self.size).filter(is_free).collect();
+                }
                 return position;
             }
         }
     }
+
+    /// Whether it costs less to look at all free slots than to step over those that are taken: a look costs as much as some
+    /// three steps.
+    fn are_few(&self) -> bool {
+        3 * u64::from(self.left) * u64::from(self.left) <= u64::from(self.size)
+    }
+
+    /// What [`Free::take`] does, when the free slots are known.
+    fn take_of_few(&mut self, position: u32, skip: u32, member: u32) -> u32 {
+        let size = u64::from(self.size);
+        let inverse = inverse(skip, self.size);
+        // How many steps of `skip` it is from the position to the slot.
+        let steps = |slot: u32| (u64::from(slot) + size - u64::from(position)) * inverse % size;
+        let nearest = (0..self.few.len()).min_by_key(|at| steps(self.few[*at])).unwrap_or(0);
+        let slot = self.few.swap_remove(nearest);
+        self.owners[slot as usize] = member;
+        ((u64::from(slot) + u64::from(skip)) % size) as u32
+    }
+}
+
+/// What times `number` is 1 modulo this prime (Fermat).
+fn inverse(number: u32, prime: u32) -> u64 {
+    let prime = u64::from(prime);
+    let (mut power, mut inverse, mut exponent) = (u64::from(number) % prime, 1, prime - 2);
+    while exponent > 0 {
+        if exponent % 2 == 1 {
+            inverse = inverse * power % prime;
+        }
+        power = power * power % prime;
+        exponent /= 2;
+    }
+    inverse
 }
 
 /// A member's way through its permutation.
@@ -169,6 +214,41 @@ mod tests {
             .prop_map(|map| map.into_iter().map(|(n, weight)| (endpoint(n), weight)).collect())
     }
 
+    /// The table as the paper builds it: every member steps until it finds a slot that is free.
+    fn build_stepwise(size: u32, members: &[(Endpoint, u16)]) -> Vec<u32> {
+        let mut turns = Turn::all(size, members);
+        let most = u64::from(turns.iter().map(|turn| turn.quota).max().unwrap());
+        let rounds = most.min(64.max(4 * u64::from(size) / turns.len() as u64));
+        let mut owners = vec![None; size as usize];
+        for round in 1..=rounds {
+            for turn in &mut turns {
+                while turn.taken < (u64::from(turn.quota) * round / rounds) as u32 {
+                    while owners[turn.position as usize].is_some() {
+                        turn.position = (turn.position + turn.skip) % size;
+                    }
+                    owners[turn.position as usize] = Some(turn.member);
+                    turn.taken += 1;
+                }
+            }
+        }
+        owners.into_iter().map(Option::unwrap).collect()
+    }
+
+    #[test]
+    fn the_last_slots_are_given_as_if_by_steps() {
+        for (size, backends) in [(1021, 1), (1021, 10), (1021, 1021), (8191, 80), (65537, 655), (65537, 3)] {
+            assert!(
+                build(size, &equal(backends)) == build_stepwise(size, &equal(backends)),
+                "{size} {backends}"
+            );
+        }
+        for size in SIZES {
+            for number in [1, 2, size / 2, size - 1] {
+                assert_eq!(inverse(number, size) * u64::from(number) % u64::from(size), 1);
+            }
+        }
+    }
+
     #[test]
     fn sizes_are_primes_with_room_for_the_backends() {
         for size in SIZES {
@@ -223,6 +303,7 @@ mod tests {
             let table = build(size, &members);
             let total: u64 = members.iter().map(|m| u64::from(m.1)).sum();
             prop_assert_eq!(table.len(), if total == 0 { 0 } else { size as usize });
+            prop_assert!(total == 0 || table == build_stepwise(size, &members));
             let shares = shares(&table);
             for (member, (_, weight)) in (0..).zip(&members).filter(|_| total > 0) {
                 let exact = f64::from(size) * f64::from(*weight) / total as f64;

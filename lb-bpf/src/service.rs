@@ -2,19 +2,22 @@
 use crate::filter::Filter;
 use ipnet::IpNet;
 use lb_bpf_common::{Mode, proto};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
+    sync::Arc,
 };
 
 /// Everything that this host's datapath should do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Desired {
-    /// Services that this host balances.
-    pub services: BTreeMap<ServiceKey, Service>,
+    /// Services that this host balances. One that is the very same [`Arc`] as in the set before costs one look; others are
+    /// compared.
+    #[serde(serialize_with = "shared")]
+    pub services: BTreeMap<ServiceKey, Arc<Service>>,
     /// Tunnel ends of this host. The VIPs are added to the loopback interface.
     pub decap: BTreeSet<Decap>,
     /// More VIPs that are added to the loopback interface: this host is a backend that gets their packets as they are
@@ -39,10 +42,21 @@ impl Desired {
 }
 
 /// Name of a service in the datapath, unique and stable: it identifies the service across restarts of the
-/// process, in counters and in dumps; for example `LoadBalancer/web/http/ipv4`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct ServiceKey(pub String);
+/// process, in counters and in dumps; for example `LoadBalancer/web/http/ipv4`. Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceKey(pub Arc<str>);
+
+impl Serialize for ServiceKey {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for ServiceKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(|name| ServiceKey(name.into()))
+    }
+}
 
 impl fmt::Display for ServiceKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -159,6 +173,14 @@ pub const fn mode_label(mode: Mode) -> &'static str {
     }
 }
 
-fn mode_name<S: serde::Serializer>(mode: &Mode, serializer: S) -> Result<S::Ok, S::Error> {
+fn mode_name<S: Serializer>(mode: &Mode, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(mode_label(*mode))
+}
+
+/// Writes a map as if its values were not shared.
+pub(crate) fn shared<V: Serialize, S: Serializer>(
+    map: &BTreeMap<ServiceKey, Arc<V>>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(map.iter().map(|(key, value)| (key, &**value)))
 }

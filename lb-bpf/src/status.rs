@@ -1,10 +1,11 @@
 //! What the datapath reports: what is installed, how it is attached, what it counted.
-use crate::service::{Endpoint, Frontend, ServiceKey};
+use crate::service::{Endpoint, Frontend, ServiceKey, shared};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     ops::AddAssign,
+    sync::Arc,
 };
 
 /// What the kernel holds for the last desired set.
@@ -12,7 +13,8 @@ use std::{
 #[serde(rename_all = "camelCase")]
 pub struct Installed {
     /// The services that are programmed and can forward.
-    pub services: BTreeMap<ServiceKey, InstalledService>,
+    #[serde(serialize_with = "shared")]
+    pub services: BTreeMap<ServiceKey, Arc<InstalledService>>,
     /// The interfaces that the programs are attached to; none while another version forwards still.
     pub interfaces: Vec<InterfaceStatus>,
     /// Names of the filters that are in force. If there are more than the map holds, the first by name are.

@@ -1,10 +1,10 @@
 //! The configuration file: YAML to what the speaker is asked for. The fields of a peer are those of a BGPPeer;
 //! what is not supported yet is refused by its name.
 use bgp_speaker::{
-    Md5Key,
+    InterfaceName, Md5Key,
     config::{
-        self, Asn, Bfd, ExportPolicy, Family, Global, ImportFilter, LocalRole, PeerConfig, PeerRange, Role,
-        Route, RouteAttributes, Timers,
+        self, Asn, Bfd, BmpStation, ExportPolicy, Family, Global, ImportFilter, LocalRole, PeerConfig,
+        PeerRange, Role, Route, RouteAttributes, Timers,
     },
     wire::{Community, LargeCommunity},
 };
@@ -16,7 +16,7 @@ use std::{
     fmt,
     fs::File,
     io::Read,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -28,6 +28,7 @@ pub(super) struct Config {
     pub(super) peers: Vec<PeerConfig>,
     pub(super) ranges: Vec<PeerRange>,
     pub(super) routes: Vec<Route>,
+    pub(super) stations: Vec<BmpStation>,
 }
 
 /// Reads a file. The error names the field.
@@ -58,6 +59,7 @@ fn parse(text: &str) -> Result<Config, String> {
         peers,
         ranges,
         routes: file.routes.into_iter().map(RouteSpec::route).collect(),
+        stations: file.bmp.into_iter().map(StationSpec::station).collect(),
     })
 }
 
@@ -80,6 +82,8 @@ struct Document {
     peers: Vec<PeerSpec>,
     #[serde(default)]
     routes: Vec<RouteSpec>,
+    #[serde(default)]
+    bmp: Vec<StationSpec>,
 }
 
 #[derive(Deserialize)]
@@ -114,8 +118,9 @@ struct PeerSpec {
     add_path: AddPath,
     graceful_restart: Option<GracefulRestart>,
     role: Option<RoleSpec>,
+    /// Instead of an address: the neighbour at its other end.
+    interface: Option<InterfaceName>,
     // Not supported yet.
-    interface: Option<Value>,
     discover: Option<Value>,
 }
 
@@ -307,6 +312,8 @@ struct RoleSpec {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct GracefulRestart {
     seconds: u16,
+    #[serde(default)]
+    long_lived_seconds: u32,
 }
 
 #[derive(Default, Deserialize)]
@@ -332,13 +339,7 @@ impl<'de> Deserialize<'de> for Accept {
 
 impl PeerSpec {
     fn config(self, local: Asn) -> Result<PeerConfig, String> {
-        let unsupported = [
-            ("interface", self.interface.is_some()),
-            ("discover", self.discover.is_some()),
-            ("addPath.send", self.add_path.send),
-            ("addPath.receive", self.add_path.receive),
-            ("import.install", self.import.install),
-        ];
+        let unsupported = [("discover", self.discover.is_some())];
         if let Some((field, _)) = unsupported.iter().find(|(_, is_there)| *is_there) {
             return Err(format!("{field}: not supported yet"));
         }
@@ -349,7 +350,12 @@ impl PeerSpec {
             connect_retry_seconds: self.timers.connect_retry_seconds,
         };
         Ok(PeerConfig {
-            address: self.address.ok_or("address: missing")?,
+            address: match (self.address, self.interface) {
+                (Some(_), Some(_)) => return Err("interface: and address exclude each other".to_owned()),
+                (None, None) => return Err("address: missing".to_owned()),
+                (address, _) => address.unwrap_or(Ipv6Addr::UNSPECIFIED.into()),
+            },
+            interface: self.interface,
             asn: match self.asn {
                 PeerAsn::Number(asn) => config::PeerAsn::Is(asn),
                 PeerAsn::Internal => config::PeerAsn::Is(local),
@@ -368,12 +374,15 @@ impl PeerSpec {
             shutdown: self.shutdown,
             accept: prefixes(self.import.accept),
             import: Import::filter(self.import.deny, self.import.communities),
+            install: self.import.install,
             export_learned: self.export.learned,
             export: {
                 let policy = self.export.policy();
                 all_families().into_iter().map(|family| (family, policy.clone())).collect()
             },
-            graceful_restart: self.graceful_restart.map(|restart| restart.seconds),
+            graceful_restart: self.graceful_restart.as_ref().map(|restart| restart.seconds),
+            long_lived_seconds: self.graceful_restart.map_or(0, |restart| restart.long_lived_seconds),
+            add_path: config::AddPath { send: self.add_path.send, receive: self.add_path.receive },
             role: self.role.map(|RoleSpec { local, strict }| LocalRole { local, strict }),
             bfd: self.bfd.map(|BfdSpec { min_tx_millis, min_rx_millis, multiplier }| Bfd {
                 min_tx_millis,
@@ -411,6 +420,20 @@ impl RouteSpec {
             link_bandwidth: self.link_bandwidth,
         };
         Route { prefix: self.prefix, attributes, peers: None }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct StationSpec {
+    station: SocketAddr,
+    #[serde(default)]
+    stats_seconds: u32,
+}
+
+impl StationSpec {
+    fn station(self) -> BmpStation {
+        BmpStation { station: self.station, stats_seconds: self.stats_seconds }
     }
 }
 
@@ -457,16 +480,19 @@ routerID: 198.18.0.2
 listen: ["198.18.0.2:179"]
 peers:
 - {address: 198.18.0.1, asn: 65001, localAddress: 198.18.0.2, timers: {holdSeconds: 9}, ttlSecurity: {hops: 2}, role: {local: Customer}, import: {accept: [any]}, export: {learned: true}}
-- {address: "fd00:18::1", asn: internal, families: [ipv6-unicast], ebgpMultihop: {ttl: 4}, bfd: {minTxMillis: 50, minRxMillis: 60, multiplier: 3}, auth: {md5Password: s3cret}, maxPrefixes: 10, gracefulRestart: {seconds: 120}, maxPrefixesRestartSeconds: 5, shutdown: bye, import: {accept: [10.0.0.0/8], deny: [10.1.0.0/16], communities: ["65001:1"]}, export: {nextHopSelf: true, gracefulShutdown: true, prepend: 3, med: 4, localPref: 5, communities: ["1:2:3"]}}
+- {address: "fd00:18::1", asn: internal, families: [ipv6-unicast], ebgpMultihop: {ttl: 4}, bfd: {minTxMillis: 50, minRxMillis: 60, multiplier: 3}, auth: {md5Password: s3cret}, maxPrefixes: 10, gracefulRestart: {seconds: 120, longLivedSeconds: 3600}, addPath: {receive: true}, maxPrefixesRestartSeconds: 5, shutdown: bye, import: {accept: [10.0.0.0/8], deny: [10.1.0.0/16], communities: ["65001:1"], install: true}, export: {nextHopSelf: true, gracefulShutdown: true, prepend: 3, med: 4, localPref: 5, communities: ["1:2:3"]}}
 - {range: {prefix: 198.18.1.0/24, limit: 10}, asn: external, passive: true}
 routes:
 - {prefix: 203.0.113.0/24, communities: ["65002:1", "65002:1:2", no-export], med: 10, prepend: 2, localPref: 200, linkBandwidth: 125000}
 - {prefix: "2001:db8:1::/48"}
+bmp: [{station: "192.0.2.1:11019", statsSeconds: 60}, {station: "192.0.2.2:11019"}]
 "#;
 
     #[test]
     fn the_example_of_the_manual() {
-        let Config { global, peers, ranges, routes } = parse(EXAMPLE).unwrap();
+        let Config { global, peers, ranges, routes, stations } = parse(EXAMPLE).unwrap();
+        let stats: Vec<u32> = stations.iter().map(|station| station.stats_seconds).collect();
+        assert_eq!((stats, stations[0].station.port()), (vec![60, 0], 11019));
         assert_eq!((global.asn, global.listen.len()), (Asn(65002), 1));
         assert_eq!(
             peers[0].timers,
@@ -481,6 +507,7 @@ routes:
         let bfd = Bfd { min_tx_millis: 50, min_rx_millis: 60, multiplier: 3 };
         assert_eq!((peers[0].bfd, peers[1].bfd), (None, Some(bfd)));
         assert_eq!((peers[1].accept.len(), peers[1].export_learned, peers[1].port), (1, false, 179));
+        assert_eq!((peers[0].install, peers[1].install), (false, true));
         assert_eq!((&peers[0].md5, &peers[1].md5), (&None, &Md5Key::new(*b"s3cret").ok()));
         assert_eq!(
             (peers[1].import.deny.len(), &peers[1].import.communities),
@@ -496,6 +523,9 @@ routes:
         assert_eq!((ranges[0].limit, ranges[0].peer.passive, ranges.len()), (10, true, 1));
         assert_eq!(ranges[0].name(), IpAddr::from([198, 18, 1, 0]));
         assert_eq!((peers[0].graceful_restart, peers[1].graceful_restart), (None, Some(120)));
+        assert_eq!((peers[0].long_lived_seconds, peers[1].long_lived_seconds), (0, 3600));
+        assert_eq!(peers[0].add_path, config::AddPath::default());
+        assert_eq!(peers[1].add_path, config::AddPath { send: false, receive: true });
         assert_eq!(peers[0].role, Some(LocalRole { local: Role::Customer, strict: false }));
         let attributes = &routes[0].attributes;
         assert_eq!(attributes.communities, [65002 << 16 | 1, 0xFFFF_FF01].into());
@@ -524,12 +554,15 @@ routes:
             ("md5Password: s3cret", "", "peers[1].auth.md5Password: needs exactly one"),
             ("minTxMillis: 50, ", "", "peers[1].bfd: missing field `minTxMillis`"),
             ("maxPrefixes: 10", "import: {install: true}", "duplicate"),
-            ("maxPrefixes: 10", "addPath: {send: true}", "peers[1].addPath.send: not supported yet"),
+            ("{receive: true}", "{both: true}", "peers[1].addPath.both: unknown field"),
+            ("range: {", "interface: eth0, range: {", "peers[2].interface: and address exclude each other"),
+            ("address: 198.18.0.1", "interface: a/b", "peers[0].interface: is no name of an interface"),
             ("range: {", "address: 10.0.0.1, range: {", "peers[2].range: and address exclude each other"),
             ("md5Password: s3cret", "md5SecretRef: {}", "peers[1].auth.md5SecretRef: unknown field"),
             ("address: \"fd00:18::1\", ", "", "peers[1].address: missing"),
             ("\"65002:1\"", "\"65002:x\"", "routes[0].communities[0]: `65002:x`: want AS:VALUE"),
             ("2001:db8:1::/48", "2001:db8:1::/129", "routes[1].prefix: "),
+            ("192.0.2.2:11019", "192.0.2.2", "bmp[1].station: "),
         ] {
             let text = EXAMPLE.replace(from, to);
             assert_ne!(text, EXAMPLE);

@@ -1,9 +1,14 @@
-//! The daemon: reads its file, runs the speaker, answers on a unix socket.
+//! The daemon: reads its file, runs the speaker, answers on a unix socket, hands its sessions to a successor.
 mod api;
 mod file;
 pub(crate) mod show;
+mod succession;
 
-use std::{io, path::Path, process::ExitCode};
+use bgp_speaker::{
+    HandOver, Handle,
+    config::{self, ConfigError},
+};
+use std::{env, io, path::Path, process::ExitCode};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -30,45 +35,111 @@ impl Failure {
     }
 }
 
-/// Runs until SIGTERM or SIGINT.
+/// Runs until SIGTERM or SIGINT. At SIGUSR2 another program, from the same path and with the same arguments, takes the place
+/// of this one and goes on with its sessions; at SIGHUP the file is read again.
 pub(crate) fn run(config: &Path, socket: &Path) -> Result<(), Failure> {
-    let filter = match std::env::var(LOG) {
+    let filter = match env::var(LOG) {
         Ok(text) => EnvFilter::try_new(&text).map_err(|error| {
             Failure::Refused(format!("{LOG}={text:?} is not a filter of log lines: {error}"))
         })?,
         Err(_) => EnvFilter::new("info"),
     };
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
-    let file =
-        file::read(config).map_err(|reason| Failure::Refused(format!("{}: {reason}", config.display())))?;
-    let runtime =
-        tokio::runtime::Runtime::new().map_err(|error| Failure::Refused(format!("cannot start: {error}")))?;
-    runtime.block_on(serve(file, config, socket))
+    let mut handed = succession::inherited();
+    // A new one may lie there when it is needed.
+    let program = env::current_exe();
+    loop {
+        let file = file::read(config)
+            .map_err(|reason| Failure::Refused(format!("{}: {reason}", config.display())))?;
+        let runtime = tokio::runtime::Runtime::new()
+            .map_err(|error| Failure::Refused(format!("cannot start: {error}")))?;
+        let Some(next) = runtime.block_on(serve(file, config, socket, handed))? else { return Ok(()) };
+        drop(runtime);
+        handed = succession::replace(&program, next);
+    }
 }
 
-async fn serve(file: file::Config, config: &Path, socket: &Path) -> Result<(), Failure> {
-    let refused =
-        |error: bgp_speaker::config::ConfigError| Failure::Refused(format!("{}: {error}", config.display()));
-    let signals = || io::Result::Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?));
-    let (mut terminate, mut interrupt) =
+/// Some: another program is to go on with this.
+async fn serve(
+    file: file::Config,
+    config: &Path,
+    socket: &Path,
+    handed: Option<HandOver>,
+) -> Result<Option<HandOver>, Failure> {
+    let refused = |error: ConfigError| Failure::Refused(format!("{}: {error}", config.display()));
+    let signals = || {
+        io::Result::Ok((
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::user_defined2())?,
+            signal(SignalKind::hangup())?,
+        ))
+    };
+    let (mut terminate, mut interrupt, mut replace, mut reload) =
         signals().map_err(|error| Failure::Refused(format!("cannot wait for signals: {error}")))?;
     let api = api::Server::bind(socket)
         .map_err(|error| Failure::Refused(format!("api socket {}: {error}", socket.display())))?;
-    // What the routes lead to is not of this process, and outlives it.
-    let speaker = bgp_speaker::spawn_restarted();
+    let sessions = handed.as_ref().map_or(0, HandOver::sessions);
+    let speaker = match handed {
+        Some(handed) => bgp_speaker::spawn_successor(handed),
+        // What the routes lead to is not of this process, and outlives it.
+        None => bgp_speaker::spawn_restarted(),
+    };
+    check(&file).map_err(refused)?;
     // Who we are comes last, for with it we listen: whoever connects then is known.
     speaker.set_routes(file.routes).await.map_err(refused)?;
     speaker.set_ranges(file.ranges).await.map_err(refused)?;
     speaker.set_peers(file.peers).await.map_err(refused)?;
+    speaker.set_stations(file.stations).await.map_err(refused)?;
     speaker.set_global(file.global).await.map_err(refused)?;
     speaker.routes_complete().await;
-    tracing::info!(config = %config.display(), api = %socket.display(), "running");
-    tokio::select! {
-        _ = terminate.recv() => (),
-        _ = interrupt.recv() => (),
-        () = api.serve(&speaker) => (),
+    tracing::info!(config = %config.display(), api = %socket.display(), sessions, "running");
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = replace.recv() => match read(config) {
+                Ok(_) => {
+                    tracing::info!("handing over");
+                    return Ok(speaker.hand_over().await);
+                }
+                // The successor would not start.
+                Err(reason) => tracing::error!(config = %config.display(), reason, "not handed over"),
+            },
+            _ = reload.recv() => match reloaded(&speaker, config).await {
+                Ok(()) => tracing::info!(config = %config.display(), "reloaded"),
+                Err(reason) => tracing::error!(config = %config.display(), reason, "not reloaded"),
+            },
+            () = api.serve(&speaker) => break,
+        }
     }
     speaker.shutdown().await;
     tracing::info!("stopped");
-    Ok(())
+    Ok(None)
+}
+
+/// Reads the file; it makes sense.
+fn read(config: &Path) -> Result<file::Config, String> {
+    let file = file::read(config)?;
+    check(&file).map_err(|error| error.to_string())?;
+    Ok(file)
+}
+
+fn check(file: &file::Config) -> Result<(), ConfigError> {
+    config::check(&file.global, &file.peers, &file.ranges, &file.routes, &file.stations)
+}
+
+/// What the file says now is in force. What is wrong with it is found before anything changes, but for addresses and keys
+/// that the kernel refuses.
+async fn reloaded(speaker: &Handle, config: &Path) -> Result<(), String> {
+    let file = read(config)?;
+    let apply = async {
+        // An address that cannot be listened on leaves all as it is.
+        speaker.set_global(file.global).await?;
+        speaker.set_ranges(file.ranges).await?;
+        speaker.set_peers(file.peers).await?;
+        speaker.set_routes(file.routes).await?;
+        speaker.set_stations(file.stations).await
+    };
+    apply.await.map_err(|error| error.to_string())
 }

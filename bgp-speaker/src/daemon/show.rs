@@ -19,17 +19,23 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// `peers`
 pub(crate) fn peers(socket: &Path, format: Format) -> Result<(), Failure> {
     show(socket, Question::Peers, format, |peers: Vec<PeerStatus>| {
-        let head = ["PEER", "AS", "STATE", "SINCE", "RECEIVED", "SENT", "BFD", "LAST ERROR"];
+        let head =
+            ["PEER", "AS", "STATE", "SINCE", "RECEIVED", "SENT", "FLAPS", "RESTART", "BFD", "LAST ERROR"];
         table(
             head,
             peers.into_iter().map(|peer| {
                 [
-                    peer.address.to_string(),
+                    match peer.interface {
+                        Some(interface) => format!("{interface} {}", peer.address),
+                        None => peer.address.to_string(),
+                    },
                     peer.asn.0.to_string(),
                     peer.state,
                     format!("{}s", peer.since_seconds),
                     peer.prefixes_received.to_string(),
                     peer.prefixes_sent.to_string(),
+                    peer.flap_count.to_string(),
+                    peer.restart_state,
                     text(peer.bfd.map(|bfd| bfd.state)),
                     peer.last_error.unwrap_or_default(),
                 ]

@@ -158,6 +158,23 @@ impl Fsm {
         Fsm { role: Role::Accepted, state: State::Active, ..Fsm::dialer(timers, now) }
     }
 
+    /// The machine of a session that is up since `since`: another process began it. A KEEPALIVE is due, for it may have
+    /// missed one.
+    pub(crate) fn resumed(
+        dialed: bool,
+        timers: Timers,
+        session: SessionTimers,
+        since: Time,
+        now: Time,
+    ) -> Self {
+        let role = if dialed { Role::Dialer } else { Role::Accepted };
+        let mut fsm =
+            Fsm { role, state: State::Established, session: Some(session), ..Fsm::dialer(timers, since) };
+        fsm.restart_hold(now);
+        fsm.keepalive_at = (session.keepalive_seconds > 0).then_some(now);
+        fsm
+    }
+
     /// The state.
     pub fn state(&self) -> State {
         self.state

@@ -3,16 +3,17 @@ use crate::{config::Family, wire::NextHop};
 use ipnet::IpNet;
 use nix::{
     ifaddrs::{InterfaceAddress, getifaddrs},
+    net::if_::if_indextoname,
     sys::socket::SockaddrStorage,
 };
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
 };
 
 /// Next-hop self by family for a session whose local address this is. The family of the session has that
 /// address; the other one a global address of the same interface, if there is one.
-pub(super) fn next_hops(local: IpAddr) -> BTreeMap<Family, NextHop> {
+pub(super) fn next_hops(local: SocketAddr) -> BTreeMap<Family, NextHop> {
     let all: Vec<Address> = match getifaddrs() {
         Ok(addresses) => addresses.filter_map(Address::new).collect(),
         Err(error) => {
@@ -20,7 +21,16 @@ pub(super) fn next_hops(local: IpAddr) -> BTreeMap<Family, NextHop> {
             Vec::new()
         }
     };
-    select(local, &all)
+    // The same link-local address may be on several interfaces.
+    let interface = match local {
+        SocketAddr::V6(local) => {
+            if_indextoname(local.scope_id()).ok().and_then(|name| name.into_string().ok())
+        }
+        SocketAddr::V4(_) => None,
+    };
+    let all: Vec<Address> =
+        all.into_iter().filter(|of| interface.as_ref().is_none_or(|name| *name == of.interface)).collect();
+    select(local.ip(), &all)
 }
 
 /// Whether an address is of a network on one of our interfaces.

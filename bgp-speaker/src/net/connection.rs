@@ -28,6 +28,8 @@ pub(super) enum Order {
     Close(Vec<u8>),
     /// Hand over what has come already, its end included, and say so.
     Drain,
+    /// Give the socket back, with what is not written yet.
+    Detach,
 }
 
 /// Serves a connection until the driver wants it closed.
@@ -58,6 +60,13 @@ pub(super) async fn run(
                     continue;
                 }
                 Some(Order::Close(last)) => break last,
+                Some(Order::Detach) => {
+                    let unsent = writing.split_off(written);
+                    // Of a connection that has ended nothing can go on.
+                    let stream = stream.into_std().ok().filter(|_| alive);
+                    let _: Result<_, _> = events.send(Event::Detached(id, stream, unsent)).await;
+                    return;
+                }
                 None => break Vec::new(),
             },
             Ok(()) = keys.changed() => {

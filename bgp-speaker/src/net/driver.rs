@@ -3,22 +3,27 @@ use super::{
     Command, addresses,
     bfd::{Bfd, Report},
     connection::{self, Order},
+    discovery::Discovery,
+    fib::{self, Fib},
+    handover::HandOver,
     options, socket,
+    station::{self, StationEvent},
 };
 use crate::{
-    ConnectionId, Endpoints, Md5Key, Time,
+    ConnectionId, Endpoints, InterfaceName, Md5Key, PeerId, Time,
     bfd::Path,
-    config::{ConfigError, Global, PeerConfig, PeerRange, PeerStatus},
-    speaker::{Input, Output, Speaker},
+    config::{BmpStation, ConfigError, Global, PeerConfig, PeerRange, PeerStatus},
+    speaker::{Input, Installation, Link, Output, Speaker},
 };
 use ipnet::IpNet;
 use std::{
     collections::{BTreeMap, BTreeSet},
     hash::{BuildHasher, Hasher, RandomState},
     io, mem,
-    net::{IpAddr, SocketAddr},
+    net::{SocketAddr, TcpStream as StdTcpStream},
+    os::fd::AsFd,
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -37,6 +42,8 @@ const MAX_TASKS: usize = 16 * 1024;
 const ORDERS: usize = 2;
 /// And so many orders to drain.
 const DRAINS: usize = 4;
+/// How long connections have to give back their sockets; those that do not end.
+const DETACH_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause after a failed accept: what is missing (file descriptors) does not come back at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -48,6 +55,13 @@ pub(super) enum Event {
     Written(ConnectionId),
     Closed(ConnectionId, String),
     Drained(ConnectionId),
+    /// The kernel has what was to be installed.
+    Installed,
+    /// What is known of the interface of an unnumbered peer.
+    Link(InterfaceName, Option<Link>),
+    /// The socket, if it lives, and what was not written to it.
+    Detached(ConnectionId, Option<StdTcpStream>, Vec<u8>),
+    Station(SocketAddr, StationEvent),
 }
 
 pub(super) struct Driver {
@@ -70,13 +84,22 @@ pub(super) struct Driver {
     bfd: Option<Bfd>,
     /// Failures of paths that the speaker has heard of.
     path_failures: u64,
+    /// Runs since there was something to install first.
+    fib: Option<Fib>,
+    /// Runs since there was an unnumbered peer first.
+    discovery: Option<Discovery>,
+    stations: BTreeMap<SocketAddr, Station>,
+    /// Of a predecessor, until the speaker knows who it is.
+    inherited: Option<HandOver>,
+    /// Connections that were given back; some: nothing is written any more.
+    detached: Option<BTreeMap<ConnectionId, (StdTcpStream, Vec<u8>)>>,
 }
 
 /// What the driver knows of a connection that the speaker has not closed.
 enum Connection {
     Dialling(AbortHandle),
     Open {
-        remote: IpAddr,
+        remote: SocketAddr,
         orders: mpsc::Sender<Order>,
         key: watch::Sender<Option<Md5Key>>,
         /// The connection has a batch in hand.
@@ -92,6 +115,16 @@ struct Held {
     after: BTreeSet<ConnectionId>,
 }
 
+/// A station that is told what peers tell.
+struct Station {
+    config: BmpStation,
+    task: AbortHandle,
+    /// Its connection; none: it has none.
+    batches: Option<mpsc::Sender<Vec<u8>>>,
+    /// It has a batch in hand.
+    writing: bool,
+}
+
 /// Accepts until it is dropped.
 struct Listener {
     socket: Arc<TcpListener>,
@@ -105,12 +138,19 @@ impl Drop for Listener {
 }
 
 impl Driver {
-    pub(super) fn new(changed: watch::Sender<u64>, start: impl FnOnce(Speaker) -> Speaker) -> Self {
+    pub(super) fn new(
+        changed: watch::Sender<u64>,
+        start: impl FnOnce(Speaker) -> Speaker,
+        inherited: Option<HandOver>,
+    ) -> Self {
         let (sender, events) = mpsc::channel(EVENTS);
+        // A session that is older than this process began in the time of this one, too.
+        let ages = inherited.iter().flat_map(|handed| &handed.sessions).map(|(_, session)| session.age);
+        let now = Instant::now();
         Driver {
             // Keyed with randomness from the system.
             speaker: start(Speaker::new(RandomState::new().build_hasher().finish())),
-            epoch: Instant::now(),
+            epoch: now.checked_sub(ages.max().unwrap_or_default()).unwrap_or(now),
             listeners: BTreeMap::new(),
             keys: BTreeMap::new(),
             connections: BTreeMap::new(),
@@ -122,6 +162,11 @@ impl Driver {
             changed,
             bfd: None,
             path_failures: 0,
+            fib: None,
+            discovery: None,
+            stations: BTreeMap::new(),
+            inherited,
+            detached: None,
         }
     }
 
@@ -155,6 +200,10 @@ impl Driver {
                 }
                 command = commands.recv() => match command {
                     Some(Command::Shutdown(answer)) => break Some(answer),
+                    Some(Command::HandOver(answer)) => {
+                        let handed = self.hand_over().await;
+                        return reply(answer, handed);
+                    }
                     Some(command) => self.command(command),
                     None => break None,
                 },
@@ -186,6 +235,7 @@ impl Driver {
                 let result = self.speaker.set_routes(routes);
                 reply(answer, result.map(|outputs| self.perform(outputs)));
             }
+            Command::SetStations(stations, answer) => reply(answer, self.set_stations(stations)),
             Command::RoutesComplete(answer) => {
                 let outputs = self.speaker.routes_complete();
                 self.perform(outputs);
@@ -199,7 +249,7 @@ impl Driver {
             Command::Prefixes(answer) => reply(answer, self.speaker.prefixes()),
             Command::Routes(prefixes, answer) => reply(answer, self.speaker.routes_of(&prefixes)),
             // Seen to by `run`.
-            Command::Shutdown(_) => (),
+            Command::Shutdown(_) | Command::HandOver(_) => (),
         }
     }
 
@@ -208,11 +258,38 @@ impl Driver {
         let listen = global.listen.clone();
         let mut new = Vec::new();
         for &address in listen.iter().filter(|address| !self.listeners.contains_key(address)) {
-            let listener = socket::listen(address, &self.keys)
+            let inherited = self.inherited.as_mut().and_then(|handed| {
+                let at = handed.listeners.iter().position(|(inherited, _)| *inherited == address)?;
+                Some((handed.listeners.remove(at).1, &handed.keys))
+            });
+            let listener = match inherited {
+                Some((socket, before)) => socket::resume(socket, address, before, &self.keys),
+                None => socket::listen(address, &self.keys),
+            };
+            let listener = listener
                 .map_err(|error| ConfigError::new("global", "listen", format!("{address}: {error}")))?;
             new.push((address, listener));
         }
+        let mut adopted = Vec::new();
+        if let Some(handed) = self.inherited.take() {
+            let mut sessions = Vec::new();
+            for (socket, session) in handed.sessions {
+                let peer = session.peer;
+                let stream = StdTcpStream::from(socket);
+                match TcpStream::from_std(stream).and_then(|stream| Ok((endpoints(&stream)?, stream))) {
+                    Ok((ends, stream)) => {
+                        let connection = self.speaker.accept_id();
+                        let remote = ends.remote;
+                        sessions.push((connection, ends, session));
+                        adopted.push((connection, stream, remote));
+                    }
+                    Err(error) => tracing::warn!(%peer, %error, "session not taken over"),
+                }
+            }
+            self.speaker.inherit(sessions);
+        }
         let outputs = self.speaker.set_global(global, self.now())?;
+        adopted.into_iter().for_each(|(connection, stream, remote)| self.serve(connection, stream, remote));
         self.listeners.retain(|address, _| listen.contains(address));
         for (address, listener) in new {
             let socket = Arc::new(listener);
@@ -229,6 +306,7 @@ impl Driver {
         self.set_keys(md5_keys(&peers, self.speaker.ranges()))?;
         let outputs = self.speaker.set_peers(peers, self.now())?;
         self.perform(outputs);
+        self.discover();
         self.change_session_keys();
         Ok(())
     }
@@ -294,7 +372,7 @@ impl Driver {
             Event::Dialled(connection, result) => {
                 match result.and_then(|stream| Ok((endpoints(&stream)?, stream))) {
                     Ok((endpoints, stream)) if self.connections.contains_key(&connection) => {
-                        self.serve(connection, stream, endpoints.remote.ip());
+                        self.serve(connection, stream, endpoints.remote);
                         self.input(Input::Connected { connection, endpoints });
                     }
                     Ok(_) => (),
@@ -314,6 +392,20 @@ impl Driver {
                 }
             }
             Event::Closed(connection, reason) => self.input(Input::Closed { connection, reason }),
+            Event::Link(interface, link) => self.input(Input::Link { interface, link }),
+            Event::Installed => {
+                if let Some(fib) = &mut self.fib {
+                    fib.installed();
+                }
+                self.install();
+            }
+            Event::Detached(id, stream, unsent) => {
+                if let (Some(detached), Some(stream)) = (&mut self.detached, stream) {
+                    detached.insert(id, (stream, unsent));
+                }
+                self.connections.remove(&id);
+            }
+            Event::Station(station, event) => self.station(station, event),
             Event::Drained(id) => self.held.iter_mut().for_each(|held| {
                 held.after.remove(&id);
             }),
@@ -322,7 +414,7 @@ impl Driver {
 
     fn accepted(&mut self, stream: TcpStream) -> io::Result<()> {
         let endpoints = endpoints(&stream)?;
-        match self.speaker.transport(endpoints.remote.ip()) {
+        match self.speaker.transport(endpoints.remote) {
             Some(transport) if self.tasks.len() + self.held.len() < MAX_TASKS => {
                 socket::prepare(&stream, &transport)?;
             }
@@ -330,7 +422,7 @@ impl Driver {
             _ => return Err(io::Error::other(format!("{}: no such peer", endpoints.remote.ip()))),
         }
         let drain = |(&id, connection): (&ConnectionId, &Connection)| match connection {
-            Connection::Open { remote, orders, .. } if *remote == endpoints.remote.ip() => {
+            Connection::Open { remote, orders, .. } if same_end(*remote, endpoints.remote) => {
                 // Room for the others must stay.
                 (orders.capacity() > ORDERS && orders.try_send(Order::Drain).is_ok()).then_some(id)
             }
@@ -349,12 +441,12 @@ impl Driver {
         while let Some(at) = self.held.iter().position(|held| held.after.is_empty()) {
             let Held { stream, endpoints, .. } = self.held.remove(at);
             let connection = self.speaker.accept_id();
-            self.serve(connection, stream, endpoints.remote.ip());
+            self.serve(connection, stream, endpoints.remote);
             self.input(Input::Accepted { connection, endpoints });
         }
     }
 
-    fn serve(&mut self, id: ConnectionId, stream: TcpStream, remote: IpAddr) {
+    fn serve(&mut self, id: ConnectionId, stream: TcpStream, remote: SocketAddr) {
         let (orders, receiver) = mpsc::channel(ORDERS + DRAINS);
         let (key, keys) = watch::channel(self.speaker.transport(remote).and_then(|transport| transport.md5));
         self.tasks.spawn(connection::run(id, stream, receiver, keys, self.sender.clone()));
@@ -365,7 +457,7 @@ impl Driver {
     fn paths_changed(&mut self) {
         let Some(bfd) = &mut self.bfd else { return };
         let heard = self.path_failures;
-        let failed: BTreeMap<IpAddr, Report> = {
+        let failed: BTreeMap<PeerId, Report> = {
             let reports = bfd.reports_mut().borrow_and_update();
             let new = reports.iter().filter(|(_, report)| report.failure > heard);
             new.map(|(peer, report)| (*peer, report.clone())).collect()
@@ -380,7 +472,7 @@ impl Driver {
     }
 
     /// The thread is started when there is something to watch.
-    fn watch(&mut self, peer: IpAddr, path: Option<Path>) {
+    fn watch(&mut self, peer: PeerId, path: Option<Path>) {
         if self.bfd.is_none() && path.is_some() {
             match Bfd::start(RandomState::new().build_hasher().finish()) {
                 Ok(bfd) => self.bfd = Some(bfd),
@@ -392,13 +484,38 @@ impl Driver {
         }
     }
 
+    /// Looks for the neighbours of unnumbered peers.
+    fn discover(&mut self) {
+        let interfaces = self.speaker.interfaces();
+        if !interfaces.is_empty() || self.discovery.is_some() {
+            let events = || Discovery::start(self.sender.clone());
+            self.discovery.get_or_insert_with(events).watch(interfaces);
+        }
+    }
+
+    /// Gives the kernel's side its next batch, unless it has one in hand; it is started when there is one.
+    fn install(&mut self) {
+        if self.fib.is_none() {
+            match Fib::start(self.sender.clone()) {
+                Ok(fib) => self.fib = Some(fib),
+                Err(error) => tracing::error!(%error, "routes cannot be installed"),
+            }
+        }
+        if let Some(fib) = self.fib.as_mut().filter(|fib| !fib.is_busy()) {
+            let installation = self.speaker.install(fib::BATCH);
+            if installation != Installation::default() {
+                fib.install(installation);
+            }
+        }
+    }
+
     /// All peers, with what BFD says of their paths.
     fn peers(&self) -> Vec<PeerStatus> {
         let mut peers = self.speaker.peers(self.now());
         if let Some(bfd) = &self.bfd {
             let reports = bfd.reports().borrow();
             for peer in &mut peers {
-                peer.bfd = reports.get(&peer.address).map(Report::status);
+                peer.bfd = reports.get(&peer.id()).map(Report::status);
             }
         }
         peers
@@ -431,6 +548,8 @@ impl Driver {
                 },
                 Output::Transmit { connection } => self.transmit(connection),
                 Output::Watch { peer, path } => self.watch(peer, path),
+                Output::Install => self.install(),
+                Output::Report { station } => self.report(station),
                 Output::StateChanged { peer, state, last_error } => {
                     tracing::info!(%peer, ?state, last_error, "session");
                     self.changed.send_modify(|changes| *changes += 1);
@@ -442,7 +561,7 @@ impl Driver {
     /// Gives a connection its next batch, unless it has one in hand.
     fn transmit(&mut self, id: ConnectionId) {
         let Some(Connection::Open { orders, writing, .. }) = self.connections.get_mut(&id) else { return };
-        if *writing {
+        if *writing || self.detached.is_some() {
             return;
         }
         let mut batch = Vec::new();
@@ -453,6 +572,79 @@ impl Driver {
         }
     }
 
+    fn set_stations(&mut self, stations: Vec<BmpStation>) -> Result<(), ConfigError> {
+        let outputs = self.speaker.set_stations(&stations)?;
+        let gone: Vec<SocketAddr> = (self.stations.iter())
+            .filter(|(_, known)| !stations.contains(&known.config))
+            .map(|(address, _)| *address)
+            .collect();
+        for address in gone {
+            self.end_station(address);
+        }
+        self.perform(outputs);
+        for config in stations {
+            let events = self.sender.clone();
+            self.stations.entry(config.station).or_insert_with(|| {
+                let task = self.tasks.spawn(station::run(config.station, events));
+                Station { config, task, batches: None, writing: false }
+            });
+        }
+        Ok(())
+    }
+
+    fn station(&mut self, address: SocketAddr, event: StationEvent) {
+        let now = self.now();
+        let Some(station) = self.stations.get_mut(&address) else { return };
+        match event {
+            StationEvent::Up(batches) => {
+                (station.batches, station.writing) = (Some(batches), false);
+                let outputs = self.speaker.monitor(address, now);
+                self.perform(outputs);
+            }
+            StationEvent::Written => {
+                station.writing = false;
+                self.report(address);
+            }
+            StationEvent::Down => {
+                station.batches = None;
+                self.speaker.unmonitor(address);
+            }
+        }
+    }
+
+    /// Gives a station its next batch, unless it has one in hand.
+    fn report(&mut self, address: SocketAddr) {
+        let (epoch, now) = (self.epoch_since_1970(), self.now());
+        let Some(Station { batches: Some(batches), writing, .. }) = self.stations.get_mut(&address) else {
+            return;
+        };
+        if *writing {
+            return;
+        }
+        let mut batch = Vec::new();
+        self.speaker.report(address, BATCH, epoch, now, &mut batch);
+        if !batch.is_empty() {
+            // The task may have ended its connection: then an event says so.
+            *writing = batches.try_send(batch).is_ok();
+        }
+    }
+
+    /// A clock that is set meanwhile counts from now on.
+    fn epoch_since_1970(&self) -> Duration {
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(self.now())
+    }
+
+    /// The station is told that this is all.
+    fn end_station(&mut self, address: SocketAddr) {
+        let Some(station) = self.stations.remove(&address) else { return };
+        let last = self.speaker.last_report(address, self.epoch_since_1970(), self.now());
+        // A station that has not taken the batch before would not take this one either.
+        match station.batches {
+            Some(batches) if batches.try_send(last).is_ok() => {}
+            _ => station.task.abort(),
+        }
+    }
+
     fn answer_flushes(&mut self) {
         let writing = |connection: &Connection| matches!(connection, Connection::Open { writing: true, .. });
         if !self.flushes.is_empty() && !self.speaker.is_pending() && !self.connections.values().any(writing) {
@@ -460,16 +652,70 @@ impl Driver {
         }
     }
 
+    /// Takes the connections back from their tasks. What comes meanwhile still counts; what is to be written waits in the
+    /// speaker.
+    async fn hand_over(&mut self) -> HandOver {
+        self.detached = Some(BTreeMap::new());
+        // Who is not up need not be kept.
+        self.held.clear();
+        for connection in self.connections.values() {
+            match connection {
+                Connection::Dialling(task) => task.abort(),
+                Connection::Open { orders, .. } => {
+                    let _: Result<_, _> = orders.try_send(Order::Detach);
+                }
+            }
+        }
+        let deadline = Instant::now() + DETACH_TIMEOUT;
+        let is_open = |connection: &Connection| matches!(connection, Connection::Open { .. });
+        while self.connections.values().any(is_open) {
+            tokio::select! {
+                Some(event) = self.events.recv() => match event {
+                    Event::Accepted(_) => (),
+                    event => self.event(event),
+                },
+                () = sleep_until(deadline) => break,
+            }
+        }
+        let mut handed = HandOver { keys: self.keys.keys().copied().collect(), ..HandOver::default() };
+        for (address, listener) in mem::take(&mut self.listeners) {
+            match listener.socket.as_fd().try_clone_to_owned() {
+                Ok(socket) => handed.listeners.push((address, socket)),
+                Err(error) => tracing::warn!(%address, %error, "listener not handed over"),
+            }
+        }
+        let mut detached = self.detached.take().unwrap_or_default();
+        for (id, mut session) in self.speaker.hand_over(self.now()) {
+            if let Some((stream, mut unsent)) = detached.remove(&id) {
+                unsent.append(&mut session.unsent);
+                session.unsent = unsent;
+                handed.sessions.push((stream.into(), session));
+            }
+        }
+        for station in self.stations.keys().copied().collect::<Vec<_>>() {
+            self.end_station(station);
+        }
+        self.bfd = None;
+        handed
+    }
+
     /// Says goodbye on all connections and waits until that is said; the tasks see to it that it ends.
     async fn shutdown(&mut self) {
         self.listeners.clear();
+        self.discovery = None;
         let outputs = self.speaker.shutdown(self.now());
         self.perform(outputs);
+        for station in self.stations.keys().copied().collect::<Vec<_>>() {
+            self.end_station(station);
+        }
         self.connections.clear();
         self.events.close();
         while self.tasks.join_next().await.is_some() {}
-        // The sessions have taken their leave: now their paths do.
+        // The sessions have taken their leave: now their paths do, and their routes.
         self.bfd = None;
+        if let Some(fib) = self.fib.take() {
+            fib.leave(self.speaker.install(usize::MAX)).await;
+        }
     }
 }
 
@@ -483,6 +729,15 @@ fn md5_keys<'a>(
     all.filter_map(|(remote, peer)| Some((remote, peer.md5.clone()?))).collect()
 }
 
+/// Whether two connections are with the same neighbour, whatever their ports.
+fn same_end(one: SocketAddr, other: SocketAddr) -> bool {
+    let scope = |end| match end {
+        SocketAddr::V6(end) => end.scope_id(),
+        SocketAddr::V4(_) => 0,
+    };
+    (one.ip(), scope(one)) == (other.ip(), scope(other))
+}
+
 fn reply<T>(answer: oneshot::Sender<T>, value: T) {
     // Who asked may have gone.
     let _: Result<_, _> = answer.send(value);
@@ -490,7 +745,7 @@ fn reply<T>(answer: oneshot::Sender<T>, value: T) {
 
 fn endpoints(stream: &TcpStream) -> io::Result<Endpoints> {
     let local = stream.local_addr()?;
-    let next_hops = addresses::next_hops(local.ip());
+    let next_hops = addresses::next_hops(local);
     Ok(Endpoints { local, remote: stream.peer_addr()?, next_hops })
 }
 

@@ -5,7 +5,7 @@
 //! ```text
 //!  Handle ── commands ──> driver (Speaker) ── orders ──> connection ──> TCP
 //!  listener, dialing ── events ──┘ │ └────────── events ─────┘
-//!                            bfd <┘ (a thread of its own)
+//!   stations (BMP), bfd, fib <┘ (these two are threads of their own)
 //! ```
 //! Memory is bounded at each arrow: a connection has one batch of messages in hand and asks for the next when the
 //! kernel has taken it (a peer that does not read gets none, and delays nobody), and hands over what it read
@@ -13,12 +13,18 @@
 mod addresses;
 mod bfd;
 mod connection;
+mod discovery;
 mod driver;
+mod fib;
+mod handover;
 mod options;
 mod socket;
+mod station;
+
+pub use handover::HandOver;
 
 use crate::{
-    config::{ConfigError, Global, PeerConfig, PeerRange, PeerStatus, Route, RouteStatus},
+    config::{BmpStation, ConfigError, Global, PeerConfig, PeerRange, PeerStatus, Route, RouteStatus},
     speaker::Speaker,
 };
 use driver::Driver;
@@ -65,30 +71,39 @@ enum Command {
     SetPeers(Vec<PeerConfig>, oneshot::Sender<Result<(), ConfigError>>),
     SetRanges(Vec<PeerRange>, oneshot::Sender<Result<(), ConfigError>>),
     SetRoutes(Vec<Route>, oneshot::Sender<Result<(), ConfigError>>),
+    SetStations(Vec<BmpStation>, oneshot::Sender<Result<(), ConfigError>>),
     RoutesComplete(oneshot::Sender<()>),
     Flushed(oneshot::Sender<()>),
     Peers(oneshot::Sender<Vec<PeerStatus>>),
     Prefixes(oneshot::Sender<Vec<IpNet>>),
     Routes(Vec<IpNet>, oneshot::Sender<Vec<RouteStatus>>),
+    HandOver(oneshot::Sender<HandOver>),
     Shutdown(oneshot::Sender<()>),
 }
 
 /// Starts a speaker, on the tokio runtime of the caller. It is idle until [`Handle::set_global`].
 pub fn spawn() -> Handle {
-    spawn_with(|speaker| speaker)
+    spawn_with(|speaker| speaker, None)
 }
 
 /// The same in the place of one that ran before, whose routes are still forwarded: peers that keep routes over a restart
 /// (RFC 4724) are told so. They go on to keep what [`Handle::set_routes`] does not name until
 /// [`Handle::routes_complete`].
 pub fn spawn_restarted() -> Handle {
-    spawn_with(Speaker::restarted)
+    spawn_with(Speaker::restarted, None)
 }
 
-fn spawn_with(start: impl FnOnce(Speaker) -> Speaker) -> Handle {
+/// The same in the place of one that has handed its sessions over ([`Handle::hand_over`]), on the tokio runtime of the
+/// caller. It goes on with them at [`Handle::set_global`]: peers, ranges, and all routes that there are to announce must be
+/// set before. Peers whose configuration needs another session get one.
+pub fn spawn_successor(handed: HandOver) -> Handle {
+    spawn_with(|speaker| speaker, Some(handed))
+}
+
+fn spawn_with(start: impl FnOnce(Speaker) -> Speaker, inherited: Option<HandOver>) -> Handle {
     let (commands, receiver) = mpsc::channel(16);
     let (changed, changes) = watch::channel(0);
-    tokio::spawn(Driver::new(changed, start).run(receiver));
+    tokio::spawn(Driver::new(changed, start, inherited).run(receiver));
     Handle { commands, changes }
 }
 
@@ -123,6 +138,15 @@ impl Handle {
     /// A field that makes no sense; nothing changes then.
     pub async fn set_routes(&self, routes: Vec<Route>) -> Result<(), ConfigError> {
         self.ask(|answer| Command::SetRoutes(routes, answer)).await.unwrap_or_else(shut_down)
+    }
+
+    /// Sets the stations that are told what peers tell (BMP, RFC 7854), the whole set. Each is dialled until it answers,
+    /// and hears all from the beginning then. While there are any, routes that the import policy refuses are kept.
+    ///
+    /// # Errors
+    /// A field that makes no sense; nothing changes then.
+    pub async fn set_stations(&self, stations: Vec<BmpStation>) -> Result<(), ConfigError> {
+        self.ask(|answer| Command::SetStations(stations, answer)).await.unwrap_or_else(shut_down)
     }
 
     /// After [`spawn_restarted`]: all routes that there are to announce have been set. Peers may forget what was not
@@ -163,6 +187,13 @@ impl Handle {
     /// A number that grows with every change of a session's state.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.clone()
+    }
+
+    /// Stops, and gives away its listeners and the sessions that are up, with all that a successor needs to go on with
+    /// them unnoticed. Other connections are closed, BFD sessions are taken down by their operator (RFC 5882 section 3.2);
+    /// none: it has shut down.
+    pub async fn hand_over(&self) -> Option<HandOver> {
+        self.ask(Command::HandOver).await
     }
 
     /// Ends all sessions and closes all sockets; returns when that is done. Peers that keep routes over a restart (RFC

@@ -7,6 +7,7 @@ use std::{
     collections::BTreeMap,
     io,
     net::{IpAddr, SocketAddr},
+    os::fd::OwnedFd,
 };
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
@@ -28,6 +29,22 @@ pub(super) fn listen(address: SocketAddr, keys: &BTreeMap<IpNet, Md5Key>) -> io:
     }
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Goes on with a listener of another process, which has the keys of `before`.
+pub(super) fn resume(
+    socket: OwnedFd,
+    address: SocketAddr,
+    before: &[IpNet],
+    keys: &BTreeMap<IpNet, Md5Key>,
+) -> io::Result<TcpListener> {
+    let gone = before.iter().filter(|remote| !keys.contains_key(remote)).map(|remote| (remote, None));
+    for (remote, key) in gone.chain(keys.iter().map(|(remote, key)| (remote, Some(key)))) {
+        if remote.addr().is_ipv4() == address.is_ipv4() {
+            options::set_md5(&socket, *remote, key)?;
+        }
+    }
     TcpListener::from_std(socket.into())
 }
 

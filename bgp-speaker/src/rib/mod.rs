@@ -1,5 +1,6 @@
 //! Routing information bases: the [`table`] of each family holds what peers told us and what is best of it,
 //! [`intern`] the attributes, each set once.
+mod index;
 mod intern;
 mod table;
 
@@ -9,9 +10,12 @@ pub(crate) use table::{Change, Chooser, Path, PrefixId, Source, Table};
 use crate::{
     config::Family,
     decision::{Decision, Neighbour},
-    wire::{Attributes, NextHop},
+    wire::{Attributes, NextHop, Nlri, PathId},
 };
 use ipnet::IpNet;
+
+/// A path of a known source: its prefix, and the identifier that the source gave it.
+pub(crate) type PathKey = (PrefixId, PathId);
 
 /// What a path carries: its attributes and its next hop.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -49,8 +53,20 @@ impl Rib {
         }
     }
 
+    /// Prefixes that are about to be looked for, together: see [`Table::touch`].
+    pub(crate) fn touch(&self, prefixes: &[Nlri]) {
+        let all = || prefixes.iter().map(|nlri| &nlri.prefix);
+        self.ipv4.touch(all().filter(|prefix| matches!(prefix, IpNet::V4(_))));
+        self.ipv6.touch(all().filter(|prefix| matches!(prefix, IpNet::V6(_))));
+    }
+
     pub(crate) fn decision(&self) -> Decision<'_> {
         Decision { attributes: &self.attributes, neighbours: &self.neighbours }
+    }
+
+    /// The paths of a source, by number of the prefix.
+    pub(crate) fn paths_of(&self, family: Family, source: Source) -> impl Iterator<Item = PathKey> + '_ {
+        self.table(family).paths_of(source).map(|(id, path)| (id, path.id))
     }
 
     /// Sets a path; holds its attributes for as long as it stays.
@@ -64,14 +80,25 @@ impl Rib {
         change
     }
 
-    /// Removes the path of a source.
-    pub(crate) fn remove(&mut self, family: Family, id: PrefixId, source: Source) -> Option<Change> {
+    /// Removes a path of a source.
+    pub(crate) fn remove(
+        &mut self,
+        family: Family,
+        id: PrefixId,
+        source: Source,
+        path: PathId,
+    ) -> Option<Change> {
         let (table, decision) = self.split(family);
-        let change = table.remove(id, source, &decision)?;
+        let change = table.remove(id, source, path, &decision)?;
         if let Some(old) = change.old {
             self.attributes.release(old.attributes);
         }
         Some(change)
+    }
+
+    /// The number of a prefix, which may have no path.
+    pub(crate) fn reserve(&mut self, family: Family, prefix: IpNet) -> PrefixId {
+        self.split(family).0.number(prefix)
     }
 
     /// Forgets a prefix that has no path.

@@ -2,12 +2,14 @@
 //! Adj-RIBs-In together) and the best of them in front (the Loc-RIB), RFC 4271 section 3.2.
 //!
 //! Prefixes are numbered densely, so that what a peer was told (its Adj-RIB-Out) is a plain vector. A lone path
-//! lies in the entry itself: 40 bytes for a prefix. The index keeps 32 bits of the hash beside each number, so
-//! that neither a search nor its growth touches entries of other prefixes: about 19 bytes more.
-use super::intern::AttributesId;
-use hashbrown::HashTable;
+//! lies in the entry itself: 40 bytes for a prefix. A peer may tell several paths (RFC 7911): a path is known by its
+//! source and the identifier that the source gave it; the identifier that we give it, should we pass it on, is
+//! another one, and stays as long as the path is there. The index keeps 32 bits of the hash beside each number, so
+//! that neither a search nor its growth touches entries of other prefixes: 11 to 21 bytes more.
+use super::{index::Index, intern::AttributesId};
+use crate::wire::PathId;
 use ipnet::IpNet;
-use std::mem;
+use std::{hint::black_box, mem};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Number of a prefix in its table.
@@ -26,17 +28,29 @@ impl Source {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Path {
     pub(crate) source: Source,
+    /// By which the source knows it.
+    pub(crate) id: PathId,
     /// Held in the Adj-RIB-In only: import policy refused it (it may accept it later), or it is a loop.
     pub(crate) refused: bool,
     pub(crate) attributes: AttributesId,
+}
+
+impl Path {
+    fn is(&self, source: Source, id: PathId) -> bool {
+        self.source == source && self.id == id
+    }
 }
 
 /// What a change of a path did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Change {
     pub(crate) prefix: PrefixId,
-    /// The path that was there from this source.
+    /// Its identifier from the source.
+    pub(crate) path: PathId,
+    /// The path that was there.
     pub(crate) old: Option<Path>,
+    /// The path that is there now.
+    pub(crate) new: Option<Path>,
     /// Whether the best path is another one now, or has other attributes.
     pub(crate) best: bool,
 }
@@ -46,16 +60,9 @@ pub(crate) struct Change {
 pub(crate) struct Table {
     entries: Vec<Entry>,
     free: Vec<PrefixId>,
-    index: HashTable<Indexed>,
+    index: Index,
     /// Keyed hashing, see [`Interner`](super::intern::Interner).
     seed: u64,
-}
-
-/// A prefix in the index.
-#[derive(Clone, Copy, Debug)]
-struct Indexed {
-    hash: u32,
-    id: PrefixId,
 }
 
 #[derive(Debug)]
@@ -72,16 +79,48 @@ enum Paths {
     Many(Box<PathList>),
 }
 
-/// Two paths or more, the best one first.
+/// The best path first. There may be one only, if its identifier is not [`FIRST`].
 #[derive(Debug)]
-struct PathList(Vec<Path>);
+struct PathList {
+    paths: Vec<Path>,
+    /// What we call them when we tell them, in the same order; no two are the same.
+    identifiers: Vec<PathId>,
+}
+
+/// What we call a lone path.
+const FIRST: PathId = PathId(1);
+
+impl PathList {
+    fn new(one: Path) -> Self {
+        PathList { paths: vec![one], identifiers: vec![FIRST] }
+    }
+
+    fn push(&mut self, path: Path) {
+        let highest = self.identifiers.iter().max().map_or(0, |id| id.0);
+        let next = highest.checked_add(1).map(PathId);
+        let unused = || (1..).map(PathId).find(|id| !self.identifiers.contains(id));
+        let identifier = next.or_else(unused).unwrap_or(FIRST);
+        self.paths.push(path);
+        self.identifiers.push(identifier);
+    }
+
+    fn remove(&mut self, at: usize) -> Path {
+        self.identifiers.remove(at);
+        self.paths.remove(at)
+    }
+
+    fn prefer(&mut self, at: usize) {
+        self.paths.swap(0, at);
+        self.identifiers.swap(0, at);
+    }
+}
 
 impl Paths {
     fn as_slice(&self) -> &[Path] {
         match self {
             Paths::None => &[],
             Paths::One(path) => std::slice::from_ref(path),
-            Paths::Many(list) => &list.0,
+            Paths::Many(list) => &list.paths,
         }
     }
 }
@@ -94,7 +133,7 @@ pub(crate) trait Chooser {
 
 impl Table {
     pub(crate) fn new(seed: u64) -> Self {
-        Table { entries: Vec::new(), free: Vec::new(), index: HashTable::new(), seed }
+        Table { entries: Vec::new(), free: Vec::new(), index: Index::new(), seed }
     }
 
     /// One more than the highest number in use.
@@ -111,18 +150,45 @@ impl Table {
         self.entries[id as usize].paths.as_slice()
     }
 
+    /// The path of a source with this identifier.
+    pub(crate) fn path(&self, id: PrefixId, source: Source, path: PathId) -> Option<Path> {
+        self.paths(id).iter().find(|other| other.is(source, path)).copied()
+    }
+
+    /// All paths that may be used, with what we call them.
+    pub(crate) fn identified(&self, id: PrefixId) -> impl Iterator<Item = (PathId, Path)> + '_ {
+        let paths = &self.entries[id as usize].paths;
+        let identifiers = match paths {
+            Paths::Many(list) => &list.identifiers,
+            _ => std::slice::from_ref(&FIRST),
+        };
+        let all = identifiers.iter().copied().zip(paths.as_slice().iter().copied());
+        all.filter(|(_, path)| !path.refused)
+    }
+
     /// The path in use: the Loc-RIB's route.
     pub(crate) fn best(&self, id: PrefixId) -> Option<Path> {
         self.paths(id).first().copied().filter(|path| !path.refused)
     }
 
     pub(crate) fn find(&self, prefix: &IpNet) -> Option<PrefixId> {
-        let (entries, hash) = (&self.entries, hash(self.seed, prefix));
-        let same = |other: &Indexed| other.hash == hash && entries[other.id as usize].prefix == *prefix;
-        self.index.find(spread(hash), same).map(|found| found.id)
+        let same = |id: PrefixId| self.entries[id as usize].prefix == *prefix;
+        self.index.find(hash(self.seed, prefix), same)
     }
 
-    /// Sets the path of a source.
+    /// Brings what searches for the prefixes will read into the cache. One thing at a time, so that the processor, which
+    /// looks some hundred instructions ahead, waits for many misses together.
+    pub(crate) fn touch<'a>(&self, prefixes: impl IntoIterator<Item = &'a IpNet>) {
+        if self.entries.is_empty() {
+            return;
+        }
+        let hashes: Vec<u32> = prefixes.into_iter().map(|prefix| hash(self.seed, prefix)).collect();
+        let ids: Vec<PrefixId> = hashes.iter().map(|hash| self.index.touch(*hash)).collect();
+        let entries = ids.iter().filter_map(|id| self.entries.get(*id as usize));
+        black_box(entries.fold(0, |sum: u8, entry| sum ^ entry.prefix.prefix_len()));
+    }
+
+    /// Sets a path.
     pub(crate) fn set(&mut self, prefix: IpNet, path: Path, chooser: &impl Chooser) -> Change {
         let id = self.number(prefix);
         let paths = &mut self.entries[id as usize].paths;
@@ -132,46 +198,56 @@ impl Table {
                 *paths = Paths::One(path);
                 None
             }
-            Paths::One(one) if one.source == path.source => Some(mem::replace(one, path)),
+            Paths::One(one) if one.is(path.source, path.id) => Some(mem::replace(one, path)),
             Paths::One(one) => {
-                *paths = Paths::Many(Box::new(PathList(vec![*one, path])));
+                let mut list = PathList::new(*one);
+                list.push(path);
+                *paths = Paths::Many(Box::new(list));
                 None
             }
-            Paths::Many(list) => match list.0.iter_mut().find(|other| other.source == path.source) {
+            Paths::Many(list) => match list.paths.iter_mut().find(|other| other.is(path.source, path.id)) {
                 Some(other) => Some(mem::replace(other, path)),
                 None => {
-                    list.0.push(path);
+                    list.push(path);
                     None
                 }
             },
         };
         let best = self.settle(id, before, chooser);
-        Change { prefix: id, old, best }
+        Change { prefix: id, path: path.id, old, new: Some(path), best }
     }
 
-    /// Removes the path of a source; none if it had none. An entry without paths stays until
+    /// Removes a path of a source; none if there is none. An entry without paths stays until
     /// [`release`](Self::release), for peers may still have to hear of its end.
-    pub(crate) fn remove(&mut self, id: PrefixId, source: Source, chooser: &impl Chooser) -> Option<Change> {
+    pub(crate) fn remove(
+        &mut self,
+        id: PrefixId,
+        source: Source,
+        path: PathId,
+        chooser: &impl Chooser,
+    ) -> Option<Change> {
         let paths = &mut self.entries[id as usize].paths;
         let before = paths.as_slice().first().copied().filter(|path| !path.refused);
         let old = match paths {
-            Paths::One(one) if one.source == source => {
+            Paths::One(one) if one.is(source, path) => {
                 let one = *one;
                 *paths = Paths::None;
                 one
             }
             Paths::Many(list) => {
-                let at = list.0.iter().position(|path| path.source == source)?;
-                let old = list.0.remove(at);
-                if let [one] = list.0[..] {
-                    *paths = Paths::One(one);
+                let at = list.paths.iter().position(|other| other.is(source, path))?;
+                let old = list.remove(at);
+                match (&list.paths[..], &list.identifiers[..]) {
+                    ([], _) => *paths = Paths::None,
+                    (&[one], [FIRST]) => *paths = Paths::One(one),
+                    _ => {}
                 }
                 old
             }
             _ => return None,
         };
         let best = self.settle(id, before, chooser);
-        Some(Change { prefix: id, old: Some(old), best })
+        Some(Change { prefix: id, path, old: Some(old), new: None, best })
     }
 
     /// Forgets a prefix that has no path.
@@ -179,23 +255,27 @@ impl Table {
         debug_assert!(self.paths(id).is_empty());
         let hash = hash(self.seed, &self.entries[id as usize].prefix);
         // A number that is free already is not in the index.
-        if let Ok(entry) = self.index.find_entry(spread(hash), |other| other.id == id) {
-            entry.remove();
+        if self.index.remove(hash, id) {
             self.free.push(id);
         }
     }
 
     /// Numbers of all prefixes, in no order.
     pub(crate) fn ids(&self) -> impl Iterator<Item = PrefixId> + '_ {
-        self.index.iter().map(|indexed| indexed.id)
+        self.index.ids()
     }
 
-    /// Numbers of the prefixes that a source has a path for, in no order.
-    pub(crate) fn ids_of(&self, source: Source) -> impl Iterator<Item = PrefixId> + '_ {
-        self.ids().filter(move |id| self.paths(*id).iter().any(|path| path.source == source))
+    /// The paths of a source, each with the number of its prefix, by number: in the order in which memory has them.
+    pub(crate) fn paths_of(&self, source: Source) -> impl Iterator<Item = (PrefixId, Path)> + '_ {
+        // A number that is free has no path.
+        let all = (0..)
+            .zip(&self.entries)
+            .flat_map(|(id, entry)| entry.paths.as_slice().iter().map(move |path| (id, *path)));
+        all.filter(move |(_, path)| path.source == source)
     }
 
-    fn number(&mut self, prefix: IpNet) -> PrefixId {
+    /// The number of a prefix, from now on if it had none.
+    pub(crate) fn number(&mut self, prefix: IpNet) -> PrefixId {
         if let Some(id) = self.find(&prefix) {
             return id;
         }
@@ -211,26 +291,21 @@ impl Table {
                 (entries.len() - 1) as PrefixId
             }
         };
-        self.index.insert_unique(spread(hash), Indexed { hash, id }, |other| spread(other.hash));
+        self.index.insert(hash, id);
         id
     }
 
     /// Brings the best path to the front and says whether it differs from `before`.
     fn settle(&mut self, id: PrefixId, before: Option<Path>, chooser: &impl Chooser) -> bool {
         if let Paths::Many(list) = &mut self.entries[id as usize].paths {
-            match chooser.best(&list.0) {
-                Some(best) => list.0.swap(0, best),
+            match chooser.best(&list.paths) {
+                Some(best) => list.prefer(best),
                 // Nothing usable: whatever is in front is refused, which is how `best` knows.
-                None => debug_assert!(list.0.iter().all(|path| path.refused)),
+                None => debug_assert!(list.paths.iter().all(|path| path.refused)),
             }
         }
         self.best(id) != before
     }
-}
-
-/// The table wants 64 bits, the upper ones as good as the lower.
-fn spread(hash: u32) -> u64 {
-    u64::from(hash) << 32 | u64::from(hash)
 }
 
 fn hash(seed: u64, prefix: &IpNet) -> u32 {
@@ -270,27 +345,34 @@ mod tests {
         assert_eq!(size_of::<Entry>(), 40);
     }
 
+    type Model = BTreeMap<IpNet, BTreeMap<(u16, u32), (u32, bool)>>;
+
     proptest! {
         #[test]
-        fn is_a_map_of_maps(steps in prop::collection::vec((0u8..6, 0u16..4, 0u32..5, any::<bool>(), 0u8..3), 0..300)) {
+        fn is_a_map_of_maps(
+            steps in prop::collection::vec((0u8..6, (0u16..4, 0u32..3), 0u32..5, any::<bool>(), 0u8..3), 0..300),
+        ) {
             let mut table = Table::new(3);
-            let mut model: BTreeMap<IpNet, BTreeMap<u16, (u32, bool)>> = BTreeMap::new();
-            for (net, source, attributes, refused, action) in steps {
+            let mut model = Model::new();
+            // What each path is called as long as it is there.
+            let mut names: BTreeMap<(IpNet, (u16, u32)), PathId> = BTreeMap::new();
+            for (net, key, attributes, refused, action) in steps {
                 let prefix: IpNet = format!("10.{net}.0.0/16").parse().unwrap();
-                let path = Path { source: Source(source), refused, attributes: AttributesId(attributes) };
-                let lowest = |model: &BTreeMap<IpNet, BTreeMap<u16, (u32, bool)>>| {
+                let (source, path_id) = (Source(key.0), PathId(key.1));
+                let path = Path { source, id: path_id, refused, attributes: AttributesId(attributes) };
+                let lowest = |model: &Model| {
                     model.get(&prefix).and_then(|paths| {
                         paths.values().filter(|(_, refused)| !refused).map(|(attributes, _)| *attributes).min()
                     })
                 };
                 if action > 0 {
                     let change = table.set(prefix, path, &Lowest);
-                    let old = model.entry(prefix).or_default().insert(source, (attributes, refused));
+                    let old = model.entry(prefix).or_default().insert(key, (attributes, refused));
                     prop_assert_eq!(change.old.map(|old| (old.attributes.0, old.refused)), old);
                 } else if let Some(id) = table.find(&prefix) {
                     let before = lowest(&model);
-                    let change = table.remove(id, Source(source), &Lowest);
-                    let old = model.get_mut(&prefix).and_then(|paths| paths.remove(&source));
+                    let change = table.remove(id, source, path_id, &Lowest);
+                    let old = model.get_mut(&prefix).and_then(|paths| paths.remove(&key));
                     prop_assert_eq!(change.and_then(|change| change.old).map(|old| old.attributes.0), old.map(|old| old.0));
                     if let Some(change) = change && lowest(&model) != before {
                         prop_assert!(change.best);
@@ -307,6 +389,25 @@ mod tests {
                     lowest(&model)
                 );
                 prop_assert_eq!(table.ids().count(), model.len());
+                let told = found.map(|id| table.identified(id).collect::<Vec<_>>()).unwrap_or_default();
+                let usable = model.get(&prefix).into_iter().flatten().filter(|(_, (_, refused))| !refused);
+                prop_assert_eq!(told.len(), usable.count());
+                let there = |key: &(u16, u32)| model.get(&prefix).is_some_and(|paths| paths.contains_key(key));
+                names.retain(|(other, key), _| *other != prefix || there(key));
+                for (name, path) in told {
+                    let key = (path.source.0, path.id.0);
+                    prop_assert_eq!(*names.entry((prefix, key)).or_insert(name), name);
+                }
+                let mut all: Vec<_> = names.iter().filter(|((other, _), _)| *other == prefix).map(|(_, name)| name).collect();
+                all.sort_unstable();
+                prop_assert!(all.windows(2).all(|pair| pair[0] != pair[1]));
+                for source in 0..4 {
+                    let keys = model.values().flat_map(BTreeMap::keys);
+                    prop_assert_eq!(
+                        table.paths_of(Source(source)).count(),
+                        keys.filter(|key| key.0 == source).count()
+                    );
+                }
             }
         }
     }

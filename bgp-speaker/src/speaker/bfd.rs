@@ -5,12 +5,12 @@
 //! without BFD is a peer. What the peer's operator turned off is no failure (section 3.2).
 use super::{Output, Speaker};
 use crate::{
-    Time,
+    PeerId, Time,
     bfd::{Hops, Path},
+    fib::is_link_local,
     rib::Source,
     wire::Reason,
 };
-use std::net::{IpAddr, SocketAddr};
 
 impl Speaker {
     /// Says how the path to a peer is to be watched, if that is another way than before.
@@ -19,7 +19,7 @@ impl Speaker {
         let Some(slot) = self.slot_mut(source) else { return };
         if slot.watched != path {
             slot.watched = path;
-            outputs.push(Output::Watch { peer: slot.peer.config.address, path });
+            outputs.push(Output::Watch { peer: slot.peer.config.id(), path });
         }
     }
 
@@ -28,12 +28,12 @@ impl Speaker {
     /// that, as after any other end of the session without a word.
     pub(super) fn path_failed(
         &mut self,
-        peer: IpAddr,
+        peer: PeerId,
         control_plane_independent: bool,
         now: Time,
         outputs: &mut Vec<Output>,
     ) {
-        let Some(&source) = self.by_address.get(&peer) else { return };
+        let Some(&source) = self.by_id.get(&peer) else { return };
         self.with_peer(source, now, outputs, |peer, tools| match peer.session() {
             Some(session) if !control_plane_independent && session.restarts_gracefully() => {
                 peer.lose("the path failed (BFD)", tools);
@@ -53,10 +53,11 @@ impl Speaker {
         let config = peer.bfd?;
         let endpoints = slot.peer.session().and_then(|session| session.endpoints.as_ref());
         let (scope, local) = match (endpoints, slot.watched) {
-            (Some(ends), _) => (scope(ends.remote), Some(ends.local.ip().to_canonical())),
+            (Some(ends), _) => (ends.link(), Some(ends.local.ip().to_canonical())),
             (None, Some(before)) => (before.scope, before.local),
             (None, None) => (0, peer.local_address),
         };
+        let scope = self.link(source).map_or(scope, |link| link.index);
         let hops = match (peer.multihop_ttl, peer.ttl_security_hops) {
             (Some(_), _) | (None, Some(2..)) => Some(Hops::Multi),
             (None, Some(_)) => Some(Hops::Single),
@@ -64,18 +65,7 @@ impl Speaker {
             (None, None) => Some(Hops::Single),
         };
         // The interface of a link-local address is known with the session.
-        let reachable = scope != 0 || !is_link_local(peer.address);
+        let reachable = !peer.address.is_unspecified() && (scope != 0 || !is_link_local(peer.address));
         reachable.then_some(Path { address: peer.address, scope, local, hops, config })
     }
-}
-
-fn scope(end: SocketAddr) -> u32 {
-    match end {
-        SocketAddr::V6(end) if end.ip().is_unicast_link_local() => end.scope_id(),
-        SocketAddr::V6(_) | SocketAddr::V4(_) => 0,
-    }
-}
-
-fn is_link_local(address: IpAddr) -> bool {
-    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }

@@ -1,12 +1,14 @@
 //! What goes out: our own routes, marks for what changed, and the UPDATEs of a session.
 use super::{OwnRoute, Slot, Speaker, family_of};
 use crate::{
+    PeerId,
     config::{Asn, Family, Route, RouteAttributes},
     connection::ConnectionId,
     policy::{Export, Provenance},
-    rib::{AttributesId, Path, PathAttributes, PrefixId, Source},
+    rib::{AttributesId, Change, Path, PathAttributes, PrefixId, Source},
+    seen::LastError,
     update_queue::Exporter,
-    wire::{AsPath, Attributes, Community, ExtendedCommunity, LargeCommunity, NextHop},
+    wire::{AsPath, Attributes, Community, ExtendedCommunity, LargeCommunity, NextHop, PathId},
 };
 use ipnet::IpNet;
 use std::{collections::BTreeMap, mem, net::IpAddr};
@@ -28,10 +30,8 @@ impl Speaker {
         for prefix in old.keys().filter(|prefix| !wanted.contains_key(prefix)) {
             let family = family_of(prefix);
             if let Some(id) = self.rib.table(family).find(prefix) {
-                if let Some(change) = self.rib.remove(family, id, Source::LOCAL)
-                    && change.best
-                {
-                    self.mark(family, id);
+                if let Some(change) = self.rib.remove(family, id, Source::LOCAL, PathId::default()) {
+                    self.mark(family, &change);
                 }
                 self.release_unused(family, [id]);
             }
@@ -42,7 +42,8 @@ impl Speaker {
             {
                 let family = family_of(prefix);
                 let change = self.rib.set(family, *prefix, Path::own(first.attributes));
-                self.mark(family, change.prefix);
+                // Of several routes another one may have changed.
+                self.mark(family, &Change { best: true, ..change });
             }
         }
         for route in old.into_values().flatten() {
@@ -64,12 +65,23 @@ impl Speaker {
         self.replace_own_routes(routes);
     }
 
-    /// The best route of a prefix changed: whoever knows it or may hear of it looks again.
-    pub(super) fn mark(&mut self, family: Family, id: PrefixId) {
-        let own = self.rib.table(family).best(id).is_some_and(|best| best.source == Source::LOCAL);
-        for slot in self.peers.iter_mut().flatten() {
+    /// A path of a prefix changed: whoever knows it or may hear of it looks again, if it is the best one, or all
+    /// matter. Who told the best one hears nothing of it (split horizon).
+    pub(super) fn mark(&mut self, family: Family, change: &Change) {
+        if change.old == change.new && !change.best {
+            return;
+        }
+        self.mark_installed(family, change.prefix);
+        let id = change.prefix;
+        let best = self.rib.table(family).best(id).map(|best| best.source);
+        for (source, slot) in (0..).map(Source).zip(&mut self.peers) {
+            let Some(slot) = slot else { continue };
+            let learned = slot.peer.config.export_learned;
             if let Some(out) = slot.out.get_mut(&family)
-                && (own || slot.peer.config.export_learned || out.knows(id))
+                && (change.best || out.takes_all())
+                && (best == Some(Source::LOCAL)
+                    || learned && (out.takes_all() || best.is_some_and(|best| best != source))
+                    || out.knows(id))
             {
                 out.mark(id);
             }
@@ -90,7 +102,11 @@ impl Speaker {
     pub(super) fn release_unused(&mut self, family: Family, ids: impl IntoIterator<Item = PrefixId>) {
         for id in ids {
             let used = |slot: &Slot| slot.out.get(&family).is_some_and(|out| out.uses(id));
-            if self.rib.table(family).paths(id).is_empty() && !self.peers.iter().flatten().any(used) {
+            if self.rib.table(family).paths(id).is_empty()
+                && !self.fib.uses(family, id)
+                && !self.peers.iter().flatten().any(used)
+                && !self.feeds.values().any(|feed| feed.uses(family, id))
+            {
                 self.rib.release(family, id);
             }
         }
@@ -117,7 +133,7 @@ impl Speaker {
         let (Some(negotiated), Some(ends)) = (&session.negotiated, &session.endpoints) else { return };
         let exporter = PeerExporter {
             source,
-            name: slot.range.map_or(slot.peer.config.address, |range| range.network()),
+            name: slot.range.map_or(slot.peer.config.id(), |range| PeerId::Address(range.network())),
             deferring: self.own_start.deferring,
             own: &self.own,
             neighbours: &self
@@ -130,6 +146,7 @@ impl Speaker {
                 local_asn: global.asn,
                 internal: negotiated.context.internal,
                 address: slot.peer.config.address,
+                long_lived: negotiated.knows_long_lived,
                 learned: slot.peer.config.export_learned,
                 extended_next_hop: negotiated.context.extended_next_hop,
                 changes: &slot.peer.config.export,
@@ -138,21 +155,26 @@ impl Speaker {
             },
         };
         let mut unused = Vec::new();
-        let (mut messages, mut error) = (0, None);
+        let (mut messages, mut refreshes, mut error) = (0, 0, None);
         for (&family, queue) in &mut slot.out {
             let (table, attributes) = self.rib.export(family);
             let filled = queue.fill(table, attributes, &exporter, &negotiated.context, limit, out);
             messages += filled.messages;
+            refreshes += filled.refreshes;
             error = filled.error.or(error);
             unused.push((family, filled.unused));
         }
         if let Some(session) = slot.peer.session_mut() {
-            session.messages_sent += messages;
+            session.sent_count.update += messages;
+            session.sent_count.route_refresh += refreshes;
         }
         if let Some(error) = error {
-            slot.peer.last_error = Some(format!("cannot announce: {error}"));
+            slot.peer.last_error = Some((LastError::Unsendable(error), None));
         }
         for (family, unused) in unused {
+            let table = self.rib.table(family);
+            let prefixes: Vec<IpNet> = unused.iter().map(|&id| table.prefix(id)).collect();
+            table.touch(&prefixes);
             self.release_unused(family, unused);
         }
     }
@@ -160,8 +182,8 @@ impl Speaker {
 
 struct PeerExporter<'a> {
     source: Source,
-    /// By which routes name the peer: its address, or that of its range.
-    name: IpAddr,
+    /// By which routes name the peer: its own, or that of its range.
+    name: PeerId,
     /// Learned routes are held back.
     deferring: bool,
     own: &'a BTreeMap<IpNet, Vec<OwnRoute>>,

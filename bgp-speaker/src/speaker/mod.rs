@@ -13,30 +13,45 @@
 //! ```
 mod bfd;
 mod export;
+mod fib;
+mod handover;
+mod long_lived;
+mod monitor;
 mod ranges;
 mod restart;
 mod session;
 mod status;
+mod unnumbered;
+
+pub use handover::Session;
+#[cfg(feature = "net")]
+pub(crate) use handover::number;
 
 use crate::{
-    Time,
+    InterfaceName, PeerId, Time,
     bfd::Path as WatchedPath,
-    config::{ConfigError, Family, Global, PeerConfig, PeerRange, Route, RouteAttributes, State},
+    bmp::feed::Feed,
+    config::{
+        ConfigError, Family, Global, PeerConfig, PeerRange, PrefixCounts, Route, RouteAttributes, State,
+    },
     connection::{ConnectionId, Endpoints},
     fsm::Event,
     peer::{Peer, Tools},
     random::Random,
-    rib::{AttributesId, Path, PrefixId, Rib, Source},
+    rib::{AttributesId, Path, PathKey, Rib, Source},
     transport::Transport,
     update_queue::AdjRibOut,
     validate,
-    wire::{Notification, Reason},
+    wire::{Notification, PathId, Reason},
 };
+pub use fib::Installation;
 use ipnet::IpNet;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    time::Duration,
 };
+pub use unnumbered::Link;
 
 /// What happens to the speaker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,9 +94,16 @@ pub enum Input<'a> {
     /// The path to a peer failed: its BFD session was up and is down (see [`Output::Watch`]).
     PathFailed {
         /// The neighbour.
-        peer: IpAddr,
+        peer: PeerId,
         /// Whether the peer's BFD does not share the fate of its control plane (the C bit, RFC 5882 section 4.3).
         control_plane_independent: bool,
+    },
+    /// What is known of an interface of [`Speaker::interfaces`].
+    Link {
+        /// Its name.
+        interface: InterfaceName,
+        /// How it is; none: it is not there, or down.
+        link: Option<Link>,
     },
     /// The time of [`Speaker::next_deadline`] has come.
     Tick,
@@ -117,14 +139,21 @@ pub enum Output {
     /// Watch the path to a peer in this way from now on, and tell [`Input::PathFailed`].
     Watch {
         /// The neighbour.
-        peer: IpAddr,
+        peer: PeerId,
         /// The path; none: it is not to be watched any more.
         path: Option<WatchedPath>,
+    },
+    /// The kernel's routing table is to change: see [`Speaker::install`].
+    Install,
+    /// [`Speaker::report`] has something for this station.
+    Report {
+        /// Which station.
+        station: SocketAddr,
     },
     /// The state of a peer is another one now.
     StateChanged {
         /// The neighbour.
-        peer: IpAddr,
+        peer: PeerId,
         /// Its state.
         state: State,
         /// The last error of the peer, in words.
@@ -138,14 +167,23 @@ pub struct Speaker {
     global: Option<Global>,
     /// Peers by number of the source; none: the number is free.
     peers: Vec<Option<Slot>>,
-    by_address: BTreeMap<IpAddr, Source>,
+    by_id: BTreeMap<PeerId, Source>,
     by_connection: BTreeMap<ConnectionId, Source>,
+    /// Of unnumbered peers.
+    links: BTreeMap<InterfaceName, Link>,
     ranges: Vec<PeerRange>,
     rib: Rib,
     own: BTreeMap<IpNet, Vec<OwnRoute>>,
     random: Random,
     next_connection: u64,
     own_start: restart::Own,
+    fib: fib::Fib,
+    /// Time between statistics of each station that there is; refused routes are kept for them.
+    stations: BTreeMap<SocketAddr, Option<Duration>>,
+    /// Sessions that another process began, until the speaker knows who it is.
+    inherited: Vec<(ConnectionId, Endpoints, Session)>,
+    /// Stations that are connected.
+    feeds: BTreeMap<SocketAddr, Feed>,
 }
 
 /// A peer and what its session has.
@@ -156,18 +194,20 @@ struct Slot {
     range: Option<IpNet>,
     /// Of the session that is up; empty: none is.
     out: BTreeMap<Family, AdjRibOut>,
-    /// Prefixes accepted.
-    received: u64,
-    /// Prefixes kept though refused.
-    refused: u64,
+    /// By number of the family, of several paths each counts; `sent` is not counted here.
+    prefixes: [PrefixCounts; Family::ALL.len()],
+    /// UPDATEs of this session whose routes were taken for withdrawn (RFC 7606).
+    treated_as_withdraw: u64,
     /// Refused routes are kept: the peer cannot be asked for them again.
     keeps_refused: bool,
     /// Paths that a refresh of the peer has not confirmed yet, by family (RFC 7313 section 4).
-    unconfirmed: BTreeMap<Family, BTreeSet<PrefixId>>,
+    unconfirmed: BTreeMap<Family, BTreeSet<PathKey>>,
     /// Its routes over a restart.
     kept: restart::Kept,
     /// How its path is watched.
     watched: Option<WatchedPath>,
+    /// Index of the interface of its last session, if that was link-local, else 0.
+    link: u32,
 }
 
 /// A route of ours to some peers.
@@ -175,7 +215,7 @@ struct Slot {
 struct OwnRoute {
     attributes: AttributesId,
     config: RouteAttributes,
-    peers: Option<BTreeSet<IpAddr>>,
+    peers: Option<BTreeSet<PeerId>>,
 }
 
 impl Speaker {
@@ -185,14 +225,19 @@ impl Speaker {
         Speaker {
             global: None,
             peers: Vec::new(),
-            by_address: BTreeMap::new(),
+            by_id: BTreeMap::new(),
             by_connection: BTreeMap::new(),
+            links: BTreeMap::new(),
             ranges: Vec::new(),
             rib: Rib::new(seed),
             own: BTreeMap::new(),
             random: Random::new(seed),
             next_connection: 0,
             own_start: restart::Own::default(),
+            fib: fib::Fib::default(),
+            stations: BTreeMap::new(),
+            inherited: Vec::new(),
+            feeds: BTreeMap::new(),
         }
     }
 
@@ -216,8 +261,13 @@ impl Speaker {
         self.started(now);
         if !same {
             self.rebuild_own_routes();
+            self.adopt_all(now, &mut outputs);
             for source in self.sources() {
-                self.with_peer(source, now, &mut outputs, |peer, tools| peer.start(tools));
+                self.with_peer(source, now, &mut outputs, |peer, tools| {
+                    if peer.session().is_none() {
+                        peer.start(tools);
+                    }
+                });
                 self.watch(source, &mut outputs);
             }
         }
@@ -232,20 +282,20 @@ impl Speaker {
     pub fn set_peers(&mut self, peers: Vec<PeerConfig>, now: Time) -> Result<Vec<Output>, ConfigError> {
         self.check_peers(&peers)?;
         let mut outputs = Vec::new();
-        let wanted: BTreeMap<IpAddr, PeerConfig> =
-            peers.into_iter().map(|peer| (peer.address, peer)).collect();
+        let wanted: BTreeMap<PeerId, PeerConfig> = peers.into_iter().map(|peer| (peer.id(), peer)).collect();
         let gone: Vec<Source> = self
-            .by_address
+            .by_id
             .iter()
-            .filter(|(address, _)| !wanted.contains_key(address))
+            .filter(|(id, _)| !wanted.contains_key(id))
             .map(|(_, source)| *source)
             .filter(|source| self.slot(*source).is_some_and(|slot| slot.range.is_none()))
             .collect();
         for source in gone {
             self.remove_peer(source, now, &mut outputs);
         }
-        for (address, config) in wanted {
-            match self.by_address.get(&address) {
+        for (id, config) in wanted {
+            let config = self.with_known_address(config);
+            match self.by_id.get(&id) {
                 Some(&source) => {
                     // One that came by itself is one of the set from now on.
                     self.slot_mut(source).into_iter().for_each(|slot| slot.range = None);
@@ -282,11 +332,12 @@ impl Speaker {
         ConnectionId(self.next_connection)
     }
 
-    /// What connections with a neighbour are made with; none: no such neighbour, or no AS of our own yet.
-    pub fn transport(&self, peer: IpAddr) -> Option<Transport> {
+    /// What connections with the neighbour at this end are made with; none: no such neighbour, or no AS of our own yet.
+    pub fn transport(&self, remote: SocketAddr) -> Option<Transport> {
         let global = self.global.as_ref()?;
-        let known = self.by_address.get(&peer).and_then(|source| self.slot(*source));
-        let config = known.map(|slot| &slot.peer.config).or_else(|| Some(&self.range(peer)?.peer))?;
+        let known = self.known(remote).and_then(|source| self.slot(source));
+        let range = || self.range(remote.ip().to_canonical());
+        let config = known.map(|slot| &slot.peer.config).or_else(|| Some(&range()?.peer))?;
         Some(Transport::new(config, global))
     }
 
@@ -301,7 +352,7 @@ impl Speaker {
                 None => outputs.push(Output::Close { connection, last: Vec::new() }),
             },
             Input::Accepted { connection, endpoints } => {
-                match self.source_of(endpoints.remote.ip().to_canonical(), now, &mut outputs) {
+                match self.source_of(endpoints.remote, now, &mut outputs) {
                     Some(source) if self.global.is_some() => {
                         self.by_connection.insert(connection, source);
                         self.with_peer(source, now, &mut outputs, |peer, tools| {
@@ -322,6 +373,7 @@ impl Speaker {
             Input::PathFailed { peer, control_plane_independent } => {
                 self.path_failed(peer, control_plane_independent, now, &mut outputs);
             }
+            Input::Link { interface, link } => self.link_changed(interface, link, now, &mut outputs),
             Input::Tick => {
                 for source in self.sources() {
                     let due = self.slot(source).and_then(|slot| slot.peer.next_deadline());
@@ -330,6 +382,7 @@ impl Speaker {
                     }
                 }
                 self.restart_tick(now, &mut outputs);
+                self.feeds.values_mut().for_each(|feed| feed.tick(now));
             }
         }
         self.finish(outputs)
@@ -338,7 +391,8 @@ impl Speaker {
     /// When [`Input::Tick`] is due; may be in the past: at once.
     pub fn next_deadline(&self) -> Option<Time> {
         let peers = self.slots().filter_map(|(_, slot)| slot.peer.next_deadline());
-        peers.chain(self.restart_deadline()).min()
+        let stations = self.feeds.values().filter_map(Feed::next_deadline);
+        peers.chain(self.restart_deadline()).chain(stations).min()
     }
 
     /// Appends what is to be written to a connection, about `limit` octets (a batch of UPDATEs more at most);
@@ -355,17 +409,26 @@ impl Speaker {
     }
 
     /// Ends all sessions, and forgets the peers. Peers that keep routes over a restart (RFC 4724) see the connection
-    /// close, the others get Cease/Administrative Shutdown.
+    /// close, the others get Cease/Administrative Shutdown. What came from the former stays installed.
     pub fn shutdown(&mut self, now: Time) -> Vec<Output> {
         let mut outputs = Vec::new();
         let notification = Reason::ADMINISTRATIVE_SHUTDOWN.into();
-        for source in self.sources() {
-            self.with_peer(source, now, &mut outputs, |peer, tools| peer.leave(&notification, tools));
-            self.forget_stale(source);
+        let stays = |source: &Source| self.slot(*source).is_some_and(|slot| slot.peer.leaves_gracefully());
+        let (stay, go): (Vec<Source>, Vec<Source>) = self.sources().into_iter().partition(stays);
+        if stay.is_empty() {
+            self.keep_nothing_installed();
+        }
+        for sources in [go, stay] {
+            for source in sources {
+                self.with_peer(source, now, &mut outputs, |peer, tools| peer.leave(&notification, tools));
+                self.forget_stale(source);
+            }
+            // What came from those who keep our routes is forwarded on.
+            self.freeze_installed();
         }
         self.peers.clear();
         self.rib.neighbours.clear();
-        self.by_address.clear();
+        self.by_id.clear();
         self.finish(outputs)
     }
 
@@ -379,9 +442,12 @@ impl Speaker {
         self.forget_stale(source);
         if let Some(slot) = self.peers[usize::from(source.0)].take() {
             if slot.watched.is_some() {
-                outputs.push(Output::Watch { peer: slot.peer.config.address, path: None });
+                outputs.push(Output::Watch { peer: slot.peer.config.id(), path: None });
             }
-            self.by_address.remove(&slot.peer.config.address);
+            self.by_id.remove(&slot.peer.config.id());
+            if let Some(interface) = slot.peer.config.interface {
+                self.links.remove(&interface);
+            }
         }
         self.rib.neighbours[usize::from(source.0)] = None;
     }
@@ -394,18 +460,20 @@ impl Speaker {
         }
         // Validation keeps the number of peers far below the range of a source.
         let source = Source(free as u16);
-        self.by_address.insert(config.address, source);
+        self.by_id.insert(config.id(), source);
         self.peers[free] = Some(Slot {
             peer: Peer::new(config, now),
             range: None,
             out: BTreeMap::new(),
-            received: 0,
-            refused: 0,
+            prefixes: Default::default(),
+            treated_as_withdraw: 0,
             keeps_refused: false,
             unconfirmed: BTreeMap::new(),
             kept: restart::Kept::default(),
             watched: None,
+            link: 0,
         });
+        self.use_fib(source);
         if self.global.is_some() {
             self.with_peer(source, now, outputs, |peer, tools| peer.start(tools));
         }
@@ -420,11 +488,17 @@ impl Speaker {
         let old = std::mem::replace(&mut slot.peer.config, config.clone());
         slot.peer.set_timers();
         self.watch(source, outputs);
+        if old.install != config.install {
+            self.installation_changed(source);
+        }
         if session_of(&old) != session_of(&config) {
             self.with_peer(source, now, outputs, |peer, tools| {
                 peer.stop(&peer.farewell(), tools);
             });
-            if (old.asn, old.graceful_restart.is_some()) != (config.asn, config.graceful_restart.is_some()) {
+            let keeps = |config: &PeerConfig| {
+                (config.asn, config.graceful_restart.is_some(), config.long_lived_seconds > 0)
+            };
+            if keeps(&old) != keeps(&config) {
                 self.forget_stale(source);
             }
             if self.global.is_some() {
@@ -492,11 +566,12 @@ impl Speaker {
         let Some(slot) = self.slot_mut(source) else { return };
         if slot.peer.state_changed(now) {
             outputs.push(Output::StateChanged {
-                peer: slot.peer.config.address,
+                peer: slot.peer.config.id(),
                 state: slot.peer.state(),
-                last_error: slot.peer.last_error.clone(),
+                last_error: slot.peer.error(),
             });
             self.watch(source, outputs);
+            self.follow_link(source, now, outputs);
         }
         self.let_go(source, outputs);
     }
@@ -514,11 +589,13 @@ impl Speaker {
                 }
             }
         }
+        self.push_install(&mut outputs);
+        outputs.extend(self.reports());
         outputs
     }
 
     fn sources(&self) -> Vec<Source> {
-        self.by_address.values().copied().collect()
+        self.by_id.values().copied().collect()
     }
 
     fn slots(&self) -> impl Iterator<Item = (Source, &Slot)> {
@@ -539,7 +616,8 @@ fn session_of(config: &PeerConfig) -> impl PartialEq + use<> {
     let timers = (config.timers.hold_seconds, config.timers.keepalive_seconds);
     let ends = (config.asn, config.port, config.local_address, config.passive);
     let ttl = (config.multihop_ttl, config.ttl_security_hops);
-    let offered = (config.families.clone(), config.graceful_restart, config.role);
+    let restart = (config.graceful_restart, config.long_lived_seconds);
+    let offered = (config.families.clone(), restart, config.role, config.add_path);
     (ends, ttl, timers, offered, config.shutdown.clone())
 }
 
@@ -552,7 +630,7 @@ fn family_of(prefix: &IpNet) -> Family {
 
 impl Path {
     fn own(attributes: AttributesId) -> Self {
-        Path { source: Source::LOCAL, refused: false, attributes }
+        Path { source: Source::LOCAL, id: PathId::default(), refused: false, attributes }
     }
 }
 

@@ -2,12 +2,12 @@
 //! connection, and are never more than the range admits.
 use super::{Output, Speaker};
 use crate::{
-    Time,
+    PeerId, Time,
     config::{ConfigError, PeerConfig, PeerRange},
     rib::Source,
     validate,
 };
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 impl Speaker {
     /// Sets the ranges, the whole set. Neighbours whose range is gone, or whose session would be another one, are told
@@ -59,20 +59,27 @@ impl Speaker {
         (members < usize::from(range.limit)).then_some(range)
     }
 
-    /// The neighbour who dials from this address; none: a stranger.
+    /// The neighbour at this end, if it is there.
+    pub(super) fn known(&self, remote: SocketAddr) -> Option<Source> {
+        self.unnumbered(remote).or_else(|| self.by_id.get(&PeerId::of(remote)).copied())
+    }
+
+    /// The neighbour who dials from there; none: a stranger.
     pub(super) fn source_of(
         &mut self,
-        address: IpAddr,
+        remote: SocketAddr,
         now: Time,
         outputs: &mut Vec<Output>,
     ) -> Option<Source> {
-        if let Some(source) = self.by_address.get(&address) {
-            return Some(*source);
+        if let Some(source) = self.known(remote) {
+            self.adopt(source, remote);
+            return Some(source);
         }
+        let address = remote.ip().to_canonical();
         let range = self.range(address).filter(|_| self.global.is_some())?;
         let (prefix, member) = (range.prefix, range.member(address));
         self.add_peer(member, now, outputs);
-        let source = *self.by_address.get(&address)?;
+        let source = *self.by_id.get(&PeerId::Address(address))?;
         self.slot_mut(source)?.range = Some(prefix);
         Some(source)
     }

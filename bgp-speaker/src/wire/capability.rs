@@ -7,7 +7,7 @@ use crate::config::{Asn, Family, Role};
 use nom::{
     Parser,
     multi::many0,
-    number::complete::{be_u8, be_u16, be_u32},
+    number::complete::{be_u8, be_u16, be_u24, be_u32},
 };
 use std::fmt;
 
@@ -57,6 +57,10 @@ pub enum Capability {
     Role(u8),
     /// Graceful restart (RFC 4724), code 64.
     GracefulRestart(GracefulRestart),
+    /// Long-lived graceful restart (RFC 9494), code 71; counts beside graceful restart only.
+    LongLivedGracefulRestart(Vec<LongLived>),
+    /// Several paths of a prefix (RFC 7911), code 69, by family.
+    AddPath(Vec<(AfiSafi, AddPath)>),
     /// Enhanced route refresh (RFC 7313), code 70.
     EnhancedRouteRefresh,
     /// Any other, as received.
@@ -82,6 +86,40 @@ pub struct GracefulRestart {
     pub families: Vec<(AfiSafi, bool)>,
 }
 
+/// How long the routes of a family are to be kept beyond the restart time (RFC 9494 section 3.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LongLived {
+    /// The family.
+    pub family: AfiSafi,
+    /// F: packets are still forwarded along the routes of before.
+    pub forwarding: bool,
+    /// Long-lived Stale Time, seconds, 0 to 16777215.
+    pub seconds: u32,
+}
+
+/// Longest Long-lived Stale Time in seconds (RFC 9494 section 3.1: 24 bits).
+pub const MAX_LONG_LIVED_SECONDS: u32 = 0xFF_FFFF;
+
+/// Which way several paths may go (RFC 7911 section 4).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AddPath {
+    /// The sender of the capability tells several.
+    pub send: bool,
+    /// It takes several.
+    pub receive: bool,
+}
+
+impl AddPath {
+    /// None: a number that means nothing.
+    fn from_code(code: u8) -> Option<Self> {
+        (1..=3).contains(&code).then_some(AddPath { send: code & 2 != 0, receive: code & 1 != 0 })
+    }
+
+    fn code(self) -> u8 {
+        u8::from(self.send) << 1 | u8::from(self.receive)
+    }
+}
+
 /// Longest Restart Time in seconds (RFC 4724 section 3: 12 bits).
 pub const MAX_RESTART_SECONDS: u16 = 4095;
 /// Flag R, and the same bit of a family: F.
@@ -100,7 +138,9 @@ impl Capability {
             Capability::Role(_) => 9,
             Capability::GracefulRestart(_) => 64,
             Capability::FourOctetAs(_) => 65,
+            Capability::AddPath(_) => 69,
             Capability::EnhancedRouteRefresh => 70,
+            Capability::LongLivedGracefulRestart(_) => 71,
             Capability::Other { code, .. } => *code,
         }
     }
@@ -120,6 +160,8 @@ impl fmt::Display for Capability {
                 None => write!(f, "role {code}"),
             },
             Capability::GracefulRestart(restart) => write!(f, "graceful-restart {}", restart.seconds),
+            Capability::AddPath(_) => f.write_str("add-path"),
+            Capability::LongLivedGracefulRestart(_) => f.write_str("long-lived-graceful-restart"),
             Capability::EnhancedRouteRefresh => f.write_str("enhanced-route-refresh"),
             Capability::Other { code, .. } => match name(*code) {
                 Some(name) => f.write_str(name),
@@ -136,8 +178,8 @@ fn name(code: u8) -> Option<&'static str> {
         8 => "multiple-labels",
         67 => "dynamic-capability",
         68 => "multisession",
+        // With a direction that there is not.
         69 => "add-path",
-        71 => "long-lived-graceful-restart",
         73 => "fqdn",
         75 => "software-version",
         76 => "paths-limit",
@@ -172,11 +214,30 @@ pub(super) fn parse(input: &[u8]) -> Parsed<'_, Capability> {
         9 => whole(be_u8, value).map(Capability::Role),
         64 => whole(graceful_restart, value).map(Capability::GracefulRestart),
         65 => whole(be_u32, value).map(|asn| Capability::FourOctetAs(Asn(asn))),
+        69 => whole(many0((be_u16, be_u8, be_u8)), value).map(|families| add_path(&families, value)),
         70 if value.is_empty() => Ok(Capability::EnhancedRouteRefresh),
+        71 => whole(many0(long_lived), value).map(Capability::LongLivedGracefulRestart),
         2 | 6 | 70 => Err(Malformed(None)),
         code => Ok(Capability::Other { code, value: value.into() }),
     };
     Ok((rest, capability.map_err(nom::Err::Failure)?))
+}
+
+fn long_lived(input: &[u8]) -> Parsed<'_, LongLived> {
+    let parts = (be_u16, be_u8, be_u8, be_u24);
+    let family = |(afi, safi, flags, seconds)| LongLived {
+        family: AfiSafi { afi, safi },
+        forwarding: flags & FIRST != 0,
+        seconds,
+    };
+    parts.map(family).parse(input)
+}
+
+/// With a direction that there is not it is one that is not understood (RFC 7911 section 4).
+fn add_path(families: &[(u16, u8, u8)], value: &[u8]) -> Capability {
+    let family = |&(afi, safi, code)| Some((AfiSafi { afi, safi }, AddPath::from_code(code)?));
+    let families: Option<Vec<_>> = families.iter().map(family).collect();
+    families.map_or_else(|| Capability::Other { code: 69, value: value.into() }, Capability::AddPath)
 }
 
 fn graceful_restart(input: &[u8]) -> Parsed<'_, GracefulRestart> {
@@ -219,6 +280,20 @@ pub(super) fn write(out: &mut Vec<u8>, capability: &Capability) -> Result<(), En
                 }
             })?;
         }
+        Capability::LongLivedGracefulRestart(families) => block(out, |out| {
+            for LongLived { family: AfiSafi { afi, safi }, forwarding, seconds } in families {
+                out.extend_from_slice(&afi.to_be_bytes());
+                let flags = if *forwarding { FIRST } else { 0 };
+                let [_, high, middle, low] = (*seconds).min(MAX_LONG_LIVED_SECONDS).to_be_bytes();
+                out.extend_from_slice(&[*safi, flags, high, middle, low]);
+            }
+        })?,
+        Capability::AddPath(families) => block(out, |out| {
+            for (AfiSafi { afi, safi }, directions) in families {
+                out.extend_from_slice(&afi.to_be_bytes());
+                out.extend_from_slice(&[*safi, directions.code()]);
+            }
+        })?,
         Capability::RouteRefresh | Capability::ExtendedMessage | Capability::EnhancedRouteRefresh => {
             out.push(0)
         }

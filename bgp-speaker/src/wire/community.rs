@@ -11,6 +11,10 @@ pub struct Community(pub u32);
 impl Community {
     /// Traffic is about to be drained (RFC 8326).
     pub const GRACEFUL_SHUTDOWN: Community = Community(0xFFFF_0000);
+    /// Whoever told the route is long away (RFC 9494 section 3.2): the last choice.
+    pub const LLGR_STALE: Community = Community(0xFFFF_0006);
+    /// Not to be kept when who told the route is long away (RFC 9494 section 3.3).
+    pub const NO_LLGR: Community = Community(0xFFFF_0007);
     /// Not to leave the AS or confederation (RFC 1997).
     pub const NO_EXPORT: Community = Community(0xFFFF_FF01);
     /// Not to be passed to any peer (RFC 1997).
@@ -23,8 +27,8 @@ impl Community {
 const WELL_KNOWN: [(Community, &str); 9] = [
     (Community::GRACEFUL_SHUTDOWN, "graceful-shutdown"),
     (Community(0xFFFF_0001), "accept-own"),
-    (Community(0xFFFF_0006), "llgr-stale"),
-    (Community(0xFFFF_0007), "no-llgr"),
+    (Community::LLGR_STALE, "llgr-stale"),
+    (Community::NO_LLGR, "no-llgr"),
     (Community(0xFFFF_029A), "blackhole"),
     (Community::NO_EXPORT, "no-export"),
     (Community::NO_ADVERTISE, "no-advertise"),

@@ -2,7 +2,8 @@
 //! NLRI, MP_REACH_NLRI or MP_UNREACH_NLRI; the latter two come first among the attributes (RFC 7606 section
 //! 5.1), the others by type code (RFC 4271 section 5).
 use super::{
-    AsPath, Attributes, Context, EncodeError, HEADER_LENGTH, NextHop, Partial, Segment, Unknown, Update,
+    AsPath, Attributes, Context, EncodeError, HEADER_LENGTH, NextHop, Nlri, Partial, Segment, Unknown,
+    Update,
     capability::AfiSafi,
     frame::{self, Kind},
     nlri,
@@ -10,7 +11,6 @@ use super::{
     rules::{self, EXTENDED_LENGTH, OPTIONAL, flags_of},
 };
 use crate::config::{Asn, Family};
-use ipnet::IpNet;
 use std::{
     collections::btree_map,
     iter::Peekable,
@@ -27,24 +27,25 @@ use std::{
 pub fn announce(
     attributes: &Attributes,
     next_hop: NextHop,
-    prefixes: &[IpNet],
+    prefixes: &[impl Into<Nlri> + Copy],
     context: &Context,
     out: &mut Vec<u8>,
 ) -> Result<usize, EncodeError> {
+    let prefixes = prefixes.iter().map(|nlri| (*nlri).into());
     let own_family = match next_hop.address {
         IpAddr::V4(_) => Family::Ipv4Unicast,
         IpAddr::V6(_) => Family::Ipv6Unicast,
     };
-    let family = prefixes.first().map_or(own_family, nlri::family);
+    let family = prefixes.clone().next().map_or(own_family, |first| nlri::family(&first.prefix));
     let extended = context.extended_next_hop && family == Family::Ipv4Unicast;
-    let mixed = prefixes.iter().any(|prefix| nlri::family(prefix) != family);
+    let mixed = prefixes.clone().any(|other| nlri::family(&other.prefix) != family);
     if mixed || (family != own_family && !extended) {
         return Err(EncodeError::NextHop(next_hop.address));
     }
     match next_hop {
         NextHop { address: IpAddr::V4(address), .. } => {
             let attributes = path_attributes(attributes, Some(address), context);
-            pack(prefixes.iter(), attributes.len() + 4, "path attributes", context, out, |nlri, out| {
+            pack(family, prefixes, attributes.len() + 4, "path attributes", context, out, |nlri, out| {
                 out.extend_from_slice(&[0, 0]);
                 block(out, |out| out.extend_from_slice(&attributes));
                 out.extend_from_slice(nlri);
@@ -55,7 +56,7 @@ pub fn announce(
             let addresses: Vec<u8> =
                 [Some(address), link_local].iter().flatten().flat_map(|a| a.octets()).collect();
             let fixed = attributes.len() + 4 + 4 + 3 + 1 + addresses.len() + 1;
-            pack(prefixes.iter(), fixed, "path attributes", context, out, |nlri, out| {
+            pack(family, prefixes, fixed, "path attributes", context, out, |nlri, out| {
                 out.extend_from_slice(&[0, 0]);
                 block(out, |out| {
                     multiprotocol(out, rules::MP_REACH, family, |out| {
@@ -76,16 +77,24 @@ pub fn announce(
 ///
 /// # Errors
 /// [`EncodeError::TooLong`] if `context.max_length` has no room for a prefix.
-pub fn withdraw(prefixes: &[IpNet], context: &Context, out: &mut Vec<u8>) -> Result<usize, EncodeError> {
-    let of = |family| prefixes.iter().filter(move |prefix| nlri::family(prefix) == family);
-    let fields = pack(of(Family::Ipv4Unicast), 4, "an UPDATE", context, out, |nlri, out| {
+pub fn withdraw(
+    prefixes: &[impl Into<Nlri> + Copy],
+    context: &Context,
+    out: &mut Vec<u8>,
+) -> Result<usize, EncodeError> {
+    let (ipv4, ipv6) = (Family::Ipv4Unicast, Family::Ipv6Unicast);
+    let of = |family| {
+        let all = prefixes.iter().map(|nlri| -> Nlri { (*nlri).into() });
+        all.filter(move |nlri| nlri::family(&nlri.prefix) == family)
+    };
+    let fields = pack(ipv4, of(ipv4), 4, "an UPDATE", context, out, |nlri, out| {
         block(out, |out| out.extend_from_slice(nlri));
         out.extend_from_slice(&[0, 0]);
     })?;
-    let attributes = pack(of(Family::Ipv6Unicast), 4 + 4 + 3, "an UPDATE", context, out, |nlri, out| {
+    let attributes = pack(ipv6, of(ipv6), 4 + 4 + 3, "an UPDATE", context, out, |nlri, out| {
         out.extend_from_slice(&[0, 0]);
         block(out, |out| {
-            multiprotocol(out, rules::MP_UNREACH, Family::Ipv6Unicast, |out| out.extend_from_slice(nlri));
+            multiprotocol(out, rules::MP_UNREACH, ipv6, |out| out.extend_from_slice(nlri));
         });
     })?;
     Ok(fields + attributes)
@@ -113,9 +122,10 @@ pub(super) fn end_of_rib(family: Family, out: &mut Vec<u8>) {
     });
 }
 
-/// Cuts prefixes into messages. `fixed` octets of a body are not prefixes; `write` makes a body around them.
-fn pack<'a>(
-    prefixes: impl Iterator<Item = &'a IpNet>,
+/// Cuts prefixes of a family into messages. `fixed` octets of a body are not prefixes; `write` makes a body around them.
+fn pack(
+    family: Family,
+    prefixes: impl Iterator<Item = Nlri>,
     fixed: usize,
     what: &'static str,
     context: &Context,
@@ -125,6 +135,7 @@ fn pack<'a>(
     let max = context.max_length;
     let (start, room) = (out.len(), max.saturating_sub(HEADER_LENGTH + fixed));
     let (mut messages, mut field) = (0, Vec::new());
+    let add_path = context.add_path_send.contains(&family);
     let mut flush = |field: &mut Vec<u8>, out: &mut Vec<u8>| {
         if !field.is_empty() {
             frame::write(out, Kind::Update, |out| write(field, out));
@@ -134,11 +145,11 @@ fn pack<'a>(
     };
     for prefix in prefixes {
         let before = field.len();
-        nlri::write(&mut field, prefix);
+        nlri::write(&mut field, &prefix, add_path);
         if field.len() > room {
             field.truncate(before);
             flush(&mut field, out);
-            nlri::write(&mut field, prefix);
+            nlri::write(&mut field, &prefix, add_path);
             if field.len() > room {
                 out.truncate(start);
                 return Err(EncodeError::TooLong { what, length: fixed, max });

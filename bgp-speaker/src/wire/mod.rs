@@ -22,10 +22,13 @@ mod update;
 
 pub use as_path::{AsPath, Segment};
 pub use attribute::{Aggregator, Attributes, NextHop, Origin, Partial, Unknown};
-pub use capability::{AfiSafi, Capability, GracefulRestart, MAX_RESTART_SECONDS};
+pub use capability::{
+    AddPath, AfiSafi, Capability, GracefulRestart, LongLived, MAX_LONG_LIVED_SECONDS, MAX_RESTART_SECONDS,
+};
 pub use community::{Community, ExtendedCommunity, LargeCommunity, ParseCommunityError};
 pub use encode::{announce, withdraw};
 pub use frame::frame;
+pub use nlri::{Nlri, PathId};
 pub use notification::{Notification, Reason};
 pub use open::Open;
 pub use refresh::{RefreshKind, RouteRefresh};
@@ -53,8 +56,23 @@ pub struct Context {
     pub families: BTreeSet<Family>,
     /// Routes of IPv4 may have next hops of IPv6 (RFC 8950).
     pub extended_next_hop: bool,
+    /// Families of which we tell several paths of a prefix (RFC 7911): what is written has path identifiers.
+    pub add_path_send: BTreeSet<Family>,
+    /// Families of which the peer does: what is read has them.
+    pub add_path_receive: BTreeSet<Family>,
     /// Longest UPDATE, NOTIFICATION or ROUTE-REFRESH in octets: [`MAX_LENGTH`] or [`MAX_EXTENDED_LENGTH`].
     pub max_length: usize,
+}
+
+impl Context {
+    /// As the other end has it: who reads what one has written, or writes down what one has read, needs this.
+    pub fn reversed(&self) -> Context {
+        Context {
+            add_path_send: self.add_path_receive.clone(),
+            add_path_receive: self.add_path_send.clone(),
+            ..self.clone()
+        }
+    }
 }
 
 impl Default for Context {
@@ -65,6 +83,8 @@ impl Default for Context {
             internal: false,
             families: BTreeSet::new(),
             extended_next_hop: false,
+            add_path_send: BTreeSet::new(),
+            add_path_receive: BTreeSet::new(),
             max_length: MAX_LENGTH,
         }
     }

@@ -157,7 +157,7 @@ impl Notification {
     }
 
     /// What is inside a Hard Reset.
-    fn softened(&self) -> Option<Self> {
+    pub(crate) fn softened(&self) -> Option<Self> {
         match (self.reason, self.data.as_slice()) {
             // One inside another would make no sense, and has no end.
             (Reason::HARD_RESET, &[code, subcode, ref data @ ..])

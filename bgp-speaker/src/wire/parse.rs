@@ -37,6 +37,14 @@ pub(super) fn refuse<T>(reason: Reason) -> Parsed<'static, T> {
     Err(nom::Err::Failure(Malformed(Some(reason))))
 }
 
+/// What is wrong.
+pub(super) fn cause(error: nom::Err<Malformed>) -> Malformed {
+    match error {
+        nom::Err::Error(malformed) | nom::Err::Failure(malformed) => malformed,
+        nom::Err::Incomplete(_) => Malformed(None),
+    }
+}
+
 /// Runs a parser over the whole of the input.
 pub(super) fn whole<'a, T>(
     mut parser: impl Parser<&'a [u8], Output = T, Error = Malformed>,
@@ -56,10 +64,7 @@ pub(super) fn repeat<'a, T>(
     mut each: impl FnMut(T),
 ) -> Result<(), Malformed> {
     while !input.is_empty() {
-        let (rest, value) = parser.parse(input).map_err(|error| match error {
-            nom::Err::Error(malformed) | nom::Err::Failure(malformed) => malformed,
-            nom::Err::Incomplete(_) => Malformed(None),
-        })?;
+        let (rest, value) = parser.parse(input).map_err(cause)?;
         // A parser that takes nothing would go on for ever.
         if rest.len() == input.len() {
             return Err(Malformed(None));

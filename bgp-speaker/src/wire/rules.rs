@@ -1,7 +1,7 @@
 //! Path attributes from the wire, each by its rules: flags, length, value, and what an error in it leads to
 //! (RFC 4271 section 6.3 as revised by RFC 7606 sections 3, 4 and 7).
 use super::{
-    Aggregator, AsPath, Attributes, Community, Context, ExtendedCommunity, LargeCommunity, NextHop,
+    Aggregator, AsPath, Attributes, Community, Context, ExtendedCommunity, LargeCommunity, NextHop, Nlri,
     Notification, Origin, Reach, Reason, Segment, Severity, Unknown, UpdateError,
     capability::AfiSafi,
     nlri,
@@ -9,7 +9,6 @@ use super::{
     parse::{Malformed, Parsed, ipv4, ipv6, long_block, repeat, short_block, whole},
 };
 use crate::config::{Asn, Family};
-use ipnet::IpNet;
 use nom::{
     Parser,
     combinator::rest,
@@ -66,7 +65,7 @@ pub(super) struct PathAttributes {
     /// Routes of MP_REACH_NLRI, if their family was negotiated.
     pub(super) reach: Option<Reach>,
     /// Routes of MP_UNREACH_NLRI, if their family was negotiated.
-    pub(super) unreach: Option<(Family, Vec<IpNet>)>,
+    pub(super) unreach: Option<(Family, Vec<Nlri>)>,
     /// Whether MP_REACH_NLRI has prefixes, of whatever family.
     pub(super) reaches: bool,
     /// Types that are there.
@@ -381,16 +380,20 @@ fn mp_reach(value: &[u8], context: &Context) -> Result<(Option<Reach>, bool), Fa
         _ => Err(Malformed(None)),
     }
     .map_err(multiprotocol)?;
-    let prefixes = nlri::prefixes(family, nlri).map_err(multiprotocol)?;
+    let prefixes = prefixes(family, nlri, context)?;
     let reaches = !prefixes.is_empty();
     Ok((reaches.then_some(Reach { next_hop, prefixes }), reaches))
 }
 
 /// MP_UNREACH_NLRI (RFC 4760 section 4): the routes if their family was negotiated.
-fn mp_unreach(value: &[u8], context: &Context) -> Result<Option<(Family, Vec<IpNet>)>, Fault> {
+fn mp_unreach(value: &[u8], context: &Context) -> Result<Option<(Family, Vec<Nlri>)>, Fault> {
     let (afi, safi, nlri) = whole((be_u16, be_u8, rest), value).map_err(multiprotocol)?;
     let Some(family) = negotiated(AfiSafi { afi, safi }, context) else { return Ok(None) };
-    Ok(Some((family, nlri::prefixes(family, nlri).map_err(multiprotocol)?)))
+    Ok(Some((family, prefixes(family, nlri, context)?)))
+}
+
+fn prefixes(family: Family, nlri: &[u8], context: &Context) -> Result<Vec<Nlri>, Fault> {
+    nlri::prefixes(family, context.add_path_receive.contains(&family), nlri).map_err(multiprotocol)
 }
 
 fn multiprotocol(_: Malformed) -> Fault {

@@ -1,6 +1,6 @@
 //! UPDATE (RFC 4271 section 4.3) with multiprotocol routes (RFC 4760) and its handling of errors (RFC 7606).
 use super::{
-    Attributes, Context, Decoded, Message, NextHop, Notification, Reason, nlri,
+    Attributes, Context, Decoded, Message, NextHop, Nlri, Notification, Reason, nlri,
     parse::{long_block, whole},
     rules::{MP_UNREACH, PathAttributes},
 };
@@ -13,7 +13,7 @@ use nom::combinator::rest;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Update {
     /// Routes that are no more. They come before the announced ones: a prefix in both is announced.
-    pub withdrawn: Vec<IpNet>,
+    pub withdrawn: Vec<Nlri>,
     /// Routes that are.
     pub announced: Option<Announcement>,
 }
@@ -32,8 +32,8 @@ pub struct Announcement {
 pub struct Reach {
     /// The next hop.
     pub next_hop: NextHop,
-    /// The prefixes, without host bits; decoded: not empty.
-    pub prefixes: Vec<IpNet>,
+    /// The prefixes; decoded: not empty.
+    pub prefixes: Vec<Nlri>,
 }
 
 /// What an error in an UPDATE leads to (RFC 7606 section 2), the mildest first: of several errors the severest
@@ -67,7 +67,8 @@ pub(super) fn parse(body: &[u8], context: &Context) -> Result<Decoded, Notificat
         .map_err(|error| error.or(Reason::MALFORMED_ATTRIBUTE_LIST))?;
     // Syntax is checked even where the family was not negotiated.
     let ipv4 = |field| {
-        let prefixes = nlri::prefixes(Family::Ipv4Unicast, field);
+        let add_path = context.add_path_receive.contains(&Family::Ipv4Unicast);
+        let prefixes = nlri::prefixes(Family::Ipv4Unicast, add_path, field);
         prefixes.map_err(|error| error.or(Reason::INVALID_NETWORK_FIELD))
     };
     let (mut withdrawn, prefixes) = (ipv4(withdrawn)?, ipv4(nlri)?);
@@ -106,7 +107,7 @@ pub(super) fn parse(body: &[u8], context: &Context) -> Result<Decoded, Notificat
     let mut reach: Vec<Reach> = fields.into_iter().chain(reach).collect();
     for Reach { prefixes, .. } in &mut reach {
         let before = prefixes.len();
-        prefixes.retain(is_unicast);
+        prefixes.retain(|nlri| is_unicast(&nlri.prefix));
         if prefixes.len() < before {
             // Semantically incorrect: ignored (RFC 4271 section 6.3).
             let notification = Reason::INVALID_NETWORK_FIELD.into();

@@ -1,8 +1,14 @@
 //! The speaker against real routers (FRR, BIRD, GoBGP, OpenBGPD) and against hand-made bytes, in network namespaces. Needs root.
 #![expect(clippy::unwrap_used, reason = "what a test cannot go on without")]
+mod add_path;
 mod bfd;
+mod bmp;
+mod capture;
 mod command;
+mod fib;
+mod handover;
 mod harness;
+mod long_lived;
 mod next_hop;
 mod others;
 mod policy;
@@ -11,3 +17,4 @@ mod restart;
 mod routers;
 mod sessions;
 mod transport;
+mod unnumbered;

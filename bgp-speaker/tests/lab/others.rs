@@ -16,7 +16,22 @@ pub(crate) struct GoBgp {
 }
 
 impl GoBgp {
-    fn ask(&self, arguments: &[&str]) -> String {
+    /// gobgpd with this configuration.
+    pub(crate) fn launch(cable: &Cable, config: &str) -> Self {
+        let config = cable.file("gobgpd.yml", config).display().to_string();
+        let target = format!("unix://{}", cable.directory.join("gobgp.sock").display());
+        let log = cable.directory.join("gobgpd.log");
+        let arguments = ["-t", "yaml", "-f", &config, "--api-hosts", &target];
+        let gobgpd = Process::start(&cable.router, "/usr/bin/gobgpd", &arguments, &log);
+        wait_until("gobgpd answers", || {
+            let mut ask = Command::new("gobgp");
+            let ask = ask.args(["--target", &target, "neighbor"]).stdout(Stdio::null()).stderr(Stdio::null());
+            ask.status().is_ok_and(|status| status.success())
+        });
+        GoBgp { target, gobgpd }
+    }
+
+    pub(crate) fn ask(&self, arguments: &[&str]) -> String {
         run("gobgp", &[&["--target", &self.target], arguments].concat())
     }
 
@@ -39,17 +54,7 @@ neighbors:
   afi-safis: [{{config: {{afi-safi-name: ipv4-unicast}}}}, {{config: {{afi-safi-name: ipv6-unicast}}}}]
 "
         );
-        let config = cable.file("gobgpd.yml", &config).display().to_string();
-        let target = format!("unix://{}", cable.directory.join("gobgp.sock").display());
-        let log = cable.directory.join("gobgpd.log");
-        let arguments = ["-t", "yaml", "-f", &config, "--api-hosts", &target];
-        let gobgpd = Process::start(&cable.router, "/usr/bin/gobgpd", &arguments, &log);
-        wait_until("gobgpd answers", || {
-            let mut ask = Command::new("gobgp");
-            let ask = ask.args(["--target", &target, "neighbor"]).stdout(Stdio::null()).stderr(Stdio::null());
-            ask.status().is_ok_and(|status| status.success())
-        });
-        let router = GoBgp { target, gobgpd };
+        let router = GoBgp::launch(cable, &config);
         for (prefix, family, next_hop) in [(THEIRS[0], "ipv4", ROUTER), (THEIRS[1], "ipv6", ROUTER6)] {
             let attributes = ["aspath", "65001 65001", "med", "7", "community", "65001:1"];
             let route = ["global", "rib", "add", "-a", family, prefix, "nexthop", next_hop];
@@ -96,7 +101,26 @@ pub(crate) struct OpenBgpd {
 }
 
 impl OpenBgpd {
-    fn ask(&self, arguments: &[&str]) -> String {
+    /// The control socket, for the configuration.
+    pub(crate) fn control(cable: &Cable) -> String {
+        cable.directory.join("bgpd.sock").display().to_string()
+    }
+
+    /// bgpd with this configuration.
+    pub(crate) fn launch(cable: &Cable, config: &str) -> Self {
+        let control = OpenBgpd::control(cable);
+        let config = cable.file("bgpd.conf", config);
+        fs::set_permissions(&config, fs::Permissions::from_mode(0o600)).unwrap();
+        // Its other processes run as a user of their own, in here.
+        fs::create_dir_all("/run/openbgpd").unwrap();
+        let log = cable.directory.join("bgpd.log");
+        let arguments = ["-d", "-f", &config.display().to_string()];
+        let bgpd = Process::start(&cable.router, "/usr/sbin/bgpd", &arguments, &log);
+        wait_until("bgpd is there", || listens(&control));
+        OpenBgpd { control, bgpd }
+    }
+
+    pub(crate) fn ask(&self, arguments: &[&str]) -> String {
         run("bgpctl", &[&["-s", &self.control], arguments].concat())
     }
 
@@ -113,7 +137,7 @@ impl Router for OpenBgpd {
     const ATTRIBUTES: [&str; 4] = ["metric 10", "65002 65002 65002", "65002:1", "65002:1:2"];
 
     fn start(cable: &Cable) -> Self {
-        let control = cable.directory.join("bgpd.sock").display().to_string();
+        let control = OpenBgpd::control(cable);
         let config = format!(
             "AS {ROUTER_ASN}
 router-id {ROUTER}
@@ -136,15 +160,7 @@ allow to any set {{ metric 7 prepend-self 2 community 65001:1 large-community 65
 ",
             THEIRS[0], THEIRS[1]
         );
-        let config = cable.file("bgpd.conf", &config);
-        fs::set_permissions(&config, fs::Permissions::from_mode(0o600)).unwrap();
-        // Its other processes run as a user of their own, in here.
-        fs::create_dir_all("/run/openbgpd").unwrap();
-        let log = cable.directory.join("bgpd.log");
-        let arguments = ["-d", "-f", &config.display().to_string()];
-        let bgpd = Process::start(&cable.router, "/usr/sbin/bgpd", &arguments, &log);
-        wait_until("bgpd is there", || listens(&control));
-        OpenBgpd { control, bgpd }
+        OpenBgpd::launch(cable, &config)
     }
 
     fn is_established(&self) -> bool {

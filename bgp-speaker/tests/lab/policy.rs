@@ -69,9 +69,11 @@ fn taken_from_frr() {
         speaker.set_peers(vec![PeerConfig { import, ..peer() }]).await.unwrap();
         assert!(learned(&speaker, THEIRS[1]).await.is_none() && learned(&speaker, PASSING).await.is_none());
         assert!(learned(&speaker, THEIRS[0]).await.is_some());
-        // FRR answers no refresh before End-of-RIB, and sends none to who has no graceful restart; but it tells all
-        // again when it is about to leave.
+        // The peer is asked for what was refused.
         speaker.set_peers(vec![peer()]).await.unwrap();
+        for prefix in [THEIRS[1], PASSING] {
+            wait_for(prefix, || async { learned(&speaker, prefix).await.is_some() }).await;
+        }
         router.show(&["configure terminal", &format!("router bgp {ROUTER_ASN}"), "bgp graceful-shutdown"]);
         for prefix in [THEIRS[0], PASSING] {
             wait_for("the last choice", || async {

@@ -15,12 +15,14 @@ use std::{cell::Cell, process::Command};
 const STAYS: [&str; 2] = ["203.0.113.0/24", "2001:db8:1::/48"];
 /// Announced before it only.
 const GOES: &str = "203.0.114.0/24";
+const RESTART: &str = "{seconds: 60}";
 
-fn daemon(cable: &Cable, prefixes: &[&str]) -> Process {
+/// Our daemon; `restart` is its `gracefulRestart`.
+pub(crate) fn daemon(cable: &Cable, restart: &str, prefixes: &[&str]) -> Process {
     let routes: Vec<String> = prefixes.iter().map(|prefix| format!("{{prefix: \"{prefix}\"}}")).collect();
     let config = format!(
         "{{asn: {OUR_ASN}, routerID: {US}, listen: [\"{US}:179\"], peers: [{{address: {ROUTER}, asn: {ROUTER_ASN}, \
-         localAddress: {US}, timers: {{holdSeconds: 9, connectRetrySeconds: 1}}, gracefulRestart: {{seconds: 60}}, \
+         localAddress: {US}, timers: {{holdSeconds: 9, connectRetrySeconds: 1}}, gracefulRestart: {restart}, \
          import: {{accept: [any]}}}}], routes: [{}]}}",
         routes.join(", ")
     );
@@ -42,7 +44,7 @@ fn we_restart<R: Router>() {
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
         let cable = Cable::new();
         let router = R::start(&cable);
-        let mut first = daemon(&cable, &[&STAYS[..], &[GOES]].concat());
+        let mut first = daemon(&cable, RESTART, &[&STAYS[..], &[GOES]].concat());
         let has = |prefix: &str| !router.route(prefix).is_empty();
         wait_until("all at the router", || STAYS.iter().chain([&GOES]).all(|prefix| has(prefix)));
         wait_until("End-of-RIB of the router", || {
@@ -55,7 +57,7 @@ fn we_restart<R: Router>() {
             || STAYS.iter().chain([&GOES]).for_each(|prefix| assert!(has(prefix), "{signal}: {prefix}"));
         wait_until("the router has seen it", || !router.is_established());
         all_stay();
-        let _second = daemon(&cable, &STAYS);
+        let _second = daemon(&cable, RESTART, &STAYS);
         wait_until("the session is back", || {
             STAYS.iter().for_each(|prefix| assert!(has(prefix), "{signal}: {prefix}"));
             router.is_established()

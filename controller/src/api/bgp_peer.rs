@@ -2,8 +2,8 @@
 use super::community::Community;
 use super::crds::rules;
 use super::scalar::{
-    Address, Asn, HoldSeconds, Hops, Millis, Multiplier, Port, Prefix, PrefixLimit, RestartSeconds,
-    RetrySeconds, Ttl, quoted,
+    Address, Asn, HoldSeconds, Hops, LongLivedSeconds, Millis, Multiplier, Port, Prefix, PrefixLimit,
+    RestartSeconds, RetrySeconds, Ttl, quoted,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::CustomResource;
@@ -38,7 +38,7 @@ pub struct BGPPeerSpec {
     /// Address of the neighbour.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<Address>,
-    /// Interface of an unnumbered session (RFC 8950).
+    /// Interface at whose other end an unnumbered neighbour is, known by its link-local address (RFC 8950).
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 15))]
     pub interface: Option<String>,
@@ -96,6 +96,11 @@ pub struct BGPPeerSpec {
 pub(crate) const ONE_NEIGHBOUR: &str = "needs exactly one of address, interface and discover";
 /// Why two rules for the TTL are refused.
 pub(crate) const TTL_EXCLUSIVE: &str = "ttlSecurity and ebgpMultihop exclude each other";
+
+/// Why an unnumbered peer is not further away.
+pub(crate) const ON_LINK: &str = "has no sense with an interface: the neighbour is on the link";
+/// Why the session of an unnumbered peer cannot be signed.
+pub(crate) const KEYS_OF_ADDRESSES: &str = "has no sense with an interface: keys belong to addresses";
 
 /// AS of a neighbour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -298,6 +303,9 @@ pub struct EbgpMultihop {
 pub struct GracefulRestart {
     /// How long, in seconds, routes are kept for us.
     pub seconds: RestartSeconds,
+    /// How long, in seconds, they are kept after that, as the last choice (RFC 9494); none: not at all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub long_lived_seconds: Option<LongLivedSeconds>,
 }
 
 /// What the node is to the neighbour (RFC 9234).
@@ -355,9 +363,9 @@ pub struct Bfd {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct AddPath {
-    /// We send them.
+    /// We tell several, should we know several.
     pub send: bool,
-    /// We take them.
+    /// We take several.
     pub receive: bool,
 }
 

@@ -1,6 +1,6 @@
 //! BGPRouter: the BGP speaker of the nodes that it selects.
 use super::{
-    scalar::{Asn, ListenPort, RouterId},
+    scalar::{Address, Asn, ListenPort, Port, RouterId, StatsSeconds},
     selector::Selector,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -43,10 +43,27 @@ pub struct BGPRouterSpec {
     /// Peers that these nodes have, by the labels of BGPPeer objects.
     #[serde(default)]
     pub peer_selector: Selector,
+    /// BMP stations, which are told what the peers tell (RFC 7854).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["address", "port"]))]
+    pub bmp: Vec<BmpStation>,
     /// What is different on some of the nodes; of several that match, the first counts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1000))]
     pub overrides: Vec<RouterOverride>,
+}
+
+/// A BMP station.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BmpStation {
+    /// Address of the station.
+    pub address: Address,
+    /// TCP port of the station.
+    pub port: Port,
+    /// Time between Statistics Reports in seconds; 0: there are none.
+    #[serde(default = "no_statistics")]
+    pub stats_seconds: StatsSeconds,
 }
 
 /// What is different on some of the nodes.
@@ -64,6 +81,11 @@ pub struct RouterOverride {
     /// TCP port to listen on; 0: dial only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listen_port: Option<ListenPort>,
+}
+
+fn no_statistics() -> StatsSeconds {
+    const NONE: StatsSeconds = StatsSeconds::new(0).expect("in range");
+    NONE
 }
 
 fn bgp_port() -> ListenPort {

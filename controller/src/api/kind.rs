@@ -1,5 +1,5 @@
-//! The kinds of objects that may be declared, and the names that each is known by.
-use super::{AddressPool, BGPAdvertisement, BGPPeer, BGPRouter, LoadBalancer, PacketFilter};
+//! The kinds of objects, and the names that each is known by.
+use super::{AddressPool, BGPAdvertisement, BGPPeer, BGPRouter, LoadBalancer, NodeState, PacketFilter};
 use kube::{CustomResourceExt, Resource};
 use std::{fmt, str::FromStr};
 
@@ -13,22 +13,29 @@ pub enum Kind {
     BGPPeer,
     BGPAdvertisement,
     PacketFilter,
+    NodeState,
     Node,
     Secret,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Kind; 8] = [
+    pub const ALL: [Kind; 9] = [
         Kind::AddressPool,
         Kind::LoadBalancer,
         Kind::BGPRouter,
         Kind::BGPPeer,
         Kind::BGPAdvertisement,
         Kind::PacketFilter,
+        Kind::NodeState,
         Kind::Node,
         Kind::Secret,
     ];
+
+    /// Whether users declare its objects; of others fairlead says how things are.
+    pub fn is_declared(self) -> bool {
+        self != Kind::NodeState
+    }
 
     /// The name as it stands in `kind:`.
     pub fn name(self) -> String {
@@ -44,6 +51,7 @@ impl Kind {
             Kind::BGPPeer => BGPPeer::plural(&()).into(),
             Kind::BGPAdvertisement => BGPAdvertisement::plural(&()).into(),
             Kind::PacketFilter => PacketFilter::plural(&()).into(),
+            Kind::NodeState => NodeState::plural(&()).into(),
             Kind::Node => "nodes".into(),
             Kind::Secret => "secrets".into(),
         }
@@ -58,6 +66,7 @@ impl Kind {
             Kind::BGPPeer => BGPPeer::shortnames(),
             Kind::BGPAdvertisement => BGPAdvertisement::shortnames(),
             Kind::PacketFilter => PacketFilter::shortnames(),
+            Kind::NodeState => NodeState::shortnames(),
             Kind::Node => &["no"],
             Kind::Secret => &[],
         }

@@ -123,6 +123,14 @@ ranged! {
     RestartSeconds(u16 as "int32"), "a restart time", 0 ..= 4095
 }
 ranged! {
+    /// BGP long-lived stale time in seconds, 24 bits (RFC 9494 section 3.1).
+    LongLivedSeconds(u32 as "int32"), "a long-lived stale time", 0 ..= 16_777_215
+}
+ranged! {
+    /// Time between the statistics of a BMP station in seconds; 0: there are none.
+    StatsSeconds(u32 as "int32"), "a time between statistics", 0 ..= 86_400
+}
+ranged! {
     /// IP time to live of a multihop session.
     Ttl(u8 as "int32"), "a TTL", 1 ..= 255
 }

@@ -3,9 +3,11 @@ use super::{
     Failure, Instance,
     output::{Format, age, json, or_dash, print, table},
 };
-use bgp_speaker::config::{Family, PeerStatus, RouteStatus};
+use bgp_speaker::{
+    PeerId,
+    config::{PeerStatus, RouteStatus},
+};
 use clap::Subcommand;
-use std::net::IpAddr;
 
 /// Shows the sessions and routes of the BGP speaker
 #[derive(Debug, clap::Args)]
@@ -19,7 +21,9 @@ enum What {
     /// One line per peer: state, time in it, negotiated families, prefixes and messages
     ///
     /// UP is the time in the present state. RECEIVED and SENT count prefixes; IN and OUT count messages.
-    /// BFD is the state of the path, if it is watched.
+    /// FLAPS is how often an established session ended, RESTART where graceful restart stands: Disabled, Ready, Helping
+    /// (routes of a session that is gone are kept), Restarting. BFD is the state of the path, if it is watched. `-o json`
+    /// has everything.
     Peers {
         #[command(flatten)]
         options: Options,
@@ -29,8 +33,8 @@ enum What {
         #[command(flatten)]
         options: Options,
         /// Only routes of this peer.
-        #[arg(long, value_name = "ADDR")]
-        peer: Option<IpAddr>,
+        #[arg(long, value_name = "ADDR|INTERFACE")]
+        peer: Option<PeerId>,
     },
 }
 
@@ -77,6 +81,8 @@ fn peers_table(peers: &[PeerStatus]) -> String {
         "SENT",
         "IN",
         "OUT",
+        "FLAPS",
+        "RESTART",
         "BFD",
         "LAST ERROR",
     ];
@@ -84,16 +90,18 @@ fn peers_table(peers: &[PeerStatus]) -> String {
         &header,
         peers.iter().map(|p| {
             vec![
-                p.address.to_string(),
+                p.id().to_string(),
                 p.asn.0.to_string(),
                 or_dash(p.router_id),
                 p.state.clone(),
                 age(p.since_seconds),
-                p.families.iter().map(family).collect::<Vec<_>>().join(","),
+                p.families.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
                 p.prefixes_received.to_string(),
                 p.prefixes_sent.to_string(),
                 p.messages_received.to_string(),
                 p.messages_sent.to_string(),
+                p.flap_count.to_string(),
+                p.restart_state.clone(),
                 or_dash(p.bfd.as_ref().map(|bfd| &bfd.state)),
                 or_dash(p.last_error.as_ref()),
             ]
@@ -133,11 +141,4 @@ fn routes_table(routes: &[RouteStatus]) -> String {
             ]
         }),
     )
-}
-
-const fn family(family: &Family) -> &'static str {
-    match family {
-        Family::Ipv4Unicast => "ipv4-unicast",
-        Family::Ipv6Unicast => "ipv6-unicast",
-    }
 }

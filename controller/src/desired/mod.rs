@@ -21,11 +21,12 @@ use crate::{
     observed::{NodeInfo, Observed, Targets},
     status::StatusSet,
 };
+use bgp_speaker::PeerId;
 use bgp_speaker::config::Route;
 use ipam::Assignments;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use lb_bpf::Installed;
-use std::{collections::BTreeMap, net::IpAddr};
+use std::collections::BTreeMap;
 
 /// Everything that this node should have, and what is to be said about it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -113,8 +114,8 @@ struct Node<'a> {
     labels: BTreeMap<String, String>,
     /// The router that selects it, with its name.
     router: Option<(&'a str, &'a BGPRouter)>,
-    /// Its peers, with their names; of several with one address the first by name.
-    peers: BTreeMap<IpAddr, (&'a str, &'a BGPPeer)>,
+    /// Its peers, with their names; of several with one address or interface the first by name.
+    peers: BTreeMap<PeerId, (&'a str, &'a BGPPeer)>,
     /// Whether it balances: a router selects it, or there are no routers at all.
     balances: bool,
 }
@@ -129,8 +130,8 @@ impl<'a> Node<'a> {
         if let Some((_, router)) = router {
             for (name, peer) in &declared.peers {
                 let selected = router.spec.peer_selector.matches(self::labels(&peer.metadata));
-                if let Some(address) = peer_address(peer, &observed.node).filter(|_| selected) {
-                    peers.entry(address).or_insert((name.as_str(), &**peer));
+                if let Some(id) = peer_id(peer, &observed.node).filter(|_| selected) {
+                    peers.entry(id).or_insert((name.as_str(), &**peer));
                 }
             }
         }
@@ -139,13 +140,17 @@ impl<'a> Node<'a> {
     }
 }
 
-/// Address of a peer: the declared one, or the one that this node discovers.
-pub(crate) fn peer_address(peer: &BGPPeer, node: &NodeInfo) -> Option<IpAddr> {
+/// What a peer is known by: its interface, or its address, which is declared or discovered by this node.
+pub(crate) fn peer_id(peer: &BGPPeer, node: &NodeInfo) -> Option<PeerId> {
+    if let Some(interface) = &peer.spec.interface {
+        // Validation has refused what is no name.
+        return interface.parse().ok().map(PeerId::Interface);
+    }
     let discovered = match peer.spec.discover {
         Some(Discover::DefaultGateway) => node.gateway,
         None => None,
     };
-    peer.spec.address.map(|address| address.0).or(discovered)
+    peer.spec.address.map(|address| address.0).or(discovered).map(PeerId::Address)
 }
 
 /// The entries of a map, each with the value that the other map has for its key. Both maps are walked once: with

@@ -13,7 +13,10 @@ use crate::api::{
     bgp_advertisement::{LinkBandwidth, Source},
     bgp_peer,
 };
-use bgp_speaker::config::{Route, RouteAttributes};
+use bgp_speaker::{
+    PeerId,
+    config::{Route, RouteAttributes},
+};
 use ipam::Family;
 use ipnet::IpNet;
 use std::{
@@ -137,7 +140,7 @@ pub(super) fn announce(draft: &Draft<'_>, held: &Held<'_>) -> Announcements {
             let pool_labels = pool.map_or(&NO_LABELS, |pool| labels(&pool.metadata));
             let serving = Serving::of(balanced, *address, held);
             let mut refusal = NotAnnounced::NoAdvertisement;
-            let mut peers: Cow<'_, BTreeSet<IpAddr>> = Cow::Owned(BTreeSet::new());
+            let mut peers: Cow<'_, BTreeSet<PeerId>> = Cow::Owned(BTreeSet::new());
             for (index, rule) in &selecting {
                 if !rule.advertisement.spec.pool_selector.matches(pool_labels) {
                     continue;
@@ -252,9 +255,9 @@ struct Rule<'a> {
     advertisement: &'a BGPAdvertisement,
     attributes: RouteAttributes,
     /// Peers that it selects.
-    peers: BTreeSet<IpAddr>,
+    peers: BTreeSet<PeerId>,
     /// Those of them that take routes of the family, by [`Family`].
-    hearing: [BTreeSet<IpAddr>; 2],
+    hearing: [BTreeSet<PeerId>; 2],
 }
 
 impl<'a> Rule<'a> {
@@ -268,13 +271,13 @@ impl<'a> Rule<'a> {
             let peers = draft.node.peers.iter().filter(|(_, (_, peer))| selects(peer));
             let hearing = Family::ALL.map(|wanted| {
                 let takes = |peer: &BGPPeer| peer.spec.families.iter().any(|f| family(*f) == wanted);
-                peers.clone().filter(|(_, (_, peer))| takes(peer)).map(|(address, _)| *address).collect()
+                peers.clone().filter(|(_, (_, peer))| takes(peer)).map(|(id, _)| *id).collect()
             });
             Rule {
                 name,
                 advertisement,
                 attributes: attributes(advertisement),
-                peers: peers.map(|(address, _)| *address).collect(),
+                peers: peers.map(|(id, _)| *id).collect(),
                 hearing,
             }
         };
@@ -327,7 +330,7 @@ fn merge(mut a: RouteAttributes, b: &RouteAttributes) -> RouteAttributes {
     a
 }
 
-type Parts = Vec<(RouteAttributes, Option<BTreeSet<IpAddr>>)>;
+type Parts = Vec<(RouteAttributes, Option<BTreeSet<PeerId>>)>;
 
 /// Attributes of sets of advertisements, each computed once: many prefixes have the same set.
 struct Merged<'a> {
@@ -342,7 +345,7 @@ impl Merged<'_> {
     fn of(&mut self, set: Vec<usize>) -> &Parts {
         let (rules, all) = (self.rules, self.all);
         self.known.entry(set).or_insert_with_key(|set| {
-            let mut by_peer: BTreeMap<IpAddr, RouteAttributes> = BTreeMap::new();
+            let mut by_peer: BTreeMap<PeerId, RouteAttributes> = BTreeMap::new();
             for rule in set.iter().map(|index| &rules[*index]) {
                 for peer in &rule.peers {
                     by_peer
@@ -351,7 +354,7 @@ impl Merged<'_> {
                         .or_insert_with(|| rule.attributes.clone());
                 }
             }
-            let mut parts: BTreeMap<RouteAttributes, BTreeSet<IpAddr>> = BTreeMap::new();
+            let mut parts: BTreeMap<RouteAttributes, BTreeSet<PeerId>> = BTreeMap::new();
             for (peer, attributes) in by_peer {
                 parts.entry(attributes).or_default().insert(peer);
             }

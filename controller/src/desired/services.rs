@@ -175,7 +175,7 @@ impl Balanced<'_> {
         &mut self,
         healths: &[Option<Health>],
         installed: &Installed,
-        services: &mut Vec<(ServiceKey, Service, usize)>,
+        services: &mut Vec<(ServiceKey, Arc<Service>, usize)>,
     ) {
         let spec = &self.object.spec;
         let only = only_family(spec);
@@ -241,7 +241,7 @@ impl Balanced<'_> {
                     rules: rules(&spec.policy, port, family),
                 };
                 self.services.push(Port { index: services.len(), family, serving, weight: healthy_weight });
-                services.push((key, service, services.len()));
+                services.push((key, Arc::new(service), services.len()));
             }
         }
         self.backends.healthy = standing.iter().filter(|(up, _)| *up).count() as u32;
@@ -313,7 +313,7 @@ impl<'a> Held<'a> {
         let mut all = vec![None; services.order.len()];
         let held = joined(&services.datapath.services, &installed.services);
         for ((_, service, held), index) in held.zip(&services.order) {
-            all[*index] = held.map(|held| (service, held));
+            all[*index] = held.map(|held| (&**service, &**held));
         }
         Held(all)
     }
@@ -325,7 +325,7 @@ impl<'a> Held<'a> {
 
 /// Whether a backend that was not checked yet counts as up: as it did when the datapath was last programmed. So a
 /// restart, or an edit of the check, neither withdraws nor moves anything.
-fn was_up(before: Option<&InstalledService>, endpoint: Endpoint, weight: u16) -> bool {
+fn was_up(before: Option<&Arc<InstalledService>>, endpoint: Endpoint, weight: u16) -> bool {
     match before.and_then(|service| service.slots.get(&endpoint)) {
         // One that drains owns no slots either way. Down would cut its connections.
         Some(0) => weight == 0,
@@ -342,7 +342,7 @@ fn service_key(load_balancer: &str, port: &ServicePort, family: Family) -> Servi
     };
     let port =
         port.name.as_ref().map_or_else(|| Cow::Owned(port.port.to_string()), |name| Cow::Borrowed(&**name));
-    ServiceKey(["LoadBalancer/", load_balancer, "/", &port, "/", family].concat())
+    ServiceKey(["LoadBalancer/", load_balancer, "/", &port, "/", family].concat().into())
 }
 
 /// What is known of the health of a service's backend.

@@ -10,8 +10,8 @@ use crate::{
     observed::Observed,
 };
 use bgp_speaker::{
-    Md5Key,
-    config::{self, Asn, ExportPolicy, Global, ImportFilter, PeerConfig, Timers},
+    Md5Key, PeerId,
+    config::{self, Asn, BmpStation, ExportPolicy, Global, ImportFilter, PeerConfig, Timers},
 };
 use ipnet::IpNet;
 use std::{
@@ -25,8 +25,10 @@ use std::{
 pub struct Speaker {
     /// Who it is.
     pub global: Global,
-    /// Its neighbours, by address.
+    /// Its neighbours.
     pub peers: Vec<PeerConfig>,
+    /// Who is told what they tell, by address and port.
+    pub stations: Vec<BmpStation>,
 }
 
 /// The router names no router ID, and the node has no IPv4 address to take one from.
@@ -53,16 +55,22 @@ pub(super) fn speaker(
     let any = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
     let listen = any.into_iter().filter(|_| port != 0).map(|any| SocketAddr::new(any, port)).collect();
     // A session that is to be signed and cannot be is not made at all; validation has said why.
-    let peer = |(address, (_, peer)): (&IpAddr, &(&str, &BGPPeer))| {
+    let peer = |(id, (_, peer)): (&PeerId, &(&str, &BGPPeer))| {
         let key = |reference: &SecretReference| md5_key(secrets.get(&reference.name)?, &reference.key).ok();
         let md5 = match &peer.spec.auth {
             Some(auth) => Some(key(&auth.md5_secret_ref)?),
             None => None,
         };
-        Some(peer_config(*address, peer, asn, md5))
+        Some(peer_config(*id, peer, asn, md5))
     };
     let peers = node.peers.iter().filter_map(peer).collect();
-    Ok(Some(Speaker { global: Global { asn, router_id, listen }, peers }))
+    // Of several entries for a station the last counts.
+    let stations: BTreeMap<SocketAddr, u32> = (spec.bmp.iter())
+        .map(|bmp| (SocketAddr::new(bmp.address.0, bmp.port.get()), bmp.stats_seconds.get()))
+        .collect();
+    let stations = stations.into_iter();
+    let stations = stations.map(|(station, stats_seconds)| BmpStation { station, stats_seconds }).collect();
+    Ok(Some(Speaker { global: Global { asn, router_id, listen }, peers, stations }))
 }
 
 /// The key of a session in a Secret.
@@ -83,7 +91,7 @@ fn default_router_id(
     let frontends = datapath.services.values().flat_map(|service| &service.frontends).map(|f| f.address);
     let local = datapath.decap.iter().map(|d| d.vip).chain(datapath.local_vips.iter().copied());
     let vips: BTreeSet<IpAddr> = frontends.chain(local).collect();
-    let peers: Vec<_> = node.peers.keys().filter_map(v4).collect();
+    let peers: Vec<_> = node.peers.keys().filter_map(address).filter_map(v4).collect();
     let common = |own: Ipv4Addr| {
         let bits = |peer: &Ipv4Addr| (own.to_bits() ^ peer.to_bits()).leading_zeros();
         peers.iter().map(bits).max().unwrap_or(0)
@@ -93,6 +101,13 @@ fn default_router_id(
     own.min_by_key(|address| (u32::MAX - common(*address), *address))
 }
 
+fn address(id: &PeerId) -> Option<&IpAddr> {
+    match id {
+        PeerId::Address(address) => Some(address),
+        PeerId::Interface(_) => None,
+    }
+}
+
 fn v4(address: &IpAddr) -> Option<Ipv4Addr> {
     match address {
         IpAddr::V4(v4) => Some(*v4),
@@ -100,7 +115,7 @@ fn v4(address: &IpAddr) -> Option<Ipv4Addr> {
     }
 }
 
-fn peer_config(address: IpAddr, peer: &BGPPeer, own: Asn, md5: Option<Md5Key>) -> PeerConfig {
+fn peer_config(id: PeerId, peer: &BGPPeer, own: Asn, md5: Option<Md5Key>) -> PeerConfig {
     let spec = &peer.spec;
     let export = ExportPolicy { graceful_shutdown: spec.graceful_shutdown, ..ExportPolicy::default() };
     let asn = match spec.asn {
@@ -108,8 +123,13 @@ fn peer_config(address: IpAddr, peer: &BGPPeer, own: Asn, md5: Option<Md5Key>) -
         PeerAsn::Internal => config::PeerAsn::Is(own),
         PeerAsn::External => config::PeerAsn::External,
     };
+    let (address, interface) = match id {
+        PeerId::Address(address) => (address, None),
+        PeerId::Interface(interface) => (Ipv6Addr::UNSPECIFIED.into(), Some(interface)),
+    };
     PeerConfig {
         address,
+        interface,
         asn,
         port: spec.port.get(),
         passive: spec.passive,
@@ -132,6 +152,7 @@ fn peer_config(address: IpAddr, peer: &BGPPeer, own: Asn, md5: Option<Md5Key>) -
         shutdown: None,
         accept: prefixes(&spec.import.accept),
         import: import_filter(&spec.import),
+        install: spec.import.install,
         export_learned: false,
         export: spec.families.iter().map(|family| ((*family).into(), export.clone())).collect(),
         role: spec
@@ -139,7 +160,13 @@ fn peer_config(address: IpAddr, peer: &BGPPeer, own: Asn, md5: Option<Md5Key>) -
             .as_ref()
             .filter(|_| !asn.is_internal(own))
             .map(|role| config::LocalRole { local: role.local.into(), strict: role.strict }),
+        add_path: config::AddPath { send: spec.add_path.send, receive: spec.add_path.receive },
         graceful_restart: spec.graceful_restart.as_ref().map(|restart| restart.seconds.get()),
+        long_lived_seconds: spec
+            .graceful_restart
+            .as_ref()
+            .and_then(|restart| restart.long_lived_seconds)
+            .map_or(0, |seconds| seconds.get()),
         bfd: spec.bfd.as_ref().map(|bfd| config::Bfd {
             min_tx_millis: bfd.min_tx_millis.get(),
             min_rx_millis: bfd.min_rx_millis.get(),

@@ -3,7 +3,7 @@
 use super::{
     Draft, NotAnnounced, addresses,
     filters::{Filtering, ROOM, Standing},
-    labels, peer_address,
+    labels, peer_id,
     routes::{Announced, Announcements},
     services::{Backends, Balanced, Held},
 };
@@ -323,9 +323,9 @@ fn nodes(draft: &Draft<'_>, router: &crate::api::BGPRouter) -> i64 {
 
 /// Sessions of this node, and how many of them are established.
 fn sessions(draft: &Draft<'_>) -> (i64, i64) {
-    let addresses: BTreeSet<_> = draft.node.peers.keys().copied().collect();
-    let established = addresses.intersection(&draft.observed.established).count();
-    (addresses.len() as i64, established as i64)
+    let ids: BTreeSet<_> = draft.node.peers.keys().copied().collect();
+    let established = ids.intersection(&draft.observed.established).count();
+    (ids.len() as i64, established as i64)
 }
 
 fn peers(draft: &Draft<'_>, faults: &Faults<'_>) -> Statuses<BGPPeerStatus> {
@@ -334,19 +334,20 @@ fn peers(draft: &Draft<'_>, faults: &Faults<'_>) -> Statuses<BGPPeerStatus> {
         let generation = object.metadata.generation;
         let mut conditions = conditions(draft, before.map(|b| &b.conditions), generation);
         faults.accepted(Kind::BGPPeer, name, &mut conditions);
-        let address = peer_address(object, &draft.observed.node);
-        let owner = address.and_then(|address| draft.node.peers.get(&address)).map(|(owner, _)| *owner);
-        let is_established = address.is_some_and(|address| draft.observed.established.contains(&address));
+        let id = peer_id(object, &draft.observed.node);
+        let owner = id.and_then(|id| draft.node.peers.get(&id)).map(|(owner, _)| *owner);
+        let is_established = id.is_some_and(|id| draft.observed.established.contains(&id));
         let (mut sessions, mut established) = (0, 0);
         match owner {
-            None if address.is_none() => {
+            None if id.is_none() => {
                 conditions.set("Established", false, "NoGateway", "this node has no default gateway")
             }
             None => {
                 conditions.set("Established", false, "NotSelected", "no BGPRouter of this node selects it")
             }
             Some(owner) if owner != name => {
-                conditions.set("Established", false, "DuplicateAddress", format!("{owner} has its address"));
+                let what = if object.spec.interface.is_some() { "interface" } else { "address" };
+                conditions.set("Established", false, "DuplicateAddress", format!("{owner} has its {what}"));
             }
             Some(_) => {
                 sessions = 1;

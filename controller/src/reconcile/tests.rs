@@ -8,12 +8,13 @@ use crate::{
     store::{FileStore, StoreError, files::tests::Scratch},
     validate::parse_directory,
 };
-use bgp_speaker::config::{Global, PeerConfig, Route};
+use bgp_speaker::PeerId;
+use bgp_speaker::config::{BmpStation, Global, PeerConfig, Route};
 use futures::{future::BoxFuture, stream};
 use ipnet::IpNet;
 use lb_bpf::{
     Counter, FlowEvent, InstalledService,
-    service::{Endpoint, Frontend, ServiceKey},
+    service::{self, Endpoint, Frontend, ServiceKey},
 };
 use proptest::prelude::*;
 use std::{
@@ -91,13 +92,14 @@ impl Datapath for FakeDatapath {
     type Error = Failed;
     type Events = NoEvents;
 
-    fn installed(&self) -> Installed {
+    fn installed(&self) -> Arc<Installed> {
         let world = self.0.lock().unwrap();
-        let (services, filters) = (world.held.clone(), world.filters.clone());
-        Installed { services, filters, ..Installed::default() }
+        let held = world.held.iter().map(|(key, held)| (key.clone(), Arc::new(held.clone())));
+        let (services, filters) = (held.collect(), world.filters.clone());
+        Arc::new(Installed { services, filters, ..Installed::default() })
     }
 
-    async fn install(&mut self, desired: &service::Desired) -> Result<Installed, Failed> {
+    async fn install(&mut self, desired: &service::Desired) -> Result<Arc<Installed>, Failed> {
         let mut world = self.0.lock().unwrap();
         world.fail(Fail::Install)?;
         let half = world.fail(Fail::InstallHalf).is_err();
@@ -117,7 +119,9 @@ impl Datapath for FakeDatapath {
                 .map(|(endpoint, target)| (*endpoint, if target.up { target.weight.into() } else { 0 }))
                 .collect();
             held.resolved = resolved && held.slots.values().any(|slots| *slots > 0);
-            installed.services.insert(key.clone(), held.clone());
+            // What else it holds goes when it is pruned.
+            let held = InstalledService { frontends: service.frontends.clone(), ..held.clone() };
+            installed.services.insert(key.clone(), Arc::new(held));
         }
         world.filters = desired.filters.keys().cloned().collect();
         installed.filters = world.filters.clone();
@@ -126,7 +130,7 @@ impl Datapath for FakeDatapath {
             return Err(Failed);
         }
         world.named = desired.services.iter().map(|(key, s)| (key.clone(), s.frontends.clone())).collect();
-        Ok(installed)
+        Ok(Arc::new(installed))
     }
 
     async fn prune(&mut self) -> Result<(), Failed> {
@@ -193,6 +197,10 @@ impl Speaker for FakeSpeaker {
         self.0.lock().unwrap().fail(Fail::Peers)
     }
 
+    async fn set_stations(&self, _: Vec<BmpStation>) -> Result<(), Failed> {
+        Ok(())
+    }
+
     async fn set_routes(&self, routes: Vec<Route>) -> Result<(), Failed> {
         let mut world = self.0.lock().unwrap();
         world.fail(Fail::Routes)?;
@@ -211,7 +219,7 @@ impl Speaker for FakeSpeaker {
         world.known = world.routes.iter().map(|route| route.prefix).collect();
     }
 
-    async fn established(&self) -> BTreeSet<IpAddr> {
+    async fn established(&self) -> BTreeSet<PeerId> {
         BTreeSet::from(["10.0.0.1".parse().unwrap()])
     }
 

@@ -20,7 +20,7 @@ use bgp_speaker::config::{PeerStatus, RouteStatus};
 use lb_bpf::{service::Protocol, trace::Packet};
 use serde::Deserialize;
 use serde_json::Value;
-use std::net::SocketAddr;
+use std::{collections::BTreeMap, net::SocketAddr};
 
 type Answer<T> = Result<Json<T>, (StatusCode, Json<Refusal>)>;
 
@@ -43,7 +43,17 @@ pub fn router(instance: Instance) -> Router {
 }
 
 async fn objects(State(instance): State<Instance>, Path(kind): Path<String>) -> Answer<Vec<Value>> {
-    Ok(Json(instance.objects(parse(&kind)?).into_values().collect()))
+    Ok(Json(all(&instance, parse(&kind)?).await.into_values().collect()))
+}
+
+/// The objects of a kind by name.
+async fn all(instance: &Instance, kind: Kind) -> BTreeMap<String, Value> {
+    if kind != Kind::NodeState {
+        return instance.objects(kind);
+    }
+    let state = instance.node_state().await;
+    let value = serde_json::to_value(&state).ok();
+    state.metadata.name.zip(value).into_iter().collect()
 }
 
 async fn object(
@@ -51,7 +61,7 @@ async fn object(
     Path((kind, name)): Path<(String, String)>,
 ) -> Answer<Value> {
     let kind = parse(&kind)?;
-    match instance.objects(kind).remove(&name) {
+    match all(&instance, kind).await.remove(&name) {
         Some(object) => Ok(Json(object)),
         None => Err(refusal(StatusCode::NOT_FOUND, format!("{kind} {name:?} not found"))),
     }

@@ -1,13 +1,14 @@
 //! The page of metrics, from what the instance knows at the moment of the scrape: nothing is counted in two places,
 //! and what is gone from the instance is gone from the page.
 use super::rows::{BackendRow, InstanceStatus, ServiceRow};
-use bgp_speaker::config::{BfdStatus, PeerStatus};
+use bgp_speaker::PeerId;
+use bgp_speaker::config::{BfdStatus, GracefulRestartStatus, MessageCounts, PeerStatus, PrefixCounts};
 use lb_bpf::{
     Counter, Counters,
     abi::{Action, Verdict},
 };
 use prometheus::{Histogram, IntCounterVec, IntGaugeVec, Opts, Registry, Result, TextEncoder};
-use std::{collections::BTreeMap, net::IpAddr, net::SocketAddr};
+use std::{collections::BTreeMap, net::SocketAddr};
 
 /// Verdicts that have no counter of their own: the kernel program counts these packets with the backend, or not at
 /// all. A constant 0 would be a lie.
@@ -20,8 +21,8 @@ pub(super) struct Facts<'a> {
     pub(super) services: &'a [ServiceRow],
     pub(super) counters: &'a Counters,
     pub(super) peers: &'a [PeerStatus],
-    /// Names of the BGPPeer objects, by address.
-    pub(super) peer_names: &'a BTreeMap<IpAddr, String>,
+    /// Names of the BGPPeer objects, by address or interface.
+    pub(super) peer_names: &'a BTreeMap<PeerId, String>,
     pub(super) conditions: &'a [ConditionRow],
     pub(super) pass_seconds: &'a Histogram,
 }
@@ -242,7 +243,7 @@ impl Facts<'_> {
 
     fn bgp(&self, registry: &Registry) -> Result<()> {
         let sample = |value: fn(&PeerStatus) -> u64| {
-            self.peers.iter().map(move |p| ([self.peer_name(p.address), p.address.to_string()], value(p)))
+            self.peers.iter().map(move |p| ([self.peer_name(p.id()), p.id().to_string()], value(p)))
         };
         const PEER: [&str; 2] = ["name", "peer"];
         gauges(
@@ -250,9 +251,7 @@ impl Facts<'_> {
             "fairlead_bgp_peer_state",
             "1; the label is the state of the session (RFC 4271 section 8.2.2).",
             ["name", "peer", "state"],
-            self.peers
-                .iter()
-                .map(|p| ([self.peer_name(p.address), p.address.to_string(), p.state.clone()], 1)),
+            self.peers.iter().map(|p| ([self.peer_name(p.id()), p.id().to_string(), p.state.clone()], 1)),
         )?;
         gauges(
             registry,
@@ -275,44 +274,89 @@ impl Facts<'_> {
             PEER,
             sample(|p| p.established_count),
         )?;
+        let prefixes = |value: fn(&PrefixCounts) -> u64| {
+            self.peers.iter().flat_map(move |p| {
+                p.prefixes.iter().map(move |(family, counts)| {
+                    ([self.peer_name(p.id()), p.address.to_string(), family.to_string()], value(counts))
+                })
+            })
+        };
+        const FAMILY: [&str; 3] = ["name", "peer", "family"];
         gauges(
             registry,
-            "fairlead_bgp_peer_prefixes_received",
+            "fairlead_bgp_peer_prefixes_accepted",
             "Prefixes accepted from the peer.",
-            PEER,
-            sample(|p| p.prefixes_received),
+            FAMILY,
+            prefixes(|counts| counts.accepted),
         )?;
         gauges(
             registry,
             "fairlead_bgp_peer_prefixes_sent",
             "Prefixes announced to the peer.",
-            PEER,
-            sample(|p| p.prefixes_sent),
+            FAMILY,
+            prefixes(|counts| counts.sent),
         )?;
+        let messages = |value: fn(&PeerStatus) -> MessageCounts| {
+            self.peers.iter().flat_map(move |p| {
+                value(p).by_type().into_iter().map(move |(kind, count)| {
+                    ([self.peer_name(p.id()), p.address.to_string(), kind.to_owned()], count)
+                })
+            })
+        };
+        const TYPE: [&str; 3] = ["name", "peer", "type"];
         counters(
             registry,
             "fairlead_bgp_peer_messages_received_total",
             "Messages received from the peer.",
-            PEER,
-            sample(|p| p.messages_received),
+            TYPE,
+            messages(|p| p.received_by_type),
         )?;
         counters(
             registry,
             "fairlead_bgp_peer_messages_sent_total",
             "Messages sent to the peer.",
+            TYPE,
+            messages(|p| p.sent_by_type),
+        )?;
+        gauges(
+            registry,
+            "fairlead_bgp_peer_restart_state",
+            "1; the label says where graceful restart stands (RFC 4724): Disabled, Ready, Helping, Restarting.",
+            ["name", "peer", "state"],
+            self.peers
+                .iter()
+                .map(|p| ([self.peer_name(p.id()), p.address.to_string(), p.restart_state.clone()], 1)),
+        )?;
+        let kept = |value: fn(&GracefulRestartStatus) -> u64| {
+            self.peers.iter().filter_map(move |p| {
+                let restart = p.graceful_restart.as_ref()?;
+                Some(([self.peer_name(p.id()), p.address.to_string()], value(restart)))
+            })
+        };
+        gauges(
+            registry,
+            "fairlead_bgp_peer_stale_prefixes",
+            "Prefixes that are kept of a session that is gone, until the peer confirms them.",
             PEER,
-            sample(|p| p.messages_sent),
+            kept(|restart| restart.stale_prefixes),
+        )?;
+        gauges(
+            registry,
+            "fairlead_bgp_peer_stale_seconds",
+            "Time until the stale prefixes are withdrawn, in seconds; 0 where there are none.",
+            PEER,
+            kept(|restart| restart.stale_seconds.unwrap_or(0)),
         )?;
         counters(
             registry,
             "fairlead_bgp_peer_flaps_total",
             "How often an established session ended.",
             PEER,
-            sample(|p| p.established_count - u64::from(p.state == "Established").min(p.established_count)),
+            sample(|p| p.flap_count),
         )?;
         let watched = |value: fn(&BfdStatus) -> u64| {
             let of = move |p: &PeerStatus| {
-                Some(([self.peer_name(p.address), p.address.to_string()], value(p.bfd.as_ref()?)))
+                Some(([self.peer_name(p.id()), p.id().to_string()], value(p.bfd.as_ref()?)))
             };
             self.peers.iter().filter_map(of)
         };
@@ -332,8 +376,8 @@ impl Facts<'_> {
         )
     }
 
-    fn peer_name(&self, address: IpAddr) -> String {
-        self.peer_names.get(&address).cloned().unwrap_or_default()
+    fn peer_name(&self, id: PeerId) -> String {
+        self.peer_names.get(&id).cloned().unwrap_or_default()
     }
 }
 
@@ -420,7 +464,7 @@ mod tests {
         let counter = Counter { packets: 5, bytes: 300, flows: 0 };
         let counters = Counters {
             verdicts: Verdict::ALL.iter().map(|verdict| (verdict.label(), counter)).collect(),
-            drops: [(ServiceKey("LoadBalancer/web/http/ipv4".to_owned()), [("no_backend", counter)].into())]
+            drops: [(ServiceKey("LoadBalancer/web/http/ipv4".into()), [("no_backend", counter)].into())]
                 .into(),
             filters: [("PacketFilter/teardrop/0".to_owned(), counter)].into(),
             ..Counters::default()
@@ -440,6 +484,11 @@ mod tests {
             r#"fairlead_bgp_peer_flaps_total{name="tor",peer="198.51.100.1"} 1"#,
             r#"fairlead_bgp_peer_bfd_up{name="tor",peer="198.51.100.1"} 1"#,
             r#"fairlead_bgp_peer_bfd_failures_total{name="tor",peer="198.51.100.1"} 1"#,
+            r#"fairlead_bgp_peer_prefixes_sent{family="ipv4-unicast",name="tor",peer="198.51.100.1"} 2"#,
+            r#"fairlead_bgp_peer_messages_sent_total{name="tor",peer="198.51.100.1",type="keepalive"} 38"#,
+            r#"fairlead_bgp_peer_restart_state{name="tor",peer="198.51.100.1",state="Helping"} 1"#,
+            r#"fairlead_bgp_peer_stale_prefixes{name="tor",peer="198.51.100.1"} 3"#,
+            r#"fairlead_bgp_peer_stale_seconds{name="tor",peer="198.51.100.1"} 110"#,
             r#"fairlead_bgp_peer_state{name="",peer="2001:db8::1",state="Active"} 1"#,
             r#"fairlead_condition{condition="Announced",kind="LoadBalancer",name="web",reason="Announced",status="True"} 1"#,
             r#"fairlead_build_info{node="lb1",version="0"} 1"#,

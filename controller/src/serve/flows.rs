@@ -137,7 +137,7 @@ mod tests {
             source: "192.0.2.7:40000".parse().unwrap(),
             destination: "203.0.113.10:53".parse().unwrap(),
             verdict: "no_backend".to_owned(),
-            service: Some(ServiceKey("LoadBalancer/dns/53/ipv4".to_owned())),
+            service: Some(ServiceKey("LoadBalancer/dns/53/ipv4".into())),
             backend: None,
             filter: None,
             interface: Some("eth0".to_owned()),

@@ -1,12 +1,13 @@
 //! What the servers read: the view of the reconcile loop, the store's faults, the speaker.
 use super::{
     families::{ConditionRow, Facts},
+    node_state::node_state,
     rows::{InstanceStatus, InterfaceRow, ServiceRow, TraceRow},
     services::{service_rows, trace_row},
 };
 use crate::{
-    api::{PacketFilterStatus, kind::Kind, packet_filter::RuleStatus},
-    desired::{peer_address, rule_key},
+    api::{NodeState, PacketFilterStatus, kind::Kind, packet_filter::RuleStatus},
+    desired::{peer_id, rule_key},
     fault::Fault,
     flows::Flows,
     observed::FilterCounters,
@@ -14,13 +15,18 @@ use crate::{
     status::Statuses,
 };
 use bgp_speaker::Handle;
+use bgp_speaker::PeerId;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use lb_bpf::{DatapathError, Tracer, trace::Packet};
+use lb_bpf::{DatapathError, Sizes, Tracer, trace::Packet};
 use prometheus::{Histogram, HistogramOpts, exponential_buckets};
 use serde::Serialize;
 use serde_json::Value;
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
-use tokio::sync::watch;
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+use tokio::sync::{Mutex, watch};
 
 /// A running instance, as its servers see it. Cheap to clone.
 #[derive(Clone)]
@@ -35,6 +41,10 @@ pub struct Instance {
     pub pass_seconds: Histogram,
     /// The BGP speaker.
     pub speaker: Handle,
+    /// Sizes of its maps.
+    pub map_sizes: Sizes,
+    /// Conditions of the NodeState when somebody asked last.
+    pub conditions: Arc<Mutex<Vec<Condition>>>,
     /// Reads the maps in the kernel.
     pub tracer: Tracer,
     /// What becomes of packets.
@@ -55,6 +65,8 @@ impl Instance {
             Kind::PacketFilter => {
                 with_status(&declared.packet_filters, &counted(&status.packet_filters, &counters.filters))
             }
+            // Nobody declares it: see `node_state`.
+            Kind::NodeState => BTreeMap::new(),
             Kind::Node => with_status(&declared.nodes, &Statuses::<()>::new()),
             Kind::Secret => with_status(&declared.secrets, &Statuses::<()>::new()),
         }
@@ -98,6 +110,26 @@ impl Instance {
                 .map(|i| InterfaceRow { name: i.name.clone(), mode: format!("{:?}", i.mode) })
                 .collect(),
         }
+    }
+
+    /// How the node is, as an object.
+    pub(super) async fn node_state(&self) -> NodeState {
+        let peers = self.speaker.peers().await;
+        let view = self.view.borrow().clone();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let mut conditions = self.conditions.lock().await;
+        let state = node_state(
+            &self.status(),
+            view.installed.as_deref(),
+            &self.map_sizes,
+            &peers,
+            &peer_names(&view),
+            &conditions,
+            now,
+        );
+        conditions
+            .clone_from(&state.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default());
+        state
     }
 
     /// A histogram for the durations of passes.
@@ -157,12 +189,12 @@ fn counted(
     statuses
 }
 
-/// Names of the BGPPeers by address; of several with one address the first by name.
-fn peer_names(view: &View) -> BTreeMap<IpAddr, String> {
+/// Names of the BGPPeers by address or interface; of several with the same one the first by name.
+fn peer_names(view: &View) -> BTreeMap<PeerId, String> {
     let mut names = BTreeMap::new();
     for (name, peer) in &view.declared.peers {
-        if let Some(address) = peer_address(peer, &view.observed.node) {
-            names.entry(address).or_insert_with(|| name.clone());
+        if let Some(id) = peer_id(peer, &view.observed.node) {
+            names.entry(id).or_insert_with(|| name.clone());
         }
     }
     names

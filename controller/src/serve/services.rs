@@ -18,6 +18,7 @@ pub(super) fn service_rows(view: &View) -> Vec<ServiceRow> {
     services
         .map(|(key, service)| {
             let held = view.installed.as_ref().and_then(|installed| installed.services.get(key));
+            let held = held.map(|held| &**held);
             let counted = view.counters.services.get(key);
             ServiceRow {
                 name: key.to_string(),

@@ -67,7 +67,7 @@ fn missing_pools(objects: &Objects<'_>) -> Vec<Fault> {
 
 static NO_LABELS: BTreeMap<String, String> = BTreeMap::new();
 
-/// A router knows its peers by their addresses.
+/// A router knows its peers by their addresses and interfaces.
 fn ambiguous_peers(objects: &Objects<'_>) -> Vec<Fault> {
     let peers: Vec<_> = peers(objects).collect();
     let mut faults = Vec::new();
@@ -75,13 +75,19 @@ fn ambiguous_peers(objects: &Objects<'_>) -> Vec<Fault> {
         let mut owners = BTreeMap::new();
         for (name, place, peer) in &peers {
             let labels = peer.metadata.labels.as_ref().unwrap_or(&NO_LABELS);
-            let Some(address) = peer.spec.address.filter(|_| found.spec.peer_selector.matches(labels)) else {
+            if !found.spec.peer_selector.matches(labels) {
                 continue;
+            }
+            let (field, known_by) = match (&peer.spec.address, &peer.spec.interface) {
+                (Some(address), _) => ("spec.address", address.to_string()),
+                (None, Some(interface)) => ("spec.interface", interface.clone()),
+                (None, None) => continue,
             };
-            let owner = *owners.entry(address).or_insert(*name);
+            let reason =
+                |owner| format!("{known_by} is of BGPPeer/{owner}, and BGPRouter/{router} selects both");
+            let owner = *owners.entry(known_by.clone()).or_insert(*name);
             if owner != *name {
-                let reason = format!("{address} is of BGPPeer/{owner}, and BGPRouter/{router} selects both");
-                faults.push(place.fault(format!("BGPPeer/{name}"), Some("spec.address".into()), reason));
+                faults.push(place.fault(format!("BGPPeer/{name}"), Some(field.into()), reason(owner)));
             }
         }
     }

@@ -5,7 +5,8 @@ use crate::{
         PacketFilterSpec, PoolUse, Selector,
         address_pool::{ONE_BLOCK, ONE_FAMILY},
         bgp_advertisement::Source,
-        bgp_peer::{AddPath, HOLD_TIME, KEEPALIVE, ONE_NEIGHBOUR, TTL_EXCLUSIVE},
+        bgp_peer::{HOLD_TIME, KEEPALIVE, KEYS_OF_ADDRESSES, ON_LINK, ONE_NEIGHBOUR, TTL_EXCLUSIVE},
+        bgp_router::BmpStation,
         load_balancer::{ADDRESSES_OR_POOL, DIRECT_RETURN_PORT, ONE_BACKEND, Protocol, QUIC_PORT},
         packet_filter::{
             self, BytesAt, DROPS_EVERYTHING, FLAGS_OF_PROTOCOL, FilterAction, FilterRule, MASK_LENGTH,
@@ -17,6 +18,7 @@ use crate::{
     },
     object::Object,
 };
+use bgp_speaker::InterfaceName;
 use lb_bpf::abi;
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -228,6 +230,16 @@ impl Faults {
         for (index, changes) in spec.overrides.iter().enumerate() {
             self.selector(&format!("overrides[{index}].nodeSelector"), &changes.node_selector);
         }
+        for (index, station) in spec.bmp.iter().enumerate() {
+            let address = station.address.0;
+            if address.is_unspecified() || address.is_multicast() {
+                self.add(format!("bmp[{index}].address"), "is nothing that can be dialled");
+            }
+            let same = |other: &BmpStation| (other.address.0, other.port) == (address, station.port);
+            if spec.bmp[..index].iter().any(same) {
+                self.add(format!("bmp[{index}]"), "is there more than once");
+            }
+        }
     }
 
     fn peer(&mut self, spec: &BGPPeerSpec) {
@@ -243,7 +255,15 @@ impl Faults {
                 self.add("address", format!("{address} is {reason}"));
             }
         }
-        self.not_yet(spec.interface.is_some(), "interface");
+        if let Some(interface) = &spec.interface {
+            if let Err(reason) = interface.parse::<InterfaceName>() {
+                self.add("interface", format!("{} {reason}", quoted(interface)));
+            }
+            let far = spec.ttl_security.as_ref().is_some_and(|security| security.hops.get() > 1);
+            self.add_if(spec.ebgp_multihop.is_some(), "ebgpMultihop", ON_LINK);
+            self.add_if(far, "ttlSecurity", ON_LINK);
+            self.add_if(spec.auth.is_some(), "auth", KEYS_OF_ADDRESSES);
+        }
         let timers = &spec.timers;
         self.add_if(matches!(timers.hold_seconds.get(), 1 | 2), "timers", HOLD_TIME);
         let too_slow = u32::from(timers.keepalive()) * 3 > u32::from(timers.hold_seconds.get());
@@ -256,8 +276,6 @@ impl Faults {
             "ttlSecurity",
             TTL_EXCLUSIVE,
         );
-        self.not_yet(spec.add_path != AddPath::default(), "addPath");
-        self.not_yet(spec.import.install, "import.install");
     }
 
     fn advertisement(&mut self, spec: &BGPAdvertisementSpec) {

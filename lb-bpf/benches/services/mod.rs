@@ -4,7 +4,7 @@ use lb_bpf::{
     abi::Mode,
     service::{Desired, Endpoint, Frontend, Protocol, Rules, Service, ServiceKey, Target},
 };
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, sync::Arc};
 
 /// How many services.
 pub(crate) const SERVICES: u32 = 10_000;
@@ -19,8 +19,15 @@ pub(crate) fn desired() -> Desired {
     Desired { services: (0..SERVICES).map(|n| service(n, BACKENDS)).collect(), ..Desired::default() }
 }
 
+/// The same, and none of it shared.
+pub(crate) fn anew(desired: &Desired) -> Desired {
+    let services = desired.services.iter();
+    let services = services.map(|(key, service)| (key.clone(), Arc::new(Service::clone(service))));
+    Desired { services: services.collect(), ..desired.clone() }
+}
+
 /// One service, by its number; the backends of all are among 5000 addresses.
-pub(crate) fn service(n: u32, backends: u32) -> (ServiceKey, Service) {
+pub(crate) fn service(n: u32, backends: u32) -> (ServiceKey, Arc<Service>) {
     let address = Ipv4Addr::from(0xcb00_0000 + n).into();
     let endpoint =
         |b| Endpoint { address: Ipv4Addr::from(0x0a00_0000 + (n * 7 + b) % 5000).into(), port: 80 };
@@ -31,5 +38,5 @@ pub(crate) fn service(n: u32, backends: u32) -> (ServiceKey, Service) {
         drain_seconds: 300,
         rules: Rules::default(),
     };
-    (ServiceKey(format!("LoadBalancer/service-{n}/http/ipv4")), service)
+    (ServiceKey(format!("LoadBalancer/service-{n}/http/ipv4").into()), Arc::new(service))
 }

@@ -80,9 +80,7 @@ impl KernelMaps {
     /// Takes the maps that `take` gives by name: those of [`map`], but for what only the kernel program uses
     /// (`fragments`, `icmp_limits`, `recent`), and `names` and `filter_names`. Tells the kernel program how long `vip_index` and
     /// `recent` are.
-    pub(crate) fn new(
-        mut take: impl FnMut(&'static str) -> Result<MapData, MapError>,
-    ) -> Result<Self, MapError> {
+    pub fn new(mut take: impl FnMut(&'static str) -> Result<MapData, MapError>) -> Result<Self, MapError> {
         let (vips, slots, backends) = (take("vips")?, take("slots")?, take("backends")?);
         let (flows, decap) = (take("flows")?, take("decap")?);
         let (ranges, filters, vip_index) = (take("ranges")?, take("filters")?, take("vip_index")?);
@@ -217,7 +215,7 @@ impl Maps for KernelMaps {
     }
 
     fn name(&self, id: u32) -> Result<Option<ServiceKey>, MapError> {
-        get("names", &self.names, &id).map(|name| name.map(|name| ServiceKey(text(name))))
+        get("names", &self.names, &id).map(|name| name.map(|name| ServiceKey(text(name).into())))
     }
 
     fn vips(&self) -> Result<BTreeMap<VipKey, Vip>, MapError> {
@@ -237,7 +235,7 @@ impl Maps for KernelMaps {
 
     fn names(&self) -> Result<BTreeMap<u32, ServiceKey>, MapError> {
         let all = texts("names", &self.names)?;
-        Ok(all.map(|(id, name)| (id, ServiceKey(name))).collect())
+        Ok(all.map(|(id, name)| (id, ServiceKey(name.into()))).collect())
     }
 
     fn decap(&self) -> Result<BTreeSet<DecapKey>, MapError> {

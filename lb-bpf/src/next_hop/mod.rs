@@ -25,7 +25,7 @@ use std::{
     time::Duration,
 };
 use tokio::time::{Instant, sleep, timeout};
-use watch::{Neighbour, NeighbourKey, Watch};
+use watch::{Neighbour, NeighbourKey, View, Watch};
 
 /// How long the first packets wait for neighbours that nobody has asked for before.
 const FIRST_ANSWER: Duration = Duration::from_millis(200);
@@ -91,23 +91,25 @@ impl Resolver {
         for stale in self.watch.take_stale() {
             self.routes.remove(&stale);
         }
-        self.routes.retain(|address, _| addresses.contains(address));
         let now = Instant::now();
-        let mut again: Vec<_> = self.routes.iter().map(|(address, (asked, _))| (*asked, *address)).collect();
-        again.retain(|(asked, _)| now.duration_since(*asked) > ROUTE_AGE);
+        let old = self.routes.iter().filter(|(_, (asked, _))| now.duration_since(*asked) > ROUTE_AGE);
+        let mut again: Vec<_> = old.map(|(address, (asked, _))| (*asked, *address)).collect();
         again.sort_unstable();
-        let again = again.into_iter().take(ROUTES_AGAIN).map(|(_, address)| address);
-        let new = addresses.iter().filter(|address| !self.routes.contains_key(address)).copied();
-        for address in new.chain(again).collect::<Vec<_>>() {
+        let mut questions: Vec<_> =
+            again.into_iter().take(ROUTES_AGAIN).map(|(_, address)| address).collect();
+        if !self.routes.keys().eq(addresses) {
+            self.routes.retain(|address, _| addresses.contains(address));
+            questions.retain(|address| addresses.contains(address));
+            questions.extend(addresses.iter().filter(|address| !self.routes.contains_key(address)));
+        }
+        for address in questions {
             let route = self.route(address).await?;
             self.routes.insert(address, (now, route));
         }
         let neighbour = |route: &Option<Route>| route.map(|route| route.neighbour);
         let gateways = self.routes.iter().map(|(address, (_, route))| (*address, neighbour(route)));
-        self.watch.follow(gateways.collect());
+        let wanted = self.watch.follow(gateways);
         self.watch.read_all(&self.handle).await?;
-        let wanted: BTreeSet<NeighbourKey> =
-            self.routes.values().filter_map(|(_, route)| neighbour(route)).collect();
         self.asked.retain(|neighbour, _| wanted.contains(neighbour));
         let news = self.ask(&wanted).await;
         if !news.is_empty() {
@@ -119,11 +121,11 @@ impl Resolver {
             // If there is no answer now, there will be a change when there is one.
             let _ = timeout(FIRST_ANSWER, answered).await;
         }
-        Ok(self
-            .routes
-            .iter()
-            .map(|(address, (_, route))| (*address, self.next_hop(*address, route.as_ref())))
-            .collect())
+        let view = self.watch.view();
+        let hop = |(address, (_, route)): (&IpAddr, &(Instant, Option<Route>))| {
+            (*address, self.next_hop(&view, *address, route.as_ref()))
+        };
+        Ok(self.routes.iter().map(hop).collect())
     }
 
     /// Returns when something has changed that matters.
@@ -131,15 +133,15 @@ impl Resolver {
         self.watch.changed().await;
     }
 
-    fn next_hop(&self, address: IpAddr, route: Option<&Route>) -> NextHop {
+    fn next_hop(&self, view: &View<'_>, address: IpAddr, route: Option<&Route>) -> NextHop {
         let Some(route) = route else { return NextHop::Unreachable };
-        let Some(link) = self.watch.link(route.neighbour.0) else { return NextHop::Unreachable };
-        let below = link.lower.and_then(|(parent, _)| self.watch.link(parent));
+        let Some(link) = view.link(route.neighbour.0) else { return NextHop::Unreachable };
+        let below = link.lower.and_then(|(parent, _)| view.link(parent));
         if link.lower.is_some() && below.is_none_or(|below| below.lower.is_some()) {
             // A VLAN in a VLAN would need two tags.
             return NextHop::Unreachable;
         }
-        match self.watch.neighbour(&route.neighbour) {
+        match view.neighbour(&route.neighbour) {
             Neighbour::Unknown => NextHop::Pending,
             Neighbour::Failed => NextHop::Unreachable,
             Neighbour::At(mac) | Neighbour::Fixed(mac) => NextHop::Known(Hop {

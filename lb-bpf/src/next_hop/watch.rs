@@ -106,19 +106,27 @@ impl Watch {
         std::mem::take(&mut self.known().stale)
     }
 
-    /// Watches these addresses, and no others.
-    pub(super) fn follow(&self, gateways: BTreeMap<IpAddr, Option<NeighbourKey>>) {
+    /// Watches these addresses, each with the neighbour on the way there, and no others; returns the neighbours.
+    pub(super) fn follow(
+        &self,
+        gateways: impl Iterator<Item = (IpAddr, Option<NeighbourKey>)> + Clone,
+    ) -> BTreeSet<NeighbourKey> {
         let mut known = self.known();
-        known.wanted = gateways.values().flatten().copied().collect();
-        known.gateways = gateways;
+        let followed = known.gateways.iter().map(|(address, neighbour)| (*address, *neighbour));
+        if !followed.eq(gateways.clone()) {
+            known.gateways = gateways.collect();
+            known.wanted = known.gateways.values().flatten().copied().collect();
+        }
+        known.wanted.clone()
     }
 
     pub(super) fn neighbour(&self, key: &NeighbourKey) -> Neighbour {
-        self.known().neighbours.get(key).copied().unwrap_or(Neighbour::Unknown)
+        self.view().neighbour(key)
     }
 
-    pub(super) fn link(&self, index: u32) -> Option<Link> {
-        self.known().links.get(&index).copied()
+    /// What is known at a moment; nothing more comes to be known meanwhile.
+    pub(super) fn view(&self) -> View<'_> {
+        View(self.known())
     }
 
     /// Reads all neighbours and links as they are now.
@@ -150,6 +158,19 @@ impl Watch {
     /// cancelled.
     pub(super) async fn changed(&self) {
         self.changed.notified().await;
+    }
+}
+
+/// What a [`Watch`] knows.
+pub(super) struct View<'a>(MutexGuard<'a, Known>);
+
+impl View<'_> {
+    pub(super) fn neighbour(&self, key: &NeighbourKey) -> Neighbour {
+        self.0.neighbours.get(key).copied().unwrap_or(Neighbour::Unknown)
+    }
+
+    pub(super) fn link(&self, index: u32) -> Option<Link> {
+        self.0.links.get(&index).copied()
     }
 }
 

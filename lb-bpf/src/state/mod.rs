@@ -24,6 +24,7 @@ use std::{
     io,
     net::IpAddr,
     num::NonZeroU32,
+    sync::Arc,
 };
 
 /// A moment: milliseconds of CLOCK_MONOTONIC, the clock that the kernel program stamps flows with.
@@ -89,6 +90,8 @@ pub struct State {
     backends: BTreeMap<u32, Backend>,
     /// Index of `backends` by what a backend is, lest it gets a second entry.
     by_target: BTreeMap<TargetKey, BTreeSet<u32>>,
+    /// Indexes of `backends` by address.
+    by_address: BTreeMap<IpAddr, BTreeSet<u32>>,
     names: BTreeMap<u32, ServiceKey>,
     /// Those of the last plan.
     hops: NextHops,
@@ -105,6 +108,8 @@ pub struct State {
     leaving: BTreeMap<u32, (ServiceKey, Programmed)>,
     /// What the last plan named beside its services; nothing before the first one, so that nothing is pruned unasked.
     named: Option<Named>,
+    /// Whether the maps may hold something of services that the last plan did not name.
+    has_leftovers: bool,
     pass: Option<sweep::Pass>,
     /// How many flows the last pass left, and how many the map can hold.
     load: sweep::Load,
@@ -122,23 +127,21 @@ struct Named {
     decap: BTreeSet<DecapKey>,
     /// Names of the filters that fit.
     filters: BTreeSet<String>,
-    /// Bits of [`Config::flags`] that the services need.
-    flags: u32,
 }
 
 /// A service that a plan has dealt with since the state was restored.
 #[derive(Clone, Debug)]
 struct Programmed {
     id: u32,
-    desired: Service,
+    desired: Arc<Service>,
+    /// What is said of it.
+    report: Arc<InstalledService>,
     /// What the frontends hold.
     vip: Vip,
     /// Who is in the table, with weight and index.
     members: Vec<(Endpoint, u16, u32)>,
     /// The index of every declared backend.
     entries: BTreeMap<Endpoint, u32>,
-    /// Slots by owner.
-    shares: BTreeMap<Endpoint, u32>,
     /// By slot: second in which its current backend took it; 0: not known, long ago.
     since: Vec<u32>,
     /// The dirty slots.
@@ -165,8 +168,10 @@ impl State {
             }
         }
         let mut by_target = BTreeMap::<_, BTreeSet<u32>>::new();
+        let mut by_address = BTreeMap::<IpAddr, BTreeSet<u32>>::new();
         for (&index, backend) in &backends {
             by_target.entry(target_key(backend)).or_default().insert(index);
+            by_address.entry(backend.addr.into()).or_default().insert(index);
         }
         let mut by_service = BTreeMap::<_, BTreeSet<VipKey>>::new();
         for (&key, vip) in &vips {
@@ -186,6 +191,7 @@ impl State {
             by_service,
             backends,
             by_target,
+            by_address,
             names: maps.names()?,
             hops: NextHops::new(),
             decap: maps.decap()?,
@@ -197,6 +203,7 @@ impl State {
             services: BTreeMap::new(),
             leaving: BTreeMap::new(),
             named: None,
+            has_leftovers: true,
             pass: None,
             load: sweep::Load::default(),
             room_for_flows: sizes.flows as usize,
@@ -207,22 +214,18 @@ impl State {
     }
 
     /// The services of the last plan, as they are programmed.
-    pub fn installed(&self) -> BTreeMap<ServiceKey, InstalledService> {
-        let service = |programmed: &Programmed| InstalledService {
-            frontends: programmed.desired.frontends.clone(),
-            table_size: programmed.vip.size,
-            slots: programmed
-                .entries
-                .keys()
-                .map(|endpoint| (*endpoint, programmed.shares.get(endpoint).copied().unwrap_or(0)))
-                .collect(),
-            resolved: programmed.members.iter().any(|(_, _, index)| self.backends[index].ifindex != 0),
-        };
-        self.services.iter().map(|(key, programmed)| (key.clone(), service(programmed))).collect()
+    pub fn installed(&self) -> BTreeMap<ServiceKey, Arc<InstalledService>> {
+        let services = self.services.iter();
+        services.map(|(key, programmed)| (key.clone(), programmed.report.clone())).collect()
+    }
+
+    /// One of them; nothing when it is not desired.
+    pub fn installed_service(&self, key: &ServiceKey) -> Option<Arc<InstalledService>> {
+        self.services.get(key).map(|programmed| programmed.report.clone())
     }
 
     /// What the maps hold, whoever has put it there: right after a restart, what the process before left.
-    pub fn found(&self, maps: &impl Maps) -> Result<BTreeMap<ServiceKey, InstalledService>, MapError> {
+    pub fn found(&self, maps: &impl Maps) -> Result<BTreeMap<ServiceKey, Arc<InstalledService>>, MapError> {
         let mut services = BTreeMap::new();
         for (id, name) in &self.names {
             let Some(keys) = self.by_service.get(id) else { continue };
@@ -238,14 +241,9 @@ impl State {
                 *service.slots.entry(endpoint_of(backend)).or_default() += 1;
                 service.resolved |= backend.ifindex != 0;
             }
-            services.insert(name.clone(), service);
+            services.insert(name.clone(), Arc::new(service));
         }
         Ok(services)
-    }
-
-    /// The addresses of all backends that have an entry, those that drain included.
-    pub fn backend_addresses(&self) -> BTreeSet<IpAddr> {
-        self.backends.values().map(|backend| backend.addr.into()).collect()
     }
 
     /// Reads the counters. Those of a backend that drains belong to its service as long as its entry is there.
@@ -309,11 +307,13 @@ impl State {
             Op::SetConfig(config) => self.config = *config,
             Op::SetBackend(index, backend) => {
                 self.by_target.entry(target_key(backend)).or_default().insert(*index);
+                self.by_address.entry(backend.addr.into()).or_default().insert(*index);
                 self.backends.insert(*index, *backend);
             }
             Op::FreeBackend(index) => {
                 if let Some(backend) = self.backends.remove(index) {
                     remove_from(&mut self.by_target, &target_key(&backend), index);
+                    remove_from(&mut self.by_address, &backend.addr.into(), index);
                 }
                 self.indexes.give(*index);
             }

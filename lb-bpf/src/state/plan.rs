@@ -15,11 +15,13 @@ use crate::{
     maglev,
     maps::{MapError, Maps, NAME_LENGTH, Op},
     service::{Desired, Endpoint, Frontend, Service, ServiceKey},
+    status::InstalledService,
 };
 use lb_bpf_common::{Addr, Backend, Config, DecapKey, Mode, Slot, Vip, VipKey, outer_header_sum, slot_of};
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 /// Source ports of NAT: below the ports that the kernel takes for connections of its own
@@ -64,10 +66,76 @@ pub enum PlanError {
     Map(#[from] MapError),
 }
 
+/// What differs between what is desired and what a [`State`] has dealt with.
+pub struct Changes<'a> {
+    desired: &'a Desired,
+    /// Services that need something.
+    changed: BTreeMap<&'a ServiceKey, &'a Arc<Service>>,
+    /// What is known of these, and of those that are not desired any more, is not true any more.
+    others: BTreeSet<ServiceKey>,
+    /// There was no plan before.
+    is_first: bool,
+}
+
+impl Changes<'_> {
+    /// Whether there was no plan before, since the state was made.
+    pub fn is_first(&self) -> bool {
+        self.is_first
+    }
+}
+
+/// What is to be done, and what becomes of it.
+#[derive(Debug)]
+pub struct Plan {
+    /// The operations, to be applied in this order.
+    pub ops: Vec<Op>,
+    /// The services that are not what they were before, gone or new ones included: see [`State::installed_service`].
+    pub touched: BTreeSet<ServiceKey>,
+}
+
 impl State {
-    /// Plans to add and change what `desired` asks for; no frontend and no tunnel end is taken away. The maps are
-    /// only read. The caller applies the operations in their order; if it cannot, or if there is an error, this state
-    /// is wrong and must be [restored](State::restore).
+    /// Compares what is desired with what is dealt with already: what [`State::plan_changes`] takes, as long as no other
+    /// plan comes between. Services that are equal are compared once: they are the same ones from then on.
+    pub fn compare<'a>(&mut self, desired: &'a Desired) -> Changes<'a> {
+        let (mut changed, mut others) = (BTreeMap::new(), BTreeSet::new());
+        // Side by side: both are in the order of the names. Mostly they are the same ones, and that costs one look.
+        let mut programmed = self.services.iter_mut().peekable();
+        for (key, service) in &desired.services {
+            let mut before = programmed.next_if(|(other, _)| *other == key);
+            if before.is_none() {
+                while let Some((other, _)) = programmed.next_if(|(other, _)| *other < key) {
+                    others.insert(other.clone());
+                }
+                before = programmed.next_if(|(other, _)| *other == key);
+            }
+            if let Some((_, before)) = before {
+                debug_assert_eq!(self.names.get(&before.id), Some(key));
+                debug_assert!(before.is_held(&self.vips), "{key}: not what the maps hold");
+                // The same one, or an equal one.
+                if before.desired == *service {
+                    if !Arc::ptr_eq(&before.desired, service) {
+                        before.desired = Arc::clone(service);
+                    }
+                    continue;
+                }
+                others.insert(key.clone());
+            }
+            changed.insert(key, service);
+        }
+        others.extend(programmed.map(|(other, _)| other.clone()));
+        Changes { desired, changed, others, is_first: self.named.is_none() }
+    }
+
+    /// The addresses whose next hops a plan wants to know: of all backends that have an entry, those that drain included,
+    /// and of those that will get one.
+    pub fn addresses(&self, changes: &Changes<'_>) -> BTreeSet<IpAddr> {
+        let mut addresses: BTreeSet<IpAddr> = self.by_address.keys().copied().collect();
+        let endpoints = changes.changed.values().flat_map(|service| service.backends.keys());
+        addresses.extend(endpoints.map(|endpoint| endpoint.address));
+        addresses
+    }
+
+    /// The operations of [`State::plan_changes`], for who has the next hops already.
     pub fn plan(
         &mut self,
         maps: &impl Maps,
@@ -75,16 +143,33 @@ impl State {
         hops: &NextHops,
         now: Now,
     ) -> Result<Vec<Op>, PlanError> {
+        let changes = self.compare(desired);
+        Ok(self.plan_changes(maps, changes, hops, now)?.ops)
+    }
+
+    /// Plans to add and change what is desired; no frontend and no tunnel end is taken away. The maps are
+    /// only read. The caller applies the operations in their order; if it cannot, or if there is an error, this state
+    /// is wrong and must be [restored](State::restore).
+    pub fn plan_changes(
+        &mut self,
+        maps: &impl Maps,
+        mut changes: Changes<'_>,
+        hops: &NextHops,
+        now: Now,
+    ) -> Result<Plan, PlanError> {
         let moved = moved(&self.hops, hops);
         let vips = self.vips.len();
-        let Changes { changed, others } = self.changes(desired, &moved);
+        self.add_moved(&mut changes, &moved);
+        let Changes { desired, changed, others, .. } = changes;
         let claimed = self.claims(&changed, &others)?;
-        let named = named(desired, self.room_for_filters);
-        let flags = named.flags;
-        self.named = Some(named);
+        self.named = Some(named(desired, self.room_for_filters));
+        self.has_leftovers |= others.iter().any(|key| self.leaves_something(key, changed.get(key)));
+        let mut touched = others.clone();
+        touched.extend(changed.keys().copied().cloned());
         self.release(now);
         let mut ops = Vec::new();
         self.add_filters(&desired.filters, &mut ops);
+        let flags = changed.values().fold(0, |flags, service| flags | translation(service.mode as u8));
         if flags != 0 {
             let config = Config {
                 flags: self.config.flags | flags,
@@ -136,7 +221,7 @@ impl State {
             self.hops.clone_from(hops);
         }
         self.retire_tables(now);
-        Ok(ops)
+        Ok(Plan { ops, touched })
     }
 
     /// Plans to remove every frontend and tunnel end that the last plan did not name.
@@ -144,12 +229,13 @@ impl State {
         let Some(named) = &self.named else { return Vec::new() };
         let mut ops = Vec::new();
         let ends: Vec<_> = self.decap.difference(&named.decap).copied().collect();
-        let frontends = self.services.values().flat_map(|programmed| &programmed.desired.frontends);
-        let server_ids = self.services.values().flat_map(|programmed| programmed.server_ids.keys().copied());
-        let wanted: HashSet<VipKey> =
-            frontends.flat_map(|it| [vip_key(it), ping_key(it)]).chain(server_ids).collect();
-        let vips: Vec<_> = self.vips.keys().filter(|key| !wanted.contains(key)).copied().collect();
-        for key in vips {
+        let left = if std::mem::take(&mut self.has_leftovers) {
+            self.leftovers()
+        } else {
+            debug_assert_eq!(self.leftovers(), Leftovers::default());
+            Leftovers::default()
+        };
+        for key in left.vips {
             self.push(Op::RemoveVip(key), &mut ops);
         }
         for key in ends {
@@ -159,13 +245,10 @@ impl State {
             self.push(op, &mut ops);
         }
         self.remove_filters(&mut ops);
-        let kept: BTreeSet<u32> = self.services.values().map(|programmed| programmed.id).collect();
-        let forgotten: Vec<u32> = self.names.keys().filter(|id| !kept.contains(id)).copied().collect();
-        for id in forgotten {
+        for id in left.names {
             self.push(Op::RemoveName(id), &mut ops);
         }
-        let forgotten: Vec<u32> = self.sources.keys().filter(|id| !kept.contains(id)).copied().collect();
-        for id in forgotten {
+        for id in left.sources {
             self.remove_sources(id, &BTreeMap::new(), &mut ops);
         }
         self.leaving.clear();
@@ -173,9 +256,38 @@ impl State {
         ops
     }
 
+    /// Whether a service that is not as it was will have left something behind.
+    fn leaves_something(&self, key: &ServiceKey, service: Option<&&Arc<Service>>) -> bool {
+        let programmed = self.services.get(key);
+        let before = programmed.map(|programmed| &programmed.desired.frontends);
+        before != service.map(|service| &service.frontends)
+            || programmed.is_some_and(|programmed| !programmed.server_ids.is_empty())
+    }
+
+    /// What there is of services that the last plan did not name.
+    fn leftovers(&self) -> Leftovers {
+        let frontends = self.services.values().flat_map(|programmed| &programmed.desired.frontends);
+        let server_ids = self.services.values().flat_map(|programmed| programmed.server_ids.keys().copied());
+        let wanted: HashSet<VipKey> =
+            frontends.flat_map(|it| [vip_key(it), ping_key(it)]).chain(server_ids).collect();
+        let kept: BTreeSet<u32> = self.services.values().map(|programmed| programmed.id).collect();
+        Leftovers {
+            vips: self.vips.keys().filter(|key| !wanted.contains(key)).copied().collect(),
+            names: self.names.keys().filter(|id| !kept.contains(id)).copied().collect(),
+            sources: self.sources.keys().filter(|id| !kept.contains(id)).copied().collect(),
+        }
+    }
+
     /// The operation that tells packets which modes that translate are not there any more, if they do not know.
     pub(super) fn without_translation(&self) -> Option<Op> {
-        let over = self.config.flags & (Config::NAT | Config::DNAT) & !self.named.as_ref()?.flags;
+        self.named.as_ref()?;
+        let mut over = self.config.flags & (Config::NAT | Config::DNAT);
+        let mut services = self.services.values();
+        while over != 0
+            && let Some(programmed) = services.next()
+        {
+            over &= !translation(programmed.desired.mode as u8);
+        }
         if over == 0 {
             return None;
         }
@@ -189,41 +301,34 @@ impl State {
         ops.push(op);
     }
 
-    /// Compares what is desired with what is dealt with already, and changes nothing. `moved` are the addresses whose next
-    /// hops are others now.
-    fn changes<'a>(&self, desired: &'a Desired, moved: &BTreeSet<IpAddr>) -> Changes<'a> {
-        let (mut changed, mut others) = (BTreeMap::new(), BTreeSet::new());
-        let is_moved =
-            |service: &Service| service.backends.keys().any(|endpoint| moved.contains(&endpoint.address));
-        // Side by side: both are in the order of the names.
-        let mut programmed = self.services.iter().peekable();
-        for (key, service) in &desired.services {
-            while let Some((other, _)) = programmed.next_if(|(other, _)| *other < key) {
-                others.insert(other.clone());
+    /// Adds the services with backends among the addresses whose next hops are others now.
+    fn add_moved(&self, changes: &mut Changes<'_>, moved: &BTreeSet<IpAddr>) {
+        for index in self.entries_at(moved) {
+            let Some(key) = self.declaring(index) else { continue };
+            if let Some((key, service)) = changes.desired.services.get_key_value(key)
+                && changes.changed.insert(key, service).is_none()
+            {
+                changes.others.insert(key.clone());
             }
-            if let Some((_, before)) = programmed.next_if(|(other, _)| *other == key) {
-                debug_assert!(self.is_mirrored(key, before), "{key}: not what the maps hold");
-                if before.desired == *service && (moved.is_empty() || !is_moved(service)) {
-                    continue;
-                }
-                others.insert(key.clone());
-            }
-            changed.insert(key, service);
         }
-        others.extend(programmed.map(|(other, _)| other.clone()));
-        Changes { changed, others }
     }
 
-    /// Whether name and frontends of a service are in the maps as they were planned.
-    fn is_mirrored(&self, key: &ServiceKey, programmed: &Programmed) -> bool {
-        let is_there = |frontend| self.vips.get(&vip_key(frontend)) == Some(&programmed.vip);
-        self.names.get(&programmed.id) == Some(key) && programmed.desired.frontends.iter().all(is_there)
+    /// The entries of `backends` with these addresses.
+    fn entries_at<'a>(&'a self, addresses: &'a BTreeSet<IpAddr>) -> impl Iterator<Item = u32> + 'a {
+        addresses.iter().filter_map(|address| self.by_address.get(address)).flatten().copied()
+    }
+
+    /// The service that declares an entry of `backends`.
+    fn declaring(&self, index: u32) -> Option<&ServiceKey> {
+        let backend = self.backends.get(&index)?;
+        let (key, its) = self.services.get_key_value(self.names.get(&backend.service)?)?;
+        (its.entries.get(&endpoint_of(backend)) == Some(&index)).then_some(key)
     }
 
     /// The frontends of the services that need something. An error if one of them is another's, too, or if there is no room.
     fn claims(
         &self,
-        changed: &BTreeMap<&ServiceKey, &Service>,
+        changed: &BTreeMap<&ServiceKey, &Arc<Service>>,
         others: &BTreeSet<ServiceKey>,
     ) -> Result<BTreeSet<VipKey>, PlanError> {
         let mut owners = Vec::with_capacity(changed.len());
@@ -264,7 +369,7 @@ impl State {
     /// renamed), else a new one. `known` are the services by id that need something or are not desired any more.
     fn identify<'a>(
         &self,
-        changed: &BTreeMap<&'a ServiceKey, &Service>,
+        changed: &BTreeMap<&'a ServiceKey, &Arc<Service>>,
         known: &BTreeMap<u32, (ServiceKey, Programmed)>,
     ) -> BTreeMap<&'a ServiceKey, u32> {
         let same = |key: &ServiceKey| changed.get_key_value(key).map(|(&key, _)| key);
@@ -314,7 +419,7 @@ impl State {
         &mut self,
         maps: &impl Maps,
         id: u32,
-        service: &Service,
+        service: &Arc<Service>,
         before: Option<Programmed>,
         claimed: &BTreeSet<VipKey>,
         hops: &NextHops,
@@ -346,7 +451,7 @@ impl State {
             }
             before => {
                 let old = self.old_table(maps, &installed, before, service.drain_seconds, now)?;
-                let table = Table::new(size, members, entries);
+                let table = Table { size, members, entries };
                 self.switch(maps, id, service, old, table, now, ops)?
             }
         };
@@ -366,6 +471,7 @@ impl State {
             }
         }
         self.remove_sources(id, &sources, ops);
+        self.report(&mut programmed);
         Ok(programmed)
     }
 
@@ -428,20 +534,16 @@ impl State {
 
     /// Brings the next hops of backends up to date that are not declared any more but may have flows.
     fn refresh_absent(&mut self, moved: &BTreeSet<IpAddr>, hops: &NextHops, ops: &mut Vec<Op>) {
-        let is_declared = |index: &u32, backend: &Backend| {
-            let service = self.names.get(&backend.service).and_then(|name| self.services.get(name));
-            service.is_some_and(|its| its.entries.get(&endpoint_of(backend)) == Some(index))
-        };
-        let absent = self
-            .backends
-            .iter()
-            .filter(|(index, backend)| moved.contains(&backend.addr.into()) && !is_declared(index, backend));
+        let absent = self.entries_at(moved).filter(|index| self.declaring(*index).is_none());
         let fresh = |backend: &Backend| match reach(backend.mode, hops.get(&backend.addr.into())?) {
             NextHop::Known(hop) if Addr::from(hop.source) == backend.source => Some(through(*backend, &hop)),
             _ => None,
         };
         let changed: Vec<_> = absent
-            .filter_map(|(index, backend)| Some((*index, fresh(backend).filter(|fresh| fresh != backend)?)))
+            .filter_map(|index| {
+                let backend = &self.backends[&index];
+                Some((index, fresh(backend).filter(|fresh| fresh != backend)?))
+            })
             .collect();
         for (index, backend) in changed {
             self.push(Op::SetBackend(index, backend), ops);
@@ -487,7 +589,7 @@ impl State {
         &mut self,
         maps: &impl Maps,
         id: u32,
-        service: &Service,
+        service: &Arc<Service>,
         old: Old,
         table: Table,
         now: Now,
@@ -507,8 +609,8 @@ impl State {
         let mut programmed = Programmed {
             id,
             desired: service.clone(),
+            report: Arc::new(InstalledService { slots: shares, ..InstalledService::default() }),
             vip: Vip { service: id, base: 0, size, flags: 0 },
-            shares,
             members: table.members,
             entries: table.entries,
             since: old.since,
@@ -572,6 +674,17 @@ impl State {
             .collect();
     }
 
+    /// Says of a service what there is now; who owns how many slots is said already.
+    fn report(&self, programmed: &mut Programmed) {
+        let owned = |endpoint| programmed.report.slots.get(endpoint).copied().unwrap_or(0);
+        programmed.report = Arc::new(InstalledService {
+            frontends: programmed.desired.frontends.clone(),
+            table_size: programmed.vip.size,
+            slots: programmed.entries.keys().map(|endpoint| (*endpoint, owned(endpoint))).collect(),
+            resolved: programmed.members.iter().any(|(_, _, index)| self.backends[index].ifindex != 0),
+        });
+    }
+
     /// Lets tables rest that no frontend points to any more.
     fn retire_tables(&mut self, now: Now) {
         for (id, base) in std::mem::take(&mut self.left) {
@@ -595,12 +708,21 @@ impl State {
     }
 }
 
-/// What differs between what is desired and what is dealt with.
-struct Changes<'a> {
-    /// Services that need something.
-    changed: BTreeMap<&'a ServiceKey, &'a Service>,
-    /// What is known of these, and of those that are not desired any more, is not true any more.
-    others: BTreeSet<ServiceKey>,
+impl Programmed {
+    /// Whether the frontends are in the map as they were planned.
+    fn is_held(&self, vips: &BTreeMap<VipKey, Vip>) -> bool {
+        self.desired.frontends.iter().all(|frontend| vips.get(&vip_key(frontend)) == Some(&self.vip))
+    }
+}
+
+/// What services that are not desired any more have left behind.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Leftovers {
+    vips: Vec<VipKey>,
+    /// Service ids.
+    names: Vec<u32>,
+    /// Service ids.
+    sources: Vec<u32>,
 }
 
 /// A service's table before the plan.
@@ -620,10 +742,6 @@ struct Table {
 }
 
 impl Table {
-    fn new(size: u32, members: Vec<(Endpoint, u16, u32)>, entries: BTreeMap<Endpoint, u32>) -> Self {
-        Table { size, members, entries }
-    }
-
     /// The index of the owner of each of `size` slots, 0 without members; and how many slots each member owns.
     fn owners(&self, size: u32) -> (Vec<u32>, BTreeMap<Endpoint, u32>) {
         let weights: Vec<_> = self.members.iter().map(|(endpoint, weight, _)| (*endpoint, *weight)).collect();
@@ -719,8 +837,7 @@ fn moved(before: &NextHops, after: &NextHops) -> BTreeSet<IpAddr> {
 /// What a desired set names beside its services.
 fn named(desired: &Desired, room_for_filters: u32) -> Named {
     let decap = desired.decap.iter().map(|end| DecapKey { local: end.local.into(), vip: end.vip.into() });
-    let flags = desired.services.values().fold(0, |flags, service| flags | translation(service.mode as u8));
     let filters =
         desired.filters.keys().filter(|name| filters::is_name(name)).take(room_for_filters as usize);
-    Named { decap: decap.collect(), filters: filters.cloned().collect(), flags }
+    Named { decap: decap.collect(), filters: filters.cloned().collect() }
 }

@@ -1,6 +1,7 @@
 //! The datapath in the real kernel: loaded, attached, pinned, adopted, in network namespaces made for the purpose.
 //! Needs root, and `ip`, `ethtool`, `nsenter` and `unshare`.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+mod fallback;
 mod flood;
 mod network;
 mod rules;
@@ -16,7 +17,7 @@ use lb_bpf::{
     service::{Decap, Desired, Endpoint, Frontend, Protocol, Rules, Service, ServiceKey, Target},
 };
 use network::{Network, run};
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 /// Much longer than anything here takes.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -52,7 +53,8 @@ fn service(vip: &str, port: u16, mode: Mode, backends: &[&str]) -> Service {
 }
 
 fn desired(services: &[(&str, Service)]) -> Desired {
-    let services = services.iter().map(|(name, service)| (ServiceKey((*name).into()), service.clone()));
+    let services =
+        services.iter().map(|(name, service)| (ServiceKey((*name).into()), Arc::new(service.clone())));
     Desired { services: services.collect(), ..Desired::default() }
 }
 
@@ -74,7 +76,7 @@ fn held(datapath: &Datapath) -> String {
 }
 
 /// Installs, and again at every change, until all services have next hops.
-async fn install_resolved(datapath: &mut Datapath, desired: &Desired) -> Installed {
+async fn install_resolved(datapath: &mut Datapath, desired: &Desired) -> Arc<Installed> {
     let resolve = async {
         loop {
             let installed = datapath.install(desired).await.unwrap();
@@ -120,7 +122,7 @@ fn what_is_not_named_is_pruned_and_detaching_leaves_nothing() {
     network::test(async |network| {
         let mut datapath = Datapath::open(options(network)).await.unwrap();
         datapath.install(&both()).await.unwrap();
-        let web = desired(&[("web/v4", both().services[&ServiceKey("web/v4".into())].clone())]);
+        let web = desired(&[("web/v4", Service::clone(&both().services[&ServiceKey("web/v4".into())]))]);
         datapath.install(&web).await.unwrap();
         assert!(held(&datapath).contains("2001:db8:ffff::10"), "make before break");
         datapath.prune().await.unwrap();

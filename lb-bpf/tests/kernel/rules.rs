@@ -6,7 +6,7 @@ use lb_bpf::{
     filter::{Filter, FilterAction},
     service::{Desired, Endpoint, ServiceKey},
 };
-use std::{collections::BTreeSet, net::UdpSocket, num::NonZeroU32, time::Instant};
+use std::{collections::BTreeSet, net::UdpSocket, num::NonZeroU32, sync::Arc, time::Instant};
 
 /// The next event with this verdict.
 async fn event(events: &mut Events, verdict: &str) -> FlowEvent {
@@ -77,7 +77,7 @@ fn rules_are_in_force_and_packets_are_told() {
         assert_eq!((told.filter.as_deref(), told.backend, told.service), (Some("death"), None, None));
 
         let mut denied = desired.clone();
-        let service = denied.services.get_mut(&key).unwrap();
+        let service = Arc::make_mut(denied.services.get_mut(&key).unwrap());
         service.rules.deny.insert("10.0.0.0/8".parse().unwrap());
         datapath.install(&denied).await.unwrap();
         datapath.prune().await.unwrap();

@@ -42,7 +42,8 @@ pub(crate) fn desired() -> Desired {
         let backends = backends.iter().map(|b| (Endpoint { address: ip(b), port }, target)).collect();
         let frontends = [Frontend { address: ip(vip), protocol, port }].into();
         let rules = Rules::default();
-        (ServiceKey(name.into()), Service { frontends, mode, backends, drain_seconds: 300, rules })
+        let service = Service { frontends, mode, backends, drain_seconds: 300, rules };
+        (ServiceKey(name.into()), Arc::new(service))
     });
     Desired { services: services.into(), ..Desired::default() }
 }

@@ -116,7 +116,7 @@ fn a_version_that_cannot_be_read_forwards_until_it_is_replaced() {
 
         for _ in 0..2 {
             let datapath = Datapath::open(options(network)).await.unwrap();
-            assert_eq!(datapath.installed(), lb_bpf::Installed::default());
+            assert_eq!(*datapath.installed(), lb_bpf::Installed::default());
             assert_eq!(attached(), program, "there is nothing to replace it with");
             tunnel.send().unwrap();
         }

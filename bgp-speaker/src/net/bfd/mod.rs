@@ -9,13 +9,16 @@
 mod socket;
 mod worker;
 
-use crate::bfd::{BfdStatus, Path};
-use std::{collections::BTreeMap, io, net::IpAddr, thread};
+use crate::{
+    PeerId,
+    bfd::{BfdStatus, Path},
+};
+use std::{collections::BTreeMap, io, thread};
 use tokio::{sync::watch, time::Instant};
 use worker::Worker;
 
 /// How a path is, by peer.
-pub(super) type Reports = BTreeMap<IpAddr, Report>;
+pub(super) type Reports = BTreeMap<PeerId, Report>;
 
 /// How a path is.
 #[derive(Clone, Debug)]
@@ -38,7 +41,7 @@ impl Report {
 /// The running thread. When this is dropped it tells all peers that their sessions are turned off, and ends.
 #[derive(Debug)]
 pub(super) struct Bfd {
-    wanted: watch::Sender<BTreeMap<IpAddr, Path>>,
+    wanted: watch::Sender<BTreeMap<PeerId, Path>>,
     reports: watch::Receiver<Reports>,
     thread: Option<thread::JoinHandle<()>>,
 }
@@ -58,7 +61,7 @@ impl Bfd {
     }
 
     /// Watches the path to a peer; none: no more.
-    pub(super) fn watch(&self, peer: IpAddr, path: Option<Path>) {
+    pub(super) fn watch(&self, peer: PeerId, path: Option<Path>) {
         self.wanted.send_modify(|wanted| {
             match path {
                 Some(path) => wanted.insert(peer, path),

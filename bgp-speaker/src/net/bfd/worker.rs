@@ -4,7 +4,7 @@ use super::{
     socket::{Inlet, Receiver, Sender, inlet},
 };
 use crate::{
-    Time,
+    PeerId, Time,
     bfd::{Destination, Engine, Hops, Output, Path},
     config::Bfd,
     net::addresses,
@@ -49,7 +49,7 @@ pub(super) struct Worker {
 /// What the driver says of a destination.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Wanted {
-    peer: IpAddr,
+    peer: PeerId,
     local: Option<IpAddr>,
     config: Bfd,
     failure: u64,
@@ -85,7 +85,7 @@ impl Worker {
     }
 
     /// Runs until nobody is left who wants something.
-    pub(super) async fn run(mut self, mut paths: watch::Receiver<BTreeMap<IpAddr, Path>>) {
+    pub(super) async fn run(mut self, mut paths: watch::Receiver<BTreeMap<PeerId, Path>>) {
         loop {
             let deadline = self.engine.next_deadline().map(|at| self.epoch + at);
             let wake = async {
@@ -123,7 +123,7 @@ impl Worker {
         self.epoch.elapsed()
     }
 
-    fn set(&mut self, paths: &BTreeMap<IpAddr, Path>) {
+    fn set(&mut self, paths: &BTreeMap<PeerId, Path>) {
         let before = std::mem::take(&mut self.wanted);
         for (&peer, path) in paths {
             let single = || path.hops.is_none() && addresses::on_link(path.address);
@@ -235,7 +235,7 @@ impl Worker {
         }
         let changed = std::mem::take(&mut self.changed);
         let now = self.now();
-        let rows: Vec<(IpAddr, Report)> = changed
+        let rows: Vec<(PeerId, Report)> = changed
             .iter()
             .filter_map(|to| {
                 let wanted = self.wanted.get(to)?;
@@ -245,7 +245,7 @@ impl Worker {
                 Some((wanted.peer, Report { status, since, failure: wanted.failure }))
             })
             .collect();
-        let peers: BTreeSet<IpAddr> = self.wanted.values().map(|wanted| wanted.peer).collect();
+        let peers: BTreeSet<PeerId> = self.wanted.values().map(|wanted| wanted.peer).collect();
         self.reports.send_modify(|reports| {
             reports.retain(|peer, _| peers.contains(peer));
             reports.extend(rows);

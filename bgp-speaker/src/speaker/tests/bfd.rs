@@ -34,7 +34,7 @@ fn watched(world: &World) -> Option<Path> {
     let watched = &world.nodes[1].watched;
     assert!(watched.len() <= 1);
     watched.first().map(|(peer, path)| {
-        assert_eq!(*peer, address(2));
+        assert_eq!(*peer, address(2).into());
         *path
     })
 }
@@ -78,7 +78,7 @@ fn a_failed_path_ends_the_session_at_once() {
     world.run(Duration::from_secs(1));
     let learned = |world: &World| world.nodes[1].speaker.routes().iter().any(|row| row.table == "adj-in");
     assert!(learned(&world));
-    let failed = |peer| Input::PathFailed { peer: address(peer), control_plane_independent: false };
+    let failed = |peer| Input::PathFailed { peer: address(peer).into(), control_plane_independent: false };
     world.input(1, failed(7));
     assert_eq!(world.state(1, 2), State::Established, "of a stranger");
     world.input(1, failed(2));
@@ -103,10 +103,10 @@ fn where_routes_outlive_a_restart_the_c_bit_decides() {
         world.run(Duration::from_secs(30));
         let learned = |world: &World| world.nodes[1].speaker.routes().iter().any(|row| row.table == "adj-in");
         assert!(learned(&world));
-        world.input(1, Input::PathFailed { peer: address(2), control_plane_independent });
+        world.input(1, Input::PathFailed { peer: address(2).into(), control_plane_independent });
         assert_ne!(world.state(1, 2), State::Established);
         assert_eq!(learned(&world), !control_plane_independent);
-        world.input(1, Input::PathFailed { peer: address(2), control_plane_independent: true });
+        world.input(1, Input::PathFailed { peer: address(2).into(), control_plane_independent: true });
         assert!(!learned(&world), "what is kept goes with the forwarding path");
     }
 }

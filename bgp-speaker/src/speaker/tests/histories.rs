@@ -6,8 +6,9 @@ use crate::{
     ConnectionId, Endpoints, Time,
     speaker::{Input, Output, Speaker},
     wire::{
-        Announcement, AsPath, Attributes, Capability, Community, Context, GracefulRestart, Message,
-        Notification, Open, Reach, Reason, RefreshKind, RouteRefresh, Update,
+        AddPath, Announcement, AsPath, Attributes, Capability, Community, Context, GracefulRestart,
+        LongLived, Message, Nlri, Notification, Open, PathId, Reach, Reason, RefreshKind, RouteRefresh,
+        Update,
     },
 };
 use ipnet::IpNet;
@@ -30,8 +31,8 @@ enum Step {
     Bytes(usize, Said),
     /// It is handed over in two parts, cut here.
     Cut(usize, Said, u16),
-    /// A peer dials, and says the whole handshake and some routes at once.
-    Establish(u8, Vec<Said>),
+    /// A peer dials, and says the whole handshake (with these `paths`) and some routes at once.
+    Establish(u8, u8, Vec<Said>),
     Close(usize),
     /// The clock goes on; the timer is served if it is due, or all the same.
     Time(u32, bool),
@@ -50,8 +51,10 @@ enum Said {
         hold: u16,
         four_octet: bool,
         refresh: bool,
-        /// Graceful restart: flags R, N, and F of both families; 0: not offered.
+        /// Graceful restart: flags R, N, and F of both families, and whether it is long-lived, too; 0: not offered.
         restart: u8,
+        /// Several paths: 1 taken, 2 told, 3 both (RFC 7911); else not offered.
+        paths: u8,
     },
     Keepalive,
     Update {
@@ -75,10 +78,16 @@ fn prefix(net: u8) -> IpNet {
     }
 }
 
+/// The upper bits choose among the paths of the prefix, where there are several.
+fn nlri(net: u8) -> Nlri {
+    Nlri { prefix: prefix(net % 8), path: PathId(u32::from(net / 8)) }
+}
+
 impl Said {
-    fn bytes(&self, host: u8, asn: u32) -> Vec<u8> {
+    /// `add_path`: with path identifiers.
+    fn bytes(&self, host: u8, asn: u32, add_path: bool) -> Vec<u8> {
         let message = match self {
-            Said::Open { other_as, id, hold, four_octet, refresh, restart } => {
+            Said::Open { other_as, id, hold, four_octet, refresh, restart, paths } => {
                 let asn = Asn(if *other_as { 64999 } else { asn });
                 let mut capabilities = vec![
                     Capability::MultiProtocol(Family::Ipv4Unicast.into()),
@@ -88,6 +97,12 @@ impl Said {
                 capabilities.extend(refresh.then_some(Capability::RouteRefresh));
                 capabilities.extend((*refresh && *four_octet).then_some(Capability::EnhancedRouteRefresh));
                 let families = Family::ALL;
+                let directions = AddPath { send: paths & 2 != 0, receive: paths & 1 != 0 };
+                capabilities.extend(
+                    (1..=3).contains(paths).then(|| {
+                        Capability::AddPath(families.map(|family| (family.into(), directions)).into())
+                    }),
+                );
                 capabilities.extend((*restart > 0).then(|| {
                     Capability::GracefulRestart(GracefulRestart {
                         restarting: restart & 1 != 0,
@@ -96,12 +111,21 @@ impl Said {
                         families: families.map(|family| (family.into(), restart & 4 != 0)).into(),
                     })
                 }));
+                let long_lived = |family: Family| LongLived {
+                    family: family.into(),
+                    forwarding: restart & 4 != 0,
+                    seconds: 7,
+                };
+                capabilities.extend(
+                    (restart & 8 != 0)
+                        .then(|| Capability::LongLivedGracefulRestart(families.map(long_lived).into())),
+                );
                 let router_id = Ipv4Addr::new(10, 0, *id, host);
                 Message::Open(Open { asn, hold_seconds: *hold, router_id, capabilities })
             }
             Said::Keepalive => Message::Keepalive,
             Said::Update { withdrawn, announced, shape } => Message::Update(Update {
-                withdrawn: withdrawn.iter().copied().map(prefix).collect(),
+                withdrawn: withdrawn.iter().map(|net| nlri(*net)).collect(),
                 announced: announcement(announced, *shape, asn),
             }),
             Said::EndOfRib => Message::EndOfRib(Family::Ipv4Unicast),
@@ -114,7 +138,7 @@ impl Said {
             Said::Notification => Message::Notification(Notification::from(Reason::OUT_OF_RESOURCES)),
             Said::Garbage(bytes) => return bytes.clone(),
             Said::Damaged(said, at, xor) => {
-                let mut bytes = said.bytes(host, asn);
+                let mut bytes = said.bytes(host, asn, add_path);
                 let at = usize::from(*at) % bytes.len().max(1);
                 if let Some(byte) = bytes.get_mut(at) {
                     *byte ^= xor;
@@ -122,7 +146,8 @@ impl Said {
                 return bytes;
             }
         };
-        let context = Context { four_octet_as: true, ..Context::default() };
+        let add_path_send = if add_path { Family::ALL.into() } else { BTreeSet::new() };
+        let context = Context { four_octet_as: true, add_path_send, ..Context::default() };
         let mut bytes = Vec::new();
         message.encode(&context, &mut bytes).unwrap();
         bytes
@@ -130,8 +155,8 @@ impl Said {
 }
 
 fn announcement(nets: &[u8], shape: u8, asn: u32) -> Option<Announcement> {
-    let (v4, v6): (Vec<IpNet>, Vec<IpNet>) =
-        nets.iter().copied().map(prefix).partition(|prefix| matches!(prefix, IpNet::V4(_)));
+    let (v4, v6): (Vec<Nlri>, Vec<Nlri>) =
+        nets.iter().map(|net| nlri(*net)).partition(|nlri| matches!(nlri.prefix, IpNet::V4(_)));
     let reach: Vec<Reach> = [(v4, IpAddr::from([10, 0, 0, 200])), (v6, "fd00::200".parse().unwrap())]
         .into_iter()
         .filter(|(prefixes, _)| !prefixes.is_empty())
@@ -146,29 +171,36 @@ fn announcement(nets: &[u8], shape: u8, asn: u32) -> Option<Announcement> {
             _ => AsPath::sequence([asn, 65007, 65007]),
         },
         med: (shape & 4 != 0).then_some(u32::from(shape)),
-        communities: if shape & 8 != 0 { [Community::NO_EXPORT].into() } else { BTreeSet::new() },
+        communities: match shape & 12 {
+            0 => BTreeSet::new(),
+            4 => [Community::NO_LLGR].into(),
+            8 => [Community::NO_EXPORT].into(),
+            _ => [Community::LLGR_STALE].into(),
+        },
         ..Attributes::default()
     };
     (!reach.is_empty()).then_some(Announcement { attributes, reach })
 }
 
 fn said() -> impl Strategy<Value = Said> {
-    let nets = || prop::collection::vec(0u8..8, 0..5);
+    let nets = || prop::collection::vec(0u8..24, 0..5);
     let open = (
         prop::bool::weighted(0.1),
         0u8..3,
         prop::sample::select(vec![0u16, 3, 9, 90]),
         prop::bool::weighted(0.8),
         prop::bool::weighted(0.8),
-        0u8..8,
+        0u8..16,
+        0u8..6,
     )
-        .prop_map(|(other_as, id, hold, four_octet, refresh, restart)| Said::Open {
+        .prop_map(|(other_as, id, hold, four_octet, refresh, restart, paths)| Said::Open {
             other_as,
             id,
             hold,
             four_octet,
             refresh,
             restart,
+            paths,
         });
     let plain = prop_oneof![
         1 => open,
@@ -188,7 +220,7 @@ fn said() -> impl Strategy<Value = Said> {
 }
 
 fn update() -> impl Strategy<Value = Said> {
-    let nets = || prop::collection::vec(0u8..8, 0..5);
+    let nets = || prop::collection::vec(0u8..24, 0..5);
     (nets(), nets(), 0u8..16).prop_map(|(withdrawn, announced, shape)| Said::Update {
         withdrawn,
         announced,
@@ -204,8 +236,8 @@ fn step() -> impl Strategy<Value = Step> {
         3 => any::<bool>().prop_map(Step::Answer),
         12 => (any::<usize>(), said()).prop_map(|(at, said)| Step::Bytes(at, said)),
         2 => (any::<usize>(), said(), any::<u16>()).prop_map(|(at, said, cut)| Step::Cut(at, said, cut)),
-        4 => (1..=HOSTS, prop::collection::vec(update(), 0..4))
-            .prop_map(|(host, updates)| Step::Establish(host, updates)),
+        4 => (1..=HOSTS, 0u8..6, prop::collection::vec(update(), 0..4))
+            .prop_map(|(host, paths, updates)| Step::Establish(host, paths, updates)),
         1 => any::<usize>().prop_map(Step::Close),
         4 => (0u32..3000, any::<bool>()).prop_map(|(millis, always)| Step::Time(millis, always)),
         6 => (any::<usize>(), 1u16..2000).prop_map(|(at, limit)| Step::Transmit(at, limit)),
@@ -220,8 +252,17 @@ fn step() -> impl Strategy<Value = Step> {
 fn shape() -> impl Strategy<Value = u8> {
     let bit =
         |bit: u8, often: f64| prop::bool::weighted(often).prop_map(move |set| if set { bit } else { 0 });
-    (bit(1, 0.8), bit(2, 0.8), bit(4, 0.8), bit(8, 0.2), bit(16, 0.8))
-        .prop_map(|(a, b, c, d, e)| a | b | c | d | e)
+    (
+        bit(1, 0.8),
+        bit(2, 0.8),
+        bit(4, 0.8),
+        bit(8, 0.2),
+        bit(16, 0.8),
+        bit(32, 0.5),
+        bit(64, 0.5),
+        bit(128, 0.5),
+    )
+        .prop_map(|(a, b, c, d, e, f, g, h)| a | b | c | d | e | f | g | h)
 }
 
 struct Driver {
@@ -244,7 +285,7 @@ impl Driver {
             asns: (1..=HOSTS).map(|host| (host, asn(host, 0))).collect(),
         };
         driver.step(Step::Global(0));
-        driver.step(Step::Peers((1..=HOSTS).map(|host| (host - 1, 23)).collect()));
+        driver.step(Step::Peers((1..=HOSTS).map(|host| (host - 1, 247)).collect()));
         driver
     }
 
@@ -273,13 +314,14 @@ impl Driver {
             }
             Step::Bytes(at, said) => self.say(at, &[said], None),
             Step::Cut(at, said, cut) => self.say(at, &[said], Some(cut)),
-            Step::Establish(host, updates) => {
+            Step::Establish(host, paths, updates) => {
                 self.step(Step::Accept(host));
                 // Refused where the peer is not configured.
                 let Some(at) = self.live.len().checked_sub(1) else { return };
-                let restart = 4 + host % 4;
+                let restart = 4 + host % 4 + if paths > 2 { 8 } else { 0 };
+                let (four_octet, refresh) = (true, true);
                 let open =
-                    Said::Open { other_as: false, id: 0, hold: 90, four_octet: true, refresh: true, restart };
+                    Said::Open { other_as: false, id: 0, hold: 90, four_octet, refresh, restart, paths };
                 self.say(at, &[vec![open, Said::Keepalive], updates].concat(), None);
             }
             Step::Close(at) => {
@@ -313,7 +355,9 @@ impl Driver {
                         config.accept = vec!["10.0.0.0/14".parse().unwrap()];
                     }
                     config.max_prefixes = (shape & 4 == 0).then_some(3);
+                    config.add_path = AddPath { send: shape & 32 != 0, receive: shape & 64 != 0 };
                     config.graceful_restart = (shape & 16 != 0).then_some(60);
+                    config.long_lived_seconds = if shape & 16 != 0 { u32::from(shape >> 7) * 60 } else { 0 };
                     config
                 });
                 let configs = configs.collect();
@@ -328,7 +372,7 @@ impl Driver {
                         prepend: shape & 3,
                         ..RouteAttributes::default()
                     };
-                    let peers = (shape & 8 != 0).then(|| [address(1 + shape % HOSTS)].into());
+                    let peers = (shape & 8 != 0).then(|| [address(1 + shape % HOSTS).into()].into());
                     Route { prefix, attributes, peers }
                 });
                 let outputs = self.speaker.set_routes(routes.collect()).unwrap();
@@ -345,13 +389,26 @@ impl Driver {
 
     fn say(&mut self, at: usize, said: &[Said], cut: Option<u16>) {
         let Some((connection, host)) = self.pick(at) else { return };
-        let bytes = said.iter().flat_map(|said| said.bytes(host, self.asns[&host])).collect::<Vec<u8>>();
+        // On a new connection: what the peer offers in this very breath, of which we take all.
+        let offered = said.iter().find_map(|said| match said {
+            Said::Open { paths, .. } => Some(matches!(paths, 2 | 3) && self.takes_paths(host)),
+            _ => None,
+        });
+        let add_path = offered.unwrap_or_else(|| self.watch.reads_paths(connection));
+        let bytes =
+            said.iter().flat_map(|said| said.bytes(host, self.asns[&host], add_path)).collect::<Vec<u8>>();
         let cut = cut.map_or(0, |cut| usize::from(cut) % (bytes.len() + 1));
         for part in [&bytes[..cut], &bytes[cut..]] {
             // The observer must know the peer's OPEN before our answer.
             self.watch.received(connection, part);
             self.input(Input::Received { connection, bytes: part });
         }
+    }
+
+    /// Whether we take several paths of this peer.
+    fn takes_paths(&self, host: u8) -> bool {
+        let mut configs = self.speaker.peer_configs();
+        configs.any(|config| config.address == address(host) && config.add_path.receive)
     }
 
     fn input(&mut self, input: Input<'_>) {
@@ -374,7 +431,10 @@ impl Driver {
                 }
                 // Sockets have room when a step says so; OPEN and KEEPALIVE go at once.
                 Output::Transmit { connection } => self.write(connection, 0),
-                Output::StateChanged { .. } | Output::Watch { .. } => {}
+                Output::StateChanged { .. }
+                | Output::Watch { .. }
+                | Output::Install
+                | Output::Report { .. } => {}
             }
         }
         self.watch.check(&self.speaker);
@@ -432,7 +492,7 @@ proptest! {
 fn histories_reach_established_sessions_and_routes() {
     use proptest::{strategy::ValueTree, test_runner::TestRunner};
     let mut runner = TestRunner::deterministic();
-    let (mut sessions, mut told) = (0, 0);
+    let (mut sessions, mut told, mut several) = (0, 0, 0);
     for _ in 0..50 {
         let steps = prop::collection::vec(step(), 1..120).new_tree(&mut runner).unwrap().current();
         let mut driver = Driver::new(1);
@@ -440,8 +500,10 @@ fn histories_reach_established_sessions_and_routes() {
             driver.step(step);
             let status = driver.speaker.peers(driver.now);
             sessions += status.iter().filter(|peer| peer.state == "Established").count();
+            several +=
+                driver.speaker.routes().iter().filter(|row| row.table == "adj-out" && !row.best).count();
             told += status.iter().filter(|peer| peer.prefixes_sent > 0 && peer.prefixes_received > 0).count();
         }
     }
-    assert!(sessions > 500 && told > 100, "{sessions} {told}");
+    assert!(sessions > 500 && told > 100 && several > 50, "{sessions} {told} {several}");
 }

@@ -1,10 +1,15 @@
 //! Whole speakers in virtual time.
 mod bfd;
+mod fib;
+mod handover;
 mod histories;
+mod long_lived;
+mod monitor;
 mod restart;
 mod sessions;
 mod sim;
 mod slow;
+mod unnumbered;
 mod virtual_time;
 
 use crate::config::{

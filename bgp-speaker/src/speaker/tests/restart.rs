@@ -270,17 +270,21 @@ fn learned_routes_wait_for_all_peers() {
     assert_eq!((world.state(1, 0), known(&world)), (State::Established, (2, 0)));
 }
 
-/// Whoever is not asked to keep routes is told goodbye.
+/// Who is not to keep routes keeps none, whoever leaves, though it says that it knows End-of-RIB.
 #[test]
-fn without_the_capability_nothing_changes() {
-    let mut world = pair(12);
-    let plain = PeerConfig { graceful_restart: None, ..keeping(0) };
-    world.with(1, |speaker, now| speaker.set_peers(vec![plain], now).unwrap());
-    world.run(10 * SECOND);
-    assert_eq!((is_up(&world), stale(&world), learned(&world).as_str()), (true, None, "1 2 3"));
-    world.with(0, |speaker, now: Time| speaker.shutdown(now));
-    world.run(SECOND);
-    let peers = world.nodes[1].speaker.peers(world.now);
-    assert_eq!(peers[0].last_error.as_deref(), Some("received Cease/Administrative Shutdown"));
-    assert_eq!(learned(&world), "");
+fn without_families_nothing_is_kept() {
+    for (leaves, said) in [(0, "connection: closed"), (1, "received Cease/Administrative Shutdown")] {
+        let mut world = pair(12);
+        let plain = PeerConfig { graceful_restart: None, ..keeping(0) };
+        world.with(1, |speaker, now| speaker.set_peers(vec![plain], now).unwrap());
+        world.run(10 * SECOND);
+        assert_eq!((is_up(&world), stale(&world), learned(&world).as_str()), (true, None, "1 2 3"));
+        let offered = world.nodes[0].speaker.peers(world.now).remove(0).graceful_restart.unwrap();
+        assert_eq!((offered.restart_seconds, offered.notification, offered.families.len()), (0, false, 0));
+        world.with(leaves, |speaker, now: Time| speaker.shutdown(now));
+        world.run(SECOND);
+        let peers = world.nodes[1 - leaves].speaker.peers(world.now);
+        assert_eq!(peers[0].last_error.as_deref(), Some(said));
+        assert_eq!(learned(&world), "");
+    }
 }

@@ -1,6 +1,9 @@
 //! One speaker and peers that follow a script, message by message.
+mod add_path;
 mod down;
+mod kept;
 mod ranges;
+mod status;
 
 use super::*;
 use crate::{
@@ -15,16 +18,16 @@ use crate::{
 use ipnet::IpNet;
 use std::{net::SocketAddr, time::Duration};
 
-const NOW: Time = Duration::from_secs(10);
+pub(super) const NOW: Time = Duration::from_secs(10);
 
 /// The speaker is 10.0.0.9, AS 65000, identifier 10.0.0.9.
-struct Script {
-    speaker: Speaker,
-    outputs: Vec<Output>,
+pub(super) struct Script {
+    pub(super) speaker: Speaker,
+    pub(super) outputs: Vec<Output>,
 }
 
 impl Script {
-    fn new(peers: Vec<PeerConfig>) -> Self {
+    pub(super) fn new(peers: Vec<PeerConfig>) -> Self {
         let mut script = Script { speaker: Speaker::new(1), outputs: Vec::new() };
         script.speaker.set_global(global(9, 65000), NOW).unwrap();
         script.outputs = script.speaker.set_peers(peers, NOW).unwrap();
@@ -49,7 +52,7 @@ impl Script {
         connection
     }
 
-    fn say(&mut self, connection: ConnectionId, messages: &[Message]) {
+    pub(super) fn say(&mut self, connection: ConnectionId, messages: &[Message]) {
         let mut bytes = Vec::new();
         for message in messages {
             message.encode(&context(), &mut bytes).unwrap();
@@ -58,20 +61,20 @@ impl Script {
     }
 
     /// Takes everything that is to be sent.
-    fn hear(&mut self, connection: ConnectionId) -> Vec<Message> {
+    pub(super) fn hear(&mut self, connection: ConnectionId) -> Vec<Message> {
         let mut bytes = Vec::new();
         self.speaker.transmit(connection, usize::MAX / 2, &mut bytes);
         messages(&bytes)
     }
 
-    fn establish(&mut self, host: u8) -> ConnectionId {
+    pub(super) fn establish(&mut self, host: u8) -> ConnectionId {
         let connection = self.accept(host);
         self.say(connection, &[open(host, |_| ()), Message::Keepalive]);
         connection
     }
 
     /// The last words on a connection that was closed; none: it lives.
-    fn last(&self, connection: ConnectionId) -> Option<String> {
+    pub(super) fn last(&self, connection: ConnectionId) -> Option<String> {
         self.outputs.iter().find_map(|output| match output {
             Output::Close { connection: closed, last } if *closed == connection => {
                 let last = messages(last).pop();
@@ -89,7 +92,7 @@ impl Script {
     }
 }
 
-fn endpoints(host: u8) -> Endpoints {
+pub(super) fn endpoints(host: u8) -> Endpoints {
     let end = |host| SocketAddr::new(address(host), 179);
     let v6: IpAddr = "fd00::9".parse().unwrap();
     Endpoints {
@@ -99,7 +102,7 @@ fn endpoints(host: u8) -> Endpoints {
     }
 }
 
-fn context() -> Context {
+pub(super) fn context() -> Context {
     let families = Family::ALL.into();
     Context { four_octet_as: true, families, ..Context::default() }
 }
@@ -132,12 +135,12 @@ fn open(host: u8, change: impl FnOnce(&mut Open)) -> Message {
     Message::Open(open)
 }
 
-fn told(host: u8, prefixes: &[&str]) -> Message {
+pub(super) fn told(host: u8, prefixes: &[&str]) -> Message {
     let attributes =
         Attributes { as_path: AsPath::sequence([65000 + u32::from(host)]), ..Attributes::default() };
     let reach = Reach {
         next_hop: address(host).into(),
-        prefixes: prefixes.iter().map(|prefix| prefix.parse().unwrap()).collect(),
+        prefixes: prefixes.iter().map(|prefix| prefix.parse::<IpNet>().unwrap().into()).collect(),
     };
     Message::Update(Update {
         withdrawn: vec![],
@@ -146,7 +149,7 @@ fn told(host: u8, prefixes: &[&str]) -> Message {
 }
 
 /// UPDATEs in words: `-prefix` withdrawn, `+prefix` announced, `end` End-of-RIB, `begin`/`refreshed` RFC 7313.
-fn words(messages: &[Message]) -> String {
+pub(super) fn words(messages: &[Message]) -> String {
     let mut words = Vec::new();
     for message in messages {
         match message {

@@ -4,7 +4,7 @@
 use super::super::*;
 use crate::{
     config::State,
-    wire::{self, Attributes, Capability, Context, Message, NextHop, Open},
+    wire::{self, AddPath, Attributes, Capability, Context, Message, NextHop, Nlri, Open},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -35,7 +35,32 @@ pub(super) struct Node {
     pub(super) watch: Watch,
     pub(super) changes: Vec<(Time, State)>,
     /// Paths that a BFD would watch.
-    pub(super) watched: Vec<(IpAddr, WatchedPath)>,
+    pub(super) watched: Vec<(PeerId, WatchedPath)>,
+    /// What a kernel would have: gateways by prefix.
+    pub(super) installed: BTreeMap<IpNet, Vec<IpAddr>>,
+    pub(super) settled: bool,
+}
+
+impl Node {
+    fn new(speaker: Speaker) -> Self {
+        Node {
+            speaker,
+            watch: Watch::default(),
+            changes: Vec::new(),
+            watched: Vec::new(),
+            installed: BTreeMap::new(),
+            settled: false,
+        }
+    }
+
+    fn install(&mut self) {
+        let Installation { changes, settled } = self.speaker.install(usize::MAX);
+        for change in changes {
+            self.installed.insert(change.prefix, change.hops.iter().map(|hop| hop.gateway).collect());
+        }
+        self.installed.retain(|_, gateways| !gateways.is_empty());
+        self.settled |= settled;
+    }
 }
 
 enum Event {
@@ -57,12 +82,7 @@ impl Event {
 impl World {
     /// `hosts` speakers at 10.0.0.0 and on; nobody is configured yet.
     pub(super) fn new(hosts: usize, seed: u64) -> Self {
-        let node = |host| Node {
-            speaker: Speaker::new(seed.wrapping_add(host as u64)),
-            watch: Watch::default(),
-            changes: Vec::new(),
-            watched: Vec::new(),
-        };
+        let node = |host| Node::new(Speaker::new(seed.wrapping_add(host as u64)));
         World {
             now: Duration::from_secs(100),
             nodes: (0..hosts).map(node).collect(),
@@ -119,8 +139,9 @@ impl World {
                 self.at(at, Event::Closed { to: other });
             }
         }
-        self.nodes[host] =
-            Node { speaker, watch: Watch::default(), changes: Vec::new(), watched: Vec::new() };
+        // The kernel is the same.
+        let installed = std::mem::take(&mut self.nodes[host].installed);
+        self.nodes[host] = Node { installed, ..Node::new(speaker) };
         // What was on its way to the process before is nobody's.
         self.events.retain(|_, event| !event.is_to(host));
     }
@@ -244,11 +265,13 @@ impl World {
                         self.at(at, Event::Closed { to: other });
                     }
                 }
+                Output::Report { .. } => {}
                 Output::Watch { peer, path } => {
                     self.nodes[host].watched.retain(|(address, _)| *address != peer);
                     self.nodes[host].watched.extend(path.map(|path| (peer, path)));
                 }
                 Output::StateChanged { state, .. } => self.nodes[host].changes.push((self.now, state)),
+                Output::Install => self.nodes[host].install(),
             }
         }
         let node = &self.nodes[host];
@@ -300,7 +323,7 @@ struct Seen {
     sent: Stream,
     received: Stream,
     /// The peer's picture of us: what it was told and not untold.
-    told: BTreeMap<IpNet, (Attributes, NextHop)>,
+    told: BTreeMap<Nlri, (Attributes, NextHop)>,
 }
 
 /// Messages of one direction.
@@ -322,30 +345,32 @@ impl Watch {
 
     pub(super) fn received(&mut self, connection: ConnectionId, bytes: &[u8]) {
         if let Some(seen) = self.connections.get_mut(&connection) {
-            let context = seen.context();
+            let context = seen.context(false);
             seen.received.take(bytes, &context, false);
         }
     }
 
     pub(super) fn sent(&mut self, connection: ConnectionId, bytes: &[u8]) {
         let Some(seen) = self.connections.get_mut(&connection) else { return };
-        let context = seen.context();
+        let context = seen.context(true);
         for message in seen.sent.take(bytes, &context, true) {
             if let Message::Update(update) = message {
-                for prefix in update.withdrawn {
-                    assert!(
-                        seen.told.remove(&prefix).is_some(),
-                        "withdrew {prefix}, which was not announced"
-                    );
+                for nlri in update.withdrawn {
+                    assert!(seen.told.remove(&nlri).is_some(), "withdrew {nlri}, which was not announced");
                 }
                 let Some(announced) = update.announced else { continue };
                 for reach in announced.reach {
-                    for prefix in reach.prefixes {
-                        seen.told.insert(prefix, (announced.attributes.clone(), reach.next_hop));
+                    for nlri in reach.prefixes {
+                        seen.told.insert(nlri, (announced.attributes.clone(), reach.next_hop));
                     }
                 }
             }
         }
+    }
+
+    /// Whether what the peer says on a connection has path identifiers.
+    pub(super) fn reads_paths(&self, connection: ConnectionId) -> bool {
+        self.connections.get(&connection).is_some_and(|seen| !seen.context(false).add_path_receive.is_empty())
     }
 
     /// What must hold always.
@@ -366,11 +391,12 @@ impl Watch {
             let mut known = 0;
             for (&family, out) in &slot.out {
                 let table = speaker.rib.table(family);
-                for id in table.ids().filter(|&id| out.knows(id)) {
-                    known += 1;
-                    let told = &seen.told[&table.prefix(id)];
-                    // None: a refresh is under way, the peer is told again whatever it knows.
-                    if let Some(attributes) = out.sent(id) {
+                for id in table.ids() {
+                    let prefix = table.prefix(id);
+                    known += seen.told.keys().filter(|nlri| nlri.prefix == prefix).count();
+                    // Not there: a refresh is under way, the peer is told again whatever it knows.
+                    for (path, attributes) in out.sent(id) {
+                        let told = &seen.told[&Nlri { prefix, path }];
                         let route = speaker.rib.attributes.get(attributes);
                         assert!(
                             *told == (route.attributes.clone(), route.next_hop.unwrap()),
@@ -387,14 +413,26 @@ impl Watch {
 }
 
 impl Seen {
-    /// How the peer reads us.
-    fn context(&self) -> Context {
+    /// How the peer reads us; or how we read it.
+    fn context(&self, ours: bool) -> Context {
         let four = |open: &Open| open.capabilities.iter().any(|c| matches!(c, Capability::FourOctetAs(_)));
         let opens = (&self.sent.open, &self.received.open);
         let extended = |open: &Option<Open>| {
             open.as_ref().is_some_and(|open| open.capabilities.contains(&Capability::ExtendedMessage))
         };
+        // Each side offers it for both families or none.
+        let directions = |open: &Option<Open>| {
+            let capabilities = open.iter().flat_map(|open| &open.capabilities);
+            let mut offers = capabilities.filter_map(|capability| match capability {
+                Capability::AddPath(families) => families.first().map(|(_, directions)| *directions),
+                _ => None,
+            });
+            offers.next_back().unwrap_or_default()
+        };
+        let (we, they): (AddPath, AddPath) = (directions(&self.sent.open), directions(&self.received.open));
+        let with_paths = if ours { we.send && they.receive } else { we.receive && they.send };
         Context {
+            add_path_receive: if with_paths { Family::ALL.into() } else { BTreeSet::new() },
             four_octet_as: self.received.open.as_ref().is_some_and(four),
             internal: matches!(opens, (Some(ours), Some(theirs)) if ours.asn == theirs.asn),
             families: Family::ALL.into(),
@@ -446,7 +484,8 @@ impl Speaker {
             }
             for (_, slot) in self.slots() {
                 if let Some(out) = slot.out.get(&family) {
-                    (0..table.bound()).filter_map(|id| out.sent(id)).for_each(&mut hold);
+                    let sent = (0..table.bound()).flat_map(|id| out.sent(id));
+                    sent.for_each(|(_, attributes)| hold(attributes));
                 }
             }
         }
@@ -458,7 +497,7 @@ impl Speaker {
                 let ours = |path: &&Path| path.source == source && !path.refused;
                 table.ids().map(|id| table.paths(id).iter().filter(ours).count() as u64).sum::<u64>()
             });
-            assert_eq!(slot.received, accepted.iter().sum::<u64>(), "count of accepted prefixes");
+            assert_eq!(slot.accepted(), accepted.iter().sum::<u64>(), "count of accepted prefixes");
         }
     }
 }

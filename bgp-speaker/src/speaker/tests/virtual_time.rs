@@ -259,9 +259,9 @@ fn unchanged_routes_are_not_sent_again() {
 fn routes_for_some_peers() {
     let mut world = pair([65001, 65002], 10);
     let mut named = route("10.1.0.0/16", 1);
-    named.peers = Some([address(1)].into());
+    named.peers = Some([address(1).into()].into());
     let mut others = route("10.2.0.0/16", 2);
-    others.peers = Some([address(7)].into());
+    others.peers = Some([address(7).into()].into());
     let all = [route("10.1.0.0/16", 5), route("10.2.0.0/16", 6), route("10.3.0.0/16", 7)];
     world.with(0, |speaker, _| speaker.set_routes([vec![named, others], all.to_vec()].concat()).unwrap());
     world.run(SECOND);

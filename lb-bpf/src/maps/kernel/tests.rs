@@ -145,7 +145,7 @@ fn op() -> impl Strategy<Value = Op> {
         (0..200_u32, prop::collection::vec(slot, 1..50))
             .prop_map(|(base, slots)| Op::WriteTable(base, slots)),
         (0..256_u32, any::<u32>()).prop_map(|(index, previous)| Op::SetPrevious(index, previous)),
-        (1..9_u32, "[a-z/é]{1,20}").prop_map(|(id, name)| Op::SetName(id, ServiceKey(name))),
+        (1..9_u32, "[a-z/é]{1,20}").prop_map(|(id, name)| Op::SetName(id, ServiceKey(name.into()))),
         (1..9_u32).prop_map(Op::RemoveName),
         (vip_key.clone(), vip).prop_map(|(key, vip)| Op::SetVip(key, vip)),
         vip_key.prop_map(Op::RemoveVip),

@@ -46,7 +46,7 @@ fn owners(maps: &FakeMaps) -> BTreeMap<VipKey, Vec<Option<(Endpoint, u8)>>> {
 type Rules = (BTreeMap<(String, u32, Addr), bool>, BTreeMap<String, Filter>);
 
 fn rules(maps: &FakeMaps) -> Rules {
-    let name = |id: &u32| maps.names[id].0.clone();
+    let name = |id: &u32| maps.names[id].0.to_string();
     let ranges = maps.ranges.iter().map(|(key, value)| ((name(&key.service), key.bits, key.addr), *value));
     let filters = maps.filters().unwrap().into_iter();
     (ranges.collect(), filters.map(|(index, filter)| (maps.filter_names[&index].clone(), filter)).collect())

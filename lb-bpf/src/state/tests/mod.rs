@@ -7,7 +7,10 @@ mod packets;
 mod server_ids;
 mod sources;
 
-use super::{Hop, NextHop, NextHops, Now, State, ping_key, plan::PlanError};
+use super::{
+    Hop, NextHop, NextHops, Now, State, ping_key,
+    plan::{Plan, PlanError},
+};
 use crate::{
     maps::{Maps, Op, Sizes, fake::FakeMaps},
     service::{Desired, Endpoint, Frontend, Protocol, Rules, Service, ServiceKey, Target},
@@ -19,6 +22,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
     num::NonZeroU32,
+    sync::Arc,
 };
 
 const SIZES: Sizes =
@@ -49,7 +53,7 @@ fn service(frontends: &[u8], backends: &[(u8, u16, bool)]) -> Service {
 }
 
 fn desired(services: impl IntoIterator<Item = (&'static str, Service)>) -> Desired {
-    let services = services.into_iter().map(|(name, service)| (key(name), service));
+    let services = services.into_iter().map(|(name, service)| (key(name), Arc::new(service)));
     Desired { services: services.collect(), ..Desired::default() }
 }
 
@@ -104,19 +108,34 @@ fn any_desired() -> impl Strategy<Value = Desired> {
             }
         }
         services.retain(|_, service| !service.frontends.is_empty());
-        Desired { services, filters, ..Desired::default() }
+        let services = services.into_iter().map(|(key, service)| (key, Arc::new(service)));
+        Desired { services: services.collect(), filters, ..Desired::default() }
     })
 }
 
-/// Plans, applies, and checks that the mirror is what the maps hold.
+/// Plans, applies, and checks that the mirror is what the maps hold, and that the plan says what it touches.
 fn install(state: &mut State, maps: &mut FakeMaps, desired: &Desired, now: Now) -> Vec<Op> {
-    let mut ops = state.plan(maps, desired, &hops(), now).unwrap();
+    let changes = state.compare(desired);
+    let declared = desired.services.values().flat_map(|service| service.backends.keys());
+    let entries = maps.backends().unwrap().into_values().map(|backend| IpAddr::from(backend.addr));
+    let addresses: BTreeSet<IpAddr> = declared.map(|endpoint| endpoint.address).chain(entries).collect();
+    assert_eq!(state.addresses(&changes), addresses);
+    let mut report = state.installed();
+    let Plan { mut ops, touched } = state.plan_changes(maps, changes, &hops(), now).unwrap();
     ops.iter().for_each(|op| maps.apply(op).unwrap());
+    for key in touched {
+        match state.installed_service(&key) {
+            Some(service) => report.insert(key, service),
+            None => report.remove(&key),
+        };
+    }
+    assert_eq!(report, state.installed());
     let prune = state.plan_prune(now);
     prune.iter().for_each(|op| maps.apply(op).unwrap());
     ops.extend(prune);
     assert_eq!(state.vips, maps.vips);
     assert_eq!(state.backends, maps.backends().unwrap());
+    assert_eq!(state.by_address.values().flatten().count(), state.backends.len());
     assert_eq!(state.names, maps.names);
     assert_eq!(state.config, maps.config);
     assert_eq!(
@@ -402,7 +421,7 @@ fn drops_are_counted_by_service_as_long_as_it_is_there() {
         let all = state.counters(maps).unwrap().drops;
         let all =
             all.into_iter().flat_map(|(key, drops)| drops.into_iter().map(move |drop| (key.clone(), drop)));
-        all.map(|(key, (label, counter))| (key.0, label, counter.packets)).collect()
+        all.map(|(key, (label, counter))| (key.0.to_string(), label, counter.packets)).collect()
     };
     let wanted = [("a", "source_denied", 3), ("b", "no_backend", 5), ("b", "source_denied", 4)]
         .map(|(s, l, n)| (s.to_owned(), l, n));

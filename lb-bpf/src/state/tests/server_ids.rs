@@ -1,8 +1,10 @@
 //! QUIC server IDs: whatever happens, they name the service's own backends, and all of them that may get packets.
-use super::{super::State, SIZES, START, any_desired, desired, endpoint, frontend, hops, install, service};
+use super::{
+    super::State, SIZES, START, any_desired, desired, endpoint, frontend, hops, install, key, service,
+};
 use crate::{
     maps::{Maps, Op, Sizes, fake::FakeMaps},
-    service::{Desired, Endpoint, Service, Target},
+    service::{Desired, Endpoint, Service, ServiceKey, Target},
 };
 use lb_bpf_common::{Addr, Backend, Mode, Vip, VipKey, proto};
 use proptest::prelude::*;
@@ -19,7 +21,7 @@ fn quic(bytes: u8, backends: &[(u8, u16, bool)]) -> Service {
 }
 
 /// By service, length and ID, the backend that packets find.
-pub(super) fn ids(maps: &FakeMaps) -> BTreeMap<(String, u32, u64), (Endpoint, u8)> {
+pub(super) fn ids(maps: &FakeMaps) -> BTreeMap<(ServiceKey, u32, u64), (Endpoint, u8)> {
     let of = |(key, vip): (&VipKey, &Vip)| {
         let [bytes, service, high, low] = key.addr.0;
         let backend = maps.backends[vip.base as usize];
@@ -28,7 +30,7 @@ pub(super) fn ids(maps: &FakeMaps) -> BTreeMap<(String, u32, u64), (Endpoint, u8
         let id = u64::from(high) << 32 | u64::from(low);
         assert_eq!(backend.addr.server_id(bytes), Some(id), "{key:?} names {:?}", IpAddr::from(backend.addr));
         let named = (super::super::endpoint_of(&backend), backend.mode);
-        ((maps.names[&service].0.clone(), bytes, id), named)
+        ((maps.names[&service].clone(), bytes, id), named)
     };
     maps.vips.iter().filter(|(key, _)| key.proto == proto::SERVER_ID).map(of).collect()
 }
@@ -119,7 +121,7 @@ fn an_id_of_two_backends_is_nobodys() {
     assert_eq!(named(&maps), [1]);
     web.backends.remove(&endpoint(2));
     install(&mut state, &mut maps, &desired([("web", web.clone())]), START);
-    assert_eq!(ids(&maps)[&("web".to_owned(), 1, 2)].0, twin, "what is declared comes before what drains");
+    assert_eq!(ids(&maps)[&(key("web"), 1, 2)].0, twin, "what is declared comes before what drains");
     // Too short an address.
     web.rules.server_id_bytes = 5;
     install(&mut state, &mut maps, &desired([("web", web.clone())]), START);
@@ -163,7 +165,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 /// The declared backends that have a weight and an ID of their own.
-fn wanted(desired: &Desired) -> BTreeMap<(String, u32, u64), (Endpoint, u8)> {
+fn wanted(desired: &Desired) -> BTreeMap<(ServiceKey, u32, u64), (Endpoint, u8)> {
     let mut wanted = BTreeMap::new();
     for (key, service) in desired.services.iter().filter(|(_, service)| !service.mode.is_translated()) {
         let bytes = u32::from(service.rules.server_id_bytes);
@@ -171,7 +173,7 @@ fn wanted(desired: &Desired) -> BTreeMap<(String, u32, u64), (Endpoint, u8)> {
             if let (Some(id), 1..) = (Addr::from(endpoint.address).server_id(bytes), target.weight)
                 && target.up
             {
-                wanted.insert((key.0.clone(), bytes, id), (*endpoint, service.mode as u8));
+                wanted.insert((key.clone(), bytes, id), (*endpoint, service.mode as u8));
             }
         }
     }
@@ -214,7 +216,7 @@ proptest! {
                 prop_assert_eq!(found.get(&key), Some(&backend), "{:?}", key);
             }
             let lengths: BTreeSet<_> = last.services.iter().map(|(key, its)| {
-                (key.0.clone(), if its.mode.is_translated() { 0 } else { u32::from(its.rules.server_id_bytes) })
+                (key.clone(), if its.mode.is_translated() { 0 } else { u32::from(its.rules.server_id_bytes) })
             }).collect();
             for (name, bytes, _) in found.keys() {
                 prop_assert!(lengths.contains(&(name.clone(), *bytes)), "{} bytes of {}", bytes, name);

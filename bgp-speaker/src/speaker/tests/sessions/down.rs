@@ -2,7 +2,8 @@
 use super::*;
 
 fn told(count: u8) -> Message {
-    let prefixes = (0..count).map(|n| IpNet::new(IpAddr::from([10, n, 0, 0]), 16).unwrap()).collect();
+    let prefix = |n| IpNet::new(IpAddr::from([10, n, 0, 0]), 16).unwrap().into();
+    let prefixes = (0..count).map(prefix).collect();
     Message::Update(Update {
         withdrawn: Vec::new(),
         announced: Some(Announcement {

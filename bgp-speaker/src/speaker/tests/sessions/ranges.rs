@@ -42,12 +42,12 @@ fn members_of_a_range_come_and_go() {
     for host in [3, 4] {
         let stranger = script.accept(host);
         assert_eq!(script.last(stranger).as_deref(), Some(""));
-        assert_eq!(script.speaker.transport(address(host)), None);
+        assert_eq!(script.speaker.transport(SocketAddr::new(address(host), 179)), None);
     }
     let reason = "closed".to_owned();
     script.outputs = script.speaker.handle(Input::Closed { connection: one, reason }, NOW);
     assert_eq!(addresses(&script), [address(2)]);
-    assert!(script.speaker.transport(address(3)).is_some());
+    assert!(script.speaker.transport(SocketAddr::new(address(3), 179)).is_some());
     script.establish(3);
     assert_eq!(addresses(&script), [address(2), address(3)]);
 }
@@ -93,7 +93,7 @@ fn routes_name_all_members_by_their_range() {
     let mut script = with_range(1);
     let connection = script.establish(1);
     script.hear(connection);
-    let to = |peer: IpAddr| Route { peers: Some([peer].into()), ..route("203.0.113.0/24", 1) };
+    let to = |peer: IpAddr| Route { peers: Some([peer.into()].into()), ..route("203.0.113.0/24", 1) };
     script.speaker.set_routes(vec![to(address(1))]).unwrap();
     assert_eq!(script.hear(connection), []);
     script.speaker.set_routes(vec![to(range(1).name())]).unwrap();

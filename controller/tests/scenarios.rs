@@ -322,6 +322,9 @@ fn write_rules(rules: &Rules, out: &mut String) {
     if rules.pass_without_backend {
         *out += "    up the stack without a backend\n";
     }
+    if rules.server_id_bytes > 0 {
+        writeln!(out, "    QUIC server IDs of {} bytes", rules.server_id_bytes).unwrap();
+    }
 }
 
 /// A line for each rule, or for each packet filter that has many.

@@ -94,6 +94,10 @@ pub struct Rules {
     pub deny: BTreeSet<IpNet>,
     /// Whether packets go up the stack while the service has no backend; else they are dropped.
     pub pass_without_backend: bool,
+    /// How many bytes the server IDs in QUIC connection IDs have, 1 to 8 ([`lb_bpf_common::quic`]); 0: UDP packets go by the table
+    /// alone, as they do in the modes that translate. The server ID of a backend is the end of its address; one that two
+    /// backends have counts for neither.
+    pub server_id_bytes: u8,
 }
 
 /// A VIP with protocol and port.

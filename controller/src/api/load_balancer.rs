@@ -40,6 +40,7 @@ use serde::{Deserialize, Serialize};
         "self.policy.forwarding.mode == 'NAT' || self.ports.all(p, !has(p.targetPort) || p.targetPort == p.port)",
         DIRECT_RETURN_PORT
     ),
+    ("!has(self.policy.quic) || self.ports.exists(p, p.protocol == 'UDP')", QUIC_PORT),
 ])))]
 pub struct LoadBalancerSpec {
     /// Exactly these addresses, of one or both families; empty: given from a pool.
@@ -72,6 +73,9 @@ pub(crate) const ADDRESSES_OR_POOL: &str = "addresses and pool exclude each othe
 pub(crate) const UNIQUE_PORT_NAMES: &str = "the names of ports must be unique";
 /// Why a port is not translated with direct server return.
 pub(crate) const DIRECT_RETURN_PORT: &str = "targetPort must equal port unless policy.forwarding.mode is NAT";
+
+/// Why connection IDs are of no use without UDP.
+pub(crate) const QUIC_PORT: &str = "policy.quic needs a port with protocol UDP";
 
 /// A port of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -1,6 +1,6 @@
 //! The block `policy`: how the traffic of a service is balanced. It stands in LoadBalancers.
 use super::crds::rules;
-use super::scalar::{Cidr, Millis, Percent, Port, Seconds, Threshold};
+use super::scalar::{Cidr, Millis, Percent, Port, Seconds, ServerIDBytes, Threshold};
 use lb_bpf::abi::Mode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 /// How the traffic of a service is balanced.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[schemars(extend("x-kubernetes-validations" = rules(&[
+    ("!has(self.quic) || self.forwarding.mode != 'NAT'", QUIC_MODE),
+])))]
 pub struct Policy {
     /// How packets reach the backends.
     pub forwarding: Forwarding,
@@ -22,10 +25,17 @@ pub struct Policy {
     pub without_backends: WithoutBackends,
     /// How long, in seconds, the connections of a backend that was removed or set to weight 0 are kept.
     pub drain_seconds: Seconds,
+    /// That UDP packets are QUIC and follow their connection IDs. Without it they follow addresses and ports, as all others do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quic: Option<Quic>,
     /// How traffic is shared with the same service of other clusters.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clusters: Option<Clusters>,
 }
+
+/// Why server IDs are of no use under NAT.
+pub(crate) const QUIC_MODE: &str =
+    "needs a forwarding mode other than NAT, which keeps flows by address and port";
 
 impl Default for Policy {
     fn default() -> Self {
@@ -37,6 +47,7 @@ impl Default for Policy {
             source_ranges: SourceRanges::default(),
             without_backends: WithoutBackends::default(),
             drain_seconds: DRAIN,
+            quic: None,
             clusters: None,
         }
     }
@@ -202,6 +213,16 @@ pub enum WithoutBackends {
     Drop,
     /// The load balancer's own stack has them.
     Pass,
+}
+
+/// How QUIC connection IDs name their server: as QUIC-LB has it, with the plaintext algorithm.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Quic {
+    /// How many bytes the server ID has that follows the first byte of a connection ID. It is the end of the backend's address: of
+    /// IPv4 at most 4 bytes.
+    #[serde(rename = "serverIDBytes")]
+    pub server_id_bytes: ServerIDBytes,
 }
 
 /// How traffic is shared with the same service of other clusters.

@@ -107,6 +107,10 @@ ranged! {
     Threshold(u8 as "int32"), "a number of results in a row", 1 ..= 100
 }
 ranged! {
+    /// Length of a QUIC server ID.
+    ServerIDBytes(u8 as "int32"), "a length of a server ID", 1 ..= 8
+}
+ranged! {
     /// BGP hold time in seconds (RFC 4271 section 4.2); 1 and 2 are refused by a rule of their own.
     HoldSeconds(u16 as "int32"), "a hold time", 0 ..= 65535
 }

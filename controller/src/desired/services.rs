@@ -4,6 +4,7 @@ use super::{Node, addresses, joined, labels};
 use crate::{
     api::{
         Backend, Cidr, LoadBalancer, LoadBalancerSpec, LoadBalancerStatus, Policy, ServicePort,
+        load_balancer::Protocol,
         policy::{Affinity, SourceRanges, WithoutBackends},
     },
     declared::Declared,
@@ -237,7 +238,7 @@ impl Balanced<'_> {
                     mode: spec.policy.forwarding.datapath_mode(),
                     backends: backends.into_iter().collect(),
                     drain_seconds: spec.policy.drain_seconds.get(),
-                    rules: rules(&spec.policy, family),
+                    rules: rules(&spec.policy, port, family),
                 };
                 self.services.push(Port { index: services.len(), family, serving, weight: healthy_weight });
                 services.push((key, Arc::new(service), services.len()));
@@ -275,8 +276,8 @@ fn only_family(spec: &LoadBalancerSpec) -> Option<Family> {
     families.all(|family| family == first).then_some(first)
 }
 
-/// What else holds for the packets of the service of an address family.
-fn rules(policy: &Policy, family: Family) -> Rules {
+/// What else holds for the packets of the service of a port in an address family.
+fn rules(policy: &Policy, port: &ServicePort, family: Family) -> Rules {
     let SourceRanges { allow, deny } = &policy.source_ranges;
     let own = |ranges: &[Cidr]| -> BTreeSet<_> {
         ranges.iter().map(|range| range.0).filter(|range| Family::of(range.addr()) == family).collect()
@@ -286,11 +287,13 @@ fn rules(policy: &Policy, family: Family) -> Rules {
         // To allow none would let all in.
         denied = BTreeSet::from([everybody(family)]);
     }
+    let quic = policy.quic.as_ref().filter(|_| port.protocol == Protocol::UDP);
     Rules {
         client_affinity: policy.affinity == Affinity::ClientIP,
         allow: allowed,
         deny: denied,
         pass_without_backend: policy.without_backends == WithoutBackends::Pass,
+        server_id_bytes: quic.map_or(0, |quic| quic.server_id_bytes.get()),
     }
 }
 

@@ -7,18 +7,19 @@ use crate::{
         bgp_advertisement::Source,
         bgp_peer::{HOLD_TIME, KEEPALIVE, KEYS_OF_ADDRESSES, ON_LINK, ONE_NEIGHBOUR, TTL_EXCLUSIVE},
         bgp_router::BmpStation,
-        load_balancer::{ADDRESSES_OR_POOL, DIRECT_RETURN_PORT, ONE_BACKEND},
+        load_balancer::{ADDRESSES_OR_POOL, DIRECT_RETURN_PORT, ONE_BACKEND, Protocol, QUIC_PORT},
         packet_filter::{
             self, BytesAt, DROPS_EVERYTHING, FLAGS_OF_PROTOCOL, FilterAction, FilterRule, MASK_LENGTH,
             MIN_MAX, PORTS_OF_PROTOCOL, SET_IN_MASK,
         },
-        policy::{ForwardingMode, HealthCheck, ONE_CHECK, Policy, SOURCE_NAT},
+        policy::{ForwardingMode, HealthCheck, ONE_CHECK, Policy, QUIC_MODE, SOURCE_NAT},
         scalar::quoted,
         selector::is_dns_label,
     },
     object::Object,
 };
 use bgp_speaker::InterfaceName;
+use lb_bpf::abi;
 use std::{collections::BTreeMap, net::IpAddr};
 
 /// Field and reason.
@@ -148,6 +149,32 @@ impl Faults {
             self.add("backends", "none is of the address family of the service's addresses");
         }
         self.policy(&spec.policy);
+        self.quic(spec);
+    }
+
+    fn quic(&mut self, spec: &LoadBalancerSpec) {
+        let Some(quic) = &spec.policy.quic else { return };
+        let field = "policy.quic";
+        self.add_if(spec.policy.forwarding.mode == ForwardingMode::NAT, field, QUIC_MODE);
+        self.add_if(!spec.ports.iter().any(|port| port.protocol == Protocol::UDP), field, QUIC_PORT);
+        let bytes = quic.server_id_bytes;
+        let mut owners = BTreeMap::new();
+        for (index, backend) in spec.backends.iter().enumerate() {
+            let Some(address) = backend.address else { continue };
+            let is_v4 = address.0.is_ipv4();
+            let Some(id) = abi::Addr::from(address.0).server_id(bytes.get().into()) else {
+                let reason = format!("must be at most 4: backends[{index}].address is {address}");
+                return self.add(format!("{field}.serverIDBytes"), reason);
+            };
+            // The backends of one service of the datapath are of one family.
+            let (first, other) = *owners.entry((is_v4, id)).or_insert((index, address));
+            if other != address {
+                let reason = format!(
+                    "{address} and backends[{first}], {other}, have one QUIC server ID: {field}.serverIDBytes is {bytes}"
+                );
+                self.add(format!("backends[{index}].address"), reason);
+            }
+        }
     }
 
     fn ports(&mut self, spec: &LoadBalancerSpec) {

@@ -2,7 +2,7 @@
 use crate::Addr;
 
 /// Who has an entry in `vips`: a frontend; or, with the number of the family's ICMP and port 0, an address that answers
-/// pings.
+/// pings; or a QUIC server ID ([`VipKey::server_id`]).
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct VipKey {
@@ -21,11 +21,12 @@ pub struct VipKey {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Vip {
-    /// Id of the service; 0 only in an address's entry for ICMP, which belongs to all services of the address.
+    /// Id of the service; 0 in an address's entry for ICMP, which belongs to all services of the address, and in that of a QUIC
+    /// server ID, whose key says it.
     pub service: u32,
-    /// Bits: [`Vip::AFFINITY`], [`Vip::RANGES`], [`Vip::PASS`].
+    /// Bits: [`Vip::AFFINITY`], [`Vip::RANGES`], [`Vip::PASS`], [`Vip::QUIC`].
     pub flags: u32,
-    /// Index of the table's first slot in `slots`.
+    /// Index of the table's first slot in `slots`; of a QUIC server ID the index of its backend in `backends`.
     pub base: u32,
     /// Number of slots, a prime; 0 when the service has no backend.
     pub size: u32,

@@ -14,6 +14,7 @@ pub mod decide;
 mod entry;
 mod filter;
 mod hash;
+pub mod quic;
 mod recent;
 mod verdict;
 
@@ -113,4 +114,6 @@ pub mod proto {
     pub const SCTP: u8 = 132;
     /// ICMPv6 (RFC 4443).
     pub const ICMPV6: u8 = 58;
+    /// Of no packet: keys of QUIC server IDs have it ([`crate::VipKey::server_id`]). For experiments (RFC 3692).
+    pub const SERVER_ID: u8 = 253;
 }

@@ -72,6 +72,10 @@ pub trait Context {
     /// Which of the first `limit` packet filters drops the packet: its index and 1 more; 0: none.
     fn filter(&self, limit: u32) -> u32;
 
+    /// The backend of a service that the connection ID of a QUIC packet names, whose UDP header is at an offset: its index; 0:
+    /// none. The server ID has so many bytes.
+    fn quic_server(&self, transport: u32, service: u32, bytes: u32) -> u32;
+
     /// Handles UDP to the port of GUE, as a tunnel end; not ours: it is not for a tunnel end here.
     fn gue(&self) -> Verdict;
 
@@ -175,6 +179,11 @@ impl Context for XdpContext {
     #[inline(always)]
     fn filter(&self, limit: u32) -> u32 {
         global::fairlead_xdp_filter(self.ctx, limit)
+    }
+
+    #[inline(always)]
+    fn quic_server(&self, transport: u32, service: u32, bytes: u32) -> u32 {
+        global::unknown(global::fairlead_xdp_quic(self.ctx, transport, service, bytes))
     }
 
     #[inline(always)]
@@ -343,6 +352,11 @@ impl<const EGRESS: bool> Context for Skb<EGRESS> {
     #[inline(always)]
     fn filter(&self, limit: u32) -> u32 {
         global::fairlead_tc_filter(self.0, limit)
+    }
+
+    #[inline(always)]
+    fn quic_server(&self, transport: u32, service: u32, bytes: u32) -> u32 {
+        global::unknown(global::fairlead_tc_quic(self.0, transport, service, bytes))
     }
 
     #[inline(always)]

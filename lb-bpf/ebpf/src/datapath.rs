@@ -222,7 +222,10 @@ impl<C: Context> Way<'_, C> {
         if vip.size == 0 {
             return Err(nobody);
         }
-        let slot = slot_at(slot_index).ok_or(nobody)?;
+        let mut slot = slot_at(slot_index).ok_or(nobody)?;
+        if vip.flags & Vip::QUIC != 0 {
+            slot = self.named_slot(segment, vip, slot);
+        }
         let opening = transport.phase == Phase::Opening;
         let mut choice = Choice { index: slot.current, nat_port: 0, new: opening as u16 };
         let mut backend = backend_at(slot.current);
@@ -263,6 +266,20 @@ impl<C: Context> Way<'_, C> {
         count(backend_counters.get_ptr_mut(choice.index), self.bytes, choice.new != 0);
         self.report(segment, vip.service, verdict, choice);
         Ok(Outcome { verdict, ifindex, vlan: backend.vlan })
+    }
+
+    /// The slot of a packet; if its QUIC connection ID names a backend, as if it were clean and of that backend. Fragments
+    /// have to stay together, and only the first has a connection ID.
+    #[inline(always)]
+    fn named_slot(&self, segment: &Segment, vip: &Vip, slot: Slot) -> Slot {
+        if segment.flow.proto != proto::UDP || !matches!(segment.network.part, Part::Whole) {
+            return slot;
+        }
+        let (transport, bytes) = (segment.transport() as u32, Vip::quic_bytes(vip.flags));
+        match self.ctx.quic_server(transport, vip.service, bytes) {
+            0 => slot,
+            current => Slot { current, previous: 0 },
+        }
     }
 
     /// Where a tracked flow goes.

@@ -11,6 +11,7 @@ use crate::{
     icmp, nat,
     packet::ether_type,
     parse::Transport,
+    quic,
     recent::Place,
     vip,
 };
@@ -99,6 +100,20 @@ pub extern "C" fn fairlead_is_vip(a: u32, b: u32, c: u32, d: u32, mask: u32) -> 
 #[inline(never)]
 pub extern "C" fn fairlead_lets_in(service: u32, a: u32, b: u32, c: u32, d: u32) -> u32 {
     vip::lets_in(service, &Addr([a, b, c, d])) as u32
+}
+
+/// The backend that the connection ID of a QUIC packet names in a frame; 0: none. See [`quic::server`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fairlead_xdp_quic(ctx: *mut xdp_md, transport: u32, service: u32, bytes: u32) -> u32 {
+    quic::server(&XdpContext::new(ctx), transport, service, bytes)
+}
+
+/// Likewise in a socket buffer.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fairlead_tc_quic(skb: *mut __sk_buff, transport: u32, service: u32, bytes: u32) -> u32 {
+    quic::server(&Skb::<false>(skb), transport, service, bytes)
 }
 
 /// Counts a packet of a service that was not sent to a backend. See [`event::count_drop`].

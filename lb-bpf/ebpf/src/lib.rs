@@ -26,6 +26,7 @@ pub mod maps;
 pub mod nat;
 pub mod packet;
 pub mod parse;
+pub mod quic;
 pub mod recent;
 pub mod vip;
 pub mod vlan;

@@ -21,6 +21,16 @@ pub fn dump(maps: &impl Maps) -> Result<String, MapError> {
         line(&mut text, format_args!("service {id} {name}"));
     }
     for (key, vip) in &vips {
+        if key.proto == proto::SERVER_ID {
+            let [bytes, service, high, low] = key.addr.0;
+            let id = u64::from(high) << 32 | u64::from(low);
+            let backend = vip.base;
+            line(
+                &mut text,
+                format_args!("serverID service={service} bytes={bytes} {id:#x} backend={backend}"),
+            );
+            continue;
+        }
         let frontend = endpoint(key.addr, key.port);
         let (Vip { service, flags, base, size }, proto) = (vip, name(key.proto));
         let what = format_args!("service={service} flags={flags} base={base} size={size}");

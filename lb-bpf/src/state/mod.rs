@@ -4,6 +4,7 @@
 mod dirt;
 mod filters;
 pub mod plan;
+mod server_ids;
 mod sources;
 pub mod sweep;
 
@@ -147,6 +148,8 @@ struct Programmed {
     dirty: BTreeMap<u32, dirt::Dirt>,
     /// Entries of this service that are not in the table, and the second in which they left it.
     away: BTreeMap<u32, u32>,
+    /// Index of `backends` by QUIC server ID.
+    server_ids: BTreeMap<VipKey, u32>,
 }
 
 impl State {

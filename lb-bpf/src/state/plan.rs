@@ -7,12 +7,14 @@
 use super::{
     Hop, Named, NextHop, NextHops, Now, Programmed, State, TargetKey,
     dirt::{self, Dirt},
-    endpoint_of, filters, ping_key, sources, vip_key,
+    endpoint_of, filters, ping_key,
+    server_ids::server_id_bytes,
+    sources, vip_key,
 };
 use crate::{
     maglev,
     maps::{MapError, Maps, NAME_LENGTH, Op},
-    service::{Desired, Endpoint, Frontend, Rules, Service, ServiceKey},
+    service::{Desired, Endpoint, Frontend, Service, ServiceKey},
     status::InstalledService,
 };
 use lb_bpf_common::{Addr, Backend, Config, DecapKey, Mode, Slot, Vip, VipKey, outer_header_sum, slot_of};
@@ -156,6 +158,7 @@ impl State {
         now: Now,
     ) -> Result<Plan, PlanError> {
         let moved = moved(&self.hops, hops);
+        let vips = self.vips.len();
         self.add_moved(&mut changes, &moved);
         let Changes { desired, changed, others, .. } = changes;
         let claimed = self.claims(&changed, &others)?;
@@ -201,6 +204,10 @@ impl State {
                     self.push(Op::SetVip(ping, PING), &mut ops);
                 }
             }
+        }
+        if self.vips.len() > self.room_for_vips {
+            let (needed, available) = (self.vips.len() - vips, self.room_for_vips.saturating_sub(vips));
+            return Err(PlanError::Full { map: "vips", needed: needed as u32, available: available as u32 });
         }
         for decap in &desired.decap {
             let key = DecapKey { local: decap.local.into(), vip: decap.vip.into() };
@@ -251,14 +258,18 @@ impl State {
 
     /// Whether a service that is not as it was will have left something behind.
     fn leaves_something(&self, key: &ServiceKey, service: Option<&&Arc<Service>>) -> bool {
-        let before = self.services.get(key).map(|programmed| &programmed.desired.frontends);
+        let programmed = self.services.get(key);
+        let before = programmed.map(|programmed| &programmed.desired.frontends);
         before != service.map(|service| &service.frontends)
+            || programmed.is_some_and(|programmed| !programmed.server_ids.is_empty())
     }
 
     /// What there is of services that the last plan did not name.
     fn leftovers(&self) -> Leftovers {
         let frontends = self.services.values().flat_map(|programmed| &programmed.desired.frontends);
-        let wanted: HashSet<VipKey> = frontends.flat_map(|it| [vip_key(it), ping_key(it)]).collect();
+        let server_ids = self.services.values().flat_map(|programmed| programmed.server_ids.keys().copied());
+        let wanted: HashSet<VipKey> =
+            frontends.flat_map(|it| [vip_key(it), ping_key(it)]).chain(server_ids).collect();
         let kept: BTreeSet<u32> = self.services.values().map(|programmed| programmed.id).collect();
         Leftovers {
             vips: self.vips.keys().filter(|key| !wanted.contains(key)).copied().collect(),
@@ -450,15 +461,16 @@ impl State {
         keys.retain(|key| !claimed.contains(key));
         keys.extend(service.frontends.iter().map(vip_key));
         let sources = sources::compile(id, &service.rules);
-        programmed.vip.flags = flags(&service.rules, !sources.is_empty());
+        programmed.vip.flags = flags(service, !sources.is_empty());
         self.add_sources(id, &sources, ops)?;
+        self.note_absent(&mut programmed, now);
+        self.add_server_ids(&mut programmed, now, ops);
         for key in keys {
             if self.vips.get(&key) != Some(&programmed.vip) {
                 self.push(Op::SetVip(key, programmed.vip), ops);
             }
         }
         self.remove_sources(id, &sources, ops);
-        self.note_absent(&mut programmed, now);
         self.report(&mut programmed);
         Ok(programmed)
     }
@@ -604,6 +616,7 @@ impl State {
             since: old.since,
             dirty: old.dirty,
             away: old.away,
+            server_ids: BTreeMap::new(),
         };
         if let Some(vip) = right.filter(|_| size > 0) {
             if vip != *old_vip {
@@ -802,11 +815,12 @@ const fn translation(mode: u8) -> u32 {
 }
 
 /// The bits of [`Vip::flags`].
-fn flags(rules: &Rules, has_ranges: bool) -> u32 {
+fn flags(service: &Service, has_ranges: bool) -> u32 {
     let bit = |is_set: bool, bit: u32| if is_set { bit } else { 0 };
-    bit(rules.client_affinity, Vip::AFFINITY)
+    bit(service.rules.client_affinity, Vip::AFFINITY)
         | bit(has_ranges, Vip::RANGES)
-        | bit(rules.pass_without_backend, Vip::PASS)
+        | bit(service.rules.pass_without_backend, Vip::PASS)
+        | Vip::quic_flags(server_id_bytes(service))
 }
 
 /// The addresses whose next hops differ.

@@ -107,6 +107,7 @@ impl State {
         let mut report = SweepReport::default();
         self.release(now);
         self.settle(maps, now, &mut report)?;
+        self.end_server_ids(maps, now)?;
         let mut pass = match self.pass.take() {
             Some(pass) => pass,
             None => Pass {
@@ -214,7 +215,7 @@ impl State {
         Ok(())
     }
 
-    /// Entries of `backends` that no desired service declares and no slot sends to.
+    /// Entries of `backends` that no desired service declares, no slot sends to and no QUIC server ID names.
     fn unreferenced(&self, maps: &impl Maps) -> Result<BTreeSet<u32>, MapError> {
         // Before the first plan nobody knows what is desired.
         if self.named.is_none() {
@@ -224,6 +225,9 @@ impl State {
             self.services.values().flat_map(|service| service.entries.values().copied()).collect();
         let mut rest: BTreeSet<u32> =
             self.backends.keys().filter(|index| !declared.contains(index)).copied().collect();
+        for index in self.named_by_ids() {
+            rest.remove(&index);
+        }
         let ids: BTreeSet<u32> = rest.iter().map(|index| self.backends[index].service).collect();
         for id in ids {
             let tables: BTreeSet<Vip> =

@@ -102,7 +102,10 @@ impl<M: Maps> Way<'_, M> {
             Stop::Verdict((Verdict::NoBackend, why)) => Stop::Verdict((nobody, why)),
             stop => stop,
         });
-        let Choice { index, backend, nat_port, why } = chosen?;
+        let Choice { index, backend, nat_port, mut why } = chosen?;
+        if flags & Vip::QUIC != 0 && self.key.proto == proto::UDP {
+            why.push_str("; a QUIC packet whose connection ID names another backend goes to that one");
+        }
         let table = self.maps.slots(base, size)?;
         trace.backend = Some(Chosen {
             endpoint: endpoint_of(&backend),

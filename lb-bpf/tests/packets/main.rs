@@ -12,6 +12,7 @@ mod modes;
 mod nat;
 mod others;
 mod parts;
+mod quic;
 mod recent;
 mod rig;
 mod rules;
@@ -65,6 +66,11 @@ fn fragments_extension_headers_and_vlans() {
 #[test]
 fn rules_of_services_and_filters() {
     run(rules::cases());
+}
+
+#[test]
+fn quic() {
+    run(quic::cases());
 }
 
 #[test]

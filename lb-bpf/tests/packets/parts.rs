@@ -25,7 +25,7 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 /// The parts of `frame`: the first has `first` bytes of the IP payload, a multiple of 8.
-fn parts(family: Family, frame: &Frame, first: usize) -> [Vec<u8>; 2] {
+pub(crate) fn parts(family: Family, frame: &Frame, first: usize) -> [Vec<u8>; 2] {
     let ip = frame.ip();
     let payload = &ip[family.header()..];
     let eth = &frame.bytes()[..14];

@@ -10,6 +10,7 @@ mod flood;
 mod icmp;
 mod iperf;
 mod pods;
+mod quic;
 mod restart;
 mod routers;
 mod segment;

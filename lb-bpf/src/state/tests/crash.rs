@@ -1,13 +1,13 @@
 //! The process may die between any two operations, and in the middle of some.
 use super::{
     super::{Now, State, dirt},
-    SIZES, START, any_desired, hops, install,
+    SIZES, START, any_desired, hops, install, server_ids,
 };
 use crate::{
     maps::{Maps, fake::FakeMaps, faulty::FaultyMaps},
     service::{Desired, Endpoint},
 };
-use lb_bpf_common::{Addr, Backend, Filter, Vip, VipKey};
+use lb_bpf_common::{Addr, Backend, Filter, Vip, VipKey, proto};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -26,7 +26,8 @@ fn seen(maps: &FakeMaps) -> BTreeMap<VipKey, Vec<(Seen, Seen)>> {
         let slots = maps.slots(vip.base, vip.size).unwrap();
         slots.iter().map(|slot| (backend(slot.current), dirt::waiting(slot).and_then(backend))).collect()
     };
-    maps.vips.iter().map(|(key, vip)| (*key, table(vip))).collect()
+    let frontends = maps.vips.iter().filter(|(key, _)| key.proto != proto::SERVER_ID);
+    frontends.map(|(key, vip)| (*key, table(vip))).collect()
 }
 
 /// The owners only.
@@ -108,6 +109,7 @@ proptest! {
             prop_assert!(try_install(&mut repaired, &next, now, |_| ()));
             prop_assert_eq!(&seen(&repaired.maps), &goal, "died after {} operations", left);
             prop_assert_eq!(rules(&repaired.maps), rules(&whole.maps));
+            prop_assert_eq!(server_ids::ids(&repaired.maps), server_ids::ids(&whole.maps));
             prop_assert_eq!(repaired.maps.config, whole.maps.config);
             prop_assert_eq!(&repaired.maps.names.values().collect::<Vec<_>>(), &whole.maps.names.values().collect::<Vec<_>>());
             repaired.done = 0;

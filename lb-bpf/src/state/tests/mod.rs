@@ -4,6 +4,7 @@ mod filters;
 mod flows;
 mod idle;
 mod packets;
+mod server_ids;
 mod sources;
 
 use super::{
@@ -25,7 +26,7 @@ use std::{
 };
 
 const SIZES: Sizes =
-    Sizes { vips: 16, slots: 1 << 15, backends: 200, flows: 10_000, decap: 16, filters: 4, ..Sizes::DEFAULT };
+    Sizes { vips: 64, slots: 1 << 15, backends: 200, flows: 10_000, decap: 16, filters: 4, ..Sizes::DEFAULT };
 const START: Now = Now(1_000_000_000);
 
 fn endpoint(n: u8) -> Endpoint {
@@ -79,15 +80,18 @@ fn any_desired() -> impl Strategy<Value = Desired> {
     // Mostly the same mode and rules, so that not every change of a service is one of those, too.
     let mode = prop_oneof![6 => Just(Mode::Ipip), 4 => prop::sample::select(&Mode::ALL[..])];
     let rules = prop_oneof![3 => Just(Rules::default()), 1 => sources::any_rules()];
-    let service = (backends, mode, prop::bool::weighted(0.2), rules).prop_map(
-        |(backends, mode, client_affinity, rules)| Service {
-            frontends: BTreeSet::new(),
-            mode,
-            backends,
-            drain_seconds: 10,
-            rules: Rules { client_affinity, ..rules },
-        },
-    );
+    let server_id_bytes = prop_oneof![2 => Just(0), 1 => Just(1), 1 => Just(3), 1 => Just(5)];
+    let rules = (rules, prop::bool::weighted(0.2), server_id_bytes);
+    let service =
+        (backends, mode, rules).prop_map(|(backends, mode, (rules, client_affinity, server_id_bytes))| {
+            Service {
+                frontends: BTreeSet::new(),
+                mode,
+                backends,
+                drain_seconds: 10,
+                rules: Rules { client_affinity, server_id_bytes, ..rules },
+            }
+        });
     let filters = prop::collection::btree_map("[a-c]", (1..4_u8).prop_map(filters::rule), 0..3);
     // Which of the two services has each of four frontends, if any.
     let owners = prop::collection::vec(prop::option::weighted(0.8, prop::bool::weighted(0.3)), 4);
@@ -174,12 +178,13 @@ fn an_example_from_empty_maps_to_empty_maps() {
 
 #[test]
 fn a_full_map_is_an_error_that_says_so() {
-    let mut maps = FakeMaps::new(Sizes { slots: 2000, ..SIZES });
+    let maps = FakeMaps::new(Sizes { slots: 2000, ..SIZES });
     let mut state = State::restore(&maps).unwrap();
     let backends = [(1, 1, true)];
     let two = desired([("a", service(&[1], &backends)), ("b", service(&[2], &backends))]);
     let error = state.plan(&maps, &two, &hops(), START).unwrap_err();
     assert_eq!(error.to_string(), "map slots is full: 1021 more entries are needed, 979 are free");
+    let mut maps = FakeMaps::new(Sizes { vips: 16, ..SIZES });
     let mut state = State::restore(&maps).unwrap();
     let frontends: Vec<u8> = (1..=8).collect();
     let error =

@@ -2,8 +2,8 @@
 //! as `lb-bpf/ebpf/src/datapath.rs` and `flow.rs`, with the same functions for the hash, the slot, the rule of dirty
 //! slots and the NAT port. Nothing is changed: no entry is made, no port is taken.
 //!
-//! The packet is taken to be whole, sound and small enough, with hops left; [`NextHop::largest_packet`] says how large
-//! one may be.
+//! The packet is taken to be whole, sound and small enough, with hops left, and without a QUIC connection ID that names a
+//! server; [`NextHop::largest_packet`] says how large one may be.
 use crate::{
     maps::{MapError, Maps},
     service::{Endpoint, Protocol, ServiceKey},

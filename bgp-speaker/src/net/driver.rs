@@ -10,8 +10,8 @@ use super::{
     discovery::Discovery,
     fib::{self, Fib},
     handover::HandOver,
-    options, socket,
-    station::{self, StationEvent},
+    socket,
+    station::StationEvent,
 };
 use crate::{
     ConnectionId, Endpoints, InterfaceName, Md5Key, PeerId, Time,
@@ -20,14 +20,14 @@ use crate::{
     speaker::{Input, Installation, Link, Output, Speaker},
 };
 use ipnet::IpNet;
+use keys::md5_keys;
 use std::{
     collections::{BTreeMap, BTreeSet},
     hash::{BuildHasher, Hasher, RandomState},
-    io, mem,
+    io,
     net::{SocketAddr, TcpStream as StdTcpStream},
-    os::fd::AsFd,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 use tokio::{
     net::{TcpListener, TcpStream},

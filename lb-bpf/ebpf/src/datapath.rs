@@ -146,7 +146,8 @@ fn balance<C: Context, F: Family>(ctx: &C, packet: &Packet, tags: &Tags, bytes: 
         packet = ctx.packet();
     }
     let way = Way { ctx, packet: &packet, config, tags, bytes };
-    let Some(found) = vip::find(&segment.flow.dst, segment.flow.dst_port, segment.flow.proto, config.vip_mask)
+    let Some(found) =
+        vip::find(&segment.flow.dst, segment.flow.dst_port, segment.flow.proto, config.vip_mask)
     else {
         return if config.flags & Config::DNAT != 0 {
             way.reply(&segment)

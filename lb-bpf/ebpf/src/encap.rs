@@ -5,7 +5,11 @@ use crate::{
     family::{Family, Network, Part, V4, V6},
     packet::{ETH, Eth, Macs, Packet, Udp},
 };
-use lb_bpf_common::{Backend, GUE_PORT, Mode, Verdict, decide::{gue_source, outer_source_bits}, fold, proto};
+use lb_bpf_common::{
+    Backend, GUE_PORT, Mode, Verdict,
+    decide::{gue_source, outer_source_bits},
+    fold, proto,
+};
 
 /// Ethernet addresses towards a backend.
 #[inline(always)]

@@ -154,8 +154,7 @@ impl<'a> Quote<'a> {
     fn to_backend<F: Family>(&self, ifindex: &mut u32, vlan: &mut u16) -> Result<Verdict, Verdict> {
         let flow = self.flow;
         let all = config.get(0).ok_or(Verdict::NotOurs)?;
-        let vip =
-            vip::find(&flow.dst, flow.dst_port, flow.proto, all.vip_mask).ok_or(Verdict::NotOurs)?.vip;
+        let vip = vip::find(&flow.dst, flow.dst_port, flow.proto, all.vip_mask).ok_or(Verdict::NotOurs)?.vip;
         self.fault?;
         let hash = slot_hash(flow, vip.flags & Vip::AFFINITY != 0);
         let (index, backend, nat_port) = owner(flow, hash, &vip)?;

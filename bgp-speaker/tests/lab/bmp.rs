@@ -1,7 +1,7 @@
 //! BMP as a station hears it, judged by Wireshark.
 use super::{
-    command::BINARY,
-    harness::{Cable, OUR_ASN, Process, ROUTER, ROUTER_ASN, US, enter, run, wait_until},
+    command::{BINARY, api, launch},
+    harness::{Cable, OUR_ASN, ROUTER, ROUTER_ASN, US, enter, run, wait_until},
     routers::{Frr, PASSING, Router, THEIRS},
 };
 use nix::sys::signal::Signal;
@@ -67,10 +67,7 @@ fn a_station_hears_what_the_router_tells() {
          localAddress: {US}, timers: {{holdSeconds: 9, connectRetrySeconds: 1}}, import: {{accept: [10.1.0.0/16]}}}}], \
          routes: [{{prefix: 203.0.113.0/24}}], bmp: [{{station: \"{ROUTER}:11019\", statsSeconds: 1}}]}}"
     );
-    let config = cable.file("config.yaml", &config).display().to_string();
-    let api = cable.directory.join("api.sock").display().to_string();
-    let arguments = ["run", "--config", &config, "--api-socket", &api];
-    let mut daemon = Process::start(&cable.us, BINARY, &arguments, &cable.directory.join("daemon.log"));
+    let mut daemon = launch(&cable, &config);
     let stream = || heard.lock().unwrap().get(1).cloned().unwrap_or_default();
     let types = || {
         let (mut types, stream) = (Vec::new(), stream());
@@ -83,7 +80,7 @@ fn a_station_hears_what_the_router_tells() {
     };
     wait_until("a second connection, and statistics", || types().contains(&1) && types().len() > 6);
     wait_until("all routes of the router", || {
-        let shown = run(BINARY, &["routes", "--api-socket", &api]);
+        let shown = run(BINARY, &["routes", "--api-socket", &api(&cable)]);
         // The other ones are refused, and came along.
         shown.contains(THEIRS[0]) && types().iter().filter(|kind| **kind == 0).count() >= 5
     });

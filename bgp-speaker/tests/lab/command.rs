@@ -16,6 +16,24 @@ fn bgp_speaker(arguments: &[&str]) -> Output {
     Command::new(BINARY).args(arguments).output().unwrap()
 }
 
+/// Where our daemon answers.
+pub(crate) fn api(cable: &Cable) -> String {
+    cable.directory.join("api.sock").display().to_string()
+}
+
+/// Our daemon at its end of the cable, with this file.
+pub(crate) fn launch(cable: &Cable, config: &str) -> Process {
+    let config = cable.file("config.yaml", config).display().to_string();
+    let arguments = ["run", "--config", &config, "--api-socket", &api(cable)];
+    Process::start(&cable.us, BINARY, &arguments, &cable.directory.join("daemon.log"))
+}
+
+/// What it says of its peers; none: it does not answer.
+pub(crate) fn peers(cable: &Cable) -> Option<Vec<PeerStatus>> {
+    let output = bgp_speaker(&["peers", "-o", "json", "--api-socket", &api(cable)]);
+    serde_json::from_slice(&output.stdout).ok()
+}
+
 #[test]
 fn run_show_and_leave() {
     let cable = Cable::new();

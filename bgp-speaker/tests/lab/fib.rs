@@ -1,7 +1,7 @@
 //! Routes in the kernel: ECMP over two sessions with BIRD, IPv4 over IPv6 with FRR, packets that go there, and what is
 //! there after the end of a session, of the daemon, of a link.
 use super::{
-    command::BINARY,
+    command::launch,
     harness::{Cable, OUR_ASN, Process, ROUTER, ROUTER_ASN, ROUTER6, US, US6, run, wait_until},
     routers::{Bird, Frr},
 };
@@ -64,10 +64,7 @@ fn daemon(cable: &Cable, peers: &[&str], more: &str) -> Process {
         "{{asn: {OUR_ASN}, routerID: {US}, listen: [\"{US}:179\", \"{US_TOO}:179\"], peers: [{}]}}",
         peers.join(", ")
     );
-    let config = cable.file("config.yaml", &config).display().to_string();
-    let api = cable.directory.join("api.sock").display().to_string();
-    let arguments = ["run", "--config", &config, "--api-socket", &api];
-    Process::start(&cable.us, BINARY, &arguments, &cable.directory.join("daemon.log"))
+    launch(cable, &config)
 }
 
 /// Our routes in the kernel.
@@ -201,10 +198,7 @@ fn ipv4_over_ipv6_with_frr() {
          asn: {ROUTER_ASN}, localAddress: \"{US6}\", timers: {{connectRetrySeconds: 1}}, \
          import: {{accept: [any], install: true}}}}]}}"
     );
-    let config = cable.file("config.yaml", &config).display().to_string();
-    let api = cable.directory.join("api.sock").display().to_string();
-    let arguments = ["run", "--config", &config, "--api-socket", &api];
-    let _ours = Process::start(&cable.us, BINARY, &arguments, &cable.directory.join("daemon.log"));
+    let _ours = launch(&cable, &config);
     wait_until("both families", || is(&cable, BOTH, &[ROUTER6]) && is(&cable, BOTH6, &[ROUTER6]));
     wait_until("packets of IPv4", || pings(&cable, "203.0.113.1", "10.1.0.1"));
 }

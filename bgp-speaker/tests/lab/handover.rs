@@ -1,36 +1,32 @@
 //! A successor in the place of our daemon: the router sees no event of the session.
 use super::{
-    command::BINARY,
+    command::{launch, peers},
     harness::{Cable, OUR_ASN, Process, ROUTER, ROUTER_ASN, US, run, wait_until},
     routers::{Bird, Frr, Router, THEIRS},
 };
 use bgp_speaker::config::PeerStatus;
 use nix::sys::signal::Signal;
-use std::{path::Path, process::Command};
+use std::path::Path;
 
 const STAYS: [&str; 2] = ["203.0.113.0/24", "2001:db8:1::/48"];
 const GOES: &str = "203.0.114.0/24";
 const COMES: &str = "203.0.115.0/24";
 
 /// The file of the daemon.
-fn write_config(cable: &Cable, prefixes: &[&str], password: &str) -> String {
+fn config(prefixes: &[&str], password: &str) -> String {
     let routes: Vec<String> = prefixes.iter().map(|prefix| format!("{{prefix: \"{prefix}\"}}")).collect();
     let auth =
         if password.is_empty() { String::new() } else { format!("auth: {{md5Password: {password}}}, ") };
-    let config = format!(
+    format!(
         "{{asn: {OUR_ASN}, routerID: {US}, listen: [\"{US}:179\"], peers: [{{address: {ROUTER}, asn: {ROUTER_ASN}, \
          localAddress: {US}, {auth}timers: {{holdSeconds: 9, connectRetrySeconds: 1}}, import: {{accept: [any]}}}}], \
          routes: [{}]}}",
         routes.join(", ")
-    );
-    cable.file("config.yaml", &config).display().to_string()
+    )
 }
 
 fn status(cable: &Cable) -> Option<PeerStatus> {
-    let api = cable.directory.join("api.sock");
-    let output =
-        Command::new(BINARY).args(["peers", "-o", "json", "--api-socket"]).arg(api).output().unwrap();
-    serde_json::from_slice::<Vec<PeerStatus>>(&output.stdout).ok()?.pop()
+    peers(cable)?.pop()
 }
 
 fn starts(cable: &Cable) -> usize {
@@ -47,10 +43,7 @@ fn nobody_notices<R: Router>(prepare: impl FnOnce(&R), password: &str) {
     let cable = Cable::new();
     let router = R::start(&cable);
     prepare(&router);
-    let config = write_config(&cable, &[&STAYS[..], &[GOES]].concat(), password);
-    let api = cable.directory.join("api.sock").display().to_string();
-    let arguments = ["run", "--config", &config, "--api-socket", &api];
-    let mut daemon = Process::start(&cable.us, BINARY, &arguments, &cable.directory.join("daemon.log"));
+    let mut daemon = launch(&cable, &config(&[&STAYS[..], &[GOES]].concat(), password));
     let has = |prefix: &str| !router.route(prefix).is_empty();
     let stays = || STAYS.iter().for_each(|prefix| assert!(has(prefix), "{prefix}"));
     wait_until("all at the router", || STAYS.iter().chain([&GOES]).all(|prefix| has(prefix)));
@@ -65,7 +58,7 @@ fn nobody_notices<R: Router>(prepare: impl FnOnce(&R), password: &str) {
     let before = status(&cable).unwrap();
 
     for (run, prefixes) in [[STAYS[0], STAYS[1], COMES], [STAYS[0], STAYS[1], GOES]].iter().enumerate() {
-        write_config(&cable, prefixes, password);
+        cable.file("config.yaml", &config(prefixes, password));
         daemon.signal(Signal::SIGUSR2);
         wait_until("the successor runs", || {
             stays();
@@ -129,16 +122,13 @@ fn frr_that_signs_sees_nothing() {
 fn frr_sees_no_reload() {
     let cable = Cable::new();
     let router = Frr::start(&cable);
-    let config = write_config(&cable, &[STAYS[0], GOES], "");
-    let api = cable.directory.join("api.sock").display().to_string();
-    let arguments = ["run", "--config", &config, "--api-socket", &api];
-    let daemon = Process::start(&cable.us, BINARY, &arguments, &cable.directory.join("daemon.log"));
+    let daemon = launch(&cable, &config(&[STAYS[0], GOES], ""));
     let has = |prefix: &str| !router.route(prefix).is_empty();
     wait_until("all at the router", || has(STAYS[0]) && has(GOES));
     let log = || std::fs::read_to_string(cable.directory.join("daemon.log")).unwrap();
 
     // The routes are right, and a peer is wrong: nothing of it takes effect.
-    let path = write_config(&cable, &[STAYS[0], COMES], "");
+    let path = cable.file("config.yaml", &config(&[STAYS[0], COMES], ""));
     let right = std::fs::read_to_string(&path).unwrap();
     cable.file("config.yaml", &right.replace("holdSeconds: 9", "holdSeconds: 2"));
     daemon.signal(Signal::SIGHUP);

@@ -1,9 +1,8 @@
 //! A peer made of a socket and bytes: what no router would send, and the exact answer.
 use super::{
-    command::BINARY,
+    command::launch,
     harness::{
-        self, Cable, OUR_ASN, Process, ROUTER, ROUTER_ASN, US, enter, global, run, wait_for, wait_until,
-        within,
+        self, Cable, OUR_ASN, ROUTER, ROUTER_ASN, US, enter, global, run, wait_for, wait_until, within,
     },
 };
 use bgp_speaker::{
@@ -274,10 +273,7 @@ fn closed_and_dialled_again() {
     let config = format!(
         "{{asn: {OUR_ASN}, routerID: {US}, listen: [\"{US}:179\"], peers: [{{address: {ROUTER}, asn: {ROUTER_ASN}}}]}}"
     );
-    let config = cable.file("config.yaml", &config).display().to_string();
-    let api = cable.directory.join("api.sock").display().to_string();
-    let arguments = ["run", "--config", &config, "--api-socket", &api];
-    let _daemon = Process::start(&cable.us, BINARY, &arguments, &cable.directory.join("daemon.log"));
+    let _daemon = launch(&cable, &config);
     enter(&cable.router);
     stay_on_one_cpu();
     for round in 0..200 {

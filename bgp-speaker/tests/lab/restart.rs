@@ -1,6 +1,6 @@
 //! Graceful restart with FRR and BIRD, both ways: who restarts, on purpose or not, loses no route at the other side.
 use super::{
-    command::BINARY,
+    command::{launch, peers},
     harness::{Cable, OUR_ASN, Process, ROUTER, ROUTER_ASN, US, global, peer, wait_for, wait_until, within},
     routers::{Bird, Frr, PASSING, Restarts, Router, THEIRS},
 };
@@ -9,7 +9,7 @@ use bgp_speaker::{
     spawn,
 };
 use nix::sys::signal::Signal;
-use std::{cell::Cell, process::Command};
+use std::cell::Cell;
 
 /// Announced before the restart and after it.
 const STAYS: [&str; 2] = ["203.0.113.0/24", "2001:db8:1::/48"];
@@ -26,17 +26,11 @@ pub(crate) fn daemon(cable: &Cable, restart: &str, prefixes: &[&str]) -> Process
          import: {{accept: [any]}}}}], routes: [{}]}}",
         routes.join(", ")
     );
-    let config = cable.file("config.yaml", &config).display().to_string();
-    let api = cable.directory.join("api.sock").display().to_string();
-    let arguments = ["run", "--config", &config, "--api-socket", &api];
-    Process::start(&cable.us, BINARY, &arguments, &cable.directory.join("daemon.log"))
+    launch(cable, &config)
 }
 
 fn status(cable: &Cable) -> Option<PeerStatus> {
-    let api = cable.directory.join("api.sock");
-    let output =
-        Command::new(BINARY).args(["peers", "-o", "json", "--api-socket"]).arg(api).output().unwrap();
-    serde_json::from_slice::<Vec<PeerStatus>>(&output.stdout).ok()?.pop()
+    peers(cable)?.pop()
 }
 
 /// Our daemon is stopped, or killed, and another one takes its place.

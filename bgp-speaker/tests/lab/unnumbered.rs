@@ -1,7 +1,7 @@
 //! Unnumbered peers: two links to FRR whose ends have the same link-local address there, with IPv4 and IPv6 routes into
 //! the kernels of both sides and packets that go by them; a link that vanishes and comes back; BIRD, with BFD.
 use super::{
-    command::BINARY,
+    command::{launch, peers},
     harness::{Cable, OUR_ASN, Process, ROUTER, ROUTER_ASN, US, run, wait_until},
     routers::{Bird, Frr, Router, THEIRS},
 };
@@ -59,18 +59,11 @@ fn daemon(cable: &Cable, interfaces: &[&str], more: &str) -> Process {
         "{{asn: {OUR_ASN}, routerID: {US}, listen: [\"[::]:179\"], peers: [{}], routes: [{routes}]}}",
         peers.join(", ")
     );
-    let config = cable.file("config.yaml", &config).display().to_string();
-    let api = cable.directory.join("api.sock").display().to_string();
-    let arguments = ["run", "--config", &config, "--api-socket", &api];
-    Process::start(&cable.us, BINARY, &arguments, &cable.directory.join("daemon.log"))
+    launch(cable, &config)
 }
 
 fn status(cable: &Cable, interface: &str) -> Option<PeerStatus> {
-    let api = cable.directory.join("api.sock");
-    let output =
-        Command::new(BINARY).args(["peers", "-o", "json", "--api-socket"]).arg(api).output().unwrap();
-    let all: Vec<PeerStatus> = serde_json::from_slice(&output.stdout).ok()?;
-    all.into_iter().find(|peer| peer.interface.is_some_and(|name| name.as_str() == interface))
+    peers(cable)?.into_iter().find(|peer| peer.interface.is_some_and(|name| name.as_str() == interface))
 }
 
 fn is_up(cable: &Cable, interface: &str) -> bool {

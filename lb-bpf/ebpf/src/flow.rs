@@ -83,9 +83,8 @@ pub fn choose(claimed: bool) -> Result<Chosen, Verdict> {
     let Scratch { flow, tracked, choice, entry: new_entry, .. } = Scratch::get().ok_or(Verdict::NoBackend)?;
     let Tracked { slot_index, service, .. } = *tracked;
     let (slot, phase) = (Slot::from_bits(tracked.slot), tracked.phase());
-    let place = Place::of(flow, tracked.edition);
     if tracked.is_steady() && !is_translated(slot.current) {
-        let index = place.recall();
+        let index = Place::of(flow, tracked.edition).recall();
         if usable(index, service).is_some() {
             *choice = Choice { index, nat_port: 0, new: 0 };
             return Ok(Chosen::There);
@@ -134,7 +133,7 @@ pub fn choose(claimed: bool) -> Result<Chosen, Verdict> {
             entry.nat_port = nat_port;
         }
         if !is_nat {
-            remember(place, index, state);
+            remember(Place::of(flow, tracked.edition), index, state);
         }
         return Ok(Chosen::There);
     }
@@ -145,7 +144,8 @@ pub fn choose(claimed: bool) -> Result<Chosen, Verdict> {
         nat::release(flow, backend, nat_port);
     }
     if !is_nat {
-        remember(place, index, if is_made { state } else { FlowEntry::ENDING });
+        let state = if is_made { state } else { FlowEntry::ENDING };
+        remember(Place::of(flow, tracked.edition), index, state);
     }
     if is_made {
         return Ok(Chosen::There);

@@ -38,6 +38,8 @@ pub(super) fn status(
                 (balanced.name.to_owned(), load_balancer(draft, &faults, balanced, held, outcomes))
             })
             .collect(),
+        services: BTreeMap::new(),
+        policies: BTreeMap::new(),
         routers: routers(draft, &faults),
         peers: peers(draft, &faults),
         advertisements: advertisements(draft, &faults, announcements),

@@ -14,7 +14,7 @@ mod families;
 mod flows;
 pub mod instance;
 pub mod metrics;
-mod node_state;
+pub(crate) mod node_state;
 pub mod rows;
 mod services;
 pub mod socket;

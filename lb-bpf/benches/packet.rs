@@ -291,7 +291,7 @@ impl Bench {
             place = (place + 1) % VIP_WORDS;
         }
         self.words[place as usize] = VipWord::new(hash, index);
-        let frontend = Frontend { key, zero: 0, vip, edition: 0, rest: [0; 5] };
+        let frontend = Frontend { key, zero: 0, vip, edition: 0, learns_until: 0, rest: [0; 4] };
         self.array::<Frontend>(map::VIPS)?.set(index, Plain(frontend), 0)?;
         self.array::<VipWord>(map::VIP_INDEX)?.set(place, Plain(VipWord::new(hash, index)), 0)?;
         Ok(())

@@ -9,9 +9,12 @@
 //!
 //! The result is itself the next state ([`Assignments::held`]): calling again with it changes nothing.
 mod allocate;
+mod assignment;
 mod pool;
 
-pub use allocate::{
-    Assignment, Assignments, Claim, Given, Held, Port, Released, Remark, Request, Unassigned, allocate,
-};
+pub use allocate::{Claim, Port, Request, Sharing, allocate};
+pub use assignment::{Addresses, Assignment, Assignments, Given, Held, Released, Remark, Unassigned};
 pub use pool::{Counters, Family, Overlap, Pool, Range, RangeError, Usage};
+
+/// Name of a claim or a pool; cheap to clone.
+pub type Name = std::sync::Arc<str>;

@@ -1,5 +1,6 @@
 //! Pools: ranges of addresses with the rules by which they are given out, and the index that finds the
 //! pools of an address. Ranges are never enumerated, so that an IPv6 block costs what an IPv4 block costs.
+use crate::Name;
 use ipnet::IpNet;
 use std::{
     cmp::Reverse,
@@ -223,9 +224,9 @@ impl Counters {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Overlap {
     /// The pool that is used first.
-    pub first: String,
+    pub first: Name,
     /// The other one.
-    pub second: String,
+    pub second: Name,
     /// The addresses.
     pub range: Range,
 }
@@ -243,14 +244,14 @@ pub(crate) struct Index<'a> {
 }
 
 pub(crate) struct IndexedPool<'a> {
-    pub(crate) name: &'a str,
+    pub(crate) name: &'a Name,
     pub(crate) pool: &'a Pool,
     /// Blocks without reserved ranges: sorted, disjoint.
     pub(crate) usable: Vec<Range>,
 }
 
 impl<'a> Index<'a> {
-    pub(crate) fn new(pools: &'a BTreeMap<String, Pool>) -> Self {
+    pub(crate) fn new(pools: &'a BTreeMap<Name, Pool>) -> Self {
         let mut indexed: Vec<_> = pools
             .iter()
             .map(|(name, pool)| IndexedPool { name, pool, usable: subtract(&pool.blocks, &pool.reserved) })
@@ -281,7 +282,7 @@ impl<'a> Index<'a> {
                     .collect::<Vec<_>>()
             })
             .collect();
-        let by_name = indexed.iter().enumerate().map(|(i, p)| (p.name, i)).collect();
+        let by_name = indexed.iter().enumerate().map(|(i, p)| (&**p.name, i)).collect();
         Index { pools: indexed, by_name, ranges, reach, reserved }
     }
 
@@ -316,8 +317,8 @@ impl<'a> Index<'a> {
             {
                 let (a, b) = (owner.min(pool), owner.max(pool));
                 overlaps.push(Overlap {
-                    first: self.pools[a].name.to_owned(),
-                    second: self.pools[b].name.to_owned(),
+                    first: self.pools[a].name.clone(),
+                    second: self.pools[b].name.clone(),
                     range: common,
                 });
             }
@@ -451,7 +452,7 @@ mod tests {
         assert_eq!(usable.len(), 2);
         assert_eq!(usable[1].to_string(), "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff");
         let whole = Pool { blocks: vec![net("0.0.0.0/0")], ..Pool::default() };
-        let pools = BTreeMap::from([("all".to_owned(), whole)]);
+        let pools = BTreeMap::from([("all".into(), whole)]);
         assert_eq!(Index::new(&pools).totals()[0].ipv4.total, 1 << 32);
     }
 
@@ -459,10 +460,10 @@ mod tests {
     fn overlaps_are_found_also_behind_a_short_range() {
         let pool = |blocks: Vec<Range>| Pool { blocks, ..Pool::default() };
         let pools = BTreeMap::from([
-            ("wide".to_owned(), pool(vec![range(0, 100)])),
-            ("inner".to_owned(), pool(vec![range(10, 20)])),
-            ("tail".to_owned(), pool(vec![range(90, 120)])),
-            ("apart".to_owned(), pool(vec![range(200, 201)])),
+            ("wide".into(), pool(vec![range(0, 100)])),
+            ("inner".into(), pool(vec![range(10, 20)])),
+            ("tail".into(), pool(vec![range(90, 120)])),
+            ("apart".into(), pool(vec![range(200, 201)])),
         ]);
         let overlaps: Vec<_> = Index::new(&pools)
             .overlaps()
@@ -480,7 +481,7 @@ mod tests {
         ) {
             let blocks: Vec<_> = blocks.into_iter().map(|(a, b)| range(a, b)).collect();
             let reserved: Vec<_> = reserved.into_iter().map(|(a, b)| range(a, b)).collect();
-            let pools = BTreeMap::from([("p".to_owned(), Pool { blocks: blocks.clone(), reserved: reserved.clone(), ..Pool::default() })]);
+            let pools = BTreeMap::from([("p".into(), Pool { blocks: blocks.clone(), reserved: reserved.clone(), ..Pool::default() })]);
             let index = Index::new(&pools);
             let walked: Vec<_> = Cursor::new(&index.pools[0], Family::Ipv4).collect();
             let expected: Vec<_> = (0..=255u8)
@@ -502,20 +503,20 @@ mod tests {
             pools in prop::collection::btree_map("[a-e]", prop::collection::vec((0u8.., 0u8..), 0..4), 0..5),
             probe in 0u8..,
         ) {
-            let pools: BTreeMap<String, Pool> = pools
+            let pools: BTreeMap<Name, Pool> = pools
                 .into_iter()
                 .map(|(name, blocks)| {
-                    (name, Pool { blocks: blocks.into_iter().map(|(a, b)| range(a, b)).collect(), ..Pool::default() })
+                    (name.into(), Pool { blocks: blocks.into_iter().map(|(a, b)| range(a, b)).collect(), ..Pool::default() })
                 })
                 .collect();
             let address = IpAddr::from([192, 0, 2, probe]);
             let index = Index::new(&pools);
-            let mut found: Vec<_> = index.offering(address).map(|i| index.pools[i].name).collect();
+            let mut found: Vec<_> = index.offering(address).map(|i| &**index.pools[i].name).collect();
             found.sort_unstable();
             let expected: Vec<_> = pools
                 .iter()
                 .filter(|(_, p)| p.blocks.iter().any(|b| b.contains(address)))
-                .map(|(name, _)| name.as_str())
+                .map(|(name, _)| &**name)
                 .collect();
             prop_assert_eq!(found, expected);
         }

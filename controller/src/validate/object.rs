@@ -77,10 +77,10 @@ impl Faults {
 
     fn pool(&mut self, spec: &AddressPoolSpec) {
         self.not_yet(spec.usage != PoolUse::LoadBalancer, "use");
-        self.not_yet(!spec.namespace_selector.is_everything(), "namespaceSelector");
         self.not_yet(spec.node_mask.is_some(), "nodeMask");
         self.not_yet(!spec.node_selector.is_everything(), "nodeSelector");
         self.selector("serviceSelector", &spec.service_selector);
+        self.selector("namespaceSelector", &spec.namespace_selector);
         for (index, block) in spec.blocks.iter().enumerate() {
             let field = format!("blocks[{index}]");
             match (block.cidr, block.start, block.stop) {
@@ -130,7 +130,6 @@ impl Faults {
         for (index, backend) in spec.backends.iter().enumerate() {
             let field = format!("backends[{index}]");
             self.add_if(backend.address.is_some() == backend.service.is_some(), field.as_str(), ONE_BACKEND);
-            self.not_yet(backend.service.is_some(), format!("{field}.service"));
             let Some(address) = &backend.address else { continue };
             if let Some(reason) = not_a_host(address.0) {
                 self.add(format!("{field}.address"), format!("{address} is {reason}"));

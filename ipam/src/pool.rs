@@ -47,7 +47,7 @@ impl Family {
         }
     }
 
-    fn address(self, number: u128) -> IpAddr {
+    pub(crate) fn address(self, number: u128) -> IpAddr {
         match self {
             // Numbers of this family come from 32-bit addresses, and ranges do not leave their family.
             Family::Ipv4 => IpAddr::V4(Ipv4Addr::from_bits(number as u32)),
@@ -120,6 +120,32 @@ impl Range {
     pub fn intersection(&self, other: &Range) -> Option<Range> {
         let (first, last) = (self.first.max(other.first), self.last.min(other.last));
         (self.family == other.family && first <= last).then_some(Range { family: self.family, first, last })
+    }
+
+    /// Whether it has all addresses of `other`.
+    pub(crate) fn covers(&self, other: &Range) -> bool {
+        self.family == other.family && self.first <= other.first && other.last <= self.last
+    }
+
+    /// All addresses of a network.
+    pub(crate) fn of_net(net: IpNet) -> Range {
+        let (first, last) = (net.network(), net.broadcast());
+        Range { family: Family::of(first), first: number(first), last: number(last) }
+    }
+
+    /// From its first to its last address, as numbers that are in this order and of the family.
+    pub(crate) fn of_numbers(family: Family, first: u128, last: u128) -> Range {
+        Range { family, first, last }
+    }
+
+    /// The lowest address as a number.
+    pub(crate) fn start(&self) -> u128 {
+        self.first
+    }
+
+    /// The highest address as a number.
+    pub(crate) fn end(&self) -> u128 {
+        self.last
     }
 
     /// Number of addresses; `u128::MAX` stands for 2^128, too.
@@ -377,7 +403,7 @@ fn number(address: IpAddr) -> u128 {
 }
 
 /// The same addresses in sorted ranges that neither overlap nor touch.
-fn merge(ranges: &[Range]) -> Vec<Range> {
+pub(crate) fn merge(ranges: &[Range]) -> Vec<Range> {
     let mut sorted = ranges.to_vec();
     sorted.sort();
     let mut merged: Vec<Range> = Vec::with_capacity(sorted.len());
@@ -393,7 +419,7 @@ fn merge(ranges: &[Range]) -> Vec<Range> {
 }
 
 /// `blocks` without `reserved`: sorted, disjoint.
-fn subtract(blocks: &[Range], reserved: &[Range]) -> Vec<Range> {
+pub(crate) fn subtract(blocks: &[Range], reserved: &[Range]) -> Vec<Range> {
     let holes = merge(reserved);
     let mut usable = Vec::new();
     for mut block in merge(blocks) {

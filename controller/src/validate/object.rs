@@ -12,9 +12,9 @@ use crate::{
             self, BytesAt, DROPS_EVERYTHING, FLAGS_OF_PROTOCOL, FilterAction, FilterRule, MASK_LENGTH,
             MIN_MAX, PORTS_OF_PROTOCOL, SET_IN_MASK,
         },
-        policy::{ForwardingMode, HealthCheck, ONE_CHECK, Policy, QUIC_MODE, SOURCE_NAT},
+        policy::{ForwardingMode, HealthCheck, NOT_A_PATH, ONE_CHECK, Policy, QUIC_MODE, SOURCE_NAT},
         scalar::quoted,
-        selector::is_dns_label,
+        selector::{NOT_A_LABEL, is_dns_label},
     },
     object::Object,
 };
@@ -218,8 +218,7 @@ impl Faults {
         self.add_if(check.tcp.is_some() == check.http.is_some(), field, ONE_CHECK);
         if let Some(http) = &check.http {
             let good = http.path.starts_with('/') && http.path.bytes().all(|byte| byte.is_ascii_graphic());
-            let reason =
-                format!("{} is not a path: / and more, of visible ASCII characters", quoted(&http.path));
+            let reason = format!("{} {NOT_A_PATH}", quoted(&http.path));
             self.add_if(!good, format!("{field}.http.path"), reason);
         }
     }
@@ -329,7 +328,7 @@ impl Faults {
     /// The name of a part of an object.
     fn name(&mut self, field: &str, name: Option<&str>) {
         if let Some(name) = name.filter(|name| !is_dns_label(name)) {
-            let reason = format!("{} is not a name: lower case letters, digits and -", quoted(name));
+            let reason = format!("{} {NOT_A_LABEL}", quoted(name));
             self.add(format!("{field}.name"), reason);
         }
     }

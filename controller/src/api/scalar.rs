@@ -260,15 +260,17 @@ text! {
     /// an IPv4 address.
     Address(IpAddr), parse_address, "an IP address",
     {"type": "string", "maxLength": 45, "x-kubernetes-validations": [
-        {"rule": "isIP(self)", "message": "is not an IP address", "messageExpression":
-         "self.startsWith('::ffff:') ? 'is IPv4-mapped: write it as IPv4' : 'is not an IP address'"}]}
+        {"rule": "isIP(self) || self.startsWith('::ffff:')", "message": "is not an IP address"},
+        {"rule": "!self.startsWith('::ffff:')", "message": "is IPv4-mapped: write it as IPv4"}]}
 }
 text! {
     /// A prefix, `203.0.113.0/24`. Bits beyond the length are refused: they are more often a mistake than not.
     Cidr(IpNet), parse_cidr, "a CIDR such as 203.0.113.0/24",
     {"type": "string", "maxLength": 49, "x-kubernetes-validations": [
-        {"rule": "isCIDR(self) && cidr(self) == cidr(self).masked()",
-         "message": "is not a CIDR without host bits", "messageExpression": CIDR_FAULT}]}
+        {"rule": "isCIDR(self) || self.startsWith('::ffff:')",
+         "message": "is not a CIDR such as 203.0.113.0/24 or 2001:db8::/64"},
+        {"rule": "!self.startsWith('::ffff:')", "message": "is IPv4-mapped: write it as IPv4"},
+        {"rule": "!isCIDR(self) || cidr(self) == cidr(self).masked()", "message": "has host bits set"}]}
 }
 text! {
     /// BGP identifier: four octets as an IPv4 address, not 0.0.0.0 (RFC 6286).
@@ -277,11 +279,6 @@ text! {
         {"rule": "isIP(self) && ip(self).family() == 4 && self != '0.0.0.0'",
          "message": "is not a router ID: an IPv4 address other than 0.0.0.0"}]}
 }
-
-/// CEL for what is wrong with a text that is no CIDR without host bits; an IPv4-mapped one is none to CEL.
-const CIDR_FAULT: &str = "isCIDR(self) ? 'has host bits set: write ' + string(cidr(self).masked()) : \
-    self.startsWith('::ffff:') ? 'is IPv4-mapped: write it as IPv4' : \
-    'is not a CIDR such as 203.0.113.0/24 or 2001:db8::/64'";
 
 /// What an import policy accepts: `any`, or every prefix within a CIDR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -332,8 +329,10 @@ impl JsonSchema for Prefix {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({"type": "string", "maxLength": 49, "x-kubernetes-validations": [
-            {"rule": "self == 'any' || (isCIDR(self) && cidr(self) == cidr(self).masked())",
-             "message": "is neither `any` nor a CIDR without host bits", "messageExpression": CIDR_FAULT}]})
+            {"rule": "self == 'any' || isCIDR(self) || self.startsWith('::ffff:')",
+             "message": "is not a CIDR such as 203.0.113.0/24 or 2001:db8::/64"},
+            {"rule": "!self.startsWith('::ffff:')", "message": "is IPv4-mapped: write it as IPv4"},
+            {"rule": "!isCIDR(self) || cidr(self) == cidr(self).masked()", "message": "has host bits set"}]})
     }
 }
 

@@ -7,10 +7,12 @@ use crate::{
         bgp_advertisement::Source,
         bgp_peer::{HOLD_TIME, KEEPALIVE, KEYS_OF_ADDRESSES, ON_LINK, ONE_NEIGHBOUR, TTL_EXCLUSIVE},
         bgp_router::BmpStation,
-        load_balancer::{ADDRESSES_OR_POOL, DIRECT_RETURN_PORT, ONE_BACKEND, Protocol, QUIC_PORT},
+        load_balancer::{
+            ADDRESSES_OR_POOL, DIRECT_RETURN_PORT, ONE_BACKEND, Protocol, QUIC_PORT, UNIQUE_PORT_NAMES,
+        },
         packet_filter::{
             self, BytesAt, DROPS_EVERYTHING, FLAGS_OF_PROTOCOL, FilterAction, FilterRule, MASK_LENGTH,
-            MIN_MAX, PORTS_OF_PROTOCOL, SET_IN_MASK,
+            MIN_MAX, PORTS_OF_PROTOCOL, SET_IN_MASK, UNIQUE_RULE_NAMES,
         },
         policy::{ForwardingMode, HealthCheck, NOT_A_PATH, ONE_CHECK, Policy, QUIC_MODE, SOURCE_NAT},
         scalar::quoted,
@@ -186,7 +188,8 @@ impl Faults {
                 let reason = format!("{:?} {} stands in ports[{first}] already", port.protocol, port.port);
                 self.add(field.as_str(), reason);
             } else if let Some(first) = labels.insert(port.label(), index) {
-                let reason = format!("must be unique: ports[{first}] is called {} already", port.label());
+                let reason =
+                    format!("{UNIQUE_PORT_NAMES}: ports[{first}] is called {} already", port.label());
                 self.add(format!("{field}.name"), reason);
             }
             let translated = port.target() != port.port && spec.policy.forwarding.mode.is_direct_return();
@@ -293,7 +296,7 @@ impl Faults {
             self.name(&field, rule.name.as_deref());
             let label = rule.label(index);
             if let Some(first) = labels.insert(label.clone(), index) {
-                let reason = format!("must be unique: rules[{first}] is called {label} already");
+                let reason = format!("{UNIQUE_RULE_NAMES}: rules[{first}] is called {label} already");
                 self.add(format!("{field}.name"), reason);
             }
             self.filter_rule(&field, rule);

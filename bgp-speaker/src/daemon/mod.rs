@@ -2,10 +2,9 @@
 mod api;
 mod file;
 pub(crate) mod show;
-mod succession;
 
 use bgp_speaker::{
-    HandOver, Handle,
+    HandOver, Handle, Succession,
     config::{self, ConfigError},
 };
 use std::{env, io, path::Path, process::ExitCode};
@@ -45,17 +44,15 @@ pub(crate) fn run(config: &Path, socket: &Path) -> Result<(), Failure> {
         Err(_) => EnvFilter::new("info"),
     };
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
-    let mut handed = succession::inherited();
-    // A new one may lie there when it is needed.
-    let program = env::current_exe();
+    let (succession, mut handed) = Succession::begin();
     loop {
         let file = file::read(config)
             .map_err(|reason| Failure::Refused(format!("{}: {reason}", config.display())))?;
         let runtime = tokio::runtime::Runtime::new()
             .map_err(|error| Failure::Refused(format!("cannot start: {error}")))?;
-        let Some(next) = runtime.block_on(serve(file, config, socket, handed))? else { return Ok(()) };
+        let Some(next) = runtime.block_on(serve(file, config, socket, &succession, handed))? else { return Ok(()) };
         drop(runtime);
-        handed = succession::replace(&program, next);
+        handed = succession.replace(next);
     }
 }
 
@@ -64,6 +61,7 @@ async fn serve(
     file: file::Config,
     config: &Path,
     socket: &Path,
+    succession: &Succession,
     handed: Option<HandOver>,
 ) -> Result<Option<HandOver>, Failure> {
     let refused = |error: ConfigError| Failure::Refused(format!("{}: {error}", config.display()));
@@ -77,6 +75,7 @@ async fn serve(
     };
     let (mut terminate, mut interrupt, mut replace, mut reload) =
         signals().map_err(|error| Failure::Refused(format!("cannot wait for signals: {error}")))?;
+    succession.ready();
     let api = api::Server::bind(socket)
         .map_err(|error| Failure::Refused(format!("api socket {}: {error}", socket.display())))?;
     let sessions = handed.as_ref().map_or(0, HandOver::sessions);

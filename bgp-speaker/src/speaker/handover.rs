@@ -43,6 +43,13 @@ pub struct Session {
 }
 
 impl Session {
+    /// How long the peer waits to hear from us; none: for ever.
+    pub fn hold_time(&self) -> Option<Duration> {
+        let said = |open: &[u8]| read_open(open).map_or(0, |open| open.hold_seconds);
+        let seconds = said(&self.sent_open).min(said(&self.received_open));
+        (seconds > 0).then(|| Duration::from_secs(seconds.into()))
+    }
+
     /// Appends it, to be read by [`Session::read`].
     pub fn write(&self, out: &mut Vec<u8>) {
         let mut number = |number: u64| out.extend(number.to_be_bytes());
@@ -141,11 +148,19 @@ impl Speaker {
     }
 
     /// The speaker takes the place of one that handed over these sessions. It goes on with them when it learns who it is
-    /// ([`set_global`](Speaker::set_global)): peers and routes must be set before. A session that could not be what it is
+    /// ([`set_global`](Speaker::set_global)): peers and routes must be set before, since an unknown peer's session is
+    /// ended, and what is not set is withdrawn. A session that could not be what it is
     /// with the present configuration is ended.
     pub fn inherit(&mut self, sessions: Vec<(ConnectionId, Endpoints, Session)>) {
         self.own_start.go_on();
         self.inherited = sessions;
+    }
+
+    /// It will not learn who it is, for it speaks no BGP any more: the sessions end.
+    pub fn end_inherited(&mut self, now: Time) -> Vec<Output> {
+        let mut outputs = Vec::new();
+        self.adopt_all(now, &mut outputs);
+        self.finish(outputs)
     }
 
     pub(super) fn adopt_all(&mut self, now: Time, outputs: &mut Vec<Output>) {

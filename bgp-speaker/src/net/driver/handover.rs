@@ -1,11 +1,56 @@
-//! The end of a driver that has a successor.
+//! The end of a driver that has a successor, and the beginning of one that is one.
 use super::{Connection, Driver, Event};
-use crate::net::{connection::Order, handover::HandOver};
-use std::{collections::BTreeMap, mem, os::fd::AsFd, time::Duration};
-use tokio::time::{Instant, sleep_until};
+use crate::{
+    ConnectionId,
+    config::{self, ConfigError, Global, PeerConfig},
+    net::{connection::Order, handover::HandOver},
+    speaker::{Installation, Session},
+    wire::{Context, Message},
+};
+use std::{
+    collections::BTreeMap,
+    io, mem,
+    net::{SocketAddr, TcpStream as StdTcpStream},
+    os::fd::{AsFd, OwnedFd},
+    time::Duration,
+};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, sleep_until},
+};
 
 /// How long connections have to give back their sockets; those that do not end.
 const DETACH_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest time that sessions wait for their heir.
+const LONGEST_WAIT: Duration = Duration::from_secs(120);
+
+/// What a predecessor left, until it is known who we are, whom we talk to and what we announce: what was not told in time
+/// would be taken for gone.
+pub(super) struct Inheritance {
+    pub(super) handed: HandOver,
+    global: Option<Global>,
+    has_peers: bool,
+    has_routes: bool,
+    /// Later the peers may have given the sessions up.
+    pub(super) until: Instant,
+}
+
+impl Inheritance {
+    pub(super) fn new(handed: HandOver) -> Self {
+        let holds = handed.sessions.iter().filter_map(|(_, session)| session.hold_time());
+        let wait = holds.min().map_or(LONGEST_WAIT, |hold| (hold * 3 / 4).min(LONGEST_WAIT));
+        let until = Instant::now() + wait;
+        Inheritance { handed, global: None, has_peers: false, has_routes: false, until }
+    }
+
+    pub(super) fn global(&self) -> Option<&Global> {
+        self.global.as_ref()
+    }
+
+    fn is_known(&self) -> bool {
+        self.has_peers && self.has_routes
+    }
+}
 
 impl Driver {
     /// Takes the connections back from their tasks. What comes meanwhile still counts; what is to be written waits in the
@@ -14,10 +59,17 @@ impl Driver {
         self.detached = Some(BTreeMap::new());
         // Who is not up need not be kept.
         self.held.clear();
+        let mut alive = Vec::new();
+        // It is small.
+        let _: Result<_, _> = Message::Keepalive.encode(&Context::default(), &mut alive);
         for connection in self.connections.values() {
             match connection {
                 Connection::Dialling(task) => task.abort(),
-                Connection::Open { orders, .. } => {
+                Connection::Open { orders, writing, .. } => {
+                    // The successor has the whole hold time.
+                    if !writing {
+                        let _: Result<_, _> = orders.try_send(Order::Write(alive.clone()));
+                    }
                     let _: Result<_, _> = orders.try_send(Order::Detach);
                 }
             }
@@ -33,7 +85,11 @@ impl Driver {
                 () = sleep_until(deadline) => break,
             }
         }
-        let mut handed = HandOver { keys: self.keys.keys().copied().collect(), ..HandOver::default() };
+        let mut handed = match self.inheritance.take() {
+            // Nothing of it has been touched.
+            Some(inheritance) => inheritance.handed,
+            None => HandOver { keys: self.keys.keys().copied().collect(), ..HandOver::default() },
+        };
         for (address, listener) in mem::take(&mut self.listeners) {
             match listener.socket.as_fd().try_clone_to_owned() {
                 Ok(socket) => handed.listeners.push((address, socket)),
@@ -48,10 +104,119 @@ impl Driver {
                 handed.sessions.push((stream.into(), session));
             }
         }
-        for station in self.stations.keys().copied().collect::<Vec<_>>() {
-            self.end_station(station);
-        }
+        self.end_stations();
         self.bfd = None;
+        if let Some(fib) = self.fib.take() {
+            // What is in hand is done; the rest the successor finds out.
+            fib.leave(Installation::default()).await;
+        }
         handed
+    }
+
+    /// Says who we are; where something is inherited, when the rest is known, too.
+    pub(super) fn set_global(&mut self, global: Global) -> Result<(), ConfigError> {
+        self.speaker.check_global(&global)?;
+        match &mut self.inheritance {
+            Some(inheritance) => inheritance.global = Some(global),
+            None => return self.become_known(global),
+        }
+        self.take_over()
+    }
+
+    /// What the speaker cannot say of its neighbours while it does not know who it is.
+    pub(super) fn check_heirs(&self, peers: &[PeerConfig]) -> Result<(), ConfigError> {
+        match self.inheritance.as_ref().and_then(Inheritance::global) {
+            Some(global) => config::check(global, peers, self.speaker.ranges(), &[], &[]),
+            None => Ok(()),
+        }
+    }
+
+    /// The neighbours have been set.
+    pub(super) fn peers_known(&mut self) -> Result<(), ConfigError> {
+        self.inheritance.iter_mut().for_each(|inheritance| inheritance.has_peers = true);
+        self.take_over()
+    }
+
+    /// The routes have been set.
+    pub(super) fn routes_known(&mut self) -> Result<(), ConfigError> {
+        self.inheritance.iter_mut().for_each(|inheritance| inheritance.has_routes = true);
+        self.take_over()
+    }
+
+    /// All is set. A program that has not said who it is and whom it talks to will not do so: it speaks no BGP any more.
+    pub(super) fn all_known(&mut self) {
+        let speaks_to = self.speaker.peer_configs().count() + self.speaker.ranges().len();
+        let known = |inheritance: &mut Inheritance| inheritance.is_known() && inheritance.global.is_none();
+        if speaks_to == 0
+            && let Some(inheritance) = self.inheritance.take_if(known)
+        {
+            let connections = self.inherit(inheritance.handed.sessions);
+            self.serve_all(connections);
+            let outputs = self.speaker.end_inherited(self.now());
+            self.perform(outputs);
+        }
+    }
+
+    /// It took too long: the peers see the connections close, without a word.
+    pub(super) fn give_up_inheritance(&mut self) {
+        let Some(inheritance) = self.inheritance.take() else { return };
+        tracing::warn!(
+            sessions = inheritance.handed.sessions(),
+            "the sessions of the program before waited too long for their peers and routes: they are closed"
+        );
+        drop(inheritance.handed);
+        if let Some(global) = inheritance.global
+            && let Err(error) = self.become_known(global)
+        {
+            tracing::error!(%error, "after the sessions of the program before");
+        }
+    }
+
+    /// Goes on with what is inherited when all is known.
+    fn take_over(&mut self) -> Result<(), ConfigError> {
+        let Some(inheritance) = self.inheritance.as_ref().filter(|inheritance| inheritance.is_known()) else {
+            return Ok(());
+        };
+        match inheritance.global.clone() {
+            Some(global) => self.become_known(global),
+            None => Ok(()),
+        }
+    }
+
+    /// Listens where it is new before anything changes.
+    fn become_known(&mut self, global: Global) -> Result<(), ConfigError> {
+        let listeners = self.listeners_of(&global)?;
+        let inherited = self.inheritance.take();
+        let connections = inherited.map(|inheritance| self.inherit(inheritance.handed.sessions));
+        let listen = global.listen.clone();
+        let outputs = self.speaker.set_global(global, self.now())?;
+        self.serve_all(connections.unwrap_or_default());
+        self.listeners.retain(|address, _| listen.contains(address));
+        listeners.into_iter().for_each(|(address, listener)| self.listen(address, listener));
+        self.perform(outputs);
+        Ok(())
+    }
+
+    /// Gives sessions to the speaker; their connections are to be served when it knows who it is.
+    fn inherit(&mut self, sessions: Vec<(OwnedFd, Session)>) -> Vec<(ConnectionId, TcpStream, SocketAddr)> {
+        let mut inherited = Vec::new();
+        let mut connections = Vec::new();
+        for (socket, session) in sessions {
+            let stream = TcpStream::from_std(StdTcpStream::from(socket));
+            match stream.and_then(|stream| io::Result::Ok((super::endpoints(&stream)?, stream))) {
+                Ok((ends, stream)) => {
+                    let connection = self.speaker.accept_id();
+                    connections.push((connection, stream, ends.remote));
+                    inherited.push((connection, ends, session));
+                }
+                Err(error) => tracing::warn!(peer = %session.peer, %error, "session not taken over"),
+            }
+        }
+        self.speaker.inherit(inherited);
+        connections
+    }
+
+    fn serve_all(&mut self, connections: Vec<(ConnectionId, TcpStream, SocketAddr)>) {
+        connections.into_iter().for_each(|(connection, stream, remote)| self.serve(connection, stream, remote));
     }
 }

@@ -61,8 +61,6 @@ pub(super) async fn run(
                 }
                 Some(Order::Close(last)) => break last,
                 Some(Order::Detach) => {
-                    // What the kernel does not take now it takes from the successor.
-                    written += stream.try_write(&writing[written..]).unwrap_or(0);
                     let unsent = writing.split_off(written);
                     // Of a connection that has ended nothing can go on.
                     let stream = stream.into_std().ok().filter(|_| alive);

@@ -5,7 +5,7 @@ mod stations;
 
 use super::{
     Command, addresses,
-    bfd::{Bfd, Report},
+    bfd::{Bfd, HandedPaths, Report},
     connection::{self, Order},
     discovery::Discovery,
     fib::{self, Fib},
@@ -25,8 +25,7 @@ use keys::md5_keys;
 use std::{
     collections::{BTreeMap, BTreeSet},
     hash::{BuildHasher, Hasher, RandomState},
-    io,
-    mem,
+    io, mem,
     net::{SocketAddr, TcpStream as StdTcpStream},
     sync::Arc,
     time::Duration,
@@ -176,9 +175,12 @@ impl Driver {
 
     /// Runs until it is told to shut down, or nobody is left who could tell.
     pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        self.watch_inherited();
+        // Who waits for what is left to a successor.
+        let mut leaving = None;
         let answer = loop {
             let due = self.speaker.next_deadline().map(|at| self.epoch + at);
-            let deadline = due.into_iter().chain(self.inheritance.as_ref().map(|left| left.until)).min();
+            let deadline = due.into_iter().chain(self.inheritance.as_ref().map(Inheritance::deadline)).min();
             let wake = async {
                 match deadline {
                     Some(at) => sleep_until(at).await,
@@ -187,13 +189,17 @@ impl Driver {
             };
             let paths = async {
                 match &mut self.bfd {
-                    // The thread lives as long as it is held here.
-                    Some(bfd) => drop(bfd.reports_mut().changed().await),
+                    Some(bfd) => bfd.reports_mut().changed().await.is_ok(),
                     None => std::future::pending().await,
                 }
             };
             tokio::select! {
-                () = paths => self.paths_changed(),
+                alive = paths => match alive {
+                    true => self.paths_changed(),
+                    // It has ended for a successor, or is dead.
+                    false if leaving.is_none() => self.bfd = None,
+                    false => (),
+                },
                 () = wake => {
                     // What came while this task was busy counts before the time that has passed: a peer that spoke
                     // in time is not to be lost for that.
@@ -202,15 +208,13 @@ impl Driver {
                         self.event(event);
                     }
                     self.input(Input::Tick);
-                    if self.inheritance.as_ref().is_some_and(|left| left.until <= Instant::now()) {
-                        self.give_up_inheritance();
-                    }
+                    self.inheritance_tick();
                 }
                 command = commands.recv() => match command {
                     Some(Command::Shutdown(answer)) => break Some(answer),
                     Some(Command::HandOver(answer)) => {
-                        let handed = self.hand_over().await;
-                        return reply(answer, handed);
+                        self.bfd.iter().for_each(Bfd::leave);
+                        leaving = Some(answer);
                     }
                     Some(command) => self.command(command),
                     None => break None,
@@ -220,6 +224,12 @@ impl Driver {
             }
             self.serve_held();
             self.answer_flushes();
+            if self.bfd.as_ref().is_none_or(Bfd::has_ended)
+                && let Some(answer) = leaving.take()
+            {
+                let handed = self.hand_over().await;
+                return reply(answer, handed);
+            }
         };
         self.shutdown().await;
         if let Some(answer) = answer {
@@ -425,13 +435,17 @@ impl Driver {
     /// The thread is started when there is something to watch.
     fn watch(&mut self, peer: PeerId, path: Option<Path>) {
         if self.bfd.is_none() && path.is_some() {
-            match Bfd::start(RandomState::new().build_hasher().finish()) {
-                Ok(bfd) => self.bfd = Some(bfd),
-                Err(error) => tracing::error!(%error, "BFD cannot be started"),
-            }
+            self.start_bfd(HandedPaths::default());
         }
-        if let Some(bfd) = &self.bfd {
+        if let Some(bfd) = &mut self.bfd {
             bfd.watch(peer, path);
+        }
+    }
+
+    fn start_bfd(&mut self, handed: HandedPaths) {
+        match Bfd::start(RandomState::new().build_hasher().finish(), handed) {
+            Ok(bfd) => self.bfd = Some(bfd),
+            Err(error) => tracing::error!(%error, "BFD cannot be started"),
         }
     }
 

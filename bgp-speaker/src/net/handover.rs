@@ -1,6 +1,7 @@
 //! The sockets and sessions of a speaker on their way to its successor: another process in the place of this one
 //! (`exec`), which keeps the file descriptors. All that it needs is in an anonymous file: numbers of descriptors, and
 //! [`Session`]s. No key is in there: the kernel has them in the sockets.
+use super::bfd::HandedPaths;
 use crate::speaker::{Session, number};
 use ipnet::IpNet;
 use nix::{
@@ -29,6 +30,8 @@ pub struct HandOver {
     /// Neighbours whose keys the listeners have.
     pub(super) keys: Vec<IpNet>,
     pub(super) sessions: Vec<(OwnedFd, Session)>,
+    /// Paths that are watched.
+    pub(super) paths: HandedPaths,
 }
 
 impl HandOver {
@@ -90,6 +93,7 @@ impl HandOver {
             session.write(&mut content);
             sockets.push(socket);
         }
+        self.paths.write(&mut content, &mut sockets);
         (content, sockets)
     }
 
@@ -111,6 +115,7 @@ impl HandOver {
             let session = Session::read(from)?;
             handed.sessions.push((sockets.next()?, session));
         }
+        handed.paths = HandedPaths::read(from, &mut sockets)?;
         Some(handed)
     }
 }
@@ -124,7 +129,7 @@ fn put_text(content: &mut Vec<u8>, text: &str) {
     content.extend_from_slice(text.as_bytes());
 }
 
-fn text(from: &mut &[u8]) -> Option<String> {
+pub(super) fn text(from: &mut &[u8]) -> Option<String> {
     let length = number(from).filter(|length| *length <= TEXT)?;
     let (text, rest) = from.split_at_checked(usize::try_from(length).ok()?)?;
     *from = rest;
@@ -179,10 +184,11 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     fn handed(sockets: usize) -> HandOver {
-        let listener = |port: u16| (SocketAddr::from(([198, 18, 0, 2], port)), UnixStream::pair().unwrap().0.into());
+        let listener =
+            |port: u16| (SocketAddr::from(([198, 18, 0, 2], port)), UnixStream::pair().unwrap().0.into());
         let ports = (0..sockets).map(|port| u16::try_from(port).unwrap());
         let keys = vec!["198.18.0.0/24".parse().unwrap(), "fd00::/8".parse().unwrap()];
-        HandOver { listeners: ports.map(listener).collect(), keys, sessions: Vec::new() }
+        HandOver { listeners: ports.map(listener).collect(), keys, ..HandOver::default() }
     }
 
     #[test]
@@ -191,7 +197,10 @@ mod tests {
         assert_eq!(sockets.len(), 2);
         let all = HandOver::read(&content, sockets).unwrap();
         let addresses: Vec<String> = all.listeners.iter().map(|(address, _)| address.to_string()).collect();
-        assert_eq!((addresses, all.keys.len()), (vec!["198.18.0.2:0".to_owned(), "198.18.0.2:1".to_owned()], 2));
+        assert_eq!(
+            (addresses, all.keys.len()),
+            (vec!["198.18.0.2:0".to_owned(), "198.18.0.2:1".to_owned()], 2)
+        );
         for end in 0..content.len() {
             let (ours, theirs) = UnixStream::pair().unwrap();
             assert!(HandOver::read(&content[..end], vec![theirs.into()]).is_none(), "cut at {end}");

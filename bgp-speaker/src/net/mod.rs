@@ -98,9 +98,8 @@ pub fn spawn_restarted() -> Handle {
 /// The same in the place of one that has handed its sessions over ([`Handle::hand_over`]). It goes on with them when it
 /// knows who it is, whom it talks to, and all that it announces: [`Handle::set_global`], [`Handle::set_peers`] and
 /// [`Handle::set_routes`] have been called, in any order (ranges that have neighbours before the last of them). Until
-/// then nobody is talked to. Peers whose configuration needs another session get one. What is not known after three
-/// quarters of the shortest hold time comes too late: the connections are closed without a word, and peers that keep
-/// routes over a restart do that.
+/// then nothing but KEEPALIVEs is said, for a minute at most: then the connections are closed without a word, and peers
+/// that keep routes over a restart do that. Peers whose configuration needs another session get one.
 pub fn spawn_successor(handed: HandOver) -> Handle {
     spawn_with(|speaker| speaker, Some(handed))
 }

@@ -59,8 +59,10 @@ impl Succession {
             }
         };
         let number = handed.keep();
-        let number = number.inspect_err(|error| tracing::error!(%error, "sessions cannot be handed over")).ok()?;
-        let error = Command::new(program).args(env::args_os().skip(1)).env(SESSIONS, number.to_string()).exec();
+        let number =
+            number.inspect_err(|error| tracing::error!(%error, "sessions cannot be handed over")).ok()?;
+        let error =
+            Command::new(program).args(env::args_os().skip(1)).env(SESSIONS, number.to_string()).exec();
         tracing::error!(%error, program = %program.display(), "successor does not start: going on");
         HandOver::take(number).inspect_err(|error| tracing::error!(%error, "sessions are lost")).ok()
     }

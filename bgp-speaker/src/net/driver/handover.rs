@@ -3,10 +3,10 @@ use super::{Connection, Driver, Event};
 use crate::{
     ConnectionId,
     config::{self, ConfigError, Global, PeerConfig},
-    net::{connection::Order, handover::HandOver},
+    net::{bfd::Bfd, connection::Order, handover::HandOver},
     speaker::{Installation, Session},
-    wire::{Context, Message},
 };
+use socket2::SockRef;
 use std::{
     collections::BTreeMap,
     io, mem,
@@ -21,34 +21,62 @@ use tokio::{
 
 /// How long connections have to give back their sockets; those that do not end.
 const DETACH_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest time that sessions wait for their heir.
-const LONGEST_WAIT: Duration = Duration::from_secs(120);
+/// How long sessions wait for their heir.
+const WAIT: Duration = Duration::from_secs(60);
+/// Longest time between KEEPALIVEs meanwhile.
+const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// What a predecessor left, until it is known who we are, whom we talk to and what we announce: what was not told in time
-/// would be taken for gone.
+/// would be taken for gone. The sessions are kept alive meanwhile, and nothing is read.
 pub(super) struct Inheritance {
     pub(super) handed: HandOver,
     global: Option<Global>,
     has_peers: bool,
     has_routes: bool,
-    /// Later the peers may have given the sessions up.
-    pub(super) until: Instant,
+    until: Instant,
+    keepalive_at: Instant,
 }
 
 impl Inheritance {
     pub(super) fn new(handed: HandOver) -> Self {
-        let holds = handed.sessions.iter().filter_map(|(_, session)| session.hold_time());
-        let wait = holds.min().map_or(LONGEST_WAIT, |hold| (hold * 3 / 4).min(LONGEST_WAIT));
-        let until = Instant::now() + wait;
-        Inheritance { handed, global: None, has_peers: false, has_routes: false, until }
+        let now = Instant::now();
+        Inheritance {
+            handed,
+            global: None,
+            has_peers: false,
+            has_routes: false,
+            until: now + WAIT,
+            keepalive_at: now,
+        }
     }
 
-    pub(super) fn global(&self) -> Option<&Global> {
-        self.global.as_ref()
+    /// When there is something to do.
+    pub(super) fn deadline(&self) -> Instant {
+        self.until.min(self.keepalive_at)
     }
 
     fn is_known(&self) -> bool {
         self.has_peers && self.has_routes
+    }
+
+    /// The peers hear from us, if it is time.
+    fn keep_alive(&mut self) {
+        if self.keepalive_at > Instant::now() {
+            return;
+        }
+        for (socket, session) in &mut self.handed.sessions {
+            // Twice: what was left to be written comes first. Who takes nothing more will find out by himself.
+            for _ in 0..2 {
+                let sent = SockRef::from(&*socket).send(&session.unsent).unwrap_or(0);
+                session.unsent.drain(..sent);
+                if session.unsent.is_empty() && sent == 0 {
+                    session.keep_alive();
+                }
+            }
+        }
+        let holds = self.handed.sessions.iter().filter_map(|(_, session)| session.hold_time());
+        let pause = holds.min().map_or(KEEPALIVE, |hold| (hold / 3).min(KEEPALIVE));
+        self.keepalive_at = Instant::now() + pause;
     }
 }
 
@@ -59,17 +87,10 @@ impl Driver {
         self.detached = Some(BTreeMap::new());
         // Who is not up need not be kept.
         self.held.clear();
-        let mut alive = Vec::new();
-        // It is small.
-        let _: Result<_, _> = Message::Keepalive.encode(&Context::default(), &mut alive);
         for connection in self.connections.values() {
             match connection {
                 Connection::Dialling(task) => task.abort(),
-                Connection::Open { orders, writing, .. } => {
-                    // The successor has the whole hold time.
-                    if !writing {
-                        let _: Result<_, _> = orders.try_send(Order::Write(alive.clone()));
-                    }
+                Connection::Open { orders, .. } => {
                     let _: Result<_, _> = orders.try_send(Order::Detach);
                 }
             }
@@ -105,12 +126,22 @@ impl Driver {
             }
         }
         self.end_stations();
-        self.bfd = None;
+        if let Some(bfd) = self.bfd.take() {
+            handed.paths = bfd.into_handed();
+        }
         if let Some(fib) = self.fib.take() {
             // What is in hand is done; the rest the successor finds out.
             fib.leave(Installation::default()).await;
         }
         handed
+    }
+
+    /// The peers have been asked for some patience only: their paths are watched before anything is known.
+    pub(super) fn watch_inherited(&mut self) {
+        let paths = self.inheritance.as_mut().map(|left| mem::take(&mut left.handed.paths));
+        if let Some(paths) = paths.filter(|paths| !paths.is_empty()) {
+            self.start_bfd(paths);
+        }
     }
 
     /// Says who we are; where something is inherited, when the rest is known, too.
@@ -125,7 +156,7 @@ impl Driver {
 
     /// What the speaker cannot say of its neighbours while it does not know who it is.
     pub(super) fn check_heirs(&self, peers: &[PeerConfig]) -> Result<(), ConfigError> {
-        match self.inheritance.as_ref().and_then(Inheritance::global) {
+        match self.inheritance.as_ref().and_then(|left| left.global.as_ref()) {
             Some(global) => config::check(global, peers, self.speaker.ranges(), &[], &[]),
             None => Ok(()),
         }
@@ -154,17 +185,29 @@ impl Driver {
             self.serve_all(connections);
             let outputs = self.speaker.end_inherited(self.now());
             self.perform(outputs);
+            self.bfd.iter_mut().for_each(Bfd::forget_inherited);
+        }
+    }
+
+    /// Sees to what waits for an heir.
+    pub(super) fn inheritance_tick(&mut self) {
+        let Some(inheritance) = &mut self.inheritance else { return };
+        if inheritance.until <= Instant::now() {
+            self.give_up_inheritance();
+        } else {
+            inheritance.keep_alive();
         }
     }
 
     /// It took too long: the peers see the connections close, without a word.
-    pub(super) fn give_up_inheritance(&mut self) {
+    fn give_up_inheritance(&mut self) {
         let Some(inheritance) = self.inheritance.take() else { return };
         tracing::warn!(
             sessions = inheritance.handed.sessions(),
             "the sessions of the program before waited too long for their peers and routes: they are closed"
         );
         drop(inheritance.handed);
+        self.bfd.iter_mut().for_each(Bfd::forget_inherited);
         if let Some(global) = inheritance.global
             && let Err(error) = self.become_known(global)
         {
@@ -194,6 +237,7 @@ impl Driver {
         self.listeners.retain(|address, _| listen.contains(address));
         listeners.into_iter().for_each(|(address, listener)| self.listen(address, listener));
         self.perform(outputs);
+        self.bfd.iter_mut().for_each(Bfd::forget_inherited);
         Ok(())
     }
 
@@ -217,6 +261,8 @@ impl Driver {
     }
 
     fn serve_all(&mut self, connections: Vec<(ConnectionId, TcpStream, SocketAddr)>) {
-        connections.into_iter().for_each(|(connection, stream, remote)| self.serve(connection, stream, remote));
+        connections
+            .into_iter()
+            .for_each(|(connection, stream, remote)| self.serve(connection, stream, remote));
     }
 }

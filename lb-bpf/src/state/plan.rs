@@ -465,9 +465,14 @@ impl State {
         self.add_sources(id, &sources, ops)?;
         self.note_absent(&mut programmed, now);
         self.add_server_ids(&mut programmed, now, ops);
+        let until = programmed.dirty.values().filter_map(Dirt::learns_until).max();
         for key in keys {
             if self.vips.get(&key) != Some(&programmed.vip) {
                 self.push(Op::SetVip(key, programmed.vip), ops);
+            }
+            // Only then: of a table that is not in use yet it would say nothing.
+            if let Some(until) = until.filter(|until| self.learning.get(&key) != Some(until)) {
+                self.push(Op::SetLearning(key, until), ops);
             }
         }
         self.remove_sources(id, &sources, ops);
@@ -578,9 +583,16 @@ impl State {
         let dirt = |slots: &[Slot]| slots.iter().filter(|slot| slot.previous != 0).count();
         candidates.sort_by_key(|(vip, slots)| std::cmp::Reverse((dirt(slots), vip.size)));
         let slots = candidates.first().map_or(&[][..], |(_, slots)| slots);
-        let dirty = found(slots, drain_seconds, now);
+        let until = candidates.first().and_then(|(vip, _)| self.learns_until(vip));
+        let dirty = found(slots, drain_seconds, until, now);
         let since = vec![0; slots.len()];
         Ok(Old { candidates, since, dirty, away: BTreeMap::new() })
+    }
+
+    /// Second at which a table in use learns no more, if all its frontends say it.
+    fn learns_until(&self, vip: &Vip) -> Option<u32> {
+        let keys = self.by_service.get(&vip.service)?.iter().filter(|key| self.vips.get(*key) == Some(vip));
+        keys.map(|key| self.learning.get(key).copied()).try_fold(0, |last, until| Some(last.max(until?)))
     }
 
     /// Leaves an installed table where it is if it is right, else writes a new one.
@@ -621,7 +633,7 @@ impl State {
         if let Some(vip) = right.filter(|_| size > 0) {
             if vip != *old_vip {
                 let slots = maps.slots(vip.base, vip.size)?;
-                programmed.dirty = found(&slots, service.drain_seconds, now);
+                programmed.dirty = found(&slots, service.drain_seconds, self.learns_until(&vip), now);
                 programmed.since = vec![0; slots.len()];
             }
             programmed.vip = vip;
@@ -646,7 +658,7 @@ impl State {
             let goes_on = new.previous == held.previous;
             let known = programmed.dirty.get(&from).filter(|_| goes_on).copied();
             let begins = dirt::waiting(&new).map(|_| Dirt::learning(service.drain_seconds, held_since, now));
-            if let Some(dirt) = known.or(begins).or_else(|| Dirt::found(&new, 0, now)) {
+            if let Some(dirt) = known.or(begins).or_else(|| Dirt::found(&new, 0, None, now)) {
                 dirty.insert(slot, dirt);
             }
             since.push(if held.current == owner { held_since } else { now.seconds() });
@@ -759,8 +771,9 @@ impl Table {
     }
 }
 
-fn found(slots: &[Slot], drain_seconds: u32, now: Now) -> BTreeMap<u32, Dirt> {
-    (0..).zip(slots).filter_map(|(slot, held)| Some((slot, Dirt::found(held, drain_seconds, now)?))).collect()
+fn found(slots: &[Slot], drain_seconds: u32, learns_until: Option<u32>, now: Now) -> BTreeMap<u32, Dirt> {
+    let dirt = |held| Dirt::found(held, drain_seconds, learns_until, now);
+    (0..).zip(slots).filter_map(|(slot, held)| Some((slot, dirt(held)?))).collect()
 }
 
 /// The slot in a table of `old_size` slots that has the flows in the middle of this one. When a size changes, the few

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Every check of the repository, from nothing: installs what it needs (Debian 12, Rust's stable toolchain with
-# rustfmt and clippy is there), then lints, documentation, the kernel programs from source, all tests (root, for the
+# rustfmt and clippy is there, and Go 1.26), then lints, documentation, the kernel programs from source, all tests (root, for the
 # lab), fuzz targets, benches, and the demo. A step that fails ends it, by name.
 #
 # usage: tests/run.sh
@@ -90,6 +90,7 @@ need_root "$@"
 step "toolchain" toolchain
 step "packages" packages
 step "bpf-linker" bpf_linker
+step "control plane of the tests" tests/control-plane/build.sh
 step "format" cargo fmt --all --check
 step "kernel programs are what the source gives" kernel_programs
 step "clippy" cargo clippy --quiet --locked --workspace --all-targets -- -D warnings

@@ -10,7 +10,7 @@ use crate::{
     desired,
     observed::Observed,
     serve::{serve, socket::bind_tcp},
-    standalone::{Signals, StartError},
+    standalone::StartError,
     status::StatusSet,
     store::{
         KubernetesStore, Store, StoreError,
@@ -35,6 +35,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::{
+    signal::unix::{SignalKind, signal},
     sync::watch,
     task::JoinSet,
     time::{Instant, sleep_until},
@@ -61,8 +62,9 @@ pub struct Options {
 /// # Errors
 /// What it was told makes no sense.
 pub async fn run(options: Options) -> Result<(), StartError> {
-    let mut signals =
-        Signals::new().map_err(|source| StartError::Host { what: "catching signals", source })?;
+    let caught = || Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?));
+    let (mut terminate, mut interrupt) =
+        caught().map_err(|source| StartError::Host { what: "catching signals", source })?;
     let access = Access::new(options.kubeconfig.as_deref(), options.namespace).await?;
     let address = options.metrics;
     let socket = bind_tcp(address).await.map_err(|source| StartError::Metrics { address, source })?;
@@ -74,15 +76,14 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     parts.spawn(reconcile(Arc::clone(&store), facts));
     tracing::info!(identity, namespace = access.namespace(), metrics = %address, version = env!("CARGO_PKG_VERSION"), "started");
     let outcome = tokio::select! {
-        signal = signals.next() => {
-            tracing::info!(signal, "stopping; another one may lead");
-            Ok(())
-        }
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
         // None of them ends by itself.
         Some(ended) = parts.join_next() => {
             Err(StartError::Died(ended.err().map_or_else(|| "it returned".to_owned(), |error| error.to_string())))
         }
     };
+    tracing::info!("stopping; another one may lead");
     // First: nothing may be written after the Lease is given back.
     parts.shutdown().await;
     store.resign().await;

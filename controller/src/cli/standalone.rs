@@ -1,5 +1,5 @@
 //! `fairlead standalone`: see [`crate::standalone`].
-use super::{DEFAULT_API_SOCKET, Failure, server_runtime};
+use super::{DEFAULT_API_SOCKET, Failure};
 use crate::{
     serve::metrics::DEFAULT_ADDRESS,
     standalone::{self, Source},
@@ -14,6 +14,9 @@ use std::{net::SocketAddr, path::PathBuf};
 /// SIGTERM and SIGINT end the BGP sessions with a Cease (without a word where there is gracefulRestart: these peers
 /// keep our routes for its time) and leave the datapath in the kernel, where it forwards on. The next start takes it
 /// up as it is.
+///
+/// SIGUSR2 starts the program that lies at the path of this one, with the same arguments, in the place of this one. It
+/// goes on with the BGP sessions: the peers see nothing. If its files are not valid for it, nothing happens.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Directory of the YAML files.
@@ -79,6 +82,6 @@ impl Node {
             metrics: self.metrics,
             node_name: self.node_name,
         };
-        server_runtime()?.block_on(standalone::run(options)).map_err(|e| Failure::No(e.to_string()))
+        standalone::run(&options).map_err(|e| Failure::No(e.to_string()))
     }
 }

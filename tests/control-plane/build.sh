@@ -1,0 +1,53 @@
+#!/bin/bash
+# The control plane of the tests: kube-apiserver, kubectl and etcd, built from their Go modules in the versions that
+# go.mod says. Prints the directory that has them. Builds once, in the user's cache; from nothing that takes some
+# minutes and 3 GB (Go's own caches). KUBEBUILDER_ASSETS, as of envtest, names a directory that is taken as it is.
+#
+# usage: build.sh
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+programs="kube-apiserver kubectl etcd"
+
+die() { echo "build.sh: $*" >&2; exit 1; }
+version() { sed -n "s|^\t$1 \(v[0-9.]*\) .*|\1|p" "$here/go.mod"; }
+complete() {
+    local program
+    for program in $programs; do
+        [ -x "$1/$program" ] || return 1
+    done
+}
+
+if [ -n "${KUBEBUILDER_ASSETS:-}" ]; then
+    complete "$KUBEBUILDER_ASSETS" || die "KUBEBUILDER_ASSETS=$KUBEBUILDER_ASSETS lacks one of: $programs"
+    echo "$KUBEBUILDER_ASSETS"
+    exit
+fi
+kubernetes=$(version k8s.io/kubernetes)
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/fairlead/control-plane
+out=$cache/$kubernetes-etcd-$(version go.etcd.io/etcd/server/v3)
+if ! complete "$out"; then
+    mkdir -p "$cache"
+    # One at a time: tests start several control planes at once.
+    exec 9>"$cache/lock"
+    flock 9
+fi
+if ! complete "$out"; then
+    need="install Go 1.26 or newer (https://go.dev/dl; Debian 12 itself has only 1.19), or set KUBEBUILDER_ASSETS"
+    command -v go >/dev/null || die "Go is missing: $need"
+    # From 1.21 on Go gets the toolchain that go.mod asks for by itself.
+    minor=$(GOTOOLCHAIN=local go env GOVERSION | sed -n 's/^go1\.\([0-9]*\).*/\1/p')
+    [ "${minor:-0}" -ge 21 ] || die "$(go version) is too old: $need"
+    echo "build.sh: building $programs ($kubernetes), once; this takes some minutes" >&2
+    fresh=$(mktemp -d "$cache/fresh.XXXXXX")
+    trap 'rm -rf "$fresh"' EXIT
+    export CGO_ENABLED=0 GOTOOLCHAIN=auto GOWORK=off GOFLAGS="-trimpath -mod=readonly -buildvcs=false"
+    cd "$here"
+    stamp=k8s.io/component-base/version
+    IFS=. read -r major minor _ <<<"${kubernetes#v}"
+    nice -n 5 go build -ldflags "-s -w -X $stamp.gitVersion=$kubernetes -X $stamp.gitMajor=$major -X $stamp.gitMinor=$minor" \
+        -o "$fresh/" k8s.io/kubernetes/cmd/kube-apiserver k8s.io/kubernetes/cmd/kubectl >&2
+    nice -n 5 go build -ldflags "-s -w" -o "$fresh/etcd" go.etcd.io/etcd/server/v3 >&2
+    rm -rf "$out"
+    mv "$fresh" "$out"
+fi
+echo "$out"

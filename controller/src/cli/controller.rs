@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 /// Gives addresses to the services of a Kubernetes cluster, and writes statuses
 ///
-/// Run two or more: one leads (a Lease says which), and another one takes over within 17 seconds of its death, at once
+/// Run two or more: one leads (a Lease says which), and another one takes over within 20 seconds of its death, at once
 /// after SIGTERM or SIGINT. Needs no root, and nothing of the node.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {

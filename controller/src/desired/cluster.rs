@@ -59,3 +59,54 @@ fn keep<T: Clone + PartialEq>(statuses: &mut Statuses<T>, before: &Statuses<T>, 
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::validate::parse_directory;
+    use std::collections::BTreeMap;
+
+    fn declared() -> Declared {
+        let yaml = "kind: AddressPool\nmetadata: {name: vips}\n\
+                    spec: {use: LoadBalancer, blocks: [{cidr: 192.0.2.0/29}]}\n---\n\
+                    kind: LoadBalancer\nmetadata: {name: web}\n\
+                    spec: {ports: [{port: 80}], backends: [{address: 10.0.0.1}]}\n---\n\
+                    kind: BGPRouter\nmetadata: {name: all}\nspec: {asn: 65010}\n";
+        parse_directory(&BTreeMap::from([("a.yaml".into(), yaml.to_owned())])).unwrap()
+    }
+
+    fn addresses(set: &StatusSet, name: &str) -> Vec<String> {
+        set.load_balancers[name].addresses.iter().map(|assigned| assigned.address.to_string()).collect()
+    }
+
+    #[test]
+    fn says_what_is_the_same_everywhere() {
+        let mut declared = declared();
+        let first = cluster(&declared, &Observed { now: 1_000, ..Observed::default() });
+        assert_eq!(addresses(&first, "web"), ["192.0.2.0"]);
+        let types = |conditions: &[Condition]| -> Vec<String> {
+            conditions.iter().map(|condition| condition.type_.clone()).collect()
+        };
+        assert_eq!(types(&first.load_balancers["web"].conditions), ["Accepted", "AddressAssigned"]);
+        assert_eq!(types(&first.pools["vips"].conditions), ["Accepted", "AddressesAvailable", "Disjoint"]);
+        assert_eq!(types(&first.routers["all"].conditions), ["Accepted"]);
+        // Come back, they are what they were.
+        declared.statuses = first.clone();
+        let second = cluster(&declared, &Observed { now: 2_000, ..Observed::default() });
+        assert_eq!(second, first);
+        assert!(Arc::ptr_eq(&second.load_balancers["web"], &first.load_balancers["web"]));
+    }
+
+    #[test]
+    fn what_is_refused_keeps_its_address() {
+        let mut declared = declared();
+        let held = cluster(&declared, &Observed::default()).load_balancers["web"].clone();
+        declared.statuses.load_balancers.insert("refused".to_owned(), held);
+        declared.refused.insert("LoadBalancer/refused".to_owned());
+        let set = cluster(&declared, &Observed::default());
+        assert_eq!(addresses(&set, "web"), ["192.0.2.1"]);
+        assert_eq!((set.pools["vips"].ipv4.assigned, set.pools["vips"].released.len()), (2, 0));
+        declared.refused.clear();
+        assert_eq!(addresses(&cluster(&declared, &Observed::default()), "web"), ["192.0.2.0"], "it was free");
+    }
+}

@@ -253,7 +253,7 @@ impl Assembly {
         let told =
             told.map_err(|reason| Fault::object(format!("{kind}/{name}"), Some("status".to_owned()), reason));
         let changed = told.as_ref().is_ok_and(|changed| *changed);
-        let object = told.and_then(|_| object);
+        let object = told.and(object);
         entry.refused = match &object {
             Ok(_) => None,
             Err(_) => Some(status.unwrap_or_default()),

@@ -6,11 +6,13 @@ use super::{
 };
 use crate::{
     api::{API_VERSION, Kind, service},
-    object::Object,
     validate,
 };
 use futures::TryStreamExt;
-use k8s_openapi::{api::core::v1::Service, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use k8s_openapi::{
+    api::core::v1::{Service, ServiceSpec},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
 use kube::{
     Client,
     api::DynamicObject,
@@ -19,7 +21,7 @@ use kube::{
         watcher::{self, Event, watcher},
     },
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use std::{pin::pin, sync::Arc};
 
 /// Seconds after which a watch is made anew: a connection that has died in silence is found out a little later.
@@ -96,14 +98,26 @@ pub(super) fn seen(kind: Kind, object: DynamicObject) -> Seen {
         tree.insert("metadata".to_owned(), json!(metadata));
     }
     let object = validate::check_object(&tree);
-    let status = match &object {
-        Ok(Object::Service(service)) if service::is_ours(service) => {
+    let status = match kind {
+        // Also of one that is refused: what it has it keeps.
+        Kind::Service => is_ours(&tree).then(|| {
             let status = status.and_then(|status| serde_json::from_value(status).ok());
-            Some(json!(service::status_of(&Service { status, ..Service::default() })))
-        }
+            json!(service::status_of(&Service { status, ..Service::default() }))
+        }),
         _ => status.filter(|_| kind.api_version() == API_VERSION),
     };
     Seen { name, version, object, status }
+}
+
+/// Whether a Service is of our class, whatever else is wrong with it.
+fn is_ours(tree: &Value) -> bool {
+    let text = |field: &str| tree["spec"][field].as_str().map(ToOwned::to_owned);
+    let spec = ServiceSpec {
+        type_: text("type"),
+        load_balancer_class: text("loadBalancerClass"),
+        ..ServiceSpec::default()
+    };
+    service::is_ours(&Service { spec: Some(spec), ..Service::default() })
 }
 
 /// Kubernetes may have fields that we do not know.

@@ -323,7 +323,7 @@ fn is_settled(plane: &ControlPlane, names: &[&str]) -> Result<bool, Error> {
 fn an_answer_that_is_lost_is_asked_for_again() -> Result<(), Error> {
     let plane = plane()?;
     apply(&plane, &[pool("192.0.2.4/31"), balancer("b")])?;
-    for after in 0..3 {
+    for after in 0..2 {
         let cut = Cut { after, arrives: true, once: true };
         let identity = format!("one-{after}");
         let controller = Process::start(&plane.kubeconfig(), Role::Controller, &identity, Some(cut))?;

@@ -412,6 +412,17 @@ fn status(status: &StatusSet, out: &mut String) {
         for released in &s.released {
             writeln!(out, "  released {} by {}", released.address, released.owner).unwrap();
         }
+        for released in &s.released_blocks {
+            writeln!(out, "  released {} by {}", released.cidr, released.owner).unwrap();
+        }
+        conditions(&s.conditions, out);
+    }
+    for (name, s) in &status.nodes {
+        write!(out, "Node {name}:").unwrap();
+        for block in &s.pod_cidrs {
+            write!(out, " {} of {},", block.cidr, block.pool.as_deref().unwrap_or("no pool")).unwrap();
+        }
+        out.push('\n');
         conditions(&s.conditions, out);
     }
     for (name, s) in &status.routers {

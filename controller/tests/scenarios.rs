@@ -10,7 +10,7 @@ use bgp_speaker::config::{ImportFilter, PeerAsn, Route};
 use controller::{
     api::Community,
     declared::Declared,
-    desired::{Desired, Draft},
+    desired::{Desired, Draft, HealthPort},
     observed::{Failure, Health, NodeInfo, Observed},
     status::StatusSet,
     validate::parse_directory,
@@ -271,6 +271,9 @@ fn dump(desired: &Desired) -> String {
     write_filters(&desired.datapath.filters, &mut out);
     if let Some(expiry) = desired.next_expiry {
         writeln!(out, "  next expiry {expiry}").unwrap();
+    }
+    for (port, HealthPort { namespace, name, local_endpoints }) in &desired.health_ports {
+        writeln!(out, "  port {port}: {local_endpoints} local endpoints of {namespace}/{name}").unwrap();
     }
     out += "routes\n";
     for route in &desired.routes {

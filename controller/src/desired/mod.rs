@@ -50,8 +50,21 @@ pub struct Desired {
     /// When the next packet filter expires, in seconds since the epoch: then something else is desired. None: no one
     /// does.
     pub next_expiry: Option<u64>,
+    /// Ports where a load balancer in front of this node asks for endpoints, by number.
+    pub health_ports: BTreeMap<u16, HealthPort>,
     /// To be published.
     pub status: StatusSet,
+}
+
+/// What is to be answered at the health check node port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthPort {
+    /// Namespace of the Service.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its endpoints on this node that are ready.
+    pub local_endpoints: usize,
 }
 
 /// What this node should have, given what users declared and what the node observes.
@@ -108,12 +121,15 @@ impl<'a> Draft<'a> {
         let held = services::Held::new(&self.services, installed);
         let announcements = routes::announce(&self, &held);
         let status = status::status(&self, &held, &installed.filters, &announcements);
+        let health_ports =
+            self.services.all.iter().filter_map(|balanced| balanced.source.health_port()).collect();
         Desired {
             datapath: self.services.datapath,
             targets: self.services.targets,
             speaker: self.speaker.unwrap_or_default(),
             routes: announcements.routes,
             next_expiry: self.filters.next_expiry,
+            health_ports,
             status,
         }
     }

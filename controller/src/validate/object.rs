@@ -8,14 +8,16 @@ use crate::{
         bgp_advertisement::Source,
         bgp_peer::{HOLD_TIME, KEEPALIVE, KEYS_OF_ADDRESSES, ON_LINK, ONE_NEIGHBOUR, TTL_EXCLUSIVE},
         bgp_router::BmpStation,
-        load_balancer::{ADDRESSES_OR_POOL, DIRECT_RETURN_PORT, ONE_BACKEND, Protocol, QUIC_PORT},
+        load_balancer::{
+            ADDRESSES_OR_POOL, DIRECT_RETURN_PORT, ONE_BACKEND, Protocol, QUIC_PORT, UNIQUE_PORT_NAMES,
+        },
         packet_filter::{
             self, BytesAt, DROPS_EVERYTHING, FLAGS_OF_PROTOCOL, FilterAction, FilterRule, MASK_LENGTH,
-            MIN_MAX, PORTS_OF_PROTOCOL, SET_IN_MASK,
+            MIN_MAX, PORTS_OF_PROTOCOL, SET_IN_MASK, UNIQUE_RULE_NAMES,
         },
-        policy::{ForwardingMode, HealthCheck, ONE_CHECK, Policy, QUIC_MODE, SOURCE_NAT},
+        policy::{ForwardingMode, HealthCheck, NOT_A_PATH, ONE_CHECK, Policy, QUIC_MODE, SOURCE_NAT},
         scalar::quoted,
-        selector::is_dns_label,
+        selector::{NOT_A_LABEL, is_dns_label},
     },
     object::Object,
 };
@@ -221,7 +223,8 @@ impl Faults {
                 let reason = format!("{:?} {} stands in ports[{first}] already", port.protocol, port.port);
                 self.add(field.as_str(), reason);
             } else if let Some(first) = labels.insert(port.label(), index) {
-                let reason = format!("must be unique: ports[{first}] is called {} already", port.label());
+                let reason =
+                    format!("{UNIQUE_PORT_NAMES}: ports[{first}] is called {} already", port.label());
                 self.add(format!("{field}.name"), reason);
             }
             let translated = port.target() != port.port && spec.policy.forwarding.mode.is_direct_return();
@@ -253,8 +256,7 @@ impl Faults {
         self.add_if(check.tcp.is_some() == check.http.is_some(), field, ONE_CHECK);
         if let Some(http) = &check.http {
             let good = http.path.starts_with('/') && http.path.bytes().all(|byte| byte.is_ascii_graphic());
-            let reason =
-                format!("{} is not a path: / and more, of visible ASCII characters", quoted(&http.path));
+            let reason = format!("{} {NOT_A_PATH}", quoted(&http.path));
             self.add_if(!good, format!("{field}.http.path"), reason);
         }
     }
@@ -331,7 +333,7 @@ impl Faults {
             self.name(&field, rule.name.as_deref());
             let label = rule.label(index);
             if let Some(first) = labels.insert(label.clone(), index) {
-                let reason = format!("must be unique: rules[{first}] is called {label} already");
+                let reason = format!("{UNIQUE_RULE_NAMES}: rules[{first}] is called {label} already");
                 self.add(format!("{field}.name"), reason);
             }
             self.filter_rule(&field, rule);
@@ -366,7 +368,7 @@ impl Faults {
     /// The name of a part of an object.
     fn name(&mut self, field: &str, name: Option<&str>) {
         if let Some(name) = name.filter(|name| !is_dns_label(name)) {
-            let reason = format!("{} is not a name: lower case letters, digits and -", quoted(name));
+            let reason = format!("{} {NOT_A_LABEL}", quoted(name));
             self.add(format!("{field}.name"), reason);
         }
     }

@@ -93,7 +93,7 @@ fn columns(kind: Kind) -> Vec<(String, JsonPath)> {
             &[("NAMESPACE", ".metadata.namespace"), ("ENDPOINTS", ".endpoints[*].addresses")]
         }
         Kind::Namespace => &[("LABELS", ".metadata.labels")],
-        Kind::Node => &[("LABELS", ".metadata.labels"), ("POD-CIDRS", ".spec.podCIDRs")],
+        Kind::Node => &[("LABELS", ".metadata.labels"), ("POD-CIDRS", ".status.podCIDRs[*].cidr")],
         Kind::Secret => &[("KEYS", ".keys")],
         _ => &[],
     };

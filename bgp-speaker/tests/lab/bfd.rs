@@ -24,19 +24,19 @@ use std::{
 const FAST: Bfd = Bfd { min_tx_millis: 50, min_rx_millis: 50, multiplier: 3 };
 
 /// A router with BGP and BFD over IPv4 and IPv6, single hop or multihop.
-struct Router {
+pub(super) struct Router {
     /// What BFD needs; stopped to freeze the router.
     bfd: Process,
     _others: Vec<Process>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Frr,
     Bird,
 }
 
-fn start(cable: &Cable, kind: Kind, multihop: bool) -> Router {
+pub(super) fn start(cable: &Cable, kind: Kind, multihop: bool) -> Router {
     match kind {
         Kind::Frr => frr(cable, multihop),
         Kind::Bird => bird(cable, multihop),

@@ -139,7 +139,8 @@ pub struct Backend {
     /// Address of the backend.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<Address>,
-    /// The endpoints of a Kubernetes Service.
+    /// The endpoints of a Kubernetes Service, which share the weight: `targetPort` of a port is the port of the Service, and leads
+    /// to the endpoints' own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service: Option<ServiceReference>,
     /// Share relative to the other backends; 0 drains: no new connections.

@@ -1,4 +1,5 @@
 //! Rules between the fields of one object, and what this version does not support yet.
+use super::kubernetes;
 use crate::{
     api::{
         AddressPoolSpec, BGPAdvertisementSpec, BGPPeerSpec, BGPRouterSpec, Cidr, LoadBalancerSpec,
@@ -25,7 +26,7 @@ use lb_bpf::abi;
 use std::{collections::BTreeMap, net::IpAddr};
 
 /// Field and reason.
-type Found = (String, String);
+pub(super) type Found = (String, String);
 
 /// Everything that is wrong with an object by itself.
 pub(super) fn faults(object: &Object) -> Vec<Found> {
@@ -37,7 +38,17 @@ pub(super) fn faults(object: &Object) -> Vec<Found> {
         Object::BGPPeer(peer) => found.peer(&peer.spec),
         Object::BGPAdvertisement(advertisement) => found.advertisement(&advertisement.spec),
         Object::PacketFilter(filter) => found.packet_filter(&filter.spec),
-        Object::Node(_) | Object::Secret(_) => {}
+        Object::ServicePolicy(policy) => {
+            found.selector("serviceSelector", &policy.spec.service_selector);
+            found.policy(&policy.spec.policy);
+            let needless = policy.spec.policy.quic.is_some()
+                && policy.spec.policy.forwarding.mode == ForwardingMode::NAT;
+            found.add_if(needless, "policy.quic", QUIC_MODE);
+        }
+        Object::Service(service) => return kubernetes::service(service),
+        Object::EndpointSlice(slice) => return kubernetes::endpoint_slice(slice),
+        Object::Node(node) => return kubernetes::node(node),
+        Object::Namespace(_) | Object::Secret(_) => {}
     }
     found.0
 }
@@ -68,10 +79,10 @@ impl Faults {
 
     fn pool(&mut self, spec: &AddressPoolSpec) {
         self.not_yet(spec.usage != PoolUse::LoadBalancer, "use");
-        self.not_yet(!spec.namespace_selector.is_everything(), "namespaceSelector");
         self.not_yet(spec.node_mask.is_some(), "nodeMask");
         self.not_yet(!spec.node_selector.is_everything(), "nodeSelector");
         self.selector("serviceSelector", &spec.service_selector);
+        self.selector("namespaceSelector", &spec.namespace_selector);
         for (index, block) in spec.blocks.iter().enumerate() {
             let field = format!("blocks[{index}]");
             match (block.cidr, block.start, block.stop) {
@@ -121,7 +132,6 @@ impl Faults {
         for (index, backend) in spec.backends.iter().enumerate() {
             let field = format!("backends[{index}]");
             self.add_if(backend.address.is_some() == backend.service.is_some(), field.as_str(), ONE_BACKEND);
-            self.not_yet(backend.service.is_some(), format!("{field}.service"));
             let Some(address) = &backend.address else { continue };
             if let Some(reason) = not_a_host(address.0) {
                 self.add(format!("{field}.address"), format!("{address} is {reason}"));
@@ -338,7 +348,7 @@ impl Faults {
 }
 
 /// Why an address cannot be one of a host.
-fn not_a_host(address: IpAddr) -> Option<&'static str> {
+pub(super) fn not_a_host(address: IpAddr) -> Option<&'static str> {
     if address.is_unspecified() {
         Some("the unspecified address")
     } else if address.is_multicast() {
@@ -351,7 +361,7 @@ fn not_a_host(address: IpAddr) -> Option<&'static str> {
 }
 
 /// Why an address cannot be one of a service: what is not routed cannot be announced.
-fn not_a_service(address: IpAddr) -> Option<&'static str> {
+pub(super) fn not_a_service(address: IpAddr) -> Option<&'static str> {
     let link_local = match address {
         IpAddr::V4(v4) => v4.is_link_local(),
         IpAddr::V6(v6) => v6.is_unicast_link_local(),

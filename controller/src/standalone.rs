@@ -11,6 +11,7 @@ use crate::{
     reconcile::Reconciler,
     serve::{
         api,
+        health_ports::serve_health_ports,
         instance::Instance,
         metrics, node_state, serve,
         socket::{ApiSocket, SocketError, bind_tcp},
@@ -230,6 +231,7 @@ async fn instance(
     if let Some(cluster) = cluster {
         parts.spawn(node_state::tell(instance.clone(), cluster));
     }
+    parts.spawn(serve_health_ports(instance.view.clone()));
     parts.spawn(serve(api_socket, api::router(instance.clone())));
     parts.spawn(serve(metrics_socket, metrics::router(instance)));
     parts.spawn(reconciler.run(pass_seconds));

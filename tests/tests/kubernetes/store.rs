@@ -339,6 +339,35 @@ fn an_answer_that_is_lost_is_asked_for_again() -> Result<(), Error> {
 }
 
 #[test]
+fn nodes_are_given_blocks_for_their_pods() -> Result<(), Error> {
+    let plane = plane()?;
+    let pods = "apiVersion: fairlead.dev/v1alpha1\nkind: AddressPool\nmetadata: {name: pods}\n\
+                spec: {use: PodCIDR, blocks: [{cidr: 10.244.0.0/16}], nodeMask: {ipv4: 24}}\n";
+    let node = |name: &str, blocks: u8| {
+        format!(
+            "apiVersion: v1\nkind: Node\nmetadata: {{name: {name}, annotations: {{fairlead.dev/pod-cidr-blocks: \"{blocks}\"}}}}\n"
+        )
+    };
+    apply(&plane, &[pods.to_owned(), node("n1", 1), node("n2", 2)])?;
+    let _controller = Process::start(&plane.kubeconfig(), Role::Controller, "one", None)?;
+    let agent = Process::start(&plane.kubeconfig(), Role::Agent, "n1", None)?;
+    let declared = agent.wait("nodes have blocks", |declared| {
+        let blocks =
+            |name: &str| declared.statuses.nodes.get(name).map_or(0, |status| status.pod_cidrs.len());
+        (blocks("n1"), blocks("n2")) == (1, 2)
+    })?;
+    let mut all = BTreeSet::new();
+    for object in get(&plane, "nodes")? {
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        let own: Vec<_> =
+            declared.statuses.nodes[name].pod_cidrs.iter().map(|b| b.cidr.to_string()).collect();
+        assert_eq!(object["spec"]["podCIDRs"], serde_json::json!([own[0]]), "{name}");
+        assert!(own.into_iter().all(|block| all.insert(block)), "{all:?}");
+    }
+    Ok(())
+}
+
+#[test]
 fn secrets_are_read_by_name_only() -> Result<(), Error> {
     let plane = plane()?;
     let peer = |name: &str, address: &str| {

@@ -38,7 +38,7 @@ impl Faults {
         *self.0.cut.lock().unwrap_or_else(PoisonError::into_inner) = cut;
     }
 
-    /// Writes to statuses so far, those that failed included.
+    /// Writes to statuses and nodes so far, those that failed included.
     pub fn writes(&self) -> usize {
         self.0.writes.load(Ordering::SeqCst)
     }
@@ -86,7 +86,9 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let is_write = request.method() != Method::GET && request.uri().path().ends_with("/status");
+        let path = request.uri().path();
+        let is_write =
+            request.method() == Method::PATCH && (path.ends_with("/status") || path.contains("/nodes/"));
         let (arrives, answers) = self.faults.judge(is_write);
         let answer = arrives.then(|| self.inner.call(request));
         Box::pin(async move {

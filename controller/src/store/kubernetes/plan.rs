@@ -4,13 +4,21 @@
 //! it, and nobody is given an address before all who lose one have lost it.
 use super::snapshot::{Assembly, Refused};
 use crate::{
-    api::{API_VERSION, Kind, LoadBalancerStatus, service::kubernetes_status},
+    api::{
+        API_VERSION, Kind, LoadBalancerStatus,
+        node::{NodeStatus, pod_cidrs},
+        service::kubernetes_status,
+    },
     status::{Conditions, StatusSet, Statuses},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
+
+/// Annotation of a Node with our status of it: which blocks its pods have. The first of each family go into
+/// `spec.podCIDRs` by the same write, which Kubernetes takes once.
+pub(super) const POD_CIDRS: &str = "fairlead.dev/pod-cidrs";
 
 /// One after the other; the writes of one step in any order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +37,7 @@ impl Step {
     pub(super) const ALL: [Step; 4] = [Step::Pools, Step::Losses, Step::Services, Step::Others];
 }
 
-/// A write to the status of an object.
+/// A write to the status of an object; of a Node, to the object.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Write {
     pub(super) kind: Kind,
@@ -67,6 +75,7 @@ pub(super) fn plan(step: Step, assembly: &Assembly, after: &StatusSet, now: u64)
             writes.compare(Kind::Service, &before.services, &after.services, service);
         }
         Step::Others => {
+            writes.nodes(&before.nodes, &after.nodes);
             writes.compare(Kind::ServicePolicy, &before.policies, &after.policies, plain);
             writes.compare(Kind::BGPRouter, &before.routers, &after.routers, plain);
             writes.compare(Kind::BGPPeer, &before.peers, &after.peers, plain);
@@ -118,6 +127,22 @@ impl Writes<'_> {
             let mut reduced = (**after).clone();
             reduced.addresses.retain(|given| has(before, given.address));
             self.write(kind, name, &written(before), &written(&reduced));
+        }
+    }
+
+    fn nodes(&mut self, before: &Statuses<NodeStatus>, after: &Statuses<NodeStatus>) {
+        for (name, after) in after.iter().filter(|(name, after)| before.get(*name) != Some(after)) {
+            let Some(version) = self.assembly.version(Kind::Node, name) else { continue };
+            let annotations = json!({POD_CIDRS: json!(**after).to_string()});
+            let mut patch = json!({"metadata": {"resourceVersion": version, "annotations": annotations}});
+            let has_none = self.assembly.node(name).is_some_and(|node| pod_cidrs(node).is_empty());
+            let first = after.first_of_each_family();
+            if has_none && !first.is_empty() {
+                patch["spec"] = json!({"podCIDR": first[0], "podCIDRs": first});
+            }
+            let known = before.get(name).map_or(Value::Null, |before| json!(**before));
+            let news = news(&known, &json!(**after));
+            self.writes.push(Write { kind: Kind::Node, name: name.clone(), patch, news });
         }
     }
 

@@ -171,7 +171,13 @@ impl Publisher {
     async fn send(&self, write: &Write) -> Outcome {
         let (api, name) = self.place(write);
         let (parameters, patch) = (PatchParams::default(), Patch::Merge(&write.patch));
-        match timeout(WRITE, api.patch_status(name, &parameters, &patch)).await {
+        let written = async {
+            match write.kind {
+                Kind::Node => api.patch(name, &parameters, &patch).await,
+                _ => api.patch_status(name, &parameters, &patch).await,
+            }
+        };
+        match timeout(WRITE, written).await {
             Ok(Ok(object)) => Outcome::Done(Box::new(object)),
             // 5xx may come from a proxy, or after the write itself.
             Ok(Err(kube::Error::Api(status))) if status.code < 500 => {

@@ -12,6 +12,7 @@ use crate::{
     object::Object,
     status::{StatusSet, Statuses},
 };
+use k8s_openapi::api::core::v1::Node;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::{
@@ -173,6 +174,11 @@ impl Assembly {
     /// The statuses that objects have, and those of orphans.
     pub(super) fn statuses(&self) -> &StatusSet {
         &self.declared.statuses
+    }
+
+    /// A node, if it is in force.
+    pub(super) fn node(&self, name: &str) -> Option<&Node> {
+        self.declared.nodes.get(name).map(|node| &**node)
     }
 
     /// Objects that are refused and of which no version is in force.
@@ -431,6 +437,7 @@ fn set_status(set: &mut StatusSet, kind: Kind, name: &str, status: Option<Value>
         Kind::ServicePolicy => read_status(&mut set.policies, name, status),
         // Its status is Kubernetes' own: see `api::service`.
         Kind::Service => read_status(&mut set.services, name, status),
+        Kind::Node => read_status(&mut set.nodes, name, status),
         _ => Ok(false),
     }
 }
@@ -464,6 +471,7 @@ fn has_status(set: &StatusSet, kind: Kind, name: &str) -> bool {
         Kind::PacketFilter => set.packet_filters.contains_key(name),
         Kind::ServicePolicy => set.policies.contains_key(name),
         Kind::Service => set.services.contains_key(name),
+        Kind::Node => set.nodes.contains_key(name),
         _ => false,
     }
 }

@@ -2,6 +2,7 @@
 //! later (0.8 s to 30 s, with jitter); after a gap (410) everything is listed again.
 use super::{
     Shared, api,
+    plan::POD_CIDRS,
     snapshot::{Change, Seen, Source},
 };
 use crate::{
@@ -89,6 +90,7 @@ pub(super) fn seen(kind: Kind, object: DynamicObject) -> Seen {
     if let Some(annotations) = &mut metadata.annotations {
         annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
     }
+    let blocks = metadata.annotations.as_mut().and_then(|annotations| annotations.remove(POD_CIDRS));
     let mut status = None;
     if let Some(tree) = tree.as_object_mut() {
         status = tree.remove("status");
@@ -104,6 +106,8 @@ pub(super) fn seen(kind: Kind, object: DynamicObject) -> Seen {
             let status = status.and_then(|status| serde_json::from_value(status).ok());
             json!(service::status_of(&Service { status, ..Service::default() }))
         }),
+        // What is no JSON is refused like any other status that cannot be read.
+        Kind::Node => blocks.map(|text| serde_json::from_str(&text).unwrap_or(Value::String(text))),
         _ => status.filter(|_| kind.api_version() == API_VERSION),
     };
     Seen { name, version, object, status }

@@ -1,7 +1,7 @@
 //! The definitions in `crds/` and an API server: it takes them, fills in defaults, shows columns, and refuses what
 //! `fairlead validate` refuses, with the same sentence. The cases are those of `controller/src/validate/testdata`.
 use controller::{
-    api::Kind,
+    api::{API_VERSION, Kind},
     object::{Object, parse_file},
 };
 use lab::{
@@ -113,7 +113,10 @@ fn documents() -> Vec<Document> {
                     else {
                         continue;
                     };
-                    if !kind.is_declared() || kind.api_version() == "v1" || kind.name() != object["kind"] {
+                    if !kind.is_declared()
+                        || kind.api_version() != API_VERSION
+                        || kind.name() != object["kind"]
+                    {
                         continue;
                     }
                     // Users do not write it.

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Every check of the repository, from nothing: installs what it needs (Debian 12, Rust's stable toolchain with
-# rustfmt and clippy is there, and Go 1.26), then lints, documentation, the kernel programs from source, all tests (root, for the
+# rustfmt and clippy is there), then lints, documentation, the kernel programs from source, all tests (root, for the
 # lab), fuzz targets, benches, and the demo. A step that fails ends it, by name.
 #
 # usage: tests/run.sh
@@ -12,7 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # Debian packages: of the demo; routers and tools of the lab and its bench; the compiler of the kernel programs.
 PACKAGES="gcc g++ libc6-dev frr iproute2 ethtool curl ca-certificates
     bird2 gobgpd openbgpd tshark jq nftables haproxy bpftool procps iputils-ping tcpdump iperf3
-    rustc-web cargo-web rust-web-src llvm"
+    rustc-web cargo-web rust-web-src llvm python3-venv"
 BPF_LINKER_VERSION=0.13.0
 CACHE=$HOME/.cache/fairlead
 LOGS=$(mktemp -d)

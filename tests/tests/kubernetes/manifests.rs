@@ -1,7 +1,7 @@
 //! `deploy/kubernetes` and an API server: all of it is taken, and controller and agents may do what they do, and no more.
 use lab::control_plane::ControlPlane;
 use serde_json::Value;
-use std::{collections::BTreeSet, path::Path};
+use std::{collections::BTreeSet, fs, path::Path};
 
 /// Rights as `VERB GROUP/RESOURCE`, with `:NAME` behind it if they are for one object.
 type Rights = BTreeSet<String>;
@@ -92,6 +92,14 @@ fn the_manifests_are_taken_and_give_no_more_rights_than_needed() {
     let said = apply().unwrap();
     for object in ["daemonset.apps/fairlead-agent", "deployment.apps/fairlead-controller"] {
         assert!(said.contains(object), "{said}");
+    }
+    let definitions = fs::read_dir(deploy.join("../../crds")).unwrap().map(|entry| entry.unwrap().path());
+    for path in definitions.filter(|path| path.extension().is_some_and(|extension| extension == "yaml")) {
+        let plural = path.file_stem().unwrap().to_str().unwrap();
+        assert!(
+            said.contains(&format!("/{plural}.fairlead.dev")),
+            "crds/Kustomization lacks {plural}: {said}"
+        );
     }
     apply().unwrap();
 

@@ -10,7 +10,7 @@ use bgp_speaker::config::{ImportFilter, PeerAsn, Route};
 use controller::{
     api::Community,
     declared::Declared,
-    desired::{Desired, Draft},
+    desired::{Desired, Draft, HealthPort},
     observed::{Failure, Health, NodeInfo, Observed},
     status::StatusSet,
     validate::parse_directory,
@@ -272,6 +272,9 @@ fn dump(desired: &Desired) -> String {
     if let Some(expiry) = desired.next_expiry {
         writeln!(out, "  next expiry {expiry}").unwrap();
     }
+    for (port, HealthPort { namespace, name, local_endpoints }) in &desired.health_ports {
+        writeln!(out, "  port {port}: {local_endpoints} local endpoints of {namespace}/{name}").unwrap();
+    }
     out += "routes\n";
     for route in &desired.routes {
         writeln!(out, "  {}", route_line(route)).unwrap();
@@ -382,13 +385,19 @@ fn route_line(route: &Route) -> String {
 }
 
 fn status(status: &StatusSet, out: &mut String) {
-    for (name, s) in &status.load_balancers {
-        write!(out, "LoadBalancer {name}:").unwrap();
+    let balancers = status.load_balancers.iter().map(|named| ("LoadBalancer", named));
+    let services = status.services.iter().map(|named| ("Service", named));
+    for (kind, (name, s)) in balancers.chain(services) {
+        write!(out, "{kind} {name}:").unwrap();
         for assigned in &s.addresses {
             let pool = assigned.pool.as_ref().map_or_else(String::new, |pool| format!(" of {pool}"));
             write!(out, " {}{pool},", assigned.address).unwrap();
         }
         writeln!(out, " {} of {} backends healthy", s.healthy_backends, s.backends).unwrap();
+        conditions(&s.conditions, out);
+    }
+    for (name, s) in &status.policies {
+        writeln!(out, "ServicePolicy {name}: {} services", s.services).unwrap();
         conditions(&s.conditions, out);
     }
     for (name, s) in &status.pools {
@@ -406,6 +415,17 @@ fn status(status: &StatusSet, out: &mut String) {
         for released in &s.released {
             writeln!(out, "  released {} by {}", released.address, released.owner).unwrap();
         }
+        for released in &s.released_blocks {
+            writeln!(out, "  released {} by {}", released.cidr, released.owner).unwrap();
+        }
+        conditions(&s.conditions, out);
+    }
+    for (name, s) in &status.nodes {
+        write!(out, "Node {name}:").unwrap();
+        for block in &s.pod_cidrs {
+            write!(out, " {} of {},", block.cidr, block.pool.as_deref().unwrap_or("no pool")).unwrap();
+        }
+        out.push('\n');
         conditions(&s.conditions, out);
     }
     for (name, s) in &status.routers {

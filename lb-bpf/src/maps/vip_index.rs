@@ -82,8 +82,8 @@ impl<M: Memory + ?Sized> VipIndex<'_, M> {
 
     /// The frontends with tables whose slots stop learning at a second that is known.
     pub(super) fn learning(&self) -> BTreeMap<VipKey, u32> {
-        let found = self.named().map(|(_, index)| self.frontend(index));
-        found.filter(|found| found.learns_until != 0).map(|found| (found.key, found.learns_until)).collect()
+        let known = self.found().filter(|found| found.learns_until != 0);
+        known.map(|found| (found.key, found.learns_until)).collect()
     }
 
     /// Notes when the slots of a frontend's table stop learning.
@@ -97,11 +97,7 @@ impl<M: Memory + ?Sized> VipIndex<'_, M> {
     /// All frontends that packets find. Nothing else counts: not what a process wrote that died before it was in the
     /// index.
     pub(super) fn list(&self) -> BTreeMap<VipKey, Vip> {
-        let found = self.named().filter_map(|(place, index)| {
-            let Frontend { key, vip, .. } = self.frontend(index);
-            (self.find(&key) == Some((place, index))).then_some((key, vip))
-        });
-        found.collect()
+        self.found().map(|found| (found.key, found.vip)).collect()
     }
 
     /// Adds or replaces a frontend; until when its slots learn is not known then. `edition` is a number that the frontend has not had lately.
@@ -160,6 +156,13 @@ impl<M: Memory + ?Sized> VipIndex<'_, M> {
             self.index.store(place, VipWord::GONE.0);
         }
         unused.0.push_back(index);
+    }
+
+    fn found(&self) -> impl Iterator<Item = Frontend> {
+        self.named().filter_map(|(place, index)| {
+            let found = self.frontend(index);
+            (self.find(&found.key) == Some((place, index))).then_some(found)
+        })
     }
 
     /// The words that name an entry, and the entry's index.
@@ -414,6 +417,30 @@ mod tests {
         assert_eq!(unused.0, [4, 1, 2], "another service has another entry");
         both.set(&key(1), Vip { base: 7, ..vip(2) }, 1, &mut unused).unwrap();
         assert_eq!(unused.0, [4, 1, 2], "another table of the same service has not");
+    }
+
+    #[test]
+    fn until_when_a_table_learns_is_said_of_that_table_only() {
+        let log = RefCell::new(Vec::new());
+        let index = Logged::new(true, 64, &log);
+        let vips = Logged::new(false, 8 * WORDS as u32, &log);
+        let both = VipIndex { index: &index, vips: &vips };
+        let mut unused = both.unused();
+        let vip = |base| Vip { service: 1, flags: 0, base, size: 7 };
+        both.set(&key(0), vip(0), 5, &mut unused).unwrap();
+        both.set(&key(1), vip(0), 5, &mut unused).unwrap();
+        both.set_learning(&key(0), 100);
+        both.set_learning(&key(2), 100);
+        assert_eq!(both.learning(), [(key(0), 100)].into(), "one that is not there says nothing");
+        both.set(&key(0), vip(0), 6, &mut unused).unwrap();
+        assert_eq!(both.learning(), [(key(0), 100)].into(), "the same table");
+        let (_, entry) = both.find(&key(0)).unwrap();
+        assert_eq!(both.frontend(entry).edition, 5, "what is remembered about flows holds");
+        both.set(&key(0), vip(7), 7, &mut unused).unwrap();
+        assert_eq!(both.learning(), [].into(), "another table");
+        both.set_learning(&key(0), 200);
+        both.remove(&key(0), &mut unused);
+        assert_eq!(both.learning(), [].into());
     }
 
     #[test]

@@ -2,11 +2,13 @@
 //! turns a desired set into operations, [`sweep`] ends what has lasted long enough; everything here can be made
 //! again from the maps ([`State::restore`]), and nothing here does input or output of its own.
 mod dirt;
+mod entries;
 mod filters;
 pub mod plan;
 mod server_ids;
 mod sources;
 pub mod sweep;
+pub(crate) mod tables;
 
 #[cfg(test)]
 mod tests;

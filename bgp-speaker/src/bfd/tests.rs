@@ -362,7 +362,7 @@ fn a_successor_goes_on_without_a_flap() {
         for (side, before) in before.into_iter().enumerate() {
             let now = BfdStatus { since_seconds: before.since_seconds, ..world.status(side) };
             assert_eq!(now, before, "{configs:?}");
-            assert!(world.status(side).since_seconds >= before.since_seconds + 22);
+            assert!(world.status(side).since_seconds >= before.since_seconds + 12);
         }
     }
 }

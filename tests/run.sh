@@ -12,7 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # Debian packages: of the demo; routers and tools of the lab and its bench; the compiler of the kernel programs.
 PACKAGES="gcc g++ libc6-dev frr iproute2 ethtool curl ca-certificates
     bird2 gobgpd openbgpd tshark jq nftables haproxy bpftool procps iputils-ping tcpdump iperf3
-    rustc-web cargo-web rust-web-src llvm"
+    rustc-web cargo-web rust-web-src llvm python3-venv"
 BPF_LINKER_VERSION=0.13.0
 CACHE=$HOME/.cache/fairlead
 LOGS=$(mktemp -d)
@@ -90,6 +90,7 @@ need_root "$@"
 step "toolchain" toolchain
 step "packages" packages
 step "bpf-linker" bpf_linker
+step "control plane of the tests" tests/control-plane/build.sh
 step "format" cargo fmt --all --check
 step "kernel programs are what the source gives" kernel_programs
 step "clippy" cargo clippy --quiet --locked --workspace --all-targets -- -D warnings

@@ -27,7 +27,7 @@ pub mod wire;
 
 pub use connection::{ConnectionId, Endpoints};
 #[cfg(feature = "net")]
-pub use net::{HandOver, Handle, RoutePages, spawn, spawn_restarted, spawn_successor};
+pub use net::{HandOver, Handle, RoutePages, Succession, spawn, spawn_restarted, spawn_successor};
 pub use peer_id::{InterfaceName, InterfaceNameError, PeerId};
 pub use transport::{Md5Key, Md5KeyError, Transport};
 

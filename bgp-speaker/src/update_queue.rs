@@ -136,6 +136,17 @@ impl AdjRibOut {
         };
     }
 
+    /// Whether End-of-RIB was sent.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.end == End::Follows && !self.dump.as_ref().is_some_and(|dump| dump.first)
+    }
+
+    /// The peer has been told of End-of-RIB in this session, by another process.
+    pub(crate) fn restore_end(&mut self) {
+        self.dump.iter_mut().for_each(|dump| dump.first = false);
+        self.end = End::Follows;
+    }
+
     /// Whether a path matters though it is not the best.
     pub(crate) fn takes_all(&self) -> bool {
         self.sent.is_all()

@@ -1,9 +1,14 @@
 //! What users declared: all objects, typed and checked, as one value.
 use crate::{
-    api::{AddressPool, BGPAdvertisement, BGPPeer, BGPRouter, LoadBalancer, PacketFilter, Secret},
+    api::{
+        AddressPool, BGPAdvertisement, BGPPeer, BGPRouter, LoadBalancer, PacketFilter, Secret, ServicePolicy,
+    },
     status::StatusSet,
 };
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::{
+    core::v1::{Namespace, Node, Service},
+    discovery::v1::EndpointSlice,
+};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// A complete snapshot. Objects are by name; their `status` is empty: what is known of them is in `statuses`. Snapshots
@@ -14,8 +19,16 @@ pub struct Declared {
     pub generation: u64,
     /// Where addresses come from.
     pub pools: BTreeMap<String, Arc<AddressPool>>,
-    /// Services.
+    /// Services without Kubernetes' endpoints, or across several Services.
     pub load_balancers: BTreeMap<String, Arc<LoadBalancer>>,
+    /// How Kubernetes' Services are balanced.
+    pub policies: BTreeMap<String, Arc<ServicePolicy>>,
+    /// Kubernetes' Services, by `NAMESPACE/NAME`; also those that are none of ours.
+    pub services: BTreeMap<String, Arc<Service>>,
+    /// The endpoints of Services, by `NAMESPACE/NAME`.
+    pub endpoint_slices: BTreeMap<String, Arc<EndpointSlice>>,
+    /// Namespaces, for their labels.
+    pub namespaces: BTreeMap<String, Arc<Namespace>>,
     /// BGP speakers.
     pub routers: BTreeMap<String, Arc<BGPRouter>>,
     /// BGP neighbours.
@@ -24,7 +37,7 @@ pub struct Declared {
     pub advertisements: BTreeMap<String, Arc<BGPAdvertisement>>,
     /// Rules against packets of death.
     pub packet_filters: BTreeMap<String, Arc<PacketFilter>>,
-    /// Nodes, for their labels.
+    /// Nodes, for their labels, their pod CIDRs, and whether they are cordoned.
     pub nodes: BTreeMap<String, Arc<Node>>,
     /// What nobody else is to read.
     pub secrets: BTreeMap<String, Arc<Secret>>,

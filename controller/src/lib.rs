@@ -32,4 +32,6 @@ pub mod standalone;
 #[cfg(feature = "runtime")]
 pub mod store;
 #[cfg(feature = "runtime")]
+pub mod succession;
+#[cfg(feature = "runtime")]
 pub mod telemetry;

@@ -5,14 +5,20 @@
 use crate::{
     api::{
         API_VERSION, AddressPool, BGPAdvertisement, BGPPeer, BGPRouter, Kind, LoadBalancer, PacketFilter,
-        Secret,
+        Secret, ServicePolicy,
         scalar::quoted,
-        selector::{is_subdomain, key_fault, value_fault},
+        selector::{is_dns_label, is_subdomain, key_fault, value_fault},
     },
     fault::Fault,
     validate::limits,
 };
-use k8s_openapi::{api::core::v1::Node, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use k8s_openapi::{
+    api::{
+        core::v1::{Namespace, Node, Service},
+        discovery::v1::EndpointSlice,
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
 use kube::core::object::HasSpec;
 use serde::{
     Deserialize, Deserializer,
@@ -20,6 +26,8 @@ use serde::{
 };
 use serde_json::{Map, Value};
 use std::{cell::Cell, fmt, path::Path, sync::Arc};
+
+mod kubernetes;
 
 /// Largest file that is read, bytes.
 pub const MAX_FILE_BYTES: usize = 4 << 20;
@@ -34,10 +42,14 @@ pub const MAX_BRACKETS: usize = 25_000;
 pub enum Object {
     AddressPool(Arc<AddressPool>),
     LoadBalancer(Arc<LoadBalancer>),
+    ServicePolicy(Arc<ServicePolicy>),
     BGPRouter(Arc<BGPRouter>),
     BGPPeer(Arc<BGPPeer>),
     BGPAdvertisement(Arc<BGPAdvertisement>),
     PacketFilter(Arc<PacketFilter>),
+    Service(Arc<Service>),
+    EndpointSlice(Arc<EndpointSlice>),
+    Namespace(Arc<Namespace>),
     Node(Arc<Node>),
     Secret(Arc<Secret>),
 }
@@ -47,7 +59,7 @@ pub enum Object {
 pub struct Parsed {
     /// Number of the document in its file, from 1.
     pub document: usize,
-    /// Name of the object.
+    /// Name of the object: `NAMESPACE/NAME` where the kind has namespaces.
     pub name: String,
     /// The object.
     pub object: Object,
@@ -59,10 +71,14 @@ impl Object {
         match self {
             Object::AddressPool(_) => Kind::AddressPool,
             Object::LoadBalancer(_) => Kind::LoadBalancer,
+            Object::ServicePolicy(_) => Kind::ServicePolicy,
             Object::BGPRouter(_) => Kind::BGPRouter,
             Object::BGPPeer(_) => Kind::BGPPeer,
             Object::BGPAdvertisement(_) => Kind::BGPAdvertisement,
             Object::PacketFilter(_) => Kind::PacketFilter,
+            Object::Service(_) => Kind::Service,
+            Object::EndpointSlice(_) => Kind::EndpointSlice,
+            Object::Namespace(_) => Kind::Namespace,
             Object::Node(_) => Kind::Node,
             Object::Secret(_) => Kind::Secret,
         }
@@ -156,13 +172,17 @@ fn parse_document(tree: &Value) -> Result<Option<(String, Object)>, BadDocument>
     };
     let kind = kind(map)?;
     let name = map.get("metadata").and_then(|metadata| metadata.get("name")).and_then(Value::as_str);
-    let object = || Some(format!("{kind}/{}", name.filter(|name| is_subdomain(name))?));
+    let namespace = kind.is_namespaced().then(|| namespace(map));
+    let full_name =
+        |name: &str| namespace.map_or_else(|| name.to_owned(), |namespace| format!("{namespace}/{name}"));
+    let object = || Some(format!("{kind}/{}", full_name(name.filter(|name| is_subdomain(name))?)));
     let typed = || {
         let metadata = metadata(map, kind)?;
-        let name = metadata.name.clone().unwrap_or_default();
+        let name = full_name(metadata.name.as_deref().unwrap_or_default());
         let object = match kind {
             Kind::AddressPool => Object::AddressPool(custom(kind, map, metadata, AddressPool::new)?),
             Kind::LoadBalancer => Object::LoadBalancer(custom(kind, map, metadata, LoadBalancer::new)?),
+            Kind::ServicePolicy => Object::ServicePolicy(custom(kind, map, metadata, ServicePolicy::new)?),
             Kind::BGPRouter => Object::BGPRouter(custom(kind, map, metadata, BGPRouter::new)?),
             Kind::BGPPeer => Object::BGPPeer(custom(kind, map, metadata, BGPPeer::new)?),
             Kind::BGPAdvertisement => {
@@ -172,8 +192,10 @@ fn parse_document(tree: &Value) -> Result<Option<(String, Object)>, BadDocument>
             Kind::NodeState => {
                 return Err(BadDocument::new("kind", "NodeState is written by fairlead, not declared"));
             }
-            // Only the labels of a node count here; the rest is Kubernetes' business.
-            Kind::Node => Object::Node(Arc::new(Node { metadata, ..Node::default() })),
+            Kind::Service => Object::Service(kubernetes::service(metadata, map)?),
+            Kind::EndpointSlice => Object::EndpointSlice(kubernetes::endpoint_slice(metadata, map)?),
+            Kind::Namespace => Object::Namespace(kubernetes::namespace(metadata)),
+            Kind::Node => Object::Node(kubernetes::node(metadata, map)?),
             Kind::Secret => Secret::read(metadata, map)
                 .map(|secret| Object::Secret(Arc::new(secret)))
                 .map_err(|(field, reason)| BadDocument::new(&field, reason))?,
@@ -187,8 +209,7 @@ fn parse_document(tree: &Value) -> Result<Option<(String, Object)>, BadDocument>
 }
 
 /// Kinds that the design knows and this version does not read.
-const NOT_YET: [&str; 6] =
-    ["ServicePolicy", "ClusterLink", "Service", "EndpointSlice", "ServiceExport", "ServiceImport"];
+const NOT_YET: [&str; 3] = ["ClusterLink", "ServiceExport", "ServiceImport"];
 
 fn kind(map: &Map<String, Value>) -> Result<Kind, BadDocument> {
     let text = match map.get("kind") {
@@ -238,7 +259,11 @@ const METADATA_FIELDS: [&str; 15] = [
 ];
 
 fn metadata(map: &Map<String, Value>, kind: Kind) -> Result<ObjectMeta, BadDocument> {
-    let more = if kind == Kind::Secret { &Secret::FIELDS[..] } else { &[] };
+    let more = match kind {
+        Kind::Secret => &Secret::FIELDS[..],
+        Kind::EndpointSlice => &kubernetes::SLICE_FIELDS[..],
+        _ => &[],
+    };
     let fields: Vec<&str> = FIELDS.iter().chain(more).copied().collect();
     if let Some(unknown) = map.keys().find(|key| !fields.contains(&key.as_str())) {
         return Err(BadDocument::new(
@@ -263,9 +288,19 @@ fn metadata(map: &Map<String, Value>, kind: Kind) -> Result<ObjectMeta, BadDocum
         }
         Some(_) => {}
     }
-    // References to a Secret name no namespace: it is looked for by its name.
-    if metadata.namespace.is_some() && kind != Kind::Secret {
-        return Err(BadDocument::new("metadata.namespace", format!("{kind} has no namespace")));
+    let has_namespace = kind.is_namespaced() || kind == Kind::Secret;
+    match metadata.namespace.as_deref() {
+        Some(_) if !has_namespace => {
+            return Err(BadDocument::new("metadata.namespace", format!("{kind} has no namespace")));
+        }
+        Some(namespace) if !is_dns_label(namespace) => {
+            let reason = format!(
+                "{} is not a name of a namespace: lower case letters, digits and -",
+                quoted(namespace)
+            );
+            return Err(BadDocument::new("metadata.namespace", reason));
+        }
+        _ => {}
     }
     for (key, value) in metadata.labels.iter().flatten() {
         if let Some(reason) = key_fault(key).or_else(|| value_fault(value)) {
@@ -273,6 +308,12 @@ fn metadata(map: &Map<String, Value>, kind: Kind) -> Result<ObjectMeta, BadDocum
         }
     }
     Ok(metadata)
+}
+
+/// The namespace of an object, as Kubernetes' clients have it: `default` if it names none.
+fn namespace(map: &Map<String, Value>) -> &str {
+    let named = map.get("metadata").and_then(|metadata| metadata.get("namespace")).and_then(Value::as_str);
+    named.filter(|namespace| is_dns_label(namespace)).unwrap_or("default")
 }
 
 /// An object of ours from its `spec`.

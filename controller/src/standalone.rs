@@ -16,13 +16,16 @@ use crate::{
         socket::{ApiSocket, SocketError, bind_tcp},
     },
     store::{Store, StoreError, files::FileStore},
+    succession,
 };
+use bgp_speaker::{HandOver, Succession};
 use lb_bpf::{Datapath, DatapathError, Sizes, TunnelSources};
 use nix::{
     net::if_::{if_nameindex, if_nametoindex},
     unistd::geteuid,
 };
 use std::{
+    ffi::OsStr,
     fs, io,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -127,6 +130,9 @@ pub enum StartError {
     /// The metrics make no sense: a defect.
     #[error("metrics: {0}")]
     MetricsDefinition(#[from] prometheus::Error),
+    /// There is no runtime to run in.
+    #[error("starting the runtime: {0}")]
+    Runtime(#[from] io::Error),
     /// The system does not say what it is asked.
     #[error("{what}: {source}")]
     Host {
@@ -138,11 +144,23 @@ pub enum StartError {
 }
 
 /// Runs until SIGTERM or SIGINT: then the peers are told, but for those that keep our routes over a restart, and the
-/// datapath stays in the kernel.
-pub async fn run(options: Options) -> Result<(), StartError> {
+/// datapath stays in the kernel. At SIGUSR2 a successor takes the place of this program, and the peers see nothing.
+pub fn run(options: &Options) -> Result<(), StartError> {
+    succession::run(async |succession, handed| instance(options, succession, handed).await)
+}
+
+/// Some: a successor is to go on with this.
+async fn instance(
+    options: &Options,
+    succession: &Succession,
+    handed: Option<HandOver>,
+) -> Result<Option<HandOver>, StartError> {
     let mut signals =
         Signals::new().map_err(|source| StartError::Host { what: "catching signals", source })?;
-    let Checked { node, interfaces } = check(&options)?;
+    let sessions = handed.as_ref().map(HandOver::sessions);
+    // At once: what is inherited wants to be looked after.
+    let successor = handed.map(bgp_speaker::spawn_successor);
+    let Checked { node, interfaces } = check(options)?;
     let api_socket = ApiSocket::bind(&options.api_socket).await?;
     let metrics_socket = bind_tcp(options.metrics)
         .await
@@ -159,7 +177,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     .await?;
     // What was announced before and is still forwarded shall stay with the peers that keep it.
     let forwards = !datapath.installed().services.is_empty();
-    let speaker = if forwards { bgp_speaker::spawn_restarted() } else { bgp_speaker::spawn() };
+    let start = || if forwards { bgp_speaker::spawn_restarted() } else { bgp_speaker::spawn() };
+    let speaker = successor.unwrap_or_else(start);
 
     let (faults, tracer) = (store.faults(), datapath.tracer()?);
     let (flows, events) = (Flows::default(), datapath.events()?);
@@ -194,45 +213,80 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         config_dir = %options.config_dir.display(),
         api_socket = %options.api_socket.display(),
         metrics = %options.metrics,
+        sessions,
         version = env!("CARGO_PKG_VERSION"),
         "started"
     );
 
-    let outcome = tokio::select! {
-        signal = signals.next() => {
-            tracing::info!(signal, "stopping; the datapath stays in the kernel");
-            Ok(())
-        }
-        // None of them ends by itself.
-        Some(ended) = parts.join_next() => {
-            Err(StartError::Died(ended.err().map_or_else(|| "it returned".to_owned(), |error| error.to_string())))
+    // Not before: the kernel lets go of a program that it is to load when a signal comes.
+    succession.ready();
+    let outcome = loop {
+        tokio::select! {
+            signal = signals.next() => match signal {
+                Wanted::End(signal) => {
+                    tracing::info!(signal, "stopping; the datapath stays in the kernel");
+                    break Ok(false);
+                }
+                Wanted::Successor => {
+                    tracing::info!("a successor is wanted");
+                    match probe(options, succession).await {
+                        Ok(()) => break Ok(true),
+                        Err(reason) => tracing::error!(reason, "not handed over: a successor would not start"),
+                    }
+                }
+            },
+            // None of them ends by itself.
+            Some(ended) = parts.join_next() => {
+                let how = ended.err().map_or_else(|| "it returned".to_owned(), |error| error.to_string());
+                break Err(StartError::Died(how));
+            }
         }
     };
     // The loop first: it must not set anything while the speaker goes.
     parts.shutdown().await;
+    if outcome.as_ref().is_ok_and(|hands_over| *hands_over) {
+        let handed = speaker.hand_over().await;
+        tracing::info!(sessions = handed.as_ref().map(HandOver::sessions), "handing over");
+        return Ok(handed);
+    }
     if timeout(FAREWELL, speaker.shutdown()).await.is_err() {
         tracing::warn!(limit = ?FAREWELL, "the peers did not take our leave");
     }
-    outcome
+    outcome.map(|_| None)
 }
 
-/// The signals that end the process.
+/// The files are valid for the program that is there now.
+async fn probe(options: &Options, succession: &Succession) -> Result<(), String> {
+    succession::probe(succession, &[OsStr::new("validate"), options.config_dir.as_os_str()]).await
+}
+
+/// The signals that end the process, or its part in it.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    replace: Signal,
+}
+
+/// What a signal asks for.
+enum Wanted {
+    End(&'static str),
+    Successor,
 }
 
 impl Signals {
     fn new() -> io::Result<Self> {
-        let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        Ok(Signals { terminate, interrupt })
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            replace: signal(SignalKind::user_defined2())?,
+        })
     }
 
-    /// The name of the next one.
-    async fn next(&mut self) -> &'static str {
+    async fn next(&mut self) -> Wanted {
         tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => Wanted::End("SIGTERM"),
+            _ = self.interrupt.recv() => Wanted::End("SIGINT"),
+            _ = self.replace.recv() => Wanted::Successor,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What became of the declared objects, as one value: published to a store and given back by it.
 use crate::api::{
     AddressPoolStatus, BGPAdvertisementStatus, BGPPeerStatus, BGPRouterStatus, LoadBalancerStatus,
-    PacketFilterStatus,
+    PacketFilterStatus, ServicePolicyStatus,
 };
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
@@ -20,9 +20,15 @@ pub struct StatusSet {
     /// Of address pools.
     #[serde(with = "shared")]
     pub pools: Statuses<AddressPoolStatus>,
-    /// Of services.
+    /// Of LoadBalancers.
     #[serde(with = "shared")]
     pub load_balancers: Statuses<LoadBalancerStatus>,
+    /// Of Kubernetes' Services of our class, by `NAMESPACE/NAME`.
+    #[serde(with = "shared")]
+    pub services: Statuses<LoadBalancerStatus>,
+    /// Of service policies.
+    #[serde(with = "shared")]
+    pub policies: Statuses<ServicePolicyStatus>,
     /// Of BGP speakers.
     #[serde(with = "shared")]
     pub routers: Statuses<BGPRouterStatus>,

@@ -403,13 +403,19 @@ fn route_line(route: &Route) -> String {
 }
 
 fn status(status: &StatusSet, out: &mut String) {
-    for (name, s) in &status.load_balancers {
-        write!(out, "LoadBalancer {name}:").unwrap();
+    let balancers = status.load_balancers.iter().map(|named| ("LoadBalancer", named));
+    let services = status.services.iter().map(|named| ("Service", named));
+    for (kind, (name, s)) in balancers.chain(services) {
+        write!(out, "{kind} {name}:").unwrap();
         for assigned in &s.addresses {
             let pool = assigned.pool.as_ref().map_or_else(String::new, |pool| format!(" of {pool}"));
             write!(out, " {}{pool},", assigned.address).unwrap();
         }
         writeln!(out, " {} of {} backends healthy", s.healthy_backends, s.backends).unwrap();
+        conditions(&s.conditions, out);
+    }
+    for (name, s) in &status.policies {
+        writeln!(out, "ServicePolicy {name}: {} services", s.services).unwrap();
         conditions(&s.conditions, out);
     }
     for (name, s) in &status.pools {

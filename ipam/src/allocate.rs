@@ -2,10 +2,14 @@
 //!
 //! Cost: every claim and every held address is touched a constant number of times, with a hash or a tree
 //! look-up each; each pool is walked once, upwards, over what is taken of it.
-use crate::pool::{Counters, Cursor, Family, Index, Overlap, Pool, Usage};
+use crate::{
+    Name,
+    assignment::{Addresses, Assignment, Assignments, Given, Held, Released, Remark, Unassigned},
+    pool::{Counters, Cursor, Family, Index, Pool},
+};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    fmt,
+    mem,
     net::IpAddr,
     sync::Arc,
 };
@@ -18,10 +22,24 @@ pub struct Claim {
     /// Age: seconds since the epoch, 0 when unknown. Where two claims compete, the older one wins; among
     /// equals the name decides.
     pub created: u64,
-    /// The ports that the claim serves: claims that ask for the same address share it when these are disjoint.
+    /// The ports that the claim serves: only claims whose ports are disjoint share an address.
     pub ports: BTreeSet<Port>,
+    /// With whom it shares an address.
+    pub sharing: Sharing,
     /// Names of the pools whose selectors let the claim in.
-    pub matching: Arc<BTreeSet<String>>,
+    pub matching: Arc<BTreeSet<Name>>,
+}
+
+/// With whom a claim shares an address, if the ports are disjoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Sharing {
+    /// With others like it, when both ask for the address by address.
+    #[default]
+    OnRequest,
+    /// With those that have the same key. Unless it asks for an address, it is given one of theirs first.
+    Key(Name),
+    /// With nobody.
+    Never,
 }
 
 /// IANA protocol number and port.
@@ -35,171 +53,10 @@ pub enum Request {
     /// One address of each family.
     Families {
         /// From this pool only; none: from any pool with [`Pool::auto_assign`].
-        pool: Option<String>,
+        pool: Option<Name>,
         /// The families.
         families: BTreeSet<Family>,
     },
-}
-
-/// What was given before.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Held {
-    /// Claim → address → pool that it came from.
-    pub given: BTreeMap<String, BTreeMap<IpAddr, Option<String>>>,
-    /// Addresses that rest.
-    pub released: BTreeMap<IpAddr, Released>,
-}
-
-/// How an address came to rest.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Released {
-    /// The claim that had it: it may have it back at once.
-    pub claim: String,
-    /// When it was released, seconds since the epoch.
-    pub at: u64,
-}
-
-/// The result of [`allocate`].
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Assignments {
-    /// Every claim, with or without addresses.
-    pub claims: BTreeMap<String, Assignment>,
-    /// Every pool.
-    pub pools: BTreeMap<String, Usage>,
-    /// Addresses that rest now.
-    pub released: BTreeMap<IpAddr, Released>,
-    /// Addresses that more than one pool offers.
-    pub overlaps: Vec<Overlap>,
-}
-
-impl Assignments {
-    /// What the next call of [`allocate`] is to be told.
-    pub fn held(&self) -> Held {
-        let given = self
-            .claims
-            .iter()
-            .filter(|(_, assignment)| !assignment.addresses.is_empty())
-            .map(|(claim, assignment)| {
-                (
-                    claim.clone(),
-                    assignment.addresses.iter().map(|(a, given)| (*a, given.pool.clone())).collect(),
-                )
-            })
-            .collect();
-        Held { given, released: self.released.clone() }
-    }
-}
-
-/// What one claim got.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Assignment {
-    /// Its addresses.
-    pub addresses: BTreeMap<IpAddr, Given>,
-    /// What it asked for and did not get.
-    pub unassigned: Vec<Unassigned>,
-}
-
-/// A given address.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Given {
-    /// The pool that it belongs to, or belonged to when it was given; none: it was asked for by address and
-    /// lies in no pool.
-    pub pool: Option<String>,
-    /// What is odd about it.
-    pub remark: Option<Remark>,
-}
-
-/// Why an address would not be given today. It stays all the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Remark {
-    /// Its pool does not have it (any more), or there is no such pool.
-    Outside,
-    /// Its pool reserves it by now.
-    Reserved,
-}
-
-/// Why something was not given.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Unassigned {
-    /// No pool that may serve the claim offers the family.
-    NoPool {
-        /// The family.
-        family: Family,
-    },
-    /// The pool that the claim names does not exist.
-    PoolNotFound {
-        /// Its name.
-        pool: String,
-    },
-    /// The pool gives nothing new.
-    PoolDisabled {
-        /// Its name.
-        pool: String,
-    },
-    /// The selector of the pool does not let the claim in.
-    PoolRefuses {
-        /// Its name.
-        pool: String,
-    },
-    /// All pools that may serve the claim are used up.
-    PoolExhausted {
-        /// The family.
-        family: Family,
-        /// Their names, in the order of use.
-        pools: Vec<String>,
-        /// Their numbers, summed up.
-        counters: Counters,
-    },
-    /// Another claim has the address.
-    Conflict {
-        /// The address.
-        address: IpAddr,
-        /// The claim that has it.
-        holder: String,
-    },
-    /// The pool of the address reserves it.
-    Reserved {
-        /// The address.
-        address: IpAddr,
-        /// The pool.
-        pool: String,
-    },
-}
-
-impl Unassigned {
-    /// The reason as one CamelCase word.
-    pub const fn reason(&self) -> &'static str {
-        match self {
-            Unassigned::NoPool { .. } => "NoPool",
-            Unassigned::PoolNotFound { .. } => "PoolNotFound",
-            Unassigned::PoolDisabled { .. } => "PoolDisabled",
-            Unassigned::PoolRefuses { .. } => "PoolRefuses",
-            Unassigned::PoolExhausted { .. } => "PoolExhausted",
-            Unassigned::Conflict { .. } => "Conflict",
-            Unassigned::Reserved { .. } => "Reserved",
-        }
-    }
-}
-
-impl fmt::Display for Unassigned {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Unassigned::NoPool { family } => write!(f, "no pool for it has {family} addresses"),
-            Unassigned::PoolNotFound { pool } => write!(f, "there is no pool {pool}"),
-            Unassigned::PoolDisabled { pool } => write!(f, "pool {pool} is disabled"),
-            Unassigned::PoolRefuses { pool } => write!(f, "the selector of pool {pool} does not match"),
-            Unassigned::PoolExhausted { family, pools, counters } => write!(
-                f,
-                "no free {family} address in {}: {} of {} assigned, {} resting",
-                pools.join(", "),
-                counters.assigned,
-                counters.total,
-                counters.resting
-            ),
-            Unassigned::Conflict { address, holder } => write!(f, "{address} belongs to {holder}"),
-            Unassigned::Reserved { address, pool } => write!(f, "pool {pool} reserves {address}"),
-        }
-    }
 }
 
 /// Gives addresses to `claims` at the time `now` (seconds since the epoch). The rules are those of the
@@ -208,13 +65,13 @@ impl fmt::Display for Unassigned {
 /// - A held address stays with its claim unless the claim asks for something else: other addresses, another
 ///   pool, no address of that family. Should two claims hold one address that they may not share, the older
 ///   one keeps it.
-/// - Two claims share an address when both ask for it by address and their ports are disjoint.
+/// - Two claims share an address when their ports are disjoint and both say so: see [`Sharing`].
 /// - A released address rests for [`Pool::reuse_delay_seconds`]. The claim that had it gets it back at once,
 ///   and who asks for it by address does not wait: the delay is there so that nobody gets the traffic of
 ///   another by chance.
 pub fn allocate(
-    pools: &BTreeMap<String, Pool>,
-    claims: &BTreeMap<String, Claim>,
+    pools: &BTreeMap<Name, Pool>,
+    claims: &BTreeMap<Name, Claim>,
     held: &Held,
     now: u64,
 ) -> Assignments {
@@ -229,15 +86,31 @@ pub fn allocate(
 struct Allocator<'a> {
     now: u64,
     index: Index<'a>,
-    /// Oldest first.
-    claims: Vec<(&'a str, &'a Claim)>,
+    /// In the order of their names, which that of the result is, too.
+    claims: Vec<(&'a Name, &'a Claim)>,
+    /// Indices of `claims`, oldest first.
+    by_age: Vec<usize>,
     /// As `claims`: what each holds.
-    given: Vec<Option<&'a BTreeMap<IpAddr, Option<String>>>>,
-    /// As `claims`.
-    assignments: Vec<Assignment>,
-    /// Address → its holders, as indices of `claims`; the first one apart, since it is mostly the only one.
-    taken: HashMap<IpAddr, (usize, Vec<usize>)>,
+    given: Vec<Option<&'a Addresses>>,
+    /// As `claims`: what each has got, and what it lacks.
+    got: Vec<Got>,
+    /// Address → its holder, as an index of `claims`.
+    taken: HashMap<IpAddr, usize>,
+    /// Address → its other holders.
+    shared: HashMap<IpAddr, Vec<usize>>,
+    /// Key → addresses of the claims that have it.
+    keyed: HashMap<&'a str, BTreeSet<IpAddr>>,
     released: BTreeMap<IpAddr, Released>,
+    /// By pool: how its addresses are given when nothing is odd.
+    plain: Vec<Arc<Given>>,
+    odd: HashMap<Given, Arc<Given>>,
+}
+
+/// An assignment that is not complete.
+#[derive(Clone, Default)]
+struct Got {
+    addresses: Vec<(IpAddr, Arc<Given>)>,
+    unassigned: Vec<Unassigned>,
 }
 
 /// What a claim (an index) still lacks in one family after everything was tried, and the pools tried.
@@ -249,30 +122,35 @@ struct Exhausted {
 
 impl<'a> Allocator<'a> {
     fn new(
-        pools: &'a BTreeMap<String, Pool>,
-        claims: &'a BTreeMap<String, Claim>,
+        pools: &'a BTreeMap<Name, Pool>,
+        claims: &'a BTreeMap<Name, Claim>,
         held: &'a Held,
         now: u64,
     ) -> Self {
         // Side by side: to look up thousands of names that are alike costs more than all that is done with them.
         let mut given = held.given.iter().peekable();
-        let mut claims: Vec<_> = claims
-            .iter()
-            .map(|(name, claim)| {
-                while given.next_if(|(other, _)| *other < name).is_some() {}
-                let given = given.next_if(|(other, _)| *other == name).map(|(_, given)| given);
-                ((name.as_str(), claim), given)
-            })
-            .collect();
+        let claims = claims.iter().map(|(name, claim)| {
+            while given.next_if(|(other, _)| *other < name).is_some() {}
+            let given = given.next_if(|(other, _)| *other == name).map(|(_, given)| given);
+            ((name, claim), given)
+        });
+        let (claims, given): (Vec<(_, &Claim)>, Vec<_>) = claims.unzip();
+        let mut by_age: Vec<_> = (0..claims.len()).collect();
         // Stable: claims of one age stay in the order of their names.
-        claims.sort_by_key(|((_, claim), _)| claim.created);
-        let (claims, given): (Vec<_>, Vec<_>) = claims.into_iter().unzip();
+        by_age.sort_by_key(|&i| claims[i].1.created);
+        let index = Index::new(pools);
+        let plain = |name: &Name| Arc::new(Given { pool: Some(name.clone()), remark: None });
         Allocator {
             now,
-            index: Index::new(pools),
-            assignments: vec![Assignment::default(); claims.len()],
+            plain: index.pools.iter().map(|pool| plain(pool.name)).collect(),
+            odd: HashMap::new(),
+            index,
+            got: vec![Got::default(); claims.len()],
             taken: HashMap::with_capacity(claims.len()),
+            shared: HashMap::new(),
+            keyed: HashMap::new(),
             claims,
+            by_age,
             given,
             released: held.released.clone(),
         }
@@ -281,18 +159,20 @@ impl<'a> Allocator<'a> {
     /// Leaves to every claim what it holds and still wants. Returns the claims that lack something.
     fn keep_held(&mut self) -> Vec<usize> {
         let mut lacking = Vec::new();
-        for i in 0..self.claims.len() {
+        for at in 0..self.by_age.len() {
+            let i = self.by_age[at];
             let (_, claim) = self.claims[i];
-            for (&address, origin) in self.given[i].into_iter().flatten() {
-                if self.wanted(i, address, origin.as_deref()) && self.conflict(i, address).is_none() {
-                    let given = self.standing(claim, address, origin.as_deref());
+            for (address, given) in self.given[i].into_iter().flat_map(Addresses::iter) {
+                let origin = given.pool.as_ref();
+                if self.wanted(i, address, origin) && self.conflict(i, address).is_none() {
+                    let given = self.standing(claim, address, origin);
                     self.take(i, address, given);
                 }
             }
-            let assigned = &self.assignments[i].addresses;
+            let assigned = self.got[i].addresses.len();
             let satisfied = match &claim.request {
-                Request::Addresses(addresses) => addresses.len() == assigned.len(),
-                Request::Families { families, .. } => families.len() == assigned.len(),
+                Request::Addresses(addresses) => addresses.len() == assigned,
+                Request::Families { families, .. } => families.len() == assigned,
             };
             if !satisfied {
                 lacking.push(i);
@@ -305,20 +185,20 @@ impl<'a> Allocator<'a> {
     fn release(&mut self, held: &Held) {
         for (name, addresses) in &held.given {
             for address in addresses.keys().filter(|a| !self.taken.contains_key(a)) {
-                self.released.insert(*address, Released { claim: name.clone(), at: self.now });
+                self.released.insert(address, Released { claim: name.clone(), at: self.now });
             }
         }
     }
 
     /// Whether the claim still asks for something that this held address fulfils.
-    fn wanted(&self, claim: usize, address: IpAddr, origin: Option<&str>) -> bool {
+    fn wanted(&self, claim: usize, address: IpAddr, origin: Option<&Name>) -> bool {
         match &self.claims[claim].1.request {
             Request::Addresses(addresses) => addresses.contains(&address),
             Request::Families { pool, families } => {
                 let family = Family::of(address);
                 families.contains(&family)
                     && !self.has(claim, family)
-                    && pool.as_deref().is_none_or(|pool| {
+                    && pool.as_ref().is_none_or(|pool| {
                         origin == Some(pool)
                             || self
                                 .index
@@ -330,28 +210,41 @@ impl<'a> Allocator<'a> {
     }
 
     /// How a held address stands today.
-    fn standing(&self, claim: &Claim, address: IpAddr, origin: Option<&str>) -> Given {
+    fn standing(&mut self, claim: &Claim, address: IpAddr, origin: Option<&Name>) -> Arc<Given> {
         // A claim that names its pool stays with that name: were the name to follow a block that moved to
         // another pool, then the next call would take that for an edit of the claim.
         let named = match &claim.request {
-            Request::Families { pool, .. } => pool.as_deref(),
+            Request::Families { pool, .. } => pool.as_ref(),
             Request::Addresses(_) => None,
         };
         let origin = named.or(origin);
         let index = origin.and_then(|name| self.index.find(name));
-        if index.is_some_and(|index| self.index.offering(address).any(|o| o == index)) {
-            return Given { pool: origin.map(str::to_owned), remark: None };
-        }
-        match self.index.offering(address).min() {
-            Some(pool) if named.is_none() => {
-                Given { pool: Some(self.index.pools[pool].name.to_owned()), remark: None }
+        let offering = self.index.offering(address);
+        let mut first = None;
+        for pool in offering {
+            if Some(pool) == index {
+                return self.plain[pool].clone();
             }
+            first = first.into_iter().chain([pool]).min();
+        }
+        match first {
+            Some(pool) if named.is_none() => self.plain[pool].clone(),
             _ => {
                 let reserved = self.index.reserving(address).is_some();
                 let remark = if reserved { Remark::Reserved } else { Remark::Outside };
-                Given { pool: origin.map(str::to_owned), remark: Some(remark) }
+                self.odd(origin.cloned(), remark)
             }
         }
+    }
+
+    fn odd(&mut self, pool: Option<Name>, remark: Remark) -> Arc<Given> {
+        let given = Given { pool, remark: Some(remark) };
+        if let Some(known) = self.odd.get(&given) {
+            return known.clone();
+        }
+        let shared = Arc::new(given.clone());
+        self.odd.insert(given, shared.clone());
+        shared
     }
 
     /// Serves the claims for specific addresses; returns the others.
@@ -363,35 +256,40 @@ impl<'a> Allocator<'a> {
                 continue;
             };
             for &address in addresses {
-                if self.assignments[i].addresses.contains_key(&address) {
+                if self.got[i].addresses.iter().any(|(has, _)| *has == address) {
                     continue;
                 }
                 match self.specific(i, address) {
-                    Ok(given) => self.take(i, address, given),
-                    Err(reason) => self.assignments[i].unassigned.push(reason),
+                    Ok(Some(pool)) => self.take(i, address, self.plain[pool].clone()),
+                    Ok(None) => {
+                        let given = self.odd(None, Remark::Outside);
+                        self.take(i, address, given);
+                    }
+                    Err(reason) => self.got[i].unassigned.push(reason),
                 }
             }
         }
         others
     }
 
-    fn specific(&self, claim: usize, address: IpAddr) -> Result<Given, Unassigned> {
-        let given = self.admission(claim, address)?;
+    /// The pool that gives `address` to the claim; none: it is of no pool.
+    fn specific(&self, claim: usize, address: IpAddr) -> Result<Option<usize>, Unassigned> {
+        let pool = self.admission(claim, address)?;
         match self.conflict(claim, address) {
-            Some(holder) => Err(Unassigned::Conflict { address, holder: self.claims[holder].0.to_owned() }),
-            None => Ok(given),
+            Some(holder) => Err(Unassigned::Conflict { address, holder: self.claims[holder].0.clone() }),
+            None => Ok(pool),
         }
     }
 
-    /// Whether the pools of `address` would give it to the claim, were it free.
-    fn admission(&self, claim: usize, address: IpAddr) -> Result<Given, Unassigned> {
-        let name = |pool: usize| self.index.pools[pool].name.to_owned();
+    /// The pool that would give `address` to the claim, were it free.
+    fn admission(&self, claim: usize, address: IpAddr) -> Result<Option<usize>, Unassigned> {
+        let name = |pool: usize| self.index.pools[pool].name.clone();
         let mut offering: Vec<_> = self.index.offering(address).collect();
         offering.sort_unstable();
         let Some(&first) = offering.first() else {
             return match self.index.reserving(address) {
                 Some(pool) => Err(Unassigned::Reserved { address, pool: name(pool) }),
-                None => Ok(Given { pool: None, remark: Some(Remark::Outside) }),
+                None => Ok(None),
             };
         };
         let matching = &self.claims[claim].1.matching;
@@ -400,7 +298,7 @@ impl<'a> Allocator<'a> {
             return Err(Unassigned::PoolRefuses { pool: name(first) });
         };
         match offering.into_iter().find(|&pool| !self.index.pools[pool].pool.disabled) {
-            Some(pool) => Ok(Given { pool: Some(name(pool)), remark: None }),
+            Some(pool) => Ok(Some(pool)),
             None => Err(Unassigned::PoolDisabled { pool: name(admitting) }),
         }
     }
@@ -409,18 +307,19 @@ impl<'a> Allocator<'a> {
     fn give_any(&mut self, lacking: Vec<usize>) -> Vec<Exhausted> {
         let mut cursors: Vec<_> =
             self.index.pools.iter().map(|pool| Family::ALL.map(|family| Cursor::new(pool, family))).collect();
-        let mut own: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
+        let mut own: HashMap<Name, Vec<IpAddr>> = HashMap::new();
         for (address, released) in &self.released {
             own.entry(released.claim.clone()).or_default().push(*address);
         }
+        let mut candidates = Candidates::default();
         let mut exhausted = Vec::new();
         for i in lacking {
             let (name, claim) = self.claims[i];
-            let Request::Families { families, .. } = &claim.request else { continue };
-            let pools = match self.candidates(claim) {
+            let Request::Families { pool, families } = &claim.request else { continue };
+            let pools = match candidates.of(&self.index, claim, pool.as_ref()) {
                 Ok(pools) => pools,
                 Err(reason) => {
-                    self.assignments[i].unassigned.push(reason);
+                    self.got[i].unassigned.push(reason);
                     continue;
                 }
             };
@@ -428,12 +327,14 @@ impl<'a> Allocator<'a> {
                 if self.has(i, family) {
                     continue;
                 }
-                let before = own.get(name).into_iter().flatten().find_map(|&address| {
-                    let free = Family::of(address) == family && !self.taken.contains_key(&address);
-                    let offering = self.index.offering(address).filter(|pool| free && pools.contains(pool));
+                let before = own.get(name).into_iter().flatten().copied();
+                let before = before.filter(|address| !self.taken.contains_key(address));
+                let before = self.of_key(i).chain(before).filter(|address| Family::of(*address) == family);
+                let known = { before }.find_map(|address| {
+                    let offering = self.index.offering(address).filter(|pool| pools.contains(pool));
                     offering.min().map(|pool| (pool, address))
                 });
-                let found = before.or_else(|| {
+                let found = known.or_else(|| {
                     pools.iter().find_map(|&pool| {
                         let delay = self.index.pools[pool].pool.reuse_delay_seconds;
                         let cursor = &mut cursors[pool][family as usize];
@@ -443,32 +344,21 @@ impl<'a> Allocator<'a> {
                     })
                 });
                 match found {
-                    Some((pool, address)) => {
-                        let pool = Some(self.index.pools[pool].name.to_owned());
-                        self.take(i, address, Given { pool, remark: None });
-                    }
-                    None => exhausted.push(Exhausted { claim: i, family, pools: pools.clone() }),
+                    Some((pool, address)) => self.take(i, address, self.plain[pool].clone()),
+                    None => exhausted.push(Exhausted { claim: i, family, pools: pools.to_vec() }),
                 }
             }
         }
         exhausted
     }
 
-    /// The pools that may serve the claim, in the order of use.
-    fn candidates(&self, claim: &Claim) -> Result<Vec<usize>, Unassigned> {
-        let Request::Families { pool: Some(name), .. } = &claim.request else {
-            let may =
-                |pool: &Pool, name: &str| pool.auto_assign && !pool.disabled && claim.matching.contains(name);
-            let pools = self.index.pools.iter().enumerate();
-            return Ok(pools.filter(|(_, p)| may(p.pool, p.name)).map(|(i, _)| i).collect());
+    /// The addresses of others that the claim may have by its key.
+    fn of_key(&self, claim: usize) -> impl Iterator<Item = IpAddr> + '_ {
+        let addresses = match &self.claims[claim].1.sharing {
+            Sharing::Key(key) => self.keyed.get(&**key),
+            _ => None,
         };
-        let pool = name.clone();
-        match self.index.find(name) {
-            None => Err(Unassigned::PoolNotFound { pool }),
-            Some(_) if !claim.matching.contains(name) => Err(Unassigned::PoolRefuses { pool }),
-            Some(i) if self.index.pools[i].pool.disabled => Err(Unassigned::PoolDisabled { pool }),
-            Some(i) => Ok(vec![i]),
-        }
+        addresses.into_iter().flatten().copied().filter(move |a| self.conflict(claim, *a).is_none())
     }
 
     fn finish(mut self, exhausted: Vec<Exhausted>) -> Assignments {
@@ -478,7 +368,7 @@ impl<'a> Allocator<'a> {
                 usage[pool].of_mut(Family::of(address)).assigned += 1;
             }
         }
-        let mut released = std::mem::take(&mut self.released);
+        let mut released = mem::take(&mut self.released);
         released.retain(|address, record| {
             if self.taken.contains_key(address) {
                 return false;
@@ -503,42 +393,111 @@ impl<'a> Allocator<'a> {
                 counters.assigned += of_pool.assigned;
                 counters.resting += of_pool.resting;
             }
-            let pools: Vec<_> =
-                pools.into_iter().map(|pool| self.index.pools[pool].name.to_owned()).collect();
-            self.assignments[claim].unassigned.push(match pools.is_empty() {
+            let pools: Vec<_> = pools.into_iter().map(|pool| self.index.pools[pool].name.clone()).collect();
+            self.got[claim].unassigned.push(match pools.is_empty() {
                 true => Unassigned::NoPool { family },
                 false => Unassigned::PoolExhausted { family, pools, counters },
             });
         }
         let overlaps = self.index.overlaps();
-        let pools = self.index.pools.iter().map(|p| p.name.to_owned()).zip(usage).collect();
-        let names = self.claims.iter().map(|(name, _)| (*name).to_owned());
-        Assignments { claims: names.zip(self.assignments).collect(), pools, released, overlaps }
+        let pools = self.index.pools.iter().map(|p| p.name.clone()).zip(usage).collect();
+        let names = self.claims.iter().map(|(name, _)| (*name).clone());
+        let assignment = |Got { addresses, unassigned }: Got| Assignment {
+            addresses: addresses.into_iter().collect(),
+            unassigned: unassigned.into_boxed_slice(),
+        };
+        let claims = names.zip(self.got.into_iter().map(assignment)).collect();
+        Assignments { claims, pools, released, overlaps }
     }
 
     /// The oldest claim that keeps `claim` from having `address`.
     fn conflict(&self, claim: usize, address: IpAddr) -> Option<usize> {
-        let (first, more) = self.taken.get(&address)?;
-        std::iter::once(first).chain(more).copied().filter(|&holder| !self.may_share(claim, holder)).min()
+        let first = self.taken.get(&address)?;
+        let more = self.shared.get(&address).into_iter().flatten();
+        let holders = std::iter::once(first).chain(more).copied();
+        let others = holders.filter(|&holder| !self.may_share(claim, holder));
+        others.min_by_key(|&holder| (self.claims[holder].1.created, holder))
     }
 
     fn may_share(&self, a: usize, b: usize) -> bool {
         let (a, b) = (self.claims[a].1, self.claims[b].1);
-        matches!((&a.request, &b.request), (Request::Addresses(_), Request::Addresses(_)))
-            && a.ports.is_disjoint(&b.ports)
+        let agreed = match (&a.sharing, &b.sharing) {
+            (Sharing::OnRequest, Sharing::OnRequest) => {
+                matches!((&a.request, &b.request), (Request::Addresses(_), Request::Addresses(_)))
+            }
+            (Sharing::Key(a), Sharing::Key(b)) => a == b,
+            _ => false,
+        };
+        agreed && a.ports.is_disjoint(&b.ports)
     }
 
     fn has(&self, claim: usize, family: Family) -> bool {
-        self.assignments[claim].addresses.keys().any(|a| Family::of(*a) == family)
+        self.got[claim].addresses.iter().any(|(a, _)| Family::of(*a) == family)
     }
 
     fn rests(&self, address: &IpAddr, delay: u64) -> bool {
-        self.released.get(address).is_some_and(|record| resting(record.at.min(self.now), delay, self.now))
+        !self.released.is_empty()
+            && self
+                .released
+                .get(address)
+                .is_some_and(|record| resting(record.at.min(self.now), delay, self.now))
     }
 
-    fn take(&mut self, claim: usize, address: IpAddr, given: Given) {
-        self.taken.entry(address).and_modify(|(_, more)| more.push(claim)).or_insert((claim, Vec::new()));
-        self.assignments[claim].addresses.insert(address, given);
+    fn take(&mut self, claim: usize, address: IpAddr, given: Arc<Given>) {
+        if *self.taken.entry(address).or_insert(claim) != claim {
+            self.shared.entry(address).or_default().push(claim);
+        }
+        if let Sharing::Key(key) = &self.claims[claim].1.sharing {
+            self.keyed.entry(&**key).or_default().insert(address);
+        }
+        let addresses = &mut self.got[claim].addresses;
+        if addresses.is_empty() {
+            // Most claims get one or two: no room for more is kept.
+            addresses.reserve_exact(match &self.claims[claim].1.request {
+                Request::Addresses(wanted) => wanted.len(),
+                Request::Families { families, .. } => families.len(),
+            });
+        }
+        addresses.push((address, given));
+    }
+}
+
+/// The pools that may serve claims for any address, in the order of use; of claims alike they are looked for once.
+#[derive(Default)]
+struct Candidates<'a> {
+    /// Those of the claim before, which named no pool and had these matching pools.
+    before: Option<(&'a Arc<BTreeSet<Name>>, Vec<usize>)>,
+    named: [usize; 1],
+}
+
+impl<'a> Candidates<'a> {
+    fn of(
+        &mut self,
+        index: &Index<'_>,
+        claim: &'a Claim,
+        pool: Option<&Name>,
+    ) -> Result<&[usize], Unassigned> {
+        let Some(name) = pool else {
+            let known = self.before.take().filter(|(matching, _)| Arc::ptr_eq(matching, &claim.matching));
+            let (_, pools) = self.before.insert(known.unwrap_or_else(|| {
+                let may = |pool: &Pool, name: &Name| {
+                    pool.auto_assign && !pool.disabled && claim.matching.contains(name)
+                };
+                let pools = index.pools.iter().enumerate().filter(|(_, p)| may(p.pool, p.name));
+                (&claim.matching, pools.map(|(i, _)| i).collect())
+            }));
+            return Ok(pools);
+        };
+        let pool = name.clone();
+        match index.find(name) {
+            None => Err(Unassigned::PoolNotFound { pool }),
+            Some(_) if !claim.matching.contains(name) => Err(Unassigned::PoolRefuses { pool }),
+            Some(i) if index.pools[i].pool.disabled => Err(Unassigned::PoolDisabled { pool }),
+            Some(i) => {
+                self.named = [i];
+                Ok(&self.named)
+            }
+        }
     }
 }
 

@@ -1,5 +1,5 @@
-//! Deterministic, sticky, dual-stack allocation. Pure: what pools, claims and held addresses there are comes
-//! in; assignments and reasons go out.
+//! Deterministic, sticky, dual-stack allocation of addresses to services ([`allocate`]) and of blocks to nodes
+//! ([`pod_cidr`]). Pure: what pools, claims and held addresses there are comes in; assignments and reasons go out.
 //!
 //! The rules, in the order in which [`allocate`] applies them:
 //! 1. What a claim holds it keeps, whatever became of the pool: an address never moves because a pool was
@@ -9,9 +9,13 @@
 //!
 //! The result is itself the next state ([`Assignments::held`]): calling again with it changes nothing.
 mod allocate;
+mod assignment;
+pub mod pod_cidr;
 mod pool;
 
-pub use allocate::{
-    Assignment, Assignments, Claim, Given, Held, Port, Released, Remark, Request, Unassigned, allocate,
-};
+pub use allocate::{Claim, Port, Request, Sharing, allocate};
+pub use assignment::{Addresses, Assignment, Assignments, Given, Held, Released, Remark, Unassigned};
 pub use pool::{Counters, Family, Overlap, Pool, Range, RangeError, Usage};
+
+/// Name of a claim or a pool; cheap to clone.
+pub type Name = std::sync::Arc<str>;

@@ -1,5 +1,6 @@
 //! Pools: ranges of addresses with the rules by which they are given out, and the index that finds the
 //! pools of an address. Ranges are never enumerated, so that an IPv6 block costs what an IPv4 block costs.
+use crate::Name;
 use ipnet::IpNet;
 use std::{
     cmp::Reverse,
@@ -46,7 +47,7 @@ impl Family {
         }
     }
 
-    fn address(self, number: u128) -> IpAddr {
+    pub(crate) fn address(self, number: u128) -> IpAddr {
         match self {
             // Numbers of this family come from 32-bit addresses, and ranges do not leave their family.
             Family::Ipv4 => IpAddr::V4(Ipv4Addr::from_bits(number as u32)),
@@ -119,6 +120,32 @@ impl Range {
     pub fn intersection(&self, other: &Range) -> Option<Range> {
         let (first, last) = (self.first.max(other.first), self.last.min(other.last));
         (self.family == other.family && first <= last).then_some(Range { family: self.family, first, last })
+    }
+
+    /// Whether it has all addresses of `other`.
+    pub(crate) fn covers(&self, other: &Range) -> bool {
+        self.family == other.family && self.first <= other.first && other.last <= self.last
+    }
+
+    /// All addresses of a network.
+    pub(crate) fn of_net(net: IpNet) -> Range {
+        let (first, last) = (net.network(), net.broadcast());
+        Range { family: Family::of(first), first: number(first), last: number(last) }
+    }
+
+    /// From its first to its last address, as numbers that are in this order and of the family.
+    pub(crate) fn of_numbers(family: Family, first: u128, last: u128) -> Range {
+        Range { family, first, last }
+    }
+
+    /// The lowest address as a number.
+    pub(crate) fn start(&self) -> u128 {
+        self.first
+    }
+
+    /// The highest address as a number.
+    pub(crate) fn end(&self) -> u128 {
+        self.last
     }
 
     /// Number of addresses; `u128::MAX` stands for 2^128, too.
@@ -223,9 +250,9 @@ impl Counters {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Overlap {
     /// The pool that is used first.
-    pub first: String,
+    pub first: Name,
     /// The other one.
-    pub second: String,
+    pub second: Name,
     /// The addresses.
     pub range: Range,
 }
@@ -243,14 +270,14 @@ pub(crate) struct Index<'a> {
 }
 
 pub(crate) struct IndexedPool<'a> {
-    pub(crate) name: &'a str,
+    pub(crate) name: &'a Name,
     pub(crate) pool: &'a Pool,
     /// Blocks without reserved ranges: sorted, disjoint.
     pub(crate) usable: Vec<Range>,
 }
 
 impl<'a> Index<'a> {
-    pub(crate) fn new(pools: &'a BTreeMap<String, Pool>) -> Self {
+    pub(crate) fn new(pools: &'a BTreeMap<Name, Pool>) -> Self {
         let mut indexed: Vec<_> = pools
             .iter()
             .map(|(name, pool)| IndexedPool { name, pool, usable: subtract(&pool.blocks, &pool.reserved) })
@@ -281,7 +308,7 @@ impl<'a> Index<'a> {
                     .collect::<Vec<_>>()
             })
             .collect();
-        let by_name = indexed.iter().enumerate().map(|(i, p)| (p.name, i)).collect();
+        let by_name = indexed.iter().enumerate().map(|(i, p)| (&**p.name, i)).collect();
         Index { pools: indexed, by_name, ranges, reach, reserved }
     }
 
@@ -316,8 +343,8 @@ impl<'a> Index<'a> {
             {
                 let (a, b) = (owner.min(pool), owner.max(pool));
                 overlaps.push(Overlap {
-                    first: self.pools[a].name.to_owned(),
-                    second: self.pools[b].name.to_owned(),
+                    first: self.pools[a].name.clone(),
+                    second: self.pools[b].name.clone(),
                     range: common,
                 });
             }
@@ -376,7 +403,7 @@ fn number(address: IpAddr) -> u128 {
 }
 
 /// The same addresses in sorted ranges that neither overlap nor touch.
-fn merge(ranges: &[Range]) -> Vec<Range> {
+pub(crate) fn merge(ranges: &[Range]) -> Vec<Range> {
     let mut sorted = ranges.to_vec();
     sorted.sort();
     let mut merged: Vec<Range> = Vec::with_capacity(sorted.len());
@@ -392,7 +419,7 @@ fn merge(ranges: &[Range]) -> Vec<Range> {
 }
 
 /// `blocks` without `reserved`: sorted, disjoint.
-fn subtract(blocks: &[Range], reserved: &[Range]) -> Vec<Range> {
+pub(crate) fn subtract(blocks: &[Range], reserved: &[Range]) -> Vec<Range> {
     let holes = merge(reserved);
     let mut usable = Vec::new();
     for mut block in merge(blocks) {
@@ -451,7 +478,7 @@ mod tests {
         assert_eq!(usable.len(), 2);
         assert_eq!(usable[1].to_string(), "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff");
         let whole = Pool { blocks: vec![net("0.0.0.0/0")], ..Pool::default() };
-        let pools = BTreeMap::from([("all".to_owned(), whole)]);
+        let pools = BTreeMap::from([("all".into(), whole)]);
         assert_eq!(Index::new(&pools).totals()[0].ipv4.total, 1 << 32);
     }
 
@@ -459,10 +486,10 @@ mod tests {
     fn overlaps_are_found_also_behind_a_short_range() {
         let pool = |blocks: Vec<Range>| Pool { blocks, ..Pool::default() };
         let pools = BTreeMap::from([
-            ("wide".to_owned(), pool(vec![range(0, 100)])),
-            ("inner".to_owned(), pool(vec![range(10, 20)])),
-            ("tail".to_owned(), pool(vec![range(90, 120)])),
-            ("apart".to_owned(), pool(vec![range(200, 201)])),
+            ("wide".into(), pool(vec![range(0, 100)])),
+            ("inner".into(), pool(vec![range(10, 20)])),
+            ("tail".into(), pool(vec![range(90, 120)])),
+            ("apart".into(), pool(vec![range(200, 201)])),
         ]);
         let overlaps: Vec<_> = Index::new(&pools)
             .overlaps()
@@ -480,7 +507,7 @@ mod tests {
         ) {
             let blocks: Vec<_> = blocks.into_iter().map(|(a, b)| range(a, b)).collect();
             let reserved: Vec<_> = reserved.into_iter().map(|(a, b)| range(a, b)).collect();
-            let pools = BTreeMap::from([("p".to_owned(), Pool { blocks: blocks.clone(), reserved: reserved.clone(), ..Pool::default() })]);
+            let pools = BTreeMap::from([("p".into(), Pool { blocks: blocks.clone(), reserved: reserved.clone(), ..Pool::default() })]);
             let index = Index::new(&pools);
             let walked: Vec<_> = Cursor::new(&index.pools[0], Family::Ipv4).collect();
             let expected: Vec<_> = (0..=255u8)
@@ -502,20 +529,20 @@ mod tests {
             pools in prop::collection::btree_map("[a-e]", prop::collection::vec((0u8.., 0u8..), 0..4), 0..5),
             probe in 0u8..,
         ) {
-            let pools: BTreeMap<String, Pool> = pools
+            let pools: BTreeMap<Name, Pool> = pools
                 .into_iter()
                 .map(|(name, blocks)| {
-                    (name, Pool { blocks: blocks.into_iter().map(|(a, b)| range(a, b)).collect(), ..Pool::default() })
+                    (name.into(), Pool { blocks: blocks.into_iter().map(|(a, b)| range(a, b)).collect(), ..Pool::default() })
                 })
                 .collect();
             let address = IpAddr::from([192, 0, 2, probe]);
             let index = Index::new(&pools);
-            let mut found: Vec<_> = index.offering(address).map(|i| index.pools[i].name).collect();
+            let mut found: Vec<_> = index.offering(address).map(|i| &**index.pools[i].name).collect();
             found.sort_unstable();
             let expected: Vec<_> = pools
                 .iter()
                 .filter(|(_, p)| p.blocks.iter().any(|b| b.contains(address)))
-                .map(|(name, _)| name.as_str())
+                .map(|(name, _)| &**name)
                 .collect();
             prop_assert_eq!(found, expected);
         }

@@ -1,6 +1,6 @@
 //! Random histories of pools and claims against what allocation promises.
 #![expect(clippy::unwrap_used, reason = "a test may stop")]
-use ipam::{Assignments, Claim, Family, Held, Pool, Range, Request, allocate};
+use ipam::{Addresses, Assignments, Claim, Family, Held, Name, Pool, Range, Request, Sharing, allocate};
 use proptest::prelude::*;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -45,14 +45,18 @@ fn pool() -> impl Strategy<Value = Pool> {
         })
 }
 
-fn pools() -> impl Strategy<Value = BTreeMap<String, Pool>> {
-    prop::collection::btree_map("[p-r]", pool(), 0..4)
+fn name(pattern: &'static str) -> impl Strategy<Value = Name> {
+    pattern.prop_map(Name::from)
+}
+
+fn pools() -> impl Strategy<Value = BTreeMap<Name, Pool>> {
+    prop::collection::btree_map(name("[p-r]"), pool(), 0..4)
 }
 
 fn request() -> impl Strategy<Value = Request> {
     prop_oneof![
         1 => prop::collection::btree_set(address(), 1..3).prop_map(Request::Addresses),
-        3 => (prop::option::weighted(0.3, "[p-r]"), prop::sample::subsequence(Family::ALL.to_vec(), 1..3))
+        3 => (prop::option::weighted(0.3, name("[p-r]")), prop::sample::subsequence(Family::ALL.to_vec(), 1..3))
             .prop_map(|(pool, families)| Request::Families { pool, families: families.into_iter().collect() }),
     ]
 }
@@ -62,27 +66,33 @@ fn claim() -> impl Strategy<Value = Claim> {
         request(),
         0..3u64,
         prop::collection::btree_set((Just(6u8), 80..84u16), 1..3),
-        prop_oneof![4 => Just(BTreeSet::from(["p", "q", "r"].map(String::from))), 1 => prop::collection::btree_set("[p-r]", 0..3)],
+        prop_oneof![
+            2 => Just(Sharing::OnRequest),
+            2 => name("[kl]").prop_map(Sharing::Key),
+            1 => Just(Sharing::Never),
+        ],
+        prop_oneof![4 => Just(BTreeSet::from(["p", "q", "r"].map(Name::from))), 1 => prop::collection::btree_set(name("[p-r]"), 0..3)],
     )
-        .prop_map(|(request, created, ports, matching)| Claim { request, created, ports, matching: Arc::new(matching) })
+        .prop_map(|(request, created, ports, sharing, matching)| Claim { request, created, ports, sharing, matching: Arc::new(matching) })
 }
 
-fn claims() -> impl Strategy<Value = BTreeMap<String, Claim>> {
-    prop::collection::btree_map("[a-h]", claim(), 0..8)
+fn claims() -> impl Strategy<Value = BTreeMap<Name, Claim>> {
+    prop::collection::btree_map(name("[a-h]"), claim(), 0..8)
 }
 
 /// A step of a history: what changes before the next call, and how many seconds pass.
 #[derive(Clone, Debug)]
 enum Step {
-    Pools(BTreeMap<String, Pool>),
-    Claim(String, Option<Claim>),
+    Pools(BTreeMap<Name, Pool>),
+    Claim(Name, Option<Claim>),
     Pass(u64),
 }
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         pools().prop_map(Step::Pools),
-        ("[a-h]", prop::option::weighted(0.6, claim())).prop_map(|(name, claim)| Step::Claim(name, claim)),
+        (name("[a-h]"), prop::option::weighted(0.6, claim()))
+            .prop_map(|(name, claim)| Step::Claim(name, claim)),
         (0..120u64).prop_map(Step::Pass),
     ]
 }
@@ -95,7 +105,7 @@ fn holders(assignments: &Assignments) -> BTreeMap<IpAddr, Vec<&str>> {
     let mut holders: BTreeMap<IpAddr, Vec<&str>> = BTreeMap::new();
     for (name, assignment) in &assignments.claims {
         for address in assignment.addresses.keys() {
-            holders.entry(*address).or_default().push(name);
+            holders.entry(address).or_default().push(name);
         }
     }
     holders
@@ -111,9 +121,9 @@ proptest! {
         let (mut pools, mut claims, mut now) = (first_pools, first_claims, 1_000u64);
         let mut held = Held::default();
         // When an address was last seen in use, and by whom.
-        let mut last_use: BTreeMap<IpAddr, (u64, String)> = BTreeMap::new();
+        let mut last_use: BTreeMap<IpAddr, (u64, Name)> = BTreeMap::new();
         for step in std::iter::once(None).chain(steps.into_iter().map(Some)) {
-            let mut edited: Option<String> = None;
+            let mut edited: Option<Name> = None;
             match step {
                 None => {}
                 Some(Step::Pools(next)) => pools = next,
@@ -133,8 +143,12 @@ proptest! {
             for (address, holders) in holders(&result) {
                 for (i, a) in holders.iter().enumerate() {
                     for b in &holders[i + 1..] {
-                        for name in [a, b] {
-                            prop_assert!(matches!(&claims[*name].request, Request::Addresses(w) if w.contains(&address)));
+                        match (&claims[*a].sharing, &claims[*b].sharing) {
+                            (Sharing::Key(one), Sharing::Key(other)) => prop_assert_eq!(one, other),
+                            (Sharing::OnRequest, Sharing::OnRequest) => for name in [a, b] {
+                                prop_assert!(matches!(&claims[*name].request, Request::Addresses(w) if w.contains(&address)));
+                            },
+                            _ => prop_assert!(false, "{address}: {a} and {b} do not share"),
                         }
                         prop_assert!(claims[*a].ports.is_disjoint(&claims[*b].ports), "{address}: {a} and {b}");
                     }
@@ -146,37 +160,37 @@ proptest! {
                 // Sticky: unless the claim was edited, it keeps all it had. (An edit of another claim's ports
                 // may end the sharing of an address.)
                 if edited.is_none() {
-                    for address in before.into_iter().flat_map(BTreeMap::keys) {
-                        prop_assert!(assignment.addresses.contains_key(address), "{name} lost {address}");
+                    for address in before.into_iter().flat_map(Addresses::keys) {
+                        prop_assert!(assignment.addresses.contains(address), "{name} lost {address}");
                     }
                 }
-                for address in assignment.addresses.keys() {
+                for (address, given) in assignment.addresses.iter() {
                     match &claim.request {
-                        Request::Addresses(wanted) => prop_assert!(wanted.contains(address)),
-                        Request::Families { families, .. } => prop_assert!(families.contains(&Family::of(*address))),
+                        Request::Addresses(wanted) => prop_assert!(wanted.contains(&address)),
+                        Request::Families { families, .. } => prop_assert!(families.contains(&Family::of(address))),
                     }
-                    if before.is_some_and(|b| b.contains_key(address)) {
+                    if before.is_some_and(|b| b.contains(address)) {
                         continue;
                     }
                     // What is new comes from a pool that may give it, or was asked for and is in no pool.
-                    let given = &assignment.addresses[address];
                     match &given.pool {
                         Some(name) => {
                             let pool = &pools[name];
-                            prop_assert!(offers(pool, *address), "reserved or outside: {address}");
+                            prop_assert!(offers(pool, address), "reserved or outside: {address}");
                             prop_assert!(!pool.disabled && claim.matching.contains(name));
                         }
                         None => {
                             prop_assert!(matches!(claim.request, Request::Addresses(_)));
-                            prop_assert!(!pools.values().any(|p| p.blocks.iter().any(|b| b.contains(*address))));
+                            prop_assert!(!pools.values().any(|p| p.blocks.iter().any(|b| b.contains(address))));
                         }
                     }
-                    // Not before the delay, unless it was its own or asked for.
+                    // Not before the delay, unless it was its own or asked for; of those who share it, somebody has it.
                     if let (Some(pool), Request::Families { pool: named, .. }) = (&given.pool, &claim.request) {
                         prop_assert!(named.is_some() || pools[pool].auto_assign);
-                        if let Some((at, who)) = last_use.get(address).filter(|(_, who)| who != name) {
+                        if let Some((at, who)) = last_use.get(&address).filter(|(_, who)| who != name) {
                             let delay = pools[pool].reuse_delay_seconds;
-                            prop_assert!(delay == 0 || now >= at + delay || rest_was_forgotten(&held, address), "{address} of {who} reused early");
+                            let shared = holders(&result)[&address].len() > 1;
+                            prop_assert!(shared || delay == 0 || now >= at + delay || rest_was_forgotten(&held, &address), "{address} of {who} reused early");
                         }
                     }
                 }
@@ -195,7 +209,7 @@ proptest! {
             }
             for (name, assignment) in &result.claims {
                 for address in assignment.addresses.keys() {
-                    last_use.insert(*address, (now, name.clone()));
+                    last_use.insert(address, (now, name.clone()));
                 }
             }
             // Its own result, told again, changes nothing.
@@ -218,5 +232,5 @@ proptest! {
 /// A record of rest is dropped when no pool that offers the address has it rest; a pool that appears later
 /// knows nothing of it.
 fn rest_was_forgotten(held: &Held, address: &IpAddr) -> bool {
-    !held.released.contains_key(address) && !held.given.values().any(|g| g.contains_key(address))
+    !held.released.contains_key(address) && !held.given.values().any(|g| g.contains(*address))
 }

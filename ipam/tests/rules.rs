@@ -1,6 +1,6 @@
 //! Allocation by example: one test per rule.
 #![expect(clippy::unwrap_used, reason = "a test may stop")]
-use ipam::{Assignments, Claim, Family, Given, Held, Pool, Range, Remark, Request, allocate};
+use ipam::{Assignments, Claim, Family, Given, Held, Name, Pool, Range, Remark, Request, Sharing, allocate};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -19,22 +19,23 @@ fn pool(blocks: &[&str]) -> Pool {
 
 /// Pools and claims, and what was given in the runs so far.
 struct World {
-    pools: BTreeMap<String, Pool>,
-    claims: BTreeMap<String, Claim>,
+    pools: BTreeMap<Name, Pool>,
+    claims: BTreeMap<Name, Claim>,
     held: Held,
     now: u64,
 }
 
 impl World {
     fn new(pools: impl IntoIterator<Item = (&'static str, Pool)>) -> Self {
-        let pools = pools.into_iter().map(|(name, pool)| (name.to_owned(), pool)).collect();
+        let pools = pools.into_iter().map(|(name, pool)| (name.into(), pool)).collect();
         World { pools, claims: BTreeMap::new(), held: Held::default(), now: 1000 }
     }
 
     fn claim(&mut self, name: &str, request: Request) -> &mut Claim {
         let matching = Arc::new(self.pools.keys().cloned().collect());
-        let claim = Claim { request, created: 0, ports: BTreeSet::from([(6, 80)]), matching };
-        self.claims.insert(name.to_owned(), claim);
+        let ports = BTreeSet::from([(6, 80)]);
+        let claim = Claim { request, created: 0, ports, sharing: Sharing::OnRequest, matching };
+        self.claims.insert(name.into(), claim);
         self.claims.get_mut(name).unwrap()
     }
 
@@ -47,7 +48,7 @@ impl World {
     /// `address address; reason reason`
     fn got(&mut self, name: &str) -> String {
         let assignment = &self.run().claims[name];
-        let mut words: Vec<_> = assignment.addresses.keys().map(ToString::to_string).collect();
+        let mut words: Vec<_> = assignment.addresses.keys().map(|address| address.to_string()).collect();
         words.extend(assignment.unassigned.iter().map(ToString::to_string));
         words.join("; ")
     }
@@ -58,7 +59,7 @@ fn any(families: &[Family]) -> Request {
 }
 
 fn from(pool: &str) -> Request {
-    Request::Families { pool: Some(pool.to_owned()), families: BTreeSet::from([Family::Ipv4]) }
+    Request::Families { pool: Some(pool.into()), families: BTreeSet::from([Family::Ipv4]) }
 }
 
 fn exactly(addresses: &[&str]) -> Request {
@@ -139,12 +140,12 @@ fn an_edit_of_the_pool_moves_nothing_and_an_edit_of_the_claim_does() {
         let got = world.run();
         let given = |name: &str| got.claims[name].addresses.iter().next().unwrap();
         let outside = |pool: &str| Given { pool: Some(pool.into()), remark: Some(Remark::Outside) };
-        assert_eq!(given("x"), (&"192.0.2.0".parse().unwrap(), &outside("a")));
-        assert_eq!(given("y"), (&"198.51.100.0".parse().unwrap(), &outside("b")));
+        assert_eq!(given("x"), ("192.0.2.0".parse().unwrap(), &outside("a")));
+        assert_eq!(given("y"), ("198.51.100.0".parse().unwrap(), &outside("b")));
     }
     world.pools.get_mut("b").unwrap().disabled = true;
     world.pools.get_mut("a").unwrap().reserved = vec![range("198.51.100.0/31")];
-    assert_eq!(world.run().claims["y"].addresses.values().next().unwrap().remark, Some(Remark::Reserved));
+    assert_eq!(world.run().claims["y"].addresses.iter().next().unwrap().1.remark, Some(Remark::Reserved));
     world.claim("y", from("a"));
     assert_eq!(world.got("y"), "no pool for it has IPv4 addresses");
 }
@@ -190,6 +191,35 @@ fn sharing_needs_two_requests_by_address_and_disjoint_ports() {
 }
 
 #[test]
+fn one_key_is_one_address_while_ports_are_disjoint() {
+    let mut world = World::new([("a", pool(&["192.0.2.0/29"])), ("b", pool(&["198.51.100.0/31"]))]);
+    let with_key = |world: &mut World, name: &str, request: Request, key: &str, port: u16| {
+        let claim = world.claim(name, request);
+        claim.sharing = Sharing::Key(key.into());
+        claim.ports = BTreeSet::from([(6, port)]);
+    };
+    world.claim("alone", any(V4));
+    with_key(&mut world, "w", any(V4), "k", 80);
+    with_key(&mut world, "x", any(V4), "k", 443);
+    assert_eq!((world.got("w"), world.got("x")), ("192.0.2.1".into(), "192.0.2.1".into()));
+    // The port is taken there, so it gets an address of its own, which the next one shares.
+    with_key(&mut world, "y", any(V4), "k", 80);
+    assert_eq!(world.got("y"), "192.0.2.2");
+    with_key(&mut world, "z", any(V4), "k", 443);
+    assert_eq!(world.got("z"), "192.0.2.2");
+    // Another key, no key, and another pool.
+    with_key(&mut world, "other", exactly(&["192.0.2.1"]), "l", 8080);
+    assert_eq!(world.got("other"), "192.0.2.1 belongs to w");
+    world.claim("none", exactly(&["192.0.2.1"])).ports = BTreeSet::from([(6, 8080)]);
+    assert_eq!(world.got("none"), "192.0.2.1 belongs to w");
+    with_key(&mut world, "from-b", from("b"), "k", 8080);
+    assert_eq!(world.got("from-b"), "198.51.100.0");
+    with_key(&mut world, "by-address", exactly(&["192.0.2.1"]), "k", 8080);
+    assert_eq!(world.got("by-address"), "192.0.2.1");
+    assert_eq!(world.run().pools["a"].ipv4.assigned, 3);
+}
+
+#[test]
 fn of_two_newcomers_the_older_wins_and_a_holder_before_both() {
     let mut world = World::new([("a", pool(&["192.0.2.0/29"]))]);
     world.claim("first-by-name", exactly(&["192.0.2.1"])).created = 20;
@@ -209,9 +239,10 @@ fn many_claims_in_huge_blocks() {
             request: any(&Family::ALL),
             created: 0,
             ports: BTreeSet::new(),
+            sharing: Sharing::Never,
             matching: matching.clone(),
         };
-        world.claims.insert(format!("claim-{i}"), claim);
+        world.claims.insert(format!("claim-{i}").into(), claim);
     }
     let first = world.run();
     assert_eq!(first.pools["four"].ipv4.assigned, 100_000);

@@ -137,6 +137,8 @@ const PATHS: &[Path] = &[
     tunnel("IPIP v6 TCP established, 1M flows", "ipip_v6", 1 << 20, ACK, CLEAN + 1),
     tunnel("IPIP v6 TCP SYN, 1M flows", "ipip_v6", 1 << 20, SYN, CLEAN + 1),
     tunnel("IPIP v6 UDP, 1M flows", "ipip_v6", 1 << 20, Packet::Udp, CLEAN + 1),
+    tunnel("IPIP v4, 1 flow, no filter or report code", "bare_v4", 1, ACK, CLEAN),
+    tunnel("IPIP v4, 1M flows, no filter or report code", "bare_v4", 1 << 20, ACK, CLEAN),
     with("the same as 1M flows v4, 1 filter", 1 << 20, Extra::Filters(1)),
     with("the same, 16 filters", 1 << 20, Extra::Filters(16)),
     with("the same, one in 4096 reported", 1 << 20, Extra::Sampling(4096)),
@@ -291,7 +293,7 @@ impl Bench {
             place = (place + 1) % VIP_WORDS;
         }
         self.words[place as usize] = VipWord::new(hash, index);
-        let frontend = Frontend { key, zero: 0, vip, edition: 0, rest: [0; 5] };
+        let frontend = Frontend { key, zero: 0, vip, edition: 0, learns_until: 0, rest: [0; 4] };
         self.array::<Frontend>(map::VIPS)?.set(index, Plain(frontend), 0)?;
         self.array::<VipWord>(map::VIP_INDEX)?.set(place, Plain(VipWord::new(hash, index)), 0)?;
         Ok(())

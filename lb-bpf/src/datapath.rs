@@ -11,7 +11,8 @@ use crate::{
     service::{Desired, ServiceKey},
     state::{
         Now, State,
-        plan::{GRACE, Plan, PlanError},
+        plan::{Plan, PlanError},
+        tables::GRACE,
     },
     status::{Counters, Installed, InterfaceStatus, SweepReport, XdpMode},
     trace::{Packet, Trace, trace},

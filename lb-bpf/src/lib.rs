@@ -43,6 +43,7 @@ pub use maps::Sizes;
 #[cfg(feature = "loader")]
 pub use object::OBJECT;
 pub use status::{
-    Counter, Counters, FlowEvent, Installed, InstalledService, InterfaceStatus, SweepReport, XdpMode,
+    Counter, Counters, DirtySlots, FlowEvent, Installed, InstalledService, InterfaceStatus, SweepReport,
+    XdpMode,
 };
 pub use tunnel_source::TunnelSources;

@@ -67,8 +67,21 @@ pub struct Counters {
     pub verdicts: BTreeMap<&'static str, Counter>,
     /// Packets of each service that were not sent on, by verdict; they are in `verdicts`, too.
     pub drops: BTreeMap<ServiceKey, BTreeMap<&'static str, Counter>>,
+    /// Of the services that have any, the slots that are dirty now.
+    pub dirt: BTreeMap<ServiceKey, DirtySlots>,
     /// Packets that matched each filter, by name; `flows` is 0.
     pub filters: BTreeMap<String, Counter>,
+}
+
+/// Slots of one service that have moved from one live backend to another, and whose flows are tracked for that reason. A host
+/// that has none answers for every flow as all others do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DirtySlots {
+    /// Whose flows are being learned: one that is not known goes to the backend before, unless it begins.
+    pub learning: u32,
+    /// Where only known flows go elsewhere than the table says.
+    pub settled: u32,
 }
 
 /// The sum of one counter over all CPUs.

@@ -1,6 +1,6 @@
 //! The lab: the demo's topology with real routers, the `fairlead` of this workspace on every load balancer and
 //! backend, and things to hold against it: [`wait_until`], long-lived connections ([`echo`]), floods ([`load`]), another
-//! router ([`bird`]).
+//! router ([`bird`]), a Kubernetes control plane ([`control_plane`]).
 use controller::demo::{
     DemoError,
     http::{Load, Sample, Target, Traffic},
@@ -21,6 +21,7 @@ use std::{
 };
 
 pub mod bird;
+pub mod control_plane;
 pub mod echo;
 pub mod load;
 
@@ -134,6 +135,17 @@ impl Lab {
         });
         found.map_err(|e| format!("{e}: {last:#?}"))?;
         Ok(last.unwrap_or_default())
+    }
+
+    /// Waits until a load balancer has no dirty slot, and so answers for every flow as all others do. Traffic must be under
+    /// way: counts are as old as the last housekeeping, and packets tell that there was one since.
+    pub fn wait_clean(&mut self, balancer: usize) -> Result<(), Error> {
+        let packets = |rows: &[ServiceRow]| -> u64 {
+            rows.iter().flat_map(|row| &row.backends).map(|backend| backend.packets).sum()
+        };
+        let before = packets(&self.wait_services(balancer, |_| true)?);
+        let is_clean = |row: &ServiceRow| row.learning_slots == 0 && row.settled_slots == 0;
+        self.wait_services(balancer, |rows| packets(rows) > before && rows.iter().all(is_clean)).map(drop)
     }
 
     /// Waits until the router's kernel has exactly these load balancers as next hops of these VIPs.

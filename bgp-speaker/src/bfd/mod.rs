@@ -8,8 +8,11 @@
 //! ```
 //! A session that is not wanted any more tells so (AdminDown) for the peer's detection time: to the peer that is the
 //! will of an operator and no failure.
+mod handover;
 pub mod packet;
 pub mod session;
+
+pub use handover::{HandedSession, patient};
 
 use crate::{Time, config::Bfd, random::Random};
 use packet::{Discard, LENGTH, Packet};

@@ -58,6 +58,21 @@ pub struct Remote {
     demand: bool,
 }
 
+/// A session that is Up, for a successor: what both sides said last, in packets as on the wire.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Handed {
+    /// What it was told to be.
+    pub config: Bfd,
+    /// How long it is Up.
+    pub age: Duration,
+    /// How often it came up.
+    pub ups: u64,
+    /// Our last packet.
+    pub ours: Packet,
+    /// The peer's.
+    pub theirs: Packet,
+}
+
 /// The session.
 #[derive(Debug)]
 pub struct Session {
@@ -81,6 +96,21 @@ pub struct Session {
     send_at: Option<Time>,
     heard_at: Time,
     detect_at: Option<Time>,
+}
+
+impl From<&Packet> for Remote {
+    fn from(packet: &Packet) -> Self {
+        Remote {
+            discriminator: packet.my_discriminator,
+            state: packet.state,
+            diagnostic: packet.diagnostic,
+            multiplier: packet.multiplier,
+            desired_min_tx: packet.desired_min_tx,
+            required_min_rx: packet.required_min_rx,
+            control_plane_independent: packet.control_plane_independent,
+            demand: packet.demand,
+        }
+    }
 }
 
 /// A poll sequence (section 6.5).
@@ -122,6 +152,49 @@ impl Session {
             heard_at: now,
             detect_at: None,
         }
+    }
+
+    /// A session that another process began and that is Up: it goes on as one that was heard just now.
+    pub fn resume(handed: &Handed, now: Time) -> Self {
+        let Handed { config, age, ups, ours, theirs } = handed;
+        let mut session = Session {
+            state: State::Up,
+            diagnostic: ours.diagnostic,
+            since: now.saturating_sub(*age),
+            ups: *ups,
+            remote: Remote::from(theirs),
+            tx: millis(config.min_tx_millis),
+            detect_at: Some(now),
+            ..Session::new(*config, ours.my_discriminator, now)
+        };
+        session.expect();
+        session
+    }
+
+    /// What a successor needs to go on with it; none: it is not Up.
+    pub fn handed(&self, now: Time) -> Option<Handed> {
+        let Remote { discriminator, state, diagnostic, multiplier, .. } = self.remote;
+        let theirs = Packet {
+            diagnostic,
+            state,
+            poll: false,
+            r#final: false,
+            control_plane_independent: self.remote.control_plane_independent,
+            demand: self.remote.demand,
+            multiplier,
+            my_discriminator: discriminator,
+            your_discriminator: self.discriminator,
+            desired_min_tx: self.remote.desired_min_tx,
+            required_min_rx: self.remote.required_min_rx,
+            required_min_echo_rx: 0,
+        };
+        let (config, age, ups) = (self.config, now.saturating_sub(self.since), self.ups);
+        (self.state == State::Up).then(|| Handed { config, age, ups, ours: self.packet(), theirs })
+    }
+
+    /// Whether it is not Up, or the peer has agreed to all that we told it last.
+    pub fn is_settled(&self) -> bool {
+        self.state != State::Up || self.poll == Poll::None
     }
 
     /// What it was told to be.
@@ -212,16 +285,7 @@ impl Session {
             return vec![];
         }
         let mut actions = Vec::new();
-        let remote = Remote {
-            discriminator: packet.my_discriminator,
-            state: packet.state,
-            diagnostic: packet.diagnostic,
-            multiplier: packet.multiplier,
-            desired_min_tx: packet.desired_min_tx,
-            required_min_rx: packet.required_min_rx,
-            control_plane_independent: packet.control_plane_independent,
-            demand: packet.demand,
-        };
+        let remote = Remote::from(packet);
         let news = mem::replace(&mut self.remote, remote) != remote;
         if packet.r#final && self.poll == Poll::Active {
             self.poll = Poll::None;

@@ -2,10 +2,9 @@
 mod api;
 mod file;
 pub(crate) mod show;
-mod succession;
 
 use bgp_speaker::{
-    HandOver, Handle,
+    HandOver, Handle, Succession,
     config::{self, ConfigError},
 };
 use std::{env, io, path::Path, process::ExitCode};
@@ -45,25 +44,23 @@ pub(crate) fn run(config: &Path, socket: &Path) -> Result<(), Failure> {
         Err(_) => EnvFilter::new("info"),
     };
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
-    let mut handed = succession::inherited();
-    // A new one may lie there when it is needed.
-    let program = env::current_exe();
+    let (succession, mut handed) = Succession::begin();
     loop {
-        let file = file::read(config)
-            .map_err(|reason| Failure::Refused(format!("{}: {reason}", config.display())))?;
         let runtime = tokio::runtime::Runtime::new()
             .map_err(|error| Failure::Refused(format!("cannot start: {error}")))?;
-        let Some(next) = runtime.block_on(serve(file, config, socket, handed))? else { return Ok(()) };
+        let Some(next) = runtime.block_on(serve(config, socket, &succession, handed))? else {
+            return Ok(());
+        };
         drop(runtime);
-        handed = succession::replace(&program, next);
+        handed = succession.replace(next);
     }
 }
 
 /// Some: another program is to go on with this.
 async fn serve(
-    file: file::Config,
     config: &Path,
     socket: &Path,
+    succession: &Succession,
     handed: Option<HandOver>,
 ) -> Result<Option<HandOver>, Failure> {
     let refused = |error: ConfigError| Failure::Refused(format!("{}: {error}", config.display()));
@@ -77,14 +74,18 @@ async fn serve(
     };
     let (mut terminate, mut interrupt, mut replace, mut reload) =
         signals().map_err(|error| Failure::Refused(format!("cannot wait for signals: {error}")))?;
-    let api = api::Server::bind(socket)
-        .map_err(|error| Failure::Refused(format!("api socket {}: {error}", socket.display())))?;
+    succession.ready();
     let sessions = handed.as_ref().map_or(0, HandOver::sessions);
     let speaker = match handed {
+        // At once: what is inherited wants to be looked after.
         Some(handed) => bgp_speaker::spawn_successor(handed),
         // What the routes lead to is not of this process, and outlives it.
         None => bgp_speaker::spawn_restarted(),
     };
+    let file =
+        file::read(config).map_err(|reason| Failure::Refused(format!("{}: {reason}", config.display())))?;
+    let api = api::Server::bind(socket)
+        .map_err(|error| Failure::Refused(format!("api socket {}: {error}", socket.display())))?;
     check(&file).map_err(refused)?;
     // Who we are comes last, for with it we listen: whoever connects then is known.
     speaker.set_routes(file.routes).await.map_err(refused)?;

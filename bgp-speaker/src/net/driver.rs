@@ -5,7 +5,7 @@ mod stations;
 
 use super::{
     Command, addresses,
-    bfd::{Bfd, Report},
+    bfd::{Bfd, HandedPaths, Report},
     connection::{self, Order},
     discovery::Discovery,
     fib::{self, Fib},
@@ -16,15 +16,16 @@ use super::{
 use crate::{
     ConnectionId, Endpoints, InterfaceName, Md5Key, PeerId, Time,
     bfd::Path,
-    config::{BmpStation, ConfigError, Global, PeerConfig, PeerRange, PeerStatus},
+    config::{BmpStation, ConfigError, Global, PeerConfig, PeerRange, PeerStatus, Route},
     speaker::{Input, Installation, Link, Output, Speaker},
 };
+use handover::Inheritance;
 use ipnet::IpNet;
 use keys::md5_keys;
 use std::{
     collections::{BTreeMap, BTreeSet},
     hash::{BuildHasher, Hasher, RandomState},
-    io,
+    io, mem,
     net::{SocketAddr, TcpStream as StdTcpStream},
     sync::Arc,
     time::Duration,
@@ -91,8 +92,8 @@ pub(super) struct Driver {
     /// Runs since there was an unnumbered peer first.
     discovery: Option<Discovery>,
     stations: BTreeMap<SocketAddr, Station>,
-    /// Of a predecessor, until the speaker knows who it is.
-    inherited: Option<HandOver>,
+    /// Of a predecessor, until there is an heir.
+    inheritance: Option<Inheritance>,
     /// Connections that were given back; some: nothing is written any more.
     detached: Option<BTreeMap<ConnectionId, (StdTcpStream, Vec<u8>)>>,
 }
@@ -167,15 +168,19 @@ impl Driver {
             fib: None,
             discovery: None,
             stations: BTreeMap::new(),
-            inherited,
+            inheritance: inherited.map(Inheritance::new),
             detached: None,
         }
     }
 
     /// Runs until it is told to shut down, or nobody is left who could tell.
     pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        self.watch_inherited();
+        // Who waits for what is left to a successor.
+        let mut leaving = None;
         let answer = loop {
-            let deadline = self.speaker.next_deadline().map(|at| self.epoch + at);
+            let due = self.speaker.next_deadline().map(|at| self.epoch + at);
+            let deadline = due.into_iter().chain(self.inheritance.as_ref().map(Inheritance::deadline)).min();
             let wake = async {
                 match deadline {
                     Some(at) => sleep_until(at).await,
@@ -184,13 +189,17 @@ impl Driver {
             };
             let paths = async {
                 match &mut self.bfd {
-                    // The thread lives as long as it is held here.
-                    Some(bfd) => drop(bfd.reports_mut().changed().await),
+                    Some(bfd) => bfd.reports_mut().changed().await.is_ok(),
                     None => std::future::pending().await,
                 }
             };
             tokio::select! {
-                () = paths => self.paths_changed(),
+                alive = paths => match alive {
+                    true => self.paths_changed(),
+                    // It has ended for a successor, or is dead.
+                    false if leaving.is_none() => self.bfd = None,
+                    false => (),
+                },
                 () = wake => {
                     // What came while this task was busy counts before the time that has passed: a peer that spoke
                     // in time is not to be lost for that.
@@ -199,12 +208,13 @@ impl Driver {
                         self.event(event);
                     }
                     self.input(Input::Tick);
+                    self.inheritance_tick();
                 }
                 command = commands.recv() => match command {
                     Some(Command::Shutdown(answer)) => break Some(answer),
                     Some(Command::HandOver(answer)) => {
-                        let handed = self.hand_over().await;
-                        return reply(answer, handed);
+                        self.bfd.iter().for_each(Bfd::leave);
+                        leaving = Some(answer);
                     }
                     Some(command) => self.command(command),
                     None => break None,
@@ -214,6 +224,12 @@ impl Driver {
             }
             self.serve_held();
             self.answer_flushes();
+            if self.bfd.as_ref().is_none_or(Bfd::has_ended)
+                && let Some(answer) = leaving.take()
+            {
+                let handed = self.hand_over().await;
+                return reply(answer, handed);
+            }
         };
         self.shutdown().await;
         if let Some(answer) = answer {
@@ -234,11 +250,11 @@ impl Driver {
             }
             Command::SetRanges(ranges, answer) => reply(answer, self.set_ranges(ranges)),
             Command::SetRoutes(routes, answer) => {
-                let result = self.speaker.set_routes(routes);
-                reply(answer, result.map(|outputs| self.perform(outputs)));
+                reply(answer, self.set_routes(routes));
             }
             Command::SetStations(stations, answer) => reply(answer, self.set_stations(stations)),
             Command::RoutesComplete(answer) => {
+                self.all_known();
                 let outputs = self.speaker.routes_complete();
                 self.perform(outputs);
                 reply(answer, ());
@@ -255,62 +271,47 @@ impl Driver {
         }
     }
 
-    /// Listens where it is new before anything changes.
-    fn set_global(&mut self, global: Global) -> Result<(), ConfigError> {
-        let listen = global.listen.clone();
-        let mut new = Vec::new();
-        for &address in listen.iter().filter(|address| !self.listeners.contains_key(address)) {
-            let inherited = self.inherited.as_mut().and_then(|handed| {
-                let at = handed.listeners.iter().position(|(inherited, _)| *inherited == address)?;
-                Some((handed.listeners.remove(at).1, &handed.keys))
-            });
-            let listener = match inherited {
-                Some((socket, before)) => socket::resume(socket, address, before, &self.keys),
+    /// Listens where it is new; listeners of the program before that do not fit are closed.
+    fn listeners_of(&mut self, global: &Global) -> Result<Vec<(SocketAddr, TcpListener)>, ConfigError> {
+        let left = self.inheritance.as_mut().map(|left| &mut left.handed);
+        let (before, mut inherited) = left.map_or_else(Default::default, |handed| {
+            let all = mem::take(&mut handed.listeners).into_iter();
+            (handed.keys.clone(), all.filter(|(address, _)| global.listen.contains(address)).collect())
+        });
+        let listen = |address: SocketAddr| {
+            let listener = match BTreeMap::remove(&mut inherited, &address) {
+                Some(socket) => socket::resume(socket, address, &before, &self.keys),
                 None => socket::listen(address, &self.keys),
             };
-            let listener = listener
-                .map_err(|error| ConfigError::new("global", "listen", format!("{address}: {error}")))?;
-            new.push((address, listener));
-        }
-        let mut adopted = Vec::new();
-        if let Some(handed) = self.inherited.take() {
-            let mut sessions = Vec::new();
-            for (socket, session) in handed.sessions {
-                let peer = session.peer;
-                let stream = StdTcpStream::from(socket);
-                match TcpStream::from_std(stream).and_then(|stream| Ok((endpoints(&stream)?, stream))) {
-                    Ok((ends, stream)) => {
-                        let connection = self.speaker.accept_id();
-                        let remote = ends.remote;
-                        sessions.push((connection, ends, session));
-                        adopted.push((connection, stream, remote));
-                    }
-                    Err(error) => tracing::warn!(%peer, %error, "session not taken over"),
-                }
-            }
-            self.speaker.inherit(sessions);
-        }
-        let outputs = self.speaker.set_global(global, self.now())?;
-        adopted.into_iter().for_each(|(connection, stream, remote)| self.serve(connection, stream, remote));
-        self.listeners.retain(|address, _| listen.contains(address));
-        for (address, listener) in new {
-            let socket = Arc::new(listener);
-            let task = tokio::spawn(accept(Arc::clone(&socket), self.sender.clone())).abort_handle();
-            self.listeners.insert(address, Listener { socket, task });
-        }
-        self.perform(outputs);
-        Ok(())
+            let error = |error| ConfigError::new("global", "listen", format!("{address}: {error}"));
+            Ok((address, listener.map_err(error)?))
+        };
+        let new = global.listen.iter().filter(|address| !self.listeners.contains_key(address));
+        new.copied().map(listen).collect()
+    }
+
+    fn listen(&mut self, address: SocketAddr, listener: TcpListener) {
+        let socket = Arc::new(listener);
+        let task = tokio::spawn(accept(Arc::clone(&socket), self.sender.clone())).abort_handle();
+        self.listeners.insert(address, Listener { socket, task });
     }
 
     /// Gives the listeners their keys before anything changes.
     fn set_peers(&mut self, peers: Vec<PeerConfig>) -> Result<(), ConfigError> {
         self.speaker.check_peers(&peers)?;
+        self.check_heirs(&peers)?;
         self.set_keys(md5_keys(&peers, self.speaker.ranges()))?;
         let outputs = self.speaker.set_peers(peers, self.now())?;
         self.perform(outputs);
         self.discover();
         self.change_session_keys();
-        Ok(())
+        self.peers_known()
+    }
+
+    fn set_routes(&mut self, routes: Vec<Route>) -> Result<(), ConfigError> {
+        let outputs = self.speaker.set_routes(routes)?;
+        self.perform(outputs);
+        self.routes_known()
     }
 
     fn set_ranges(&mut self, ranges: Vec<PeerRange>) -> Result<(), ConfigError> {
@@ -434,13 +435,17 @@ impl Driver {
     /// The thread is started when there is something to watch.
     fn watch(&mut self, peer: PeerId, path: Option<Path>) {
         if self.bfd.is_none() && path.is_some() {
-            match Bfd::start(RandomState::new().build_hasher().finish()) {
-                Ok(bfd) => self.bfd = Some(bfd),
-                Err(error) => tracing::error!(%error, "BFD cannot be started"),
-            }
+            self.start_bfd(HandedPaths::default());
         }
-        if let Some(bfd) = &self.bfd {
+        if let Some(bfd) = &mut self.bfd {
             bfd.watch(peer, path);
+        }
+    }
+
+    fn start_bfd(&mut self, handed: HandedPaths) {
+        match Bfd::start(RandomState::new().build_hasher().finish(), handed) {
+            Ok(bfd) => self.bfd = Some(bfd),
+            Err(error) => tracing::error!(%error, "BFD cannot be started"),
         }
     }
 
@@ -545,9 +550,7 @@ impl Driver {
         self.discovery = None;
         let outputs = self.speaker.shutdown(self.now());
         self.perform(outputs);
-        for station in self.stations.keys().copied().collect::<Vec<_>>() {
-            self.end_station(station);
-        }
+        self.end_stations();
         self.connections.clear();
         self.events.close();
         while self.tasks.join_next().await.is_some() {}

@@ -20,8 +20,10 @@ mod handover;
 mod options;
 mod socket;
 mod station;
+mod succession;
 
 pub use handover::HandOver;
+pub use succession::Succession;
 
 use crate::{
     config::{BmpStation, ConfigError, Global, PeerConfig, PeerRange, PeerStatus, Route, RouteStatus},
@@ -93,9 +95,11 @@ pub fn spawn_restarted() -> Handle {
     spawn_with(Speaker::restarted, None)
 }
 
-/// The same in the place of one that has handed its sessions over ([`Handle::hand_over`]), on the tokio runtime of the
-/// caller. It goes on with them at [`Handle::set_global`]: peers, ranges, and all routes that there are to announce must be
-/// set before. Peers whose configuration needs another session get one.
+/// The same in the place of one that has handed its sessions over ([`Handle::hand_over`]). It goes on with them when it
+/// knows who it is, whom it talks to, and all that it announces: [`Handle::set_global`], [`Handle::set_peers`] and
+/// [`Handle::set_routes`] have been called, in any order (ranges that have neighbours before the last of them). Until
+/// then nothing but KEEPALIVEs is said, for a minute at most: then the connections are closed without a word, and peers
+/// that keep routes over a restart do that. Peers whose configuration needs another session get one.
 pub fn spawn_successor(handed: HandOver) -> Handle {
     spawn_with(|speaker| speaker, Some(handed))
 }

@@ -18,7 +18,7 @@ use crate::{
         Reason, Update,
     },
 };
-use std::{net::SocketAddr, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 /// A session that is up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,15 +40,33 @@ pub struct Session {
     /// withdrawn prefix is one that it knows, and is to be told again.
     told: Vec<u8>,
     sent: Vec<u8>,
+    /// Families of which the peer has told all (End-of-RIB), and has been told all.
+    told_all: BTreeSet<Family>,
+    sent_all: BTreeSet<Family>,
 }
 
 impl Session {
+    /// How long the peer waits to hear from us; none: for ever.
+    pub fn hold_time(&self) -> Option<Duration> {
+        let said = |open: &[u8]| read_open(open).map_or(0, |open| open.hold_seconds);
+        let seconds = said(&self.sent_open).min(said(&self.received_open));
+        (seconds > 0).then(|| Duration::from_secs(seconds.into()))
+    }
+
+    /// The peer is to hear from us.
+    pub(crate) fn keep_alive(&mut self) {
+        // It is small.
+        let _: Result<_, _> = Message::Keepalive.encode(&Context::default(), &mut self.unsent);
+    }
+
     /// Appends it, to be read by [`Session::read`].
     pub fn write(&self, out: &mut Vec<u8>) {
         let mut number = |number: u64| out.extend(number.to_be_bytes());
         number(self.dialed.into());
         number(self.age.as_secs());
         number(self.established_count);
+        number(bits(&self.told_all));
+        number(bits(&self.sent_all));
         let peer = self.peer.to_string().into_bytes();
         for octets in [
             &peer,
@@ -67,6 +85,7 @@ impl Session {
     /// Takes one from the front; none: this is not one.
     pub fn read(from: &mut &[u8]) -> Option<Self> {
         let (dialed, age, established_count) = (number(from)?, number(from)?, number(from)?);
+        let (told_all, sent_all) = (families(number(from)?), families(number(from)?));
         let peer = String::from_utf8(octets(from)?).ok()?.parse().ok()?;
         Some(Session {
             peer,
@@ -79,8 +98,21 @@ impl Session {
             unsent: octets(from)?,
             told: octets(from)?,
             sent: octets(from)?,
+            told_all,
+            sent_all,
         })
     }
+}
+
+/// A bit for each family, in the order of [`Family::ALL`].
+fn bits(families: &BTreeSet<Family>) -> u64 {
+    let bit = |(at, family)| u64::from(families.contains(family)) << at;
+    Family::ALL.iter().enumerate().map(bit).sum()
+}
+
+fn families(bits: u64) -> BTreeSet<Family> {
+    let is_set = |(at, _): &(usize, Family)| bits & (1 << at) != 0;
+    Family::ALL.into_iter().enumerate().filter(is_set).map(|(_, family)| family).collect()
 }
 
 /// A number of eight octets, big-endian.
@@ -136,16 +168,26 @@ impl Speaker {
             unsent: session.waiting.clone(),
             told,
             sent,
+            told_all: slot.kept.ended().clone(),
+            sent_all: slot.out.iter().filter(|(_, out)| out.has_ended()).map(|(family, _)| *family).collect(),
         };
         Some((session.id?, handed))
     }
 
     /// The speaker takes the place of one that handed over these sessions. It goes on with them when it learns who it is
-    /// ([`set_global`](Speaker::set_global)): peers and routes must be set before. A session that could not be what it is
+    /// ([`set_global`](Speaker::set_global)): peers and routes must be set before, since an unknown peer's session is
+    /// ended, and what is not set is withdrawn. A session that could not be what it is
     /// with the present configuration is ended.
     pub fn inherit(&mut self, sessions: Vec<(ConnectionId, Endpoints, Session)>) {
         self.own_start.go_on();
         self.inherited = sessions;
+    }
+
+    /// It will not learn who it is, for it speaks no BGP any more: the sessions end.
+    pub fn end_inherited(&mut self, now: Time) -> Vec<Output> {
+        let mut outputs = Vec::new();
+        self.adopt_all(now, &mut outputs);
+        self.finish(outputs)
     }
 
     pub(super) fn adopt_all(&mut self, now: Time, outputs: &mut Vec<Output>) {
@@ -220,6 +262,15 @@ impl Speaker {
         }
         for update in updates(&session.told, &context) {
             self.update(source, update);
+        }
+        for family in session.sent_all {
+            self.slot_mut(source)
+                .and_then(|slot| slot.out.get_mut(&family))
+                .into_iter()
+                .for_each(AdjRibOut::restore_end);
+        }
+        for family in session.told_all {
+            self.end_of_rib(source, family);
         }
         self.ask_again_if_possible(source);
         self.with_peer(source, now, outputs, |_, _| ());

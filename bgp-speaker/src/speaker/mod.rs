@@ -140,9 +140,7 @@ impl Speaker {
     /// # Errors
     /// [`ConfigError`]; nothing changes then.
     pub fn set_global(&mut self, global: Global, now: Time) -> Result<Vec<Output>, ConfigError> {
-        validate::global(&global)?;
-        let configs: Vec<PeerConfig> = self.slots().map(|(_, slot)| slot.peer.config.clone()).collect();
-        validate::peers(&configs, Some(&global))?;
+        self.check_global(&global)?;
         let mut outputs = Vec::new();
         let same = self
             .global
@@ -166,6 +164,16 @@ impl Speaker {
             }
         }
         Ok(self.finish(outputs))
+    }
+
+    /// What [`set_global`](Speaker::set_global) would refuse.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn check_global(&self, global: &Global) -> Result<(), ConfigError> {
+        validate::global(global)?;
+        let configs: Vec<PeerConfig> = self.slots().map(|(_, slot)| slot.peer.config.clone()).collect();
+        validate::peers(&configs, Some(global))
     }
 
     /// Sets the neighbours, the whole set. A neighbour that is gone or whose session would be another one is told

@@ -146,6 +146,11 @@ impl Kept {
         !self.stale.is_empty()
     }
 
+    /// Families of which the peer has told everything, in this session.
+    pub(super) fn ended(&self) -> &BTreeSet<Family> {
+        &self.ended
+    }
+
     pub(super) fn is_stale(&self, family: Family) -> bool {
         self.stale.contains_key(&family)
     }

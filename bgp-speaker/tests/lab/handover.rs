@@ -11,6 +11,9 @@ use std::path::Path;
 const STAYS: [&str; 2] = ["203.0.113.0/24", "2001:db8:1::/48"];
 const GOES: &str = "203.0.114.0/24";
 const COMES: &str = "203.0.115.0/24";
+/// What a capture has of the beginnings and ends of sessions.
+pub(super) const EVENTS: &str =
+    "bgp.type == 1 || bgp.type == 3 || tcp.flags.syn == 1 || tcp.flags.fin == 1 || tcp.flags.reset == 1";
 
 /// The file of the daemon.
 fn config(prefixes: &[&str], password: &str) -> String {
@@ -29,12 +32,13 @@ fn status(cable: &Cable) -> Option<PeerStatus> {
     peers(cable)?.pop()
 }
 
-fn starts(cable: &Cable) -> usize {
+/// How often it has begun its work.
+pub(super) fn starts(cable: &Cable) -> usize {
     std::fs::read_to_string(cable.directory.join("daemon.log")).unwrap().matches("running").count()
 }
 
 /// Packets of a capture that a filter of Wireshark lets through, a line each.
-fn packets(capture: &str, filter: &str) -> String {
+pub(super) fn packets(capture: &str, filter: &str) -> String {
     run("tshark", &["-r", capture, "-Y", filter])
 }
 
@@ -80,9 +84,7 @@ fn nobody_notices<R: Router>(prepare: impl FnOnce(&R), password: &str) {
     assert_eq!(after.prefixes_received, before.prefixes_received);
     assert!(router.is_established());
     assert_eq!(daemon.0.try_wait().unwrap(), None, "it is the same process");
-    let session =
-        "bgp.type == 1 || bgp.type == 3 || tcp.flags.syn == 1 || tcp.flags.fin == 1 || tcp.flags.reset == 1";
-    assert_eq!(packets(&capture, session), "", "the session is seen to end or to begin");
+    assert_eq!(packets(&capture, EVENTS), "", "the session is seen to end or to begin");
     assert!(packets(&capture, "bgp.type == 4").lines().count() > 2, "the capture has seen the session");
 
     // A program that cannot read its file is not started.
@@ -115,6 +117,25 @@ fn frr_that_signs_sees_nothing() {
         },
         "s3cret",
     );
+}
+
+/// SIGUSR2 that comes while one program takes the place of another ends neither.
+#[test]
+fn signals_without_a_pause() {
+    let cable = Cable::new();
+    let router = Frr::start(&cable);
+    let mut daemon = launch(&cable, &config(&STAYS, ""));
+    let stays = || STAYS.iter().all(|prefix| !router.route(prefix).is_empty());
+    wait_until("all at the router", stays);
+    wait_until("many successors", || {
+        (0..1000).for_each(|_| daemon.signal(Signal::SIGUSR2));
+        starts(&cable) > 10
+    });
+    wait_until("the last one answers", || status(&cable).is_some());
+    assert_eq!(daemon.0.try_wait().unwrap(), None, "it lives");
+    let status = status(&cable).unwrap();
+    assert_eq!((status.established_count, status.flap_count), (1, 0));
+    assert!(stays());
 }
 
 /// A file that is read again: routes and policies change, a session does not.

@@ -178,6 +178,7 @@ pub struct AddressCounts {
 #[serde(rename_all = "camelCase")]
 pub struct ReleasedAddress {
     /// The address.
+    #[schemars(with = "String")]
     pub address: Address,
     /// When it was given back.
     pub released_at: Time,

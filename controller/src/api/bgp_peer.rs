@@ -174,31 +174,32 @@ impl<'de> Deserialize<'de> for PeerAsn {
     }
 }
 
+/// What the AS of a neighbour is.
+const PEER_ASN: &str = "an AS number (1 to 4294967295), external or internal";
+
 struct PeerAsnVisitor;
 
 impl de::Visitor<'_> for PeerAsnVisitor {
     type Value = PeerAsn;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an AS number (1 to 4294967295), external or internal")
+        f.write_str(PEER_ASN)
     }
 
     fn visit_i64<E: de::Error>(self, value: i64) -> Result<PeerAsn, E> {
-        Asn::deserialize(de::value::I64Deserializer::new(value)).map(PeerAsn::Number)
+        let asn = u32::try_from(value).ok().and_then(Asn::new).map(PeerAsn::Number);
+        asn.ok_or_else(|| E::custom(format_args!("{value} is not {PEER_ASN}")))
     }
 
     fn visit_u64<E: de::Error>(self, value: u64) -> Result<PeerAsn, E> {
-        Asn::deserialize(de::value::U64Deserializer::new(value)).map(PeerAsn::Number)
+        self.visit_i64(i64::try_from(value).unwrap_or(i64::MAX))
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<PeerAsn, E> {
         match text {
             "external" => Ok(PeerAsn::External),
             "internal" => Ok(PeerAsn::Internal),
-            _ => Err(E::custom(format_args!(
-                "{} is not an AS number (1 to 4294967295), external or internal",
-                quoted(text)
-            ))),
+            _ => Err(E::custom(format_args!("{} is not {PEER_ASN}", quoted(text)))),
         }
     }
 }
@@ -213,9 +214,10 @@ impl JsonSchema for PeerAsn {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"x-kubernetes-int-or-string": true, "x-kubernetes-validations": [{
-            "rule": "type(self) == string ? self in ['external', 'internal'] : self >= 1 && self <= 4294967295",
-            "message": "is not an AS number (1 to 4294967295), external or internal"}]})
+        let rule =
+            "type(self) == string ? self in ['external', 'internal'] : self >= 1 && self <= 4294967295";
+        let message = format!("is not {PEER_ASN}");
+        json_schema!({"x-kubernetes-int-or-string": true, "x-kubernetes-validations": rules(&[(rule, &message)])})
     }
 }
 

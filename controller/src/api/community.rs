@@ -1,6 +1,9 @@
 //! BGP communities as they are written: `65010:100` (RFC 1997), `65010:1:2` (RFC 8092), or the name of a
 //! well-known one.
-use super::scalar::{Text, quoted};
+use super::{
+    crds::rules,
+    scalar::{Text, quoted},
+};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::{borrow::Cow, fmt, str::FromStr};
@@ -33,15 +36,18 @@ impl FromStr for Community {
     fn from_str(text: &str) -> Result<Self, String> {
         let named =
             WELL_KNOWN.iter().find(|(name, _)| *name == text).map(|(_, value)| Community::Standard(*value));
-        named.or_else(|| numeric(text)).ok_or_else(|| {
-            let names: Vec<_> = WELL_KNOWN.iter().map(|(name, _)| *name).collect();
-            format!(
-                "{} is not a community: 65010:100, 65010:1:2 or one of {}",
-                quoted(text),
-                names.join(", ")
-            )
-        })
+        named.or_else(|| numeric(text)).ok_or_else(|| format!("{} {}", quoted(text), not_one()))
     }
+}
+
+/// The names of the well-known communities.
+fn names(between: &str) -> String {
+    WELL_KNOWN.map(|(name, _)| name).join(between)
+}
+
+/// What is said of a text that is no community.
+fn not_one() -> String {
+    format!("is not a community: 65010:100, 65010:1:2 or one of {}", names(", "))
 }
 
 /// `high:low` of 16 bits each, or three numbers of 32 bits each.
@@ -97,14 +103,13 @@ impl JsonSchema for Community {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let names: Vec<_> = WELL_KNOWN.iter().map(|(name, _)| *name).collect();
-        let pattern = format!(
-            "^([0-9]{{1,5}}:[0-9]{{1,5}}|[0-9]{{1,10}}:[0-9]{{1,10}}:[0-9]{{1,10}}|{})$",
-            names.join("|")
+        // What matches has numbers of at most ten digits, so `int` cannot overflow.
+        let rule = format!(
+            "self.matches('^([0-9]{{1,5}}:[0-9]{{1,5}}|[0-9]{{1,10}}:[0-9]{{1,10}}:[0-9]{{1,10}}|{})$') && \
+             (!self.contains(':') || self.split(':').all(n, int(n) <= (size(self.split(':')) == 2 ? 65535 : 4294967295)))",
+            names("|")
         );
-        json_schema!({"type": "string", "maxLength": 32, "pattern": pattern, "x-kubernetes-validations": [{
-            "rule": "!self.contains(':') || self.split(':').all(n, int(n) <= (size(self.split(':')) == 2 ? 65535 : 4294967295))",
-            "message": "is not a community: 65010:100 with numbers up to 65535, or 65010:1:2 with numbers up to 4294967295"}]})
+        json_schema!({"type": "string", "maxLength": 32, "x-kubernetes-validations": rules(&[(&rule, &not_one())])})
     }
 }
 

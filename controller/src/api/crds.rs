@@ -1,6 +1,8 @@
 //! The custom resource definitions, generated from the types. `crds/` at the top of the repository holds the
 //! same; to rewrite it after a change of the types: `FAIRLEAD_REWRITE=1 cargo test -p controller crds`.
-use super::{AddressPool, BGPAdvertisement, BGPPeer, BGPRouter, LoadBalancer, NodeState, PacketFilter};
+use super::{
+    AddressPool, BGPAdvertisement, BGPPeer, BGPRouter, LoadBalancer, NodeState, PacketFilter, ServicePolicy,
+};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
 use serde_json::{Value, json};
@@ -10,6 +12,7 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
     let mut crds = vec![
         AddressPool::crd(),
         LoadBalancer::crd(),
+        ServicePolicy::crd(),
         BGPRouter::crd(),
         BGPPeer::crd(),
         BGPAdvertisement::crd(),

@@ -1,5 +1,7 @@
 //! The kinds of objects, and the names that each is known by.
-use super::{AddressPool, BGPAdvertisement, BGPPeer, BGPRouter, LoadBalancer, NodeState, PacketFilter};
+use super::{
+    AddressPool, BGPAdvertisement, BGPPeer, BGPRouter, LoadBalancer, NodeState, PacketFilter, ServicePolicy,
+};
 use kube::{CustomResourceExt, Resource};
 use std::{fmt, str::FromStr};
 
@@ -9,25 +11,33 @@ use std::{fmt, str::FromStr};
 pub enum Kind {
     AddressPool,
     LoadBalancer,
+    ServicePolicy,
     BGPRouter,
     BGPPeer,
     BGPAdvertisement,
     PacketFilter,
     NodeState,
+    Service,
+    EndpointSlice,
+    Namespace,
     Node,
     Secret,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Kind; 9] = [
+    pub const ALL: [Kind; 13] = [
         Kind::AddressPool,
         Kind::LoadBalancer,
+        Kind::ServicePolicy,
         Kind::BGPRouter,
         Kind::BGPPeer,
         Kind::BGPAdvertisement,
         Kind::PacketFilter,
         Kind::NodeState,
+        Kind::Service,
+        Kind::EndpointSlice,
+        Kind::Namespace,
         Kind::Node,
         Kind::Secret,
     ];
@@ -35,6 +45,12 @@ impl Kind {
     /// Whether users declare its objects; of others fairlead says how things are.
     pub fn is_declared(self) -> bool {
         self != Kind::NodeState
+    }
+
+    /// Whether the name of an object is `NAMESPACE/NAME`. References to a Secret name no namespace: it is looked for by its
+    /// name.
+    pub const fn is_namespaced(self) -> bool {
+        matches!(self, Kind::Service | Kind::EndpointSlice)
     }
 
     /// The name as it stands in `kind:`.
@@ -47,11 +63,15 @@ impl Kind {
         match self {
             Kind::AddressPool => AddressPool::plural(&()).into(),
             Kind::LoadBalancer => LoadBalancer::plural(&()).into(),
+            Kind::ServicePolicy => ServicePolicy::plural(&()).into(),
             Kind::BGPRouter => BGPRouter::plural(&()).into(),
             Kind::BGPPeer => BGPPeer::plural(&()).into(),
             Kind::BGPAdvertisement => BGPAdvertisement::plural(&()).into(),
             Kind::PacketFilter => PacketFilter::plural(&()).into(),
             Kind::NodeState => NodeState::plural(&()).into(),
+            Kind::Service => "services".into(),
+            Kind::EndpointSlice => "endpointslices".into(),
+            Kind::Namespace => "namespaces".into(),
             Kind::Node => "nodes".into(),
             Kind::Secret => "secrets".into(),
         }
@@ -62,20 +82,24 @@ impl Kind {
         match self {
             Kind::AddressPool => AddressPool::shortnames(),
             Kind::LoadBalancer => LoadBalancer::shortnames(),
+            Kind::ServicePolicy => ServicePolicy::shortnames(),
             Kind::BGPRouter => BGPRouter::shortnames(),
             Kind::BGPPeer => BGPPeer::shortnames(),
             Kind::BGPAdvertisement => BGPAdvertisement::shortnames(),
             Kind::PacketFilter => PacketFilter::shortnames(),
             Kind::NodeState => NodeState::shortnames(),
+            Kind::Service => &["svc"],
+            Kind::Namespace => &["ns"],
             Kind::Node => &["no"],
-            Kind::Secret => &[],
+            Kind::EndpointSlice | Kind::Secret => &[],
         }
     }
 
     /// `apiVersion` of its objects.
     pub const fn api_version(self) -> &'static str {
         match self {
-            Kind::Node | Kind::Secret => "v1",
+            Kind::Service | Kind::Namespace | Kind::Node | Kind::Secret => "v1",
+            Kind::EndpointSlice => "discovery.k8s.io/v1",
             _ => super::API_VERSION,
         }
     }

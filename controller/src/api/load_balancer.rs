@@ -3,6 +3,7 @@ use super::{
     crds::rules,
     policy::Policy,
     scalar::{Address, Port, Weight},
+    selector::DNS_LABEL,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::CustomResource;
@@ -83,7 +84,7 @@ pub(crate) const QUIC_PORT: &str = "policy.quic needs a port with protocol UDP";
 pub struct ServicePort {
     /// Name, unique within the service: a DNS label.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 63), extend("x-kubernetes-validations" = rules(&[DNS_LABEL])))]
     pub name: Option<String>,
     /// Transport protocol.
     #[serde(default)]
@@ -138,7 +139,8 @@ pub struct Backend {
     /// Address of the backend.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<Address>,
-    /// The endpoints of a Kubernetes Service.
+    /// The endpoints of a Kubernetes Service, which share the weight: `targetPort` of a port is the port of the Service, and leads
+    /// to the endpoints' own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service: Option<ServiceReference>,
     /// Share relative to the other backends; 0 drains: no new connections.
@@ -191,6 +193,7 @@ pub struct LoadBalancerStatus {
 #[serde(rename_all = "camelCase")]
 pub struct AssignedAddress {
     /// The address.
+    #[schemars(with = "String")]
     pub address: Address,
     /// The pool that it was given from; none: it is of no pool.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -1,4 +1,5 @@
-//! What users write: one file per kind, group `fairlead.dev`, version `v1alpha1`, cluster-scoped.
+//! What users write: one file per kind, group `fairlead.dev`, version `v1alpha1`, cluster-scoped. Of Kubernetes' own kinds
+//! (Service, EndpointSlice, Namespace, Node, Secret) the types are Kubernetes' own, too.
 //!
 //! The types are the single source of the custom resource definitions in `crds/` (see [`crds`]), of what the
 //! files of a configuration directory may say ([`crate::object`]), and of what a Kubernetes API server accepts.
@@ -22,6 +23,8 @@ pub mod policy;
 pub mod scalar;
 pub mod secret;
 pub mod selector;
+pub mod service;
+pub mod service_policy;
 
 pub use address_pool::{AddressPool, AddressPoolSpec, AddressPoolStatus, Block, PoolUse};
 pub use bgp_advertisement::{BGPAdvertisement, BGPAdvertisementSpec, BGPAdvertisementStatus};
@@ -36,6 +39,7 @@ pub use policy::{ForwardingMode, HealthCheck, Policy};
 pub use scalar::{Address, Asn, Cidr, Port, Prefix, Weight};
 pub use secret::Secret;
 pub use selector::Selector;
+pub use service_policy::{ServicePolicy, ServicePolicySpec, ServicePolicyStatus};
 
 /// API group of all kinds.
 pub const GROUP: &str = "fairlead.dev";

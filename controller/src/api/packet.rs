@@ -1,5 +1,8 @@
 //! What packets have, as the rules of PacketFilters write it: protocols, ports, bytes.
-use super::scalar::{Text, quoted};
+use super::{
+    crds::rules,
+    scalar::{Text, quoted},
+};
 use lb_bpf::abi::proto;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -160,14 +163,16 @@ impl JsonSchema for HexBytes {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"type": "string", "maxLength": 10, "pattern": "^0x([0-9a-fA-F]{2}){1,4}$"})
+        let rule = "self.matches('^0x([0-9a-fA-F]{2}){1,4}$')";
+        let message = format!("is not {BYTES}");
+        json_schema!({"type": "string", "maxLength": 10, "x-kubernetes-validations": rules(&[(rule, &message)])})
     }
 }
 
 /// Declares how a type is written that is a number or a text: `$name`, what it is called in an error, how a number
-/// becomes one, whether one is written as a number, and its schema.
+/// becomes one, whether one is written as a number, and CEL for what a text and what a number has to be.
 macro_rules! number_or_text {
-    ($name:ident, $what:ident, $of_number:expr, $to_number:expr, $schema:tt) => {
+    ($name:ident, $what:ident, $of_number:expr, $to_number:expr, $text:literal, $number:literal) => {
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 let to_number: fn(&$name) -> Option<u16> = $to_number;
@@ -218,7 +223,10 @@ macro_rules! number_or_text {
             }
 
             fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                json_schema!($schema)
+                let rule = concat!("type(self) == string ? ", $text, " : ", $number);
+                let message = format!("is not {}", $what);
+                json_schema!({"x-kubernetes-int-or-string": true, "maxLength": 11,
+                    "x-kubernetes-validations": rules(&[(rule, &message)])})
             }
         }
     };
@@ -228,15 +236,16 @@ number_or_text! {
     IpProtocol, PROTOCOL,
     |number| u8::try_from(number).ok().map(IpProtocol),
     |protocol| Some(protocol.0.into()).filter(|_| IpProtocol::NAMES.iter().all(|(_, number)| *number != protocol.0)),
-    {"x-kubernetes-int-or-string": true, "minimum": 0, "maximum": 255, "maxLength": 6,
-     "pattern": "^(TCP|UDP|ICMP|ICMPv6|SCTP)$"}
+    "self in ['TCP', 'UDP', 'ICMP', 'ICMPv6', 'SCTP']",
+    "0 <= self && self <= 255"
 }
 number_or_text! {
     PortRange, PORTS,
     |number| u16::try_from(number).ok().map(|port| PortRange { first: port, last: port }),
     |range| Some(range.first).filter(|first| *first == range.last),
-    {"x-kubernetes-int-or-string": true, "minimum": 0, "maximum": 65535, "maxLength": 11,
-     "pattern": "^[0-9]{1,5}(-[0-9]{1,5})?$"}
+    "self.matches('^[0-9]{1,5}(-[0-9]{1,5})?$') && self.split('-').all(p, int(p) <= 65535) && \
+     int(self.split('-')[0]) <= int(self.split('-')[size(self.split('-')) - 1])",
+    "0 <= self && self <= 65535"
 }
 
 #[cfg(test)]

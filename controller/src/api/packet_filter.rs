@@ -3,7 +3,7 @@ use super::{
     crds::rules,
     packet::{HexBytes, IpProtocol, PortRange},
     scalar::{Cidr, PacketLength, PacketOffset},
-    selector::Selector,
+    selector::{DNS_LABEL, Selector},
 };
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -91,7 +91,7 @@ pub(crate) const UNIQUE_RULE_NAMES: &str = "the names of rules must be unique";
 pub struct FilterRule {
     /// Name, unique within the filter: a DNS label; none: the rule's number, from 0.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 63), extend("x-kubernetes-validations" = rules(&[DNS_LABEL])))]
     pub name: Option<String>,
     /// What becomes of packets that match.
     pub action: FilterAction,

@@ -172,12 +172,17 @@ pub struct TcpCheck {
 pub struct HttpCheck {
     /// Path and query, from `/` on.
     #[serde(default = "default_path")]
-    #[schemars(length(min = 1, max = 1024), regex(pattern = r"^/[!-~]*$"))]
+    #[schemars(length(min = 1, max = 1024), extend("x-kubernetes-validations" = rules(&[
+        ("self.matches('^/[!-~]*$')", NOT_A_PATH),
+    ])))]
     pub path: String,
     /// Port of the backend; none: the port that receives the traffic.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<Port>,
 }
+
+/// What is said of a path that is none.
+pub(crate) const NOT_A_PATH: &str = "is not a path: / and more, of visible ASCII characters";
 
 fn default_path() -> String {
     "/".into()

@@ -1,5 +1,6 @@
 //! Numbers and texts that have rules, each a type that cannot hold anything else: deserializing checks, and the
 //! JSON schema says the same to an API server.
+use super::crds::rules;
 use ipnet::IpNet;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -72,7 +73,9 @@ macro_rules! ranged {
 
             fn json_schema(_: &mut SchemaGenerator) -> Schema {
                 let (min, max): (i64, i64) = ($min, $max);
-                json_schema!({"type": "integer", "format": $format, "minimum": min, "maximum": max})
+                let message = format!("is not {} ({min} to {max})", $what);
+                json_schema!({"type": "integer", "format": $format, "minimum": min, "maximum": max,
+                    "x-kubernetes-validations": rules(&[(&format!("{min} <= self && self <= {max}"), &message)])})
             }
         }
     };
@@ -261,14 +264,17 @@ text! {
     /// an IPv4 address.
     Address(IpAddr), parse_address, "an IP address",
     {"type": "string", "maxLength": 45, "x-kubernetes-validations": [
-        {"rule": "isIP(self)", "message": "is not an IP address"}]}
+        {"rule": "isIP(self) || self.startsWith('::ffff:')", "message": "is not an IP address"},
+        {"rule": "!self.startsWith('::ffff:')", "message": "is IPv4-mapped: write it as IPv4"}]}
 }
 text! {
     /// A prefix, `203.0.113.0/24`. Bits beyond the length are refused: they are more often a mistake than not.
     Cidr(IpNet), parse_cidr, "a CIDR such as 203.0.113.0/24",
     {"type": "string", "maxLength": 49, "x-kubernetes-validations": [
-        {"rule": "isCIDR(self) && cidr(self) == cidr(self).masked()",
-         "message": "is not a CIDR without host bits, such as 203.0.113.0/24"}]}
+        {"rule": "isCIDR(self) || self.startsWith('::ffff:')",
+         "message": "is not a CIDR such as 203.0.113.0/24 or 2001:db8::/64"},
+        {"rule": "!self.startsWith('::ffff:')", "message": "is IPv4-mapped: write it as IPv4"},
+        {"rule": "!isCIDR(self) || cidr(self) == cidr(self).masked()", "message": "has host bits set"}]}
 }
 text! {
     /// BGP identifier: four octets as an IPv4 address, not 0.0.0.0 (RFC 6286).
@@ -327,8 +333,10 @@ impl JsonSchema for Prefix {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({"type": "string", "maxLength": 49, "x-kubernetes-validations": [
-            {"rule": "self == 'any' || (isCIDR(self) && cidr(self) == cidr(self).masked())",
-             "message": "is neither `any` nor a CIDR without host bits"}]})
+            {"rule": "self == 'any' || isCIDR(self) || self.startsWith('::ffff:')",
+             "message": "is not a CIDR such as 203.0.113.0/24 or 2001:db8::/64"},
+            {"rule": "!self.startsWith('::ffff:')", "message": "is IPv4-mapped: write it as IPv4"},
+            {"rule": "!isCIDR(self) || cidr(self) == cidr(self).masked()", "message": "has host bits set"}]})
     }
 }
 
@@ -384,7 +392,7 @@ impl de::Visitor<'_> for Range {
 fn parse_address(text: &str) -> Result<IpAddr, String> {
     match text.parse() {
         Ok(IpAddr::V6(address)) => match address.to_ipv4_mapped() {
-            Some(v4) => Err(format!("{text} is an IPv4-mapped address: write {v4}")),
+            Some(_) => Err(format!("{text} is IPv4-mapped: write it as IPv4")),
             None => Ok(IpAddr::V6(address)),
         },
         Ok(address) => Ok(address),
@@ -399,7 +407,7 @@ pub(super) fn parse_cidr(text: &str) -> Result<IpNet, String> {
     if let IpAddr::V6(address) = net.addr()
         && address.to_ipv4_mapped().is_some()
     {
-        return Err(format!("{text} is of IPv4-mapped addresses: write it as IPv4"));
+        return Err(format!("{text} is IPv4-mapped: write it as IPv4"));
     }
     if net == net.trunc() { Ok(net) } else { Err(format!("{text} has host bits set: write {}", net.trunc())) }
 }
@@ -446,10 +454,7 @@ mod tests {
     #[test]
     fn texts_say_what_is_wrong() {
         assert_eq!(fault::<Address>("10.0.0.300"), "\"10.0.0.300\" is not an IP address");
-        assert_eq!(
-            fault::<Address>("'::ffff:10.0.0.1'"),
-            "::ffff:10.0.0.1 is an IPv4-mapped address: write 10.0.0.1"
-        );
+        assert_eq!(fault::<Address>("'::ffff:10.0.0.1'"), "::ffff:10.0.0.1 is IPv4-mapped: write it as IPv4");
         assert_eq!(fault::<Cidr>("10.0.0.1/24"), "10.0.0.1/24 has host bits set: write 10.0.0.0/24");
         assert!(fault::<Cidr>("10.0.0.0/33").contains("is not a CIDR"));
         assert!(fault::<RouterId>("0.0.0.0").contains("other than 0.0.0.0"));

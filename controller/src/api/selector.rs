@@ -130,6 +130,11 @@ pub(crate) fn is_subdomain(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(is_dns_label)
 }
 
+/// CEL for a text that is a DNS label (RFC 1123), and what is said if it is none.
+pub(super) const DNS_LABEL: (&str, &str) = ("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')", NOT_A_LABEL);
+/// What is said of a name that is no DNS label.
+pub(crate) const NOT_A_LABEL: &str = "is not a name: lower case letters, digits and -";
+
 /// Whether a text is a DNS label (RFC 1123) in lower case.
 pub(crate) fn is_dns_label(text: &str) -> bool {
     let inner = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || *byte == b'-';

@@ -15,7 +15,7 @@ pub(super) struct Args {
     /// Kind of the objects: its name, its plural or its short name, in any case, such as `AddressPool`,
     /// `loadbalancers` or `bgpp`.
     kind: Kind,
-    /// Name of one object.
+    /// Name of one object: `NAMESPACE/NAME` of a Service or an EndpointSlice.
     name: Option<String>,
     #[command(flatten)]
     instance: Instance,
@@ -45,7 +45,7 @@ impl Args {
 
 /// Whether an object can have this name, as far as it matters here: others would have to be escaped in the path.
 fn is_plain(name: &str) -> bool {
-    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.')
+    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-./".contains(&b))
 }
 
 /// One object as it is, several as a List, as kubectl prints them.
@@ -76,14 +76,27 @@ fn objects_table(kind: Kind, objects: &[Value]) -> String {
 /// The printer columns of the kind, without those that only wide views have (priority above 0) and without ages:
 /// files do not say when an object was made.
 fn columns(kind: Kind) -> Vec<(String, JsonPath)> {
-    // Kubernetes' own kinds: of a Node nothing but the labels matters here, of a Secret nobody sees more than the keys.
-    let own = match kind {
-        Kind::Node => Some(("LABELS", ".metadata.labels")),
-        Kind::Secret => Some(("KEYS", ".keys")),
-        _ => None,
+    // Kubernetes' own kinds, as far as they matter here; of a Secret nobody sees more than the keys.
+    let own: &[(&str, &str)] = match kind {
+        Kind::Service => &[
+            ("NAMESPACE", ".metadata.namespace"),
+            ("ADDRESSES", ".status.addresses[*].address"),
+            ("PORTS", ".spec.ports[*].port"),
+            ("BACKENDS", ".status.backends"),
+            ("HEALTHY", ".status.healthyBackends"),
+            ("ANNOUNCED", ".status.conditions[?(@.type==\"Announced\")].status"),
+        ],
+        Kind::EndpointSlice => {
+            &[("NAMESPACE", ".metadata.namespace"), ("ENDPOINTS", ".endpoints[*].addresses")]
+        }
+        Kind::Namespace => &[("LABELS", ".metadata.labels")],
+        Kind::Node => &[("LABELS", ".metadata.labels"), ("POD-CIDRS", ".spec.podCIDRs")],
+        Kind::Secret => &[("KEYS", ".keys")],
+        _ => &[],
     };
-    if let Some((name, path)) = own {
-        return JsonPath::parse(path).map(|path| (name.to_owned(), path)).into_iter().collect();
+    if !own.is_empty() {
+        let column = |(name, path): &(&str, &str)| Some(((*name).to_owned(), JsonPath::parse(path)?));
+        return own.iter().filter_map(column).collect();
     }
     let crd = crds().into_iter().find(|crd| crd.spec.names.kind == kind.name());
     let versions = crd.into_iter().flat_map(|crd| crd.spec.versions).filter(|version| version.storage);

@@ -11,6 +11,9 @@ use std::{net::SocketAddr, path::PathBuf};
 /// SIGTERM and SIGINT end the BGP sessions with a Cease (without a word where there is gracefulRestart: these peers
 /// keep our routes for its time) and leave the datapath in the kernel, where it forwards on. The next start takes it
 /// up as it is.
+///
+/// SIGUSR2 starts the program that lies at the path of this one, with the same arguments, in the place of this one. It
+/// goes on with the BGP sessions: the peers see nothing. If its files are not valid for it, nothing happens.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Directory of the YAML files.
@@ -63,10 +66,6 @@ impl Args {
             metrics: self.metrics,
             node_name: self.node_name,
         };
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .enable_all()
-            .build()
-            .map_err(|e| Failure::No(format!("starting the runtime: {e}")))?;
-        runtime.block_on(standalone::run(options)).map_err(|e| Failure::No(e.to_string()))
+        standalone::run(&options).map_err(|e| Failure::No(e.to_string()))
     }
 }

@@ -26,11 +26,14 @@ impl Args {
 }
 
 fn summary(declared: &Declared) -> String {
-    let Declared { pools, load_balancers, routers, peers, advertisements, packet_filters, nodes, .. } =
-        declared;
+    let Declared { pools, load_balancers, policies, services, endpoint_slices, .. } = declared;
+    let Declared { routers, peers, advertisements, packet_filters, nodes, .. } = declared;
     let counts = [
         ("AddressPool", pools.len()),
         ("LoadBalancer", load_balancers.len()),
+        ("ServicePolicy", policies.len()),
+        ("Service", services.len()),
+        ("EndpointSlice", endpoint_slices.len()),
         ("BGPRouter", routers.len()),
         ("BGPPeer", peers.len()),
         ("BGPAdvertisement", advertisements.len()),

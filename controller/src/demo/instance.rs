@@ -8,6 +8,7 @@ use crate::{
     client,
     serve::rows::{InstanceStatus, ServiceRow},
 };
+use nix::sys::signal::Signal;
 use serde::de::DeserializeOwned;
 use std::{
     fs, io,
@@ -117,6 +118,11 @@ impl Instance {
         Ok(())
     }
 
+    /// Id of the process; none: it does not run.
+    pub fn id(&self) -> Option<u32> {
+        self.process.as_ref().and_then(Process::id)
+    }
+
     /// SIGKILL; what it installed stays.
     pub fn kill(&mut self) {
         self.process = None;
@@ -126,6 +132,12 @@ impl Instance {
     pub fn terminate(&mut self) -> Result<ExitStatus, DemoError> {
         let process = self.process.take();
         process.ok_or_else(|| DemoError::command("SIGTERM", "it does not run"))?.terminate()
+    }
+
+    /// SIGUSR2: another program takes the place of this one, in the same process.
+    pub fn replace(&self) -> Result<(), DemoError> {
+        let process = self.process.as_ref();
+        process.ok_or_else(|| DemoError::command("SIGUSR2", "it does not run"))?.signal(Signal::SIGUSR2)
     }
 
     /// Lets the process live on when this value is dropped.

@@ -252,13 +252,19 @@ impl Process {
         self.end();
     }
 
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) -> Result<(), DemoError> {
+        let gone = || DemoError::command(signal.as_str(), "there is no process any more");
+        let id = self.id().and_then(|id| i32::try_from(id).ok()).ok_or_else(gone)?;
+        kill(Pid::from_raw(id), signal).map_err(|e| DemoError::command(signal.as_str(), e))
+    }
+
     /// SIGTERM, and waits until it has ended, ten seconds at most.
     pub fn terminate(mut self) -> Result<ExitStatus, DemoError> {
         const PATIENCE: Duration = Duration::from_secs(10);
+        self.signal(Signal::SIGTERM)?;
         let gone = || DemoError::command("SIGTERM", "there is no process any more");
         let child = self.child.as_mut().ok_or_else(gone)?;
-        let id = i32::try_from(child.id()).map_err(|_| gone())?;
-        kill(Pid::from_raw(id), Signal::SIGTERM).map_err(|e| DemoError::command("SIGTERM", e))?;
         let asked = Instant::now();
         loop {
             if let Some(status) =

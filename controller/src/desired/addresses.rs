@@ -2,10 +2,13 @@
 //!
 //! What is given out is published first. It takes effect when it has come back in the statuses: so no address is
 //! in use that is not written where it survives.
-use super::{joined, labels};
+use super::{
+    NO_LABELS, labels,
+    sources::{self, Source, claim},
+};
 use crate::{
     api::{
-        AddressPool, LoadBalancer, LoadBalancerSpec, LoadBalancerStatus, PoolUse,
+        AddressPool, Kind, LoadBalancerStatus, PoolUse,
         address_pool::{AddressCounts, ReleasedAddress},
         load_balancer::AssignedAddress,
         scalar::Address,
@@ -13,46 +16,36 @@ use crate::{
     declared::Declared,
     status::{seconds, time},
 };
-use ipam::{Assignment, Assignments, Claim, Counters, Family, Held, Pool, Range, Released, Request};
+use ipam::{Assignment, Assignments, Claim, Counters, Given, Held, Name, Pool, Range, Released};
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
 };
 
-/// Gives addresses to all services.
-pub(super) fn assign(declared: &Declared, now: u64) -> Assignments {
-    let pools: BTreeMap<_, _> = service_pools(declared).map(|(name, p)| (name.clone(), pool(p))).collect();
+/// Gives addresses to all sources.
+pub(super) fn assign(declared: &Declared, sources: &[Source<'_>], now: u64) -> Assignments {
+    let pools = service_pools(declared).map(|(name, p)| (name.as_str().into(), pool(p))).collect();
     let mut matching = Matching::new(declared);
-    let claims = joined(&declared.load_balancers, &declared.statuses.load_balancers)
-        .map(|(name, object, before)| {
-            let spec = &object.spec;
-            let claim = Claim {
-                request: request(spec, before.map(|before| &**before)),
-                created: object.metadata.creation_timestamp.as_ref().map_or(0, seconds),
-                ports: spec
-                    .ports
-                    .iter()
-                    .map(|p| (lb_bpf::service::Protocol::from(p.protocol).number(), p.port.get()))
-                    .collect(),
-                matching: matching.of(object),
-            };
-            (claim_name(name), claim)
-        })
-        .collect();
+    let mut claim_of = |source: &Source<'_>| {
+        let protocol = |port: &sources::Port<'_>| lb_bpf::service::Protocol::from(port.protocol).number();
+        Claim {
+            request: source.wish.request.clone(),
+            created: source.created(),
+            ports: source.ports.iter().map(|port| (protocol(port), port.number)).collect(),
+            sharing: source.wish.sharing.clone(),
+            matching: matching.of(source),
+        }
+    };
+    let claims = sources.iter().map(|source| (source.claim(), claim_of(source))).collect();
     ipam::allocate(&pools, &claims, &held(declared), now)
-}
-
-/// Name of the claim of a service; it stands in statuses as the owner of an address.
-fn claim_name(load_balancer: &str) -> String {
-    ["LoadBalancer/", load_balancer].concat()
 }
 
 /// The addresses in effect: given now, and published before.
 pub(super) fn effective(assignment: &Assignment, published: Option<&LoadBalancerStatus>) -> Vec<IpAddr> {
     let Some(published) = published else { return Vec::new() };
     let is_published = |address: &IpAddr| published.addresses.iter().any(|a| a.address.0 == *address);
-    assignment.addresses.keys().copied().filter(is_published).collect()
+    assignment.addresses.keys().filter(is_published).collect()
 }
 
 /// The addresses of a service as its status lists them.
@@ -66,17 +59,17 @@ pub(super) fn assigned(
         .addresses
         .iter()
         .map(|(address, given)| AssignedAddress {
-            address: Address(*address),
-            pool: given.pool.clone(),
-            assigned_at: known(address).map_or_else(|| time(now), |known| known.assigned_at.clone()),
+            address: Address(address),
+            pool: given.pool.as_deref().map(str::to_owned),
+            assigned_at: known(&address).map_or_else(|| time(now), |known| known.assigned_at.clone()),
         })
         .collect()
 }
 
 /// Whether a status lists the addresses of the service already.
 pub(super) fn are_listed(assignment: &Assignment, before: &LoadBalancerStatus) -> bool {
-    let given = assignment.addresses.iter().map(|(address, given)| (*address, &given.pool));
-    given.eq(before.addresses.iter().map(|listed| (listed.address.0, &listed.pool)))
+    let given = assignment.addresses.iter().map(|(address, given)| (address, given.pool.as_deref()));
+    given.eq(before.addresses.iter().map(|listed| (listed.address.0, listed.pool.as_deref())))
 }
 
 /// The numbers of a pool as its status shows them.
@@ -103,7 +96,7 @@ pub(super) fn released(assignments: &Assignments, object: &AddressPool) -> Vec<R
         .map(|(address, released)| ReleasedAddress {
             address: Address(*address),
             released_at: time(released.at),
-            owner: released.claim.clone(),
+            owner: released.claim.to_string(),
         })
         .collect()
 }
@@ -127,66 +120,70 @@ fn pool(object: &AddressPool) -> Pool {
     }
 }
 
-fn request(spec: &LoadBalancerSpec, before: Option<&LoadBalancerStatus>) -> Request {
-    if !spec.addresses.is_empty() {
-        return Request::Addresses(spec.addresses.iter().map(|a| a.0).collect());
-    }
-    // The families that backends can serve. One that was given stays while the service stays: backends come and
-    // go, and clients know the address.
-    let backends = spec.backends.iter().filter_map(|backend| backend.address);
-    let given = before.into_iter().flat_map(|status| status.addresses.iter().map(|a| a.address));
-    let served = backends.chain(given).map(|address| Family::of(address.0));
-    let mut families = BTreeSet::new();
-    families.extend(Family::ALL.into_iter().filter(|family| served.clone().any(|served| served == *family)));
-    if families.is_empty() {
-        families.extend(Family::ALL);
-    }
-    Request::Families { pool: spec.pool.clone(), families }
-}
-
 fn held(declared: &Declared) -> Held {
-    let given = declared
-        .statuses
-        .load_balancers
-        .iter()
-        .filter(|(_, status)| !status.addresses.is_empty())
-        .map(|(name, status)| {
-            (claim_name(name), status.addresses.iter().map(|a| (a.address.0, a.pool.clone())).collect())
+    let statuses = &declared.statuses;
+    let balancers = statuses.load_balancers.iter().map(|(name, status)| (Kind::LoadBalancer, name, status));
+    let services = statuses.services.iter().map(|(name, status)| (Kind::Service, name, status));
+    let mut known: HashMap<Option<&str>, Arc<Given>> = HashMap::new();
+    let given = |pool: Option<&str>| Arc::new(Given { pool: pool.map(Name::from), remark: None });
+    let holders = balancers.chain(services).filter(|(.., status)| !status.addresses.is_empty());
+    let given = holders
+        .map(|(kind, name, status)| {
+            let addresses = status.addresses.iter().map(|assigned| {
+                let pool = assigned.pool.as_deref();
+                (assigned.address.0, known.entry(pool).or_insert_with(|| given(pool)).clone())
+            });
+            (claim(kind, name), addresses.collect())
         })
         .collect();
-    let released = declared
-        .statuses
-        .pools
-        .values()
-        .flat_map(|status| &status.released)
-        .map(|r| (r.address.0, Released { claim: r.owner.clone(), at: seconds(&r.released_at) }))
-        .collect();
-    Held { given, released }
+    let released = statuses.pools.values().flat_map(|status| &status.released);
+    let released = released
+        .map(|r| (r.address.0, Released { claim: r.owner.as_str().into(), at: seconds(&r.released_at) }));
+    Held { given, released: released.collect() }
 }
 
-/// Which pools let a service in. Services that the same pools let in share the set.
+/// Which pools let a source in. Sources that the same pools let in share the set.
 struct Matching<'a> {
+    declared: &'a Declared,
     pools: Vec<(&'a String, &'a Arc<AddressPool>)>,
-    sets: HashMap<Vec<bool>, Arc<BTreeSet<String>>>,
-    /// By pool, whether it lets in the service in hand.
+    sets: HashMap<Vec<bool>, Arc<BTreeSet<Name>>>,
+    /// By pool, whether it lets in the source in hand.
     row: Vec<bool>,
 }
 
 impl<'a> Matching<'a> {
     fn new(declared: &'a Declared) -> Self {
-        Matching { pools: service_pools(declared).collect(), sets: HashMap::new(), row: Vec::new() }
+        let pools = service_pools(declared).collect();
+        Matching { declared, pools, sets: HashMap::new(), row: Vec::new() }
     }
 
-    fn of(&mut self, object: &LoadBalancer) -> Arc<BTreeSet<String>> {
-        let labels = labels(&object.metadata);
+    fn of(&mut self, source: &Source<'_>) -> Arc<BTreeSet<Name>> {
+        let labels = source.labels();
         self.row.clear();
-        self.row.extend(self.pools.iter().map(|(_, p)| p.spec.service_selector.matches(labels)));
+        for (_, pool) in &self.pools {
+            let spec = &pool.spec;
+            self.row.push(
+                spec.service_selector.matches(labels)
+                    && (spec.namespace_selector.is_everything() || self.selects_namespace(pool, source)),
+            );
+        }
         if let Some(set) = self.sets.get(&self.row) {
             return set.clone();
         }
         let names = self.pools.iter().zip(&self.row).filter(|(_, matches)| **matches);
-        let set = Arc::new(names.map(|((name, _), _)| (*name).clone()).collect::<BTreeSet<_>>());
+        let set = Arc::new(names.map(|((name, _), _)| name.as_str().into()).collect::<BTreeSet<Name>>());
         self.sets.insert(self.row.clone(), set.clone());
         set
+    }
+
+    /// A LoadBalancer is of no namespace. Every namespace has the label that Kubernetes gives it, also if it is not
+    /// declared.
+    fn selects_namespace(&self, pool: &AddressPool, source: &Source<'_>) -> bool {
+        source.namespace().is_some_and(|name| {
+            let declared = self.declared.namespaces.get(name);
+            let mut labels = declared.map_or(&NO_LABELS, |namespace| labels(&namespace.metadata)).clone();
+            labels.entry("kubernetes.io/metadata.name".to_owned()).or_insert_with(|| name.to_owned());
+            pool.spec.namespace_selector.matches(&labels)
+        })
     }
 }

@@ -3,9 +3,11 @@
 //! It works in two steps, since a route may only be announced for what is installed: a [`Draft`] says what the
 //! datapath should hold; when that is done, [`Draft::finish`] says what is announced and how everything stands.
 mod addresses;
+mod endpoints;
 mod filters;
 mod routes;
 mod services;
+mod sources;
 mod speaker;
 mod status;
 
@@ -69,9 +71,10 @@ impl<'a> Draft<'a> {
     /// The first step.
     pub fn new(declared: &'a Declared, observed: &'a Observed) -> Self {
         let node = Node::new(declared, observed);
-        let mut assignments = addresses::assign(declared, observed.now);
+        let sources = sources::Source::all(declared, &node);
+        let mut assignments = addresses::assign(declared, &sources, observed.now);
         let claims = std::mem::take(&mut assignments.claims);
-        let mut services = services::Services::new(declared, observed, &node, claims);
+        let mut services = services::Services::new(sources, observed, &node, claims);
         let mut filters = filters::Filters::new(declared, observed, &node);
         services.datapath.filters = std::mem::take(&mut filters.rules);
         let speaker = speaker::speaker(&node, &declared.secrets, observed, &services.datapath);
@@ -111,6 +114,7 @@ impl<'a> Draft<'a> {
 
 /// This node and what is declared for it.
 struct Node<'a> {
+    name: &'a str,
     labels: BTreeMap<String, String>,
     /// The router that selects it, with its name.
     router: Option<(&'a str, &'a BGPRouter)>,
@@ -123,7 +127,7 @@ struct Node<'a> {
 }
 
 impl<'a> Node<'a> {
-    fn new(declared: &'a Declared, observed: &Observed) -> Self {
+    fn new(declared: &'a Declared, observed: &'a Observed) -> Self {
         let name = &observed.node.name;
         let mut labels = declared.nodes.get(name).map_or_else(BTreeMap::new, |n| labels(&n.metadata).clone());
         labels.insert("kubernetes.io/hostname".to_owned(), name.clone());
@@ -145,7 +149,7 @@ impl<'a> Node<'a> {
         }
         let balances = router.is_some() || declared.routers.is_empty();
         let router = router.map(|(name, router)| (name.as_str(), &**router));
-        Node { labels, router, peers, established, balances }
+        Node { name, labels, router, peers, established, balances }
     }
 }
 

@@ -97,7 +97,7 @@ impl fmt::Display for NotAnnounced {
 /// What is announced, and how it came to that.
 pub(super) struct Announcements {
     pub(super) routes: Vec<Route>,
-    /// By LoadBalancer, in their order, and by address in effect, in theirs.
+    /// By source, in their order, and by address in effect, in theirs.
     pub(super) outcomes: Vec<Vec<Result<Announced, NotAnnounced>>>,
     /// By the name of the advertisement.
     pub(super) advertisements: BTreeMap<String, Advertised>,
@@ -125,8 +125,8 @@ pub(super) fn announce(draft: &Draft<'_>, held: &Held<'_>) -> Announcements {
     let rules = Rule::all(draft);
     let mut advertisements: Vec<Advertised> = vec![Advertised::default(); rules.len()];
     let mut prefixes: Vec<(IpNet, usize, u64)> = Vec::new();
-    let mut outcomes = Vec::with_capacity(draft.services.load_balancers.len());
-    for balanced in &draft.services.load_balancers {
+    let mut outcomes = Vec::with_capacity(draft.services.all.len());
+    for balanced in &draft.services.all {
         let selecting: Vec<_> = rules.iter().enumerate().filter(|(_, rule)| rule.selects(balanced)).collect();
         let outcome = balanced.addresses.iter().map(|address| {
             if draft.node.router.is_none() {
@@ -136,8 +136,8 @@ pub(super) fn announce(draft: &Draft<'_>, held: &Held<'_>) -> Announcements {
             if draft.speaker.is_err() {
                 return Err(NotAnnounced::NoRouterId);
             }
-            let pool = balanced.assignment.addresses.get(address).and_then(|given| given.pool.as_ref());
-            let pool = pool.and_then(|pool| draft.declared.pools.get(pool));
+            let pool = balanced.assignment.addresses.get(*address).and_then(|given| given.pool.as_ref());
+            let pool = pool.and_then(|pool| draft.declared.pools.get(&**pool));
             let pool_labels = pool.map_or(&NO_LABELS, |pool| labels(&pool.metadata));
             let serving = Serving::of(balanced, *address, held);
             let mut refusal = NotAnnounced::NoAdvertisement;
@@ -151,7 +151,9 @@ pub(super) fn announce(draft: &Draft<'_>, held: &Held<'_>) -> Announcements {
                     refusal = refusal.max(NotAnnounced::NoPeer);
                     continue;
                 }
-                match serving.meets(rule.advertisement.spec.min_healthy.get()) {
+                // A node that uses only its own must have one.
+                let least = u32::from(balanced.source.local_only);
+                match serving.meets(rule.advertisement.spec.min_healthy.get().max(least)) {
                     Ok(()) => {
                         prefixes.push((rule.prefix(*address), *index, serving.weight));
                         match peers.is_empty() {
@@ -286,7 +288,7 @@ impl<'a> Rule<'a> {
     }
 
     fn selects(&self, balanced: &Balanced<'_>) -> bool {
-        self.advertisement.spec.service_selector.matches(balanced.labels)
+        self.advertisement.spec.service_selector.matches(balanced.source.labels())
     }
 
     fn prefix(&self, address: IpAddr) -> IpNet {

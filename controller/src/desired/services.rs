@@ -1,46 +1,44 @@
-//! Services: every port of a LoadBalancer in every address family becomes a service of the datapath; its
+//! Services: every port of a LoadBalancer or of a Service, in every address family, becomes a service of the datapath; its
 //! backends are up or down as the checks say.
-use super::{Node, addresses, joined, labels};
+use super::{
+    Node, addresses, joined,
+    sources::{self, Source, policy_of},
+};
 use crate::{
     api::{
-        Backend, Cidr, LoadBalancer, LoadBalancerSpec, LoadBalancerStatus, Policy, ServicePort,
+        Cidr, Kind, Policy,
         load_balancer::Protocol,
         policy::{Affinity, SourceRanges, WithoutBackends},
     },
     declared::Declared,
     observed::{Check, Failure, Health, Healths, Observed, Targets},
 };
-use ipam::{Assignment, Family};
+use ipam::{Assignment, Family, Name};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lb_bpf::{
     Installed, InstalledService,
     service::{Decap, Desired, Endpoint, Frontend, Rules, Service, ServiceKey, Target},
 };
 use std::{
-    borrow::Cow,
     cell::LazyCell,
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
 };
 
-/// What the node has to do for all LoadBalancers.
+/// What the node has to do for all sources.
 pub(super) struct Services<'a> {
-    /// In the order of their names.
-    pub(super) load_balancers: Vec<Balanced<'a>>,
+    /// In the order of the sources.
+    pub(super) all: Vec<Balanced<'a>>,
     pub(super) datapath: Desired,
     /// The [`Port::index`]es of the services of `datapath`, in their order.
     order: Vec<usize>,
     pub(super) targets: Targets,
 }
 
-/// A LoadBalancer as this node sees it.
+/// A source as this node sees it.
 pub(super) struct Balanced<'a> {
-    pub(super) name: &'a str,
-    pub(super) labels: &'a BTreeMap<String, String>,
-    pub(super) object: &'a LoadBalancer,
-    /// Its status as last published.
-    pub(super) before: Option<&'a Arc<LoadBalancerStatus>>,
+    pub(super) source: Source<'a>,
     /// What it was given.
     pub(super) assignment: Assignment,
     /// The addresses in effect.
@@ -52,7 +50,7 @@ pub(super) struct Balanced<'a> {
 
 /// A service of the datapath.
 pub(super) struct Port {
-    /// Among the services of all LoadBalancers.
+    /// Among the services of all sources.
     index: usize,
     pub(super) family: Family,
     /// Backends that are up and have a weight.
@@ -61,7 +59,7 @@ pub(super) struct Port {
     pub(super) weight: u64,
 }
 
-/// The backends of a LoadBalancer in numbers.
+/// The backends of a source in numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Backends {
     pub(super) declared: u32,
@@ -74,45 +72,42 @@ pub(super) struct Backends {
 }
 
 impl<'a> Services<'a> {
+    /// The claims are those of the sources, by [`Source::claim`].
     pub(super) fn new(
-        declared: &'a Declared,
+        sources: Vec<Source<'a>>,
         observed: &Observed,
         node: &Node<'_>,
-        claims: BTreeMap<String, Assignment>,
+        claims: BTreeMap<Name, Assignment>,
     ) -> Self {
-        let mut load_balancers = Vec::with_capacity(declared.load_balancers.len());
-        let mut services = Vec::with_capacity(declared.load_balancers.len());
+        let mut all = Vec::with_capacity(sources.len());
+        let mut services = Vec::with_capacity(sources.len());
         let mut datapath = Desired::default();
         let checked =
-            if node.balances { Checked::new(declared, &observed.health) } else { Checked::default() };
+            if node.balances { Checked::new(&sources, &observed.health) } else { Checked::default() };
         let mut healths = checked.healths.as_slice();
-        // The claims are those of the load balancers, in the same order: all names have the same prefix.
-        let known = joined(&declared.load_balancers, &declared.statuses.load_balancers);
-        for ((name, object, before), assignment) in known.zip(claims.into_values()) {
+        // In the same order: LoadBalancers come before Services, and those of a kind have the same prefix.
+        for (source, assignment) in sources.into_iter().zip(claims.into_values()) {
             let mut balanced = Balanced {
-                name,
-                labels: labels(&object.metadata),
-                object,
-                before,
-                addresses: addresses::effective(&assignment, before.map(|before| &**before)),
+                addresses: addresses::effective(&assignment, source.before.map(|before| &**before)),
+                source,
                 assignment,
                 services: Vec::new(),
                 backends: Backends::default(),
             };
             balanced.take(&observed.node.addresses, &mut datapath);
             if node.balances {
-                let own = healths.split_off(..checks_of(object)).unwrap_or_default();
+                let own = healths.split_off(..checks_of(&balanced.source)).unwrap_or_default();
                 balanced.plan(own, &observed.installed, &mut services);
             } else {
-                balanced.backends.declared = object.spec.backends.len() as u32;
+                balanced.backends.declared = balanced.source.hosts.len() as u32;
             }
-            load_balancers.push(balanced);
+            all.push(balanced);
         }
         // No key is there twice: validation has refused two ports of one name.
         services.sort_by(|(one, ..), (other, ..)| one.cmp(other));
         let order = services.iter().map(|(.., index)| *index).collect();
         datapath.services = services.into_iter().map(|(key, service, _)| (key, service)).collect();
-        Services { load_balancers, targets: checked.targets, order, datapath }
+        Services { all, targets: checked.targets, order, datapath }
     }
 }
 
@@ -120,27 +115,25 @@ impl<'a> Services<'a> {
 #[derive(Default)]
 struct Checked {
     targets: Targets,
-    /// For each LoadBalancer that has a check, in their order, [`checks_of`] it: by port, then by backend.
+    /// For each source that has a check, in their order, [`checks_of`] it: by port, then by target.
     healths: Vec<Option<Health>>,
 }
 
 impl Checked {
     /// Whether or not there is an address yet: so the first pass that has one can announce. There may be very many
     /// endpoints: they are sorted once, for the targets, and walked beside the results then.
-    fn new(declared: &Declared, results: &Healths) -> Self {
+    fn new(sources: &[Source<'_>], results: &Healths) -> Self {
         let mut by_check: BTreeMap<Check, Vec<(Endpoint, usize)>> = BTreeMap::new();
         let mut length = 0;
-        for object in declared.load_balancers.values() {
-            let spec = &object.spec;
-            let Some((check, port)) = spec.policy.health_check.as_ref().map(Check::of) else { continue };
+        for source in sources {
+            let Some((check, port)) = source.policy.health_check.as_ref().map(Check::of) else { continue };
             let endpoints = by_check.entry(check).or_default();
-            for (index, (service_port, backend)) in ports_and_backends(spec).enumerate() {
-                if let Some(address) = backend.address {
-                    let port = port.unwrap_or(service_port.target().get());
-                    endpoints.push((Endpoint { address: address.0, port }, length + index));
-                }
+            let targets = source.ports.iter().flat_map(|port| &port.targets);
+            for (index, (host, number)) in targets.enumerate() {
+                let address = source.hosts[*host].address;
+                endpoints.push((Endpoint { address, port: port.unwrap_or(*number) }, length + index));
             }
-            length += checks_of(object);
+            length += checks_of(source);
         }
         let mut healths = vec![None; length];
         let targets = by_check.into_iter().map(|(check, mut endpoints)| {
@@ -159,32 +152,28 @@ impl Checked {
     }
 }
 
-/// How many checks a LoadBalancer asks for: one for each backend on each port.
-fn checks_of(object: &LoadBalancer) -> usize {
-    let spec = &object.spec;
-    if spec.policy.health_check.is_some() { spec.ports.len() * spec.backends.len() } else { 0 }
-}
-
-fn ports_and_backends(spec: &LoadBalancerSpec) -> impl Iterator<Item = (&ServicePort, &Backend)> {
-    spec.ports.iter().flat_map(|port| spec.backends.iter().map(move |backend| (port, backend)))
+/// How many checks a source asks for: one for each target of each port.
+fn checks_of(source: &Source<'_>) -> usize {
+    let targets = || source.ports.iter().map(|port| port.targets.len()).sum();
+    if source.policy.health_check.is_some() { targets() } else { 0 }
 }
 
 impl Balanced<'_> {
     /// The services and their backends; `healths` as in [`Checked`].
     fn plan(
         &mut self,
-        healths: &[Option<Health>],
+        mut healths: &[Option<Health>],
         installed: &Installed,
         services: &mut Vec<(ServiceKey, Arc<Service>, usize)>,
     ) {
-        let spec = &self.object.spec;
-        let only = only_family(spec);
-        self.backends.declared = spec.backends.len() as u32;
-        // By backend: whether it is up on all ports, and whether some port was not checked yet.
-        let mut standing = vec![(true, false); spec.backends.len()];
-        for (port_index, port) in spec.ports.iter().enumerate() {
+        let source = &self.source;
+        let only = only_family(source);
+        self.backends.declared = source.hosts.len() as u32;
+        // By host: whether it is up on all ports, and whether some port was not checked yet.
+        let mut standing: Vec<_> = source.hosts.iter().map(|host| (host.is_up, false)).collect();
+        for port in &source.ports {
             // Empty without a check.
-            let healths = healths.get(port_index * spec.backends.len()..).unwrap_or_default();
+            let healths = healths.split_off(..port.targets.len()).unwrap_or_default();
             for family in Family::ALL {
                 let frontends: BTreeSet<_> = self
                     .addresses
@@ -193,7 +182,7 @@ impl Balanced<'_> {
                     .map(|address| Frontend {
                         address: *address,
                         protocol: port.protocol.into(),
-                        port: port.port.get(),
+                        port: port.number,
                     })
                     .collect();
                 // The backends count with the service that they are of.
@@ -201,31 +190,32 @@ impl Balanced<'_> {
                     continue;
                 }
                 // Without a frontend there is no service; its backends count all the same.
-                let key = (!frontends.is_empty()).then(|| service_key(self.name, port, family));
+                let key = (!frontends.is_empty()).then(|| service_key(source, port, family));
                 let before = LazyCell::new(|| installed.services.get(key.as_ref()?));
                 let (mut serving, mut healthy_weight) = (0, 0);
-                let mut backends = Vec::with_capacity(spec.backends.len());
-                for (index, (backend, standing)) in spec.backends.iter().zip(&mut standing).enumerate() {
-                    let Some(address) = backend.address.map(|a| a.0) else { continue };
-                    if Family::of(address) != only.unwrap_or(family) {
+                let mut backends = Vec::with_capacity(port.targets.len());
+                for (index, (at, number)) in port.targets.iter().enumerate() {
+                    let (host, standing) = (source.hosts[*at], &mut standing[*at]);
+                    if Family::of(host.address) != only.unwrap_or(family) {
                         continue;
                     }
-                    let endpoint = Endpoint { address, port: port.target().get() };
-                    let weight = backend.weight.get();
+                    let endpoint = Endpoint { address: host.address, port: *number };
+                    let weight = host.weight;
                     let health = healths.get(index).copied();
-                    let up = match health {
-                        // No check is declared.
-                        None => true,
-                        Some(Some(health)) => health == Health::Healthy,
-                        Some(None) => was_up(*before, endpoint, weight),
-                    };
+                    let up = host.is_up
+                        && match health {
+                            // No check is declared.
+                            None => true,
+                            Some(Some(health)) => health == Health::Healthy,
+                            Some(None) => was_up(*before, endpoint, weight),
+                        };
                     if let Some(Some(Health::Unhealthy(failure))) = health {
-                        let check = spec.policy.health_check.as_ref().map(Check::of);
+                        let check = source.policy.health_check.as_ref().map(Check::of);
                         let port = check.and_then(|(_, port)| port).unwrap_or(endpoint.port);
                         self.backends.failed.get_or_insert((Endpoint { port, ..endpoint }, failure));
                     }
                     // What drains is up as long as nobody knows better; that is not to be healthy.
-                    let is_unknown = health == Some(None) && (!up || weight == 0);
+                    let is_unknown = host.is_up && health == Some(None) && (!up || weight == 0);
                     standing.0 &= up && !is_unknown;
                     standing.1 |= is_unknown;
                     serving += u32::from(up && weight > 0);
@@ -235,10 +225,10 @@ impl Balanced<'_> {
                 let Some(key) = key else { continue };
                 let service = Service {
                     frontends,
-                    mode: spec.policy.forwarding.datapath_mode(),
+                    mode: source.policy.forwarding.datapath_mode(),
                     backends: backends.into_iter().collect(),
-                    drain_seconds: spec.policy.drain_seconds.get(),
-                    rules: rules(&spec.policy, port, family),
+                    drain_seconds: source.policy.drain_seconds.get(),
+                    rules: rules(&source.policy, port, family),
                 };
                 self.services.push(Port { index: services.len(), family, serving, weight: healthy_weight });
                 services.push((key, Arc::new(service), services.len()));
@@ -251,14 +241,14 @@ impl Balanced<'_> {
     /// Adds what a node with these addresses needs that is a backend, whether or not it balances: tunnel ends, or the
     /// VIPs as its own.
     fn take(&self, local: &BTreeSet<IpAddr>, datapath: &mut Desired) {
-        let spec = &self.object.spec;
-        let mode = spec.policy.forwarding.datapath_mode();
+        let source = &self.source;
+        let mode = source.policy.forwarding.datapath_mode();
         if mode.is_translated() {
             return;
         }
-        let only = only_family(spec);
-        let backends = spec.backends.iter().filter_map(|backend| backend.address);
-        for local in backends.map(|address| address.0).filter(|address| local.contains(address)) {
+        let only = only_family(source);
+        let hosts = source.hosts.iter().map(|host| host.address);
+        for local in hosts.filter(|address| local.contains(address)) {
             let serves = |vip: &IpAddr| Family::of(local) == only.unwrap_or(Family::of(*vip));
             let vips = self.addresses.iter().copied().filter(serves);
             match mode.is_tunnel() {
@@ -270,14 +260,14 @@ impl Balanced<'_> {
 }
 
 /// The one address family of all backends, if that of the frontend does not matter: a tunnel carries either in either.
-fn only_family(spec: &LoadBalancerSpec) -> Option<Family> {
-    let mut families = spec.backends.iter().filter_map(|backend| backend.address).map(|a| Family::of(a.0));
-    let first = families.next().filter(|_| spec.policy.forwarding.datapath_mode().is_tunnel())?;
+fn only_family(source: &Source<'_>) -> Option<Family> {
+    let mut families = source.hosts.iter().map(|host| Family::of(host.address));
+    let first = families.next().filter(|_| source.policy.forwarding.datapath_mode().is_tunnel())?;
     families.all(|family| family == first).then_some(first)
 }
 
 /// What else holds for the packets of the service of a port in an address family.
-fn rules(policy: &Policy, port: &ServicePort, family: Family) -> Rules {
+fn rules(policy: &Policy, port: &sources::Port<'_>, family: Family) -> Rules {
     let SourceRanges { allow, deny } = &policy.source_ranges;
     let own = |ranges: &[Cidr]| -> BTreeSet<_> {
         ranges.iter().map(|range| range.0).filter(|range| Family::of(range.addr()) == family).collect()
@@ -335,14 +325,13 @@ fn was_up(before: Option<&Arc<InstalledService>>, endpoint: Endpoint, weight: u1
 }
 
 /// Name of the service of a port.
-fn service_key(load_balancer: &str, port: &ServicePort, family: Family) -> ServiceKey {
+fn service_key(source: &Source<'_>, port: &sources::Port<'_>, family: Family) -> ServiceKey {
     let family = match family {
         Family::Ipv4 => "ipv4",
         Family::Ipv6 => "ipv6",
     };
-    let port =
-        port.name.as_ref().map_or_else(|| Cow::Owned(port.port.to_string()), |name| Cow::Borrowed(&**name));
-    ServiceKey(["LoadBalancer/", load_balancer, "/", &port, "/", family].concat().into())
+    let kind = if source.kind == Kind::Service { "Service/" } else { "LoadBalancer/" };
+    ServiceKey([kind, source.name, "/", &port.label, "/", family].concat().into())
 }
 
 /// What is known of the health of a service's backend.
@@ -363,9 +352,10 @@ pub fn backend_health(
     service: &ServiceKey,
     endpoint: Endpoint,
 ) -> BackendHealth {
-    let name = service.0.split('/').nth(1);
-    let object = name.and_then(|name| declared.load_balancers.get(name));
-    let Some(check) = object.and_then(|object| object.spec.policy.health_check.as_ref()) else {
+    // Kind, name, port, family; the name of a Service has its namespace.
+    let policy = service.0.rsplitn(3, '/').nth(2).and_then(|object| object.split_once('/'));
+    let policy = policy.and_then(|(kind, name)| policy_of(declared, kind, name));
+    let Some(check) = policy.and_then(|policy| policy.health_check.as_ref()) else {
         return BackendHealth::Unchecked;
     };
     let (check, port) = Check::of(check);

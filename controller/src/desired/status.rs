@@ -6,11 +6,13 @@ use super::{
     labels, peer_id,
     routes::{Announced, Announcements},
     services::{Backends, Balanced, Held},
+    sources::Wish,
 };
 use crate::{
     api::{
         AddressPoolStatus, BGPAdvertisementStatus, BGPPeerStatus, BGPRouterStatus, Kind, LoadBalancerStatus,
-        PacketFilterStatus, PoolUse, address_pool::AddressPool, packet_filter::RuleStatus,
+        PacketFilterStatus, PoolUse, ServicePolicy, ServicePolicyStatus, address_pool::AddressPool,
+        packet_filter::RuleStatus,
     },
     status::{Conditions, StatusSet, Statuses, Verdict},
 };
@@ -31,14 +33,18 @@ pub(super) fn status(
     announcements: &Announcements,
 ) -> StatusSet {
     let faults = Faults::new(draft);
-    let load_balancers = draft.services.load_balancers.iter().zip(&announcements.outcomes);
+    let of_kind = |kind| {
+        let all = draft.services.all.iter().zip(&announcements.outcomes);
+        let all = all.filter(move |(balanced, _)| balanced.source.kind == kind);
+        all.map(|(balanced, outcomes)| {
+            (balanced.source.name.to_owned(), load_balancer(draft, &faults, balanced, held, outcomes))
+        })
+    };
     StatusSet {
         pools: pools(draft, &faults),
-        load_balancers: load_balancers
-            .map(|(balanced, outcomes)| {
-                (balanced.name.to_owned(), load_balancer(draft, &faults, balanced, held, outcomes))
-            })
-            .collect(),
+        load_balancers: of_kind(Kind::LoadBalancer).collect(),
+        services: of_kind(Kind::Service).collect(),
+        policies: policies(draft, &faults),
         routers: routers(draft, &faults),
         peers: peers(draft, &faults),
         advertisements: advertisements(draft, &faults, announcements),
@@ -83,11 +89,15 @@ fn load_balancer(
     held: &Held<'_>,
     outcomes: &[Result<Announced, NotAnnounced>],
 ) -> Arc<LoadBalancerStatus> {
-    let before = balanced.before;
-    let generation = balanced.object.metadata.generation;
+    let source = &balanced.source;
+    let before = source.before;
+    let generation = source.metadata.generation;
     let mut conditions = conditions(draft, before.map(|b| &b.conditions), generation);
-    faults.accepted(Kind::LoadBalancer, balanced.name, &mut conditions);
-    address_assigned(&balanced.assignment, &mut conditions);
+    faults.accepted(source.kind, source.name, &mut conditions);
+    address_assigned(&balanced.assignment, &source.wish, &mut conditions);
+    if source.kind == Kind::Service {
+        policy_applied(&source.policies, &mut conditions);
+    }
     programmed(draft, balanced, held, &mut conditions);
     healthy(draft, balanced, &mut conditions);
     announced(balanced, outcomes, &mut conditions);
@@ -110,11 +120,15 @@ fn load_balancer(
     })
 }
 
-fn address_assigned(assignment: &Assignment, conditions: &mut Conditions<'_>) {
+fn address_assigned(assignment: &Assignment, wish: &Wish, conditions: &mut Conditions<'_>) {
     const TYPE: &str = "AddressAssigned";
     let given = assignment.addresses.len();
+    if let Some(fault) = &wish.fault {
+        return conditions.set(TYPE, false, "InvalidRequest", format!("{given} assigned; {fault}"));
+    }
     // A service that has an address of one family is not at fault when no pool has the other.
-    let is_missing = |reason: &&Unassigned| given == 0 || !matches!(reason, Unassigned::NoPool { .. });
+    let is_missing =
+        |reason: &&Unassigned| given == 0 || wish.needs_all || !matches!(reason, Unassigned::NoPool { .. });
     let missing: Vec<_> = assignment.unassigned.iter().filter(is_missing).collect();
     if let Some(first) = missing.first() {
         let reasons: Vec<_> = missing.iter().map(ToString::to_string).collect();
@@ -129,7 +143,7 @@ fn address_assigned(assignment: &Assignment, conditions: &mut Conditions<'_>) {
         _ => Cow::Owned(format!("{given} addresses assigned")),
     };
     let mut reason = "Assigned";
-    for (address, given) in &assignment.addresses {
+    for (address, given) in assignment.addresses.iter() {
         let pool = given.pool.as_deref();
         match (given.remark, pool) {
             (Some(Remark::Outside), Some(pool)) => {
@@ -147,6 +161,22 @@ fn address_assigned(assignment: &Assignment, conditions: &mut Conditions<'_>) {
     conditions.set(TYPE, true, reason, message);
 }
 
+/// Which ServicePolicy counts for a Service.
+fn policy_applied(policies: &[&str], conditions: &mut Conditions<'_>) {
+    const TYPE: &str = "PolicyApplied";
+    match policies {
+        [] => conditions.set(TYPE, true, "Default", "no ServicePolicy selects it: the defaults hold"),
+        [policy] => conditions.set(TYPE, true, "Selected", format!("ServicePolicy {policy}")),
+        [policy, others @ ..] => {
+            let message = format!(
+                "ServicePolicy {policy}, as the oldest or the first; {} select it, too",
+                others.join(", ")
+            );
+            conditions.set(TYPE, true, "SeveralSelect", message);
+        }
+    }
+}
+
 fn programmed(draft: &Draft<'_>, balanced: &Balanced<'_>, held: &Held<'_>, conditions: &mut Conditions<'_>) {
     const TYPE: &str = "Programmed";
     if !draft.node.balances {
@@ -159,8 +189,12 @@ fn programmed(draft: &Draft<'_>, balanced: &Balanced<'_>, held: &Held<'_>, condi
         |(wanted, held): (&Service, &InstalledService)| held.frontends.is_superset(&wanted.frontends);
     let held = balanced.services.iter().filter(|port| held.get(port).is_some_and(is_held)).count();
     let of = balanced.services.len();
-    let message = format!("{held} of {of} services installed");
+    let mut message = format!("{held} of {of} services installed");
+    for refused in &balanced.source.refused {
+        message += &format!("; {refused}");
+    }
     match held == of {
+        _ if !balanced.source.refused.is_empty() => conditions.set(TYPE, false, "Refused", message),
         true => conditions.set(TYPE, true, "Installed", message),
         false => conditions.set(TYPE, false, "NotInstalled", message),
     }
@@ -175,7 +209,7 @@ fn healthy(draft: &Draft<'_>, balanced: &Balanced<'_>, conditions: &mut Conditio
     if declared == 0 {
         return conditions.set(TYPE, false, "NoBackends", "no backends are declared");
     }
-    if balanced.object.spec.policy.health_check.is_none() {
+    if balanced.source.policy.health_check.is_none() {
         return conditions.set(
             TYPE,
             true,
@@ -233,7 +267,7 @@ fn pools(draft: &Draft<'_>, faults: &Faults<'_>) -> Statuses<AddressPoolStatus> 
         let mut conditions = conditions(draft, before.map(|b| &b.conditions), generation);
         faults.accepted(Kind::AddressPool, name, &mut conditions);
         let mut status = AddressPoolStatus { observed_generation: generation, ..Default::default() };
-        if let Some(usage) = draft.assignments.pools.get(name) {
+        if let Some(usage) = draft.assignments.pools.get(name.as_str()) {
             status.ipv4 = addresses::counts(&usage.ipv4);
             status.ipv6 = addresses::counts(&usage.ipv6);
             status.released = addresses::released(&draft.assignments, object);
@@ -268,8 +302,8 @@ fn disjoint(name: &str, overlaps: &[Overlap], conditions: &mut Conditions<'_>) {
     let others: Vec<_> = overlaps
         .iter()
         .filter_map(|overlap| match name {
-            _ if overlap.first == name => Some((&overlap.second, overlap.range)),
-            _ if overlap.second == name => Some((&overlap.first, overlap.range)),
+            _ if *overlap.first == *name => Some((&overlap.second, overlap.range)),
+            _ if *overlap.second == *name => Some((&overlap.first, overlap.range)),
             _ => None,
         })
         .collect();
@@ -280,6 +314,26 @@ fn disjoint(name: &str, overlaps: &[Overlap], conditions: &mut Conditions<'_>) {
             conditions.set(TYPE, false, "Overlap", message);
         }
     }
+}
+
+fn policies(draft: &Draft<'_>, faults: &Faults<'_>) -> Statuses<ServicePolicyStatus> {
+    let mut services: BTreeMap<&str, i64> = BTreeMap::new();
+    for policy in draft.services.all.iter().filter_map(|balanced| balanced.source.policies.first()) {
+        *services.entry(policy).or_default() += 1;
+    }
+    let policy = |(name, object): (&String, &Arc<ServicePolicy>)| {
+        let before = draft.declared.statuses.policies.get(name);
+        let generation = object.metadata.generation;
+        let mut conditions = conditions(draft, before.map(|b| &b.conditions), generation);
+        faults.accepted(Kind::ServicePolicy, name, &mut conditions);
+        let status = ServicePolicyStatus {
+            observed_generation: generation,
+            conditions: conditions.finish(),
+            services: services.get(name.as_str()).copied().unwrap_or(0),
+        };
+        (name.clone(), Arc::new(status))
+    };
+    draft.declared.policies.iter().map(policy).collect()
 }
 
 fn routers(draft: &Draft<'_>, faults: &Faults<'_>) -> Statuses<BGPRouterStatus> {

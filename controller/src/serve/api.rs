@@ -28,7 +28,7 @@ type Answer<T> = Result<Json<T>, (StatusCode, Json<Refusal>)>;
 pub fn router(instance: Instance) -> Router {
     Router::new()
         .route("/v1/objects/{kind}", get(objects))
-        .route("/v1/objects/{kind}/{name}", get(object))
+        .route("/v1/objects/{kind}/{*name}", get(object))
         .route("/v1/services", get(services))
         .route("/v1/bgp/peers", get(peers))
         .route("/v1/bgp/routes", get(routes))

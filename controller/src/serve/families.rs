@@ -122,6 +122,16 @@ impl Facts<'_> {
             ["service"],
             self.services.iter().map(|s| ([s.name.clone()], s.table_size.into())),
         )?;
+        gauges(
+            registry,
+            "fairlead_service_dirty_slots",
+            "Slots that moved from one live backend to another: learning, or settled (only known flows go elsewhere).",
+            ["service", "state"],
+            self.services.iter().flat_map(|s| {
+                let states = [("learning", s.learning_slots), ("settled", s.settled_slots)];
+                states.map(|(state, slots)| ([s.name.clone(), state.to_owned()], slots.into()))
+            }),
+        )?;
         let backends = || self.services.iter().flat_map(|s| s.backends.iter().map(move |b| (s, b)));
         let sample = |value: fn(&BackendRow) -> u64| {
             backends().map(move |(s, b)| {
@@ -494,6 +504,8 @@ mod tests {
         for line in [
             &format!("fairlead_backend_packets_total{{{web}}} 700"),
             &format!("fairlead_backend_slots{{{web}}} 230"),
+            r#"fairlead_service_dirty_slots{service="LoadBalancer/web/http/ipv4",state="learning"} 12"#,
+            r#"fairlead_service_dirty_slots{service="LoadBalancer/web/http/ipv4",state="settled"} 3"#,
             r#"fairlead_packets_total{action="drop",verdict="no_backend"} 5"#,
             r#"fairlead_packet_bytes_total{action="pass",verdict="decapsulated"} 300"#,
             r#"fairlead_service_drops_total{service="LoadBalancer/web/http/ipv4",verdict="no_backend"} 5"#,

@@ -59,6 +59,10 @@ impl Instance {
         match kind {
             Kind::AddressPool => with_status(&declared.pools, &status.pools),
             Kind::LoadBalancer => with_status(&declared.load_balancers, &status.load_balancers),
+            Kind::ServicePolicy => with_status(&declared.policies, &status.policies),
+            Kind::Service => with_status(&declared.services, &status.services),
+            Kind::EndpointSlice => with_status(&declared.endpoint_slices, &Statuses::<()>::new()),
+            Kind::Namespace => with_status(&declared.namespaces, &Statuses::<()>::new()),
             Kind::BGPRouter => with_status(&declared.routers, &status.routers),
             Kind::BGPPeer => with_status(&declared.peers, &status.peers),
             Kind::BGPAdvertisement => with_status(&declared.advertisements, &status.advertisements),
@@ -214,6 +218,8 @@ fn conditions(view: &View) -> Vec<ConditionRow> {
     };
     status.pools.iter().for_each(|(name, s)| add(Kind::AddressPool, name, &s.conditions));
     status.load_balancers.iter().for_each(|(name, s)| add(Kind::LoadBalancer, name, &s.conditions));
+    status.services.iter().for_each(|(name, s)| add(Kind::Service, name, &s.conditions));
+    status.policies.iter().for_each(|(name, s)| add(Kind::ServicePolicy, name, &s.conditions));
     status.routers.iter().for_each(|(name, s)| add(Kind::BGPRouter, name, &s.conditions));
     status.peers.iter().for_each(|(name, s)| add(Kind::BGPPeer, name, &s.conditions));
     status.advertisements.iter().for_each(|(name, s)| add(Kind::BGPAdvertisement, name, &s.conditions));

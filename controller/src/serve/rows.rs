@@ -22,6 +22,13 @@ pub struct ServiceRow {
     pub programmed: bool,
     /// Slots of its Maglev table; 0 while it is not programmed.
     pub table_size: u32,
+    /// Slots whose flows are being learned, since they moved from one live backend to another. While there are any, a router
+    /// that moves flows to this host may break those in the middle of their handshake.
+    #[serde(default)]
+    pub learning_slots: u32,
+    /// Slots, beside those, of which known flows still go elsewhere than the table says.
+    #[serde(default)]
+    pub settled_slots: u32,
     /// The backends, also those that drain.
     pub backends: Vec<BackendRow>,
     /// Packets that were not sent on, by verdict.

@@ -20,12 +20,15 @@ pub(super) fn service_rows(view: &View) -> Vec<ServiceRow> {
             let held = view.installed.as_ref().and_then(|installed| installed.services.get(key));
             let held = held.map(|held| &**held);
             let counted = view.counters.services.get(key);
+            let dirt = view.counters.dirt.get(key).copied().unwrap_or_default();
             ServiceRow {
                 name: key.to_string(),
                 frontends: service.frontends.iter().map(FrontendRow::from).collect(),
                 mode: mode_label(service.mode).to_owned(),
                 programmed: held.is_some_and(|held| held.frontends.is_superset(&service.frontends)),
                 table_size: held.map_or(0, |held| held.table_size),
+                learning_slots: dirt.learning,
+                settled_slots: dirt.settled,
                 backends: backend_rows(view, key, service, held, counted),
                 drops: drop_rows(view, key),
             }

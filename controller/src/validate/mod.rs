@@ -13,6 +13,7 @@ use std::{
 };
 
 mod across;
+mod kubernetes;
 pub(crate) mod limits;
 mod object;
 
@@ -117,6 +118,10 @@ fn declared(objects: Objects<'_>) -> Declared {
         match object.clone() {
             Object::AddressPool(object) => drop(declared.pools.insert(name, object)),
             Object::LoadBalancer(object) => drop(declared.load_balancers.insert(name, object)),
+            Object::ServicePolicy(object) => drop(declared.policies.insert(name, object)),
+            Object::Service(object) => drop(declared.services.insert(name, object)),
+            Object::EndpointSlice(object) => drop(declared.endpoint_slices.insert(name, object)),
+            Object::Namespace(object) => drop(declared.namespaces.insert(name, object)),
             Object::BGPRouter(object) => drop(declared.routers.insert(name, object)),
             Object::BGPPeer(object) => drop(declared.peers.insert(name, object)),
             Object::BGPAdvertisement(object) => drop(declared.advertisements.insert(name, object)),

@@ -1,4 +1,5 @@
 //! Rules between the fields of one object, and what this version does not support yet.
+use super::kubernetes;
 use crate::{
     api::{
         AddressPoolSpec, BGPAdvertisementSpec, BGPPeerSpec, BGPRouterSpec, Cidr, LoadBalancerSpec,
@@ -10,14 +11,16 @@ use crate::{
             ONE_NEIGHBOUR, SHUTDOWN_TEXT, TTL_EXCLUSIVE,
         },
         bgp_router::BmpStation,
-        load_balancer::{ADDRESSES_OR_POOL, DIRECT_RETURN_PORT, ONE_BACKEND, Protocol, QUIC_PORT},
+        load_balancer::{
+            ADDRESSES_OR_POOL, DIRECT_RETURN_PORT, ONE_BACKEND, Protocol, QUIC_PORT, UNIQUE_PORT_NAMES,
+        },
         packet_filter::{
             self, BytesAt, DROPS_EVERYTHING, FLAGS_OF_PROTOCOL, FilterAction, FilterRule, MASK_LENGTH,
-            MIN_MAX, PORTS_OF_PROTOCOL, SET_IN_MASK,
+            MIN_MAX, PORTS_OF_PROTOCOL, SET_IN_MASK, UNIQUE_RULE_NAMES,
         },
-        policy::{ForwardingMode, HealthCheck, ONE_CHECK, Policy, QUIC_MODE, SOURCE_NAT},
+        policy::{ForwardingMode, HealthCheck, NOT_A_PATH, ONE_CHECK, Policy, QUIC_MODE, SOURCE_NAT},
         scalar::quoted,
-        selector::is_dns_label,
+        selector::{NOT_A_LABEL, is_dns_label},
     },
     object::Object,
 };
@@ -26,7 +29,7 @@ use lb_bpf::abi;
 use std::{collections::BTreeMap, net::IpAddr};
 
 /// Field and reason.
-type Found = (String, String);
+pub(super) type Found = (String, String);
 
 /// Everything that is wrong with an object by itself.
 pub(super) fn faults(object: &Object) -> Vec<Found> {
@@ -38,7 +41,17 @@ pub(super) fn faults(object: &Object) -> Vec<Found> {
         Object::BGPPeer(peer) => found.peer(&peer.spec),
         Object::BGPAdvertisement(advertisement) => found.advertisement(&advertisement.spec),
         Object::PacketFilter(filter) => found.packet_filter(&filter.spec),
-        Object::Node(_) | Object::Secret(_) => {}
+        Object::ServicePolicy(policy) => {
+            found.selector("serviceSelector", &policy.spec.service_selector);
+            found.policy(&policy.spec.policy);
+            let needless = policy.spec.policy.quic.is_some()
+                && policy.spec.policy.forwarding.mode == ForwardingMode::NAT;
+            found.add_if(needless, "policy.quic", QUIC_MODE);
+        }
+        Object::Service(service) => return kubernetes::service(service),
+        Object::EndpointSlice(slice) => return kubernetes::endpoint_slice(slice),
+        Object::Node(node) => return kubernetes::node(node),
+        Object::Namespace(_) | Object::Secret(_) => {}
     }
     found.0
 }
@@ -69,10 +82,10 @@ impl Faults {
 
     fn pool(&mut self, spec: &AddressPoolSpec) {
         self.not_yet(spec.usage != PoolUse::LoadBalancer, "use");
-        self.not_yet(!spec.namespace_selector.is_everything(), "namespaceSelector");
         self.not_yet(spec.node_mask.is_some(), "nodeMask");
         self.not_yet(!spec.node_selector.is_everything(), "nodeSelector");
         self.selector("serviceSelector", &spec.service_selector);
+        self.selector("namespaceSelector", &spec.namespace_selector);
         for (index, block) in spec.blocks.iter().enumerate() {
             let field = format!("blocks[{index}]");
             match (block.cidr, block.start, block.stop) {
@@ -122,7 +135,6 @@ impl Faults {
         for (index, backend) in spec.backends.iter().enumerate() {
             let field = format!("backends[{index}]");
             self.add_if(backend.address.is_some() == backend.service.is_some(), field.as_str(), ONE_BACKEND);
-            self.not_yet(backend.service.is_some(), format!("{field}.service"));
             let Some(address) = &backend.address else { continue };
             if let Some(reason) = not_a_host(address.0) {
                 self.add(format!("{field}.address"), format!("{address} is {reason}"));
@@ -189,7 +201,8 @@ impl Faults {
                 let reason = format!("{:?} {} stands in ports[{first}] already", port.protocol, port.port);
                 self.add(field.as_str(), reason);
             } else if let Some(first) = labels.insert(port.label(), index) {
-                let reason = format!("must be unique: ports[{first}] is called {} already", port.label());
+                let reason =
+                    format!("{UNIQUE_PORT_NAMES}: ports[{first}] is called {} already", port.label());
                 self.add(format!("{field}.name"), reason);
             }
             let translated = port.target() != port.port && spec.policy.forwarding.mode.is_direct_return();
@@ -221,8 +234,7 @@ impl Faults {
         self.add_if(check.tcp.is_some() == check.http.is_some(), field, ONE_CHECK);
         if let Some(http) = &check.http {
             let good = http.path.starts_with('/') && http.path.bytes().all(|byte| byte.is_ascii_graphic());
-            let reason =
-                format!("{} is not a path: / and more, of visible ASCII characters", quoted(&http.path));
+            let reason = format!("{} {NOT_A_PATH}", quoted(&http.path));
             self.add_if(!good, format!("{field}.http.path"), reason);
         }
     }
@@ -319,7 +331,7 @@ impl Faults {
             self.name(&field, rule.name.as_deref());
             let label = rule.label(index);
             if let Some(first) = labels.insert(label.clone(), index) {
-                let reason = format!("must be unique: rules[{first}] is called {label} already");
+                let reason = format!("{UNIQUE_RULE_NAMES}: rules[{first}] is called {label} already");
                 self.add(format!("{field}.name"), reason);
             }
             self.filter_rule(&field, rule);
@@ -354,14 +366,14 @@ impl Faults {
     /// The name of a part of an object.
     fn name(&mut self, field: &str, name: Option<&str>) {
         if let Some(name) = name.filter(|name| !is_dns_label(name)) {
-            let reason = format!("{} is not a name: lower case letters, digits and -", quoted(name));
+            let reason = format!("{} {NOT_A_LABEL}", quoted(name));
             self.add(format!("{field}.name"), reason);
         }
     }
 }
 
 /// Why an address cannot be one of a host.
-fn not_a_host(address: IpAddr) -> Option<&'static str> {
+pub(super) fn not_a_host(address: IpAddr) -> Option<&'static str> {
     if address.is_unspecified() {
         Some("the unspecified address")
     } else if address.is_multicast() {
@@ -374,7 +386,7 @@ fn not_a_host(address: IpAddr) -> Option<&'static str> {
 }
 
 /// Why an address cannot be one of a service: what is not routed cannot be announced.
-fn not_a_service(address: IpAddr) -> Option<&'static str> {
+pub(super) fn not_a_service(address: IpAddr) -> Option<&'static str> {
     let link_local = match address {
         IpAddr::V4(v4) => v4.is_link_local(),
         IpAddr::V6(v6) => v6.is_unicast_link_local(),

@@ -56,8 +56,11 @@ pub struct Frontend {
     pub vip: Vip,
     /// Another number whenever `vip` changes: what was remembered about its flows ([`crate::Memo`]) is void then.
     pub edition: u32,
+    /// Second of CLOCK_MONOTONIC at which the last slot of the table stops learning ([`Slot::SETTLED`]); 0: not known. Only
+    /// user space reads this, after a restart.
+    pub learns_until: u32,
     /// Reserved, 0: fills the cache line.
-    pub rest: [u32; 5],
+    pub rest: [u32; 4],
 }
 
 /// Value of `vip_index` (array of words with `BPF_F_MMAPABLE`, as long as a power of two): a hash table with open

@@ -27,6 +27,9 @@ pub trait Context {
     /// Whether packets come in here that nothing of this program has seen before: then packet filters apply.
     const FIRST: bool;
 
+    /// Whether packets are reported if somebody wants to know. Everywhere but in the bench, which compares.
+    const REPORTS: bool = true;
+
     /// The packet as it is now: pointers from before a change of its size are void.
     fn packet(&self) -> Packet;
 

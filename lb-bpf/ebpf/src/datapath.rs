@@ -179,7 +179,8 @@ impl<C: Context> Way<'_, C> {
     /// Reports the packet if somebody wants to know.
     #[inline(always)]
     fn report(&self, segment: &Segment, service: u32, verdict: Verdict, choice: Choice) {
-        if self.config.flags & Config::EVENTS != 0
+        if C::REPORTS
+            && self.config.flags & Config::EVENTS != 0
             && let Some(all) = self.stash(segment)
         {
             all.choice = choice;
@@ -320,7 +321,7 @@ fn of_vip<C: Context>(ctx: &C, config: &Config, addr: &Addr, verdict: Verdict) -
 /// [`Context::filter`].
 #[inline(always)]
 fn early<C: Context>(ctx: &C, config: &Config, outcome: Outcome, rule: u32) -> Outcome {
-    if config.flags & Config::EVENTS != 0 && matches!(outcome.verdict.action(), Action::Drop) {
+    if C::REPORTS && config.flags & Config::EVENTS != 0 && matches!(outcome.verdict.action(), Action::Drop) {
         ctx.report_early(outcome.verdict as u32, rule);
     }
     outcome

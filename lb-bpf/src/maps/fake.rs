@@ -16,6 +16,8 @@ pub struct FakeMaps {
     sizes: Sizes,
     /// The map `vips`.
     pub vips: BTreeMap<VipKey, Vip>,
+    /// Beside it, until when tables learn.
+    pub learning: BTreeMap<VipKey, u32>,
     /// The map `slots`.
     pub slots: Vec<Slot>,
     /// The map `names`.
@@ -52,6 +54,7 @@ impl FakeMaps {
         FakeMaps {
             sizes,
             vips: BTreeMap::new(),
+            learning: BTreeMap::new(),
             slots: vec![Slot::default(); sizes.slots as usize],
             names: BTreeMap::new(),
             backends: vec![Backend::default(); sizes.backends as usize],
@@ -93,6 +96,10 @@ impl Maps for FakeMaps {
 
     fn vips(&self) -> Result<BTreeMap<VipKey, Vip>, MapError> {
         Ok(self.vips.clone())
+    }
+
+    fn learning(&self) -> Result<BTreeMap<VipKey, u32>, MapError> {
+        Ok(self.learning.clone())
     }
 
     fn slots(&self, base: u32, size: u32) -> Result<Vec<Slot>, MapError> {
@@ -207,10 +214,18 @@ impl Maps for FakeMaps {
                 if self.vips.len() >= room && !self.vips.contains_key(key) {
                     return Err(refused("vips", "insert", io::ErrorKind::StorageFull));
                 }
-                self.vips.insert(*key, *vip);
+                if self.vips.insert(*key, *vip) != Some(*vip) {
+                    self.learning.remove(key);
+                }
+            }
+            Op::SetLearning(key, until) => {
+                if self.vips.contains_key(key) {
+                    self.learning.insert(*key, *until);
+                }
             }
             Op::RemoveVip(key) => {
                 self.vips.remove(key);
+                self.learning.remove(key);
             }
             Op::AddDecap(key) => {
                 self.decap.insert(*key);

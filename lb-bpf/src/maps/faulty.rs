@@ -49,6 +49,10 @@ impl<M: Maps> Maps for FaultyMaps<M> {
         self.maps.vips()
     }
 
+    fn learning(&self) -> Result<BTreeMap<VipKey, u32>, MapError> {
+        self.maps.learning()
+    }
+
     fn slots(&self, base: u32, size: u32) -> Result<Vec<Slot>, MapError> {
         self.maps.slots(base, size)
     }

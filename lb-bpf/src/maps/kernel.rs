@@ -222,6 +222,10 @@ impl Maps for KernelMaps {
         Ok(self.frontends().list())
     }
 
+    fn learning(&self) -> Result<BTreeMap<VipKey, u32>, MapError> {
+        Ok(self.frontends().learning())
+    }
+
     fn slots(&self, base: u32, size: u32) -> Result<Vec<Slot>, MapError> {
         let words = self.slot_words(base, size as usize)?;
         Ok(words.iter().map(|word| Slot::from_bits(word.load(Acquire))).collect())
@@ -361,6 +365,10 @@ impl Maps for KernelMaps {
             Op::SetVip(key, vip) => {
                 let frontends = VipIndex { index: self.vip_index.words(), vips: self.vips.words() };
                 frontends.set(key, *vip, edition(), &mut self.unused)?;
+            }
+            Op::SetLearning(key, until) => {
+                let frontends = VipIndex { index: self.vip_index.words(), vips: self.vips.words() };
+                frontends.set_learning(key, *until);
             }
             Op::RemoveVip(key) => {
                 let frontends = VipIndex { index: self.vip_index.words(), vips: self.vips.words() };

@@ -79,6 +79,8 @@ pub trait Maps {
     fn name(&self, id: u32) -> Result<Option<ServiceKey>, MapError>;
     /// All of `vips`.
     fn vips(&self) -> Result<BTreeMap<VipKey, Vip>, MapError>;
+    /// Of each frontend with a table that learns, or lately did: [`Frontend::learns_until`](lb_bpf_common::Frontend).
+    fn learning(&self) -> Result<BTreeMap<VipKey, u32>, MapError>;
     /// `size` entries of `slots` from `base` on.
     fn slots(&self, base: u32, size: u32) -> Result<Vec<Slot>, MapError>;
     /// The entries of `backends` that are in use.
@@ -140,8 +142,11 @@ pub enum Op {
     SetName(u32, ServiceKey),
     /// Forgets who a service id was.
     RemoveName(u32),
-    /// Adds or replaces a frontend.
+    /// Adds or replaces a frontend; until when its slots learn is not known then.
     SetVip(VipKey, Vip),
+    /// Notes at which second of CLOCK_MONOTONIC the last slot of a frontend's table stops learning. Only user space reads
+    /// this, after a restart.
+    SetLearning(VipKey, u32),
     /// Removes a frontend.
     RemoveVip(VipKey),
     /// Adds a tunnel end.

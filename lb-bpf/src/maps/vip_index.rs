@@ -15,6 +15,8 @@ pub(super) const WORDS: usize = size_of::<Frontend>() / 8;
 const KEY_WORDS: usize = std::mem::offset_of!(Frontend, vip) / 8;
 /// Words of a [`Vip`]: service with flags, base with size.
 const VIP_WORDS: usize = size_of::<Vip>() / 8;
+/// Which word holds the edition, and beside it the second at which the table's slots stop learning.
+const EDITION: usize = KEY_WORDS + VIP_WORDS;
 
 /// Entries of a map `vips` that no frontend can have: index 0, and the one that replaces another.
 pub(crate) const RESERVED: u32 = 2;
@@ -78,17 +80,27 @@ impl<M: Memory + ?Sized> VipIndex<'_, M> {
         self.find(key).map(|(_, index)| self.frontend(index).vip)
     }
 
+    /// The frontends with tables whose slots stop learning at a second that is known.
+    pub(super) fn learning(&self) -> BTreeMap<VipKey, u32> {
+        let known = self.found().filter(|found| found.learns_until != 0);
+        known.map(|found| (found.key, found.learns_until)).collect()
+    }
+
+    /// Notes when the slots of a frontend's table stop learning.
+    pub(super) fn set_learning(&self, key: &VipKey, until: u32) {
+        if let Some((_, index)) = self.find(key) {
+            let edition = self.frontend(index).edition;
+            self.vips.store(index as usize * WORDS + EDITION, pair(edition, until));
+        }
+    }
+
     /// All frontends that packets find. Nothing else counts: not what a process wrote that died before it was in the
     /// index.
     pub(super) fn list(&self) -> BTreeMap<VipKey, Vip> {
-        let found = self.named().filter_map(|(place, index)| {
-            let Frontend { key, vip, .. } = self.frontend(index);
-            (self.find(&key) == Some((place, index))).then_some((key, vip))
-        });
-        found.collect()
+        self.found().map(|found| (found.key, found.vip)).collect()
     }
 
-    /// Adds or replaces a frontend. `edition` is a number that the frontend has not had lately.
+    /// Adds or replaces a frontend; until when its slots learn is not known then. `edition` is a number that the frontend has not had lately.
     pub(super) fn set(
         &self,
         key: &VipKey,
@@ -108,7 +120,7 @@ impl<M: Memory + ?Sized> VipIndex<'_, M> {
                 (None, _) => return Ok(()),
                 (Some(word), None) if old.service == vip.service => {
                     let at = index as usize * WORDS + KEY_WORDS;
-                    self.vips.store(at + VIP_WORDS, edition.into());
+                    self.vips.store(at + EDITION - KEY_WORDS, edition.into());
                     self.vips.store(at + word, to[word]);
                     return Ok(());
                 }
@@ -144,6 +156,13 @@ impl<M: Memory + ?Sized> VipIndex<'_, M> {
             self.index.store(place, VipWord::GONE.0);
         }
         unused.0.push_back(index);
+    }
+
+    fn found(&self) -> impl Iterator<Item = Frontend> {
+        self.named().filter_map(|(place, index)| {
+            let found = self.frontend(index);
+            (self.find(&found.key) == Some((place, index))).then_some(found)
+        })
     }
 
     /// The words that name an entry, and the entry's index.
@@ -201,8 +220,8 @@ impl<M: Memory + ?Sized> VipIndex<'_, M> {
             zero: (last >> 24) as u8,
         };
         let ([service, flags], [base, size]) = (halves(KEY_WORDS), halves(KEY_WORDS + 1));
-        let (vip, [edition, _]) = (Vip { service, flags, base, size }, halves(KEY_WORDS + VIP_WORDS));
-        Frontend { key, zero: 0, vip, edition, rest: [0; 5] }
+        let (vip, [edition, learns_until]) = (Vip { service, flags, base, size }, halves(EDITION));
+        Frontend { key, zero: 0, vip, edition, learns_until, rest: [0; 4] }
     }
 
     fn write(&self, index: u32, key: &VipKey, vip: Vip, edition: u32) {
@@ -218,7 +237,7 @@ impl<M: Memory + ?Sized> VipIndex<'_, M> {
 }
 
 const _: () = assert!(KEY_WORDS == 3 && VIP_WORDS == 2 && std::mem::offset_of!(VipKey, port) == 16);
-const _: () = assert!(std::mem::offset_of!(Frontend, edition) == (KEY_WORDS + VIP_WORDS) * 8);
+const _: () = assert!(std::mem::offset_of!(Frontend, edition) == EDITION * 8);
 
 fn words_of(vip: Vip) -> [u64; VIP_WORDS] {
     [pair(vip.service, vip.flags), pair(vip.base, vip.size)]
@@ -398,6 +417,30 @@ mod tests {
         assert_eq!(unused.0, [4, 1, 2], "another service has another entry");
         both.set(&key(1), Vip { base: 7, ..vip(2) }, 1, &mut unused).unwrap();
         assert_eq!(unused.0, [4, 1, 2], "another table of the same service has not");
+    }
+
+    #[test]
+    fn until_when_a_table_learns_is_said_of_that_table_only() {
+        let log = RefCell::new(Vec::new());
+        let index = Logged::new(true, 64, &log);
+        let vips = Logged::new(false, 8 * WORDS as u32, &log);
+        let both = VipIndex { index: &index, vips: &vips };
+        let mut unused = both.unused();
+        let vip = |base| Vip { service: 1, flags: 0, base, size: 7 };
+        both.set(&key(0), vip(0), 5, &mut unused).unwrap();
+        both.set(&key(1), vip(0), 5, &mut unused).unwrap();
+        both.set_learning(&key(0), 100);
+        both.set_learning(&key(2), 100);
+        assert_eq!(both.learning(), [(key(0), 100)].into(), "one that is not there says nothing");
+        both.set(&key(0), vip(0), 6, &mut unused).unwrap();
+        assert_eq!(both.learning(), [(key(0), 100)].into(), "the same table");
+        let (_, entry) = both.find(&key(0)).unwrap();
+        assert_eq!(both.frontend(entry).edition, 5, "what is remembered about flows holds");
+        both.set(&key(0), vip(7), 7, &mut unused).unwrap();
+        assert_eq!(both.learning(), [].into(), "another table");
+        both.set_learning(&key(0), 200);
+        both.remove(&key(0), &mut unused);
+        assert_eq!(both.learning(), [].into());
     }
 
     #[test]

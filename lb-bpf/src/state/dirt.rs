@@ -32,19 +32,40 @@ pub(super) enum Dirt {
 }
 
 impl Dirt {
-    /// Of a slot as found in the map, when nobody remembers since when: the whole time again.
-    pub(super) fn found(slot: &Slot, drain_seconds: u32, now: Now) -> Option<Dirt> {
+    /// Of a slot as found in the map: it learns no longer than the map says of its table, and when that does not know, the
+    /// whole time again.
+    pub(super) fn found(
+        slot: &Slot,
+        drain_seconds: u32,
+        learns_until: Option<u32>,
+        now: Now,
+    ) -> Option<Dirt> {
         match slot.previous {
             0 => None,
             previous if previous & Slot::SETTLED != 0 => Some(Dirt::Settled { at: now }),
-            _ => Some(Dirt::learning(drain_seconds, 0, now)),
+            _ => {
+                let longest = Dirt::end_of_learning(drain_seconds, 0, now);
+                Some(Dirt::Learning { until: learns_until.map_or(longest, |known| longest.min(known)) })
+            }
         }
     }
 
     /// Of a slot that moves now, and whose backend before took it in the second `since`.
     pub(super) fn learning(drain_seconds: u32, since: u32, now: Now) -> Dirt {
+        Dirt::Learning { until: Dirt::end_of_learning(drain_seconds, since, now) }
+    }
+
+    fn end_of_learning(drain_seconds: u32, since: u32, now: Now) -> u32 {
         let held = now.seconds().saturating_sub(since);
-        Dirt::Learning { until: now.seconds().saturating_add(drain_seconds.min(held).max(LEAST_LEARNING)) }
+        now.seconds().saturating_add(drain_seconds.min(held).max(LEAST_LEARNING))
+    }
+
+    /// Second at which it stops to learn, if it does.
+    pub(super) fn learns_until(&self) -> Option<u32> {
+        match self {
+            Dirt::Learning { until } => Some(*until),
+            Dirt::Settled { .. } => None,
+        }
     }
 }
 
@@ -108,6 +129,21 @@ mod tests {
         assert_eq!(Dirt::learning(300, 990, now), Dirt::Learning { until: 1010 });
         assert_eq!(Dirt::learning(300, 1000, now), Dirt::Learning { until: 1002 });
         assert_eq!(Dirt::learning(0, 0, now), Dirt::Learning { until: 1002 });
-        assert_eq!(Dirt::found(&Slot { current: 1, previous: 0 }, 300, now), None);
+    }
+
+    #[test]
+    fn a_window_that_is_found_goes_on_where_it_was() {
+        let now = Now(1_000_000);
+        let found = |previous, known| Dirt::found(&Slot { current: 1, previous }, 300, known, now);
+        assert_eq!(found(0, None), None);
+        assert_eq!(found(2, None), Some(Dirt::Learning { until: 1300 }));
+        assert_eq!(found(2, Some(1001)), Some(Dirt::Learning { until: 1001 }));
+        assert_eq!(found(2, Some(900)), Some(Dirt::Learning { until: 900 }), "it is over");
+        assert_eq!(
+            found(2, Some(5000)),
+            Some(Dirt::Learning { until: 1300 }),
+            "the service drains for less now"
+        );
+        assert_eq!(found(2 | Slot::SETTLED, Some(1001)), Some(Dirt::Settled { at: now }));
     }
 }

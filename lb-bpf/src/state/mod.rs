@@ -2,11 +2,13 @@
 //! turns a desired set into operations, [`sweep`] ends what has lasted long enough; everything here can be made
 //! again from the maps ([`State::restore`]), and nothing here does input or output of its own.
 mod dirt;
+mod entries;
 mod filters;
 pub mod plan;
 mod server_ids;
 mod sources;
 pub mod sweep;
+pub(crate) mod tables;
 
 #[cfg(test)]
 mod tests;
@@ -15,7 +17,7 @@ use crate::{
     ids::{Indexes, Ranges},
     maps::{MapError, Maps, Op, vip_index},
     service::{Endpoint, Frontend, Protocol, Service, ServiceKey},
-    status::{Counter, Counters, InstalledService},
+    status::{Counter, Counters, DirtySlots, InstalledService},
     tunnel_source::TunnelSource,
 };
 use lb_bpf_common::{Addr, Backend, Config, DecapKey, Filter, RangeKey, Verdict, Vip, VipKey, proto};
@@ -85,6 +87,8 @@ pub struct State {
     /// By service id, the bases of tables that a frontend has left since tables were retired last.
     left: BTreeSet<(u32, u32)>,
     vips: BTreeMap<VipKey, Vip>,
+    /// Until when the tables of frontends learn, as far as the map says it.
+    learning: BTreeMap<VipKey, u32>,
     /// The frontends of each service id.
     by_service: BTreeMap<u32, BTreeSet<VipKey>>,
     backends: BTreeMap<u32, Backend>,
@@ -187,6 +191,7 @@ impl State {
             tables,
             limbo: BTreeMap::new(),
             left: BTreeSet::new(),
+            learning: maps.learning()?,
             vips,
             by_service,
             backends,
@@ -269,6 +274,11 @@ impl State {
                 *drops.entry(verdict.label()).or_default() += counter;
             }
         }
+        for (name, service) in self.services.iter().filter(|(_, service)| !service.dirty.is_empty()) {
+            let learning = service.dirty.values().filter_map(dirt::Dirt::learns_until).count() as u32;
+            let settled = service.dirty.len() as u32 - learning;
+            counters.dirt.insert(name.clone(), DirtySlots { learning, settled });
+        }
         let filters = maps.filter_counters(self.filters.last_key_value().map_or(0, |(last, _)| last + 1))?;
         for (index, counter) in (0..).zip(filters) {
             let name = self.filter_names.get(&index).filter(|_| self.filters.contains_key(&index));
@@ -324,12 +334,20 @@ impl State {
                 self.names.remove(id);
             }
             Op::SetVip(key, vip) => {
-                if let Some(before) = self.vips.insert(*key, *vip) {
+                let before = self.vips.insert(*key, *vip);
+                if before != Some(*vip) {
+                    self.learning.remove(key);
+                }
+                if let Some(before) = before {
                     self.leave(key, before);
                 }
                 self.by_service.entry(vip.service).or_default().insert(*key);
             }
+            Op::SetLearning(key, until) => {
+                self.learning.insert(*key, *until);
+            }
             Op::RemoveVip(key) => {
+                self.learning.remove(key);
                 if let Some(before) = self.vips.remove(key) {
                     self.leave(key, before);
                 }

@@ -5,11 +5,8 @@
 //! frontends, each by one update. What a frontend pointed to before is given back when no packet can be reading it any
 //! more.
 use super::{
-    Hop, Named, NextHop, NextHops, Now, Programmed, State, TargetKey,
-    dirt::{self, Dirt},
-    endpoint_of, filters, ping_key,
-    server_ids::server_id_bytes,
-    sources, vip_key,
+    Named, NextHop, NextHops, Now, Programmed, State, dirt::Dirt, entries::moved, filters, ping_key,
+    server_ids::server_id_bytes, sources, tables::Table, vip_key,
 };
 use crate::{
     maglev,
@@ -17,7 +14,7 @@ use crate::{
     service::{Desired, Endpoint, Frontend, Service, ServiceKey},
     status::InstalledService,
 };
-use lb_bpf_common::{Addr, Backend, Config, DecapKey, Mode, Slot, Vip, VipKey, outer_header_sum, slot_of};
+use lb_bpf_common::{Addr, Config, DecapKey, Mode, Vip, VipKey};
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
@@ -27,10 +24,6 @@ use std::{
 /// Source ports of NAT: below the ports that the kernel takes for connections of its own
 /// (`net.ipv4.ip_local_port_range`, 32768 on) and above those of most servers.
 const NAT_PORTS: (u16, u16) = (16384, 32767);
-
-/// How long, in milliseconds, a range of slots rests before it is used again: much longer than any packet is in the
-/// program, so that none reads a table that is written over.
-pub(crate) const GRACE: u64 = 250;
 
 /// The value of an address's entry for ICMP.
 const PING: Vip = Vip { service: 0, flags: 0, base: 0, size: 0 };
@@ -313,18 +306,6 @@ impl State {
         }
     }
 
-    /// The entries of `backends` with these addresses.
-    fn entries_at<'a>(&'a self, addresses: &'a BTreeSet<IpAddr>) -> impl Iterator<Item = u32> + 'a {
-        addresses.iter().filter_map(|address| self.by_address.get(address)).flatten().copied()
-    }
-
-    /// The service that declares an entry of `backends`.
-    fn declaring(&self, index: u32) -> Option<&ServiceKey> {
-        let backend = self.backends.get(&index)?;
-        let (key, its) = self.services.get_key_value(self.names.get(&backend.service)?)?;
-        (its.entries.get(&endpoint_of(backend)) == Some(&index)).then_some(key)
-    }
-
     /// The frontends of the services that need something. An error if one of them is another's, too, or if there is no room.
     fn claims(
         &self,
@@ -465,199 +446,18 @@ impl State {
         self.add_sources(id, &sources, ops)?;
         self.note_absent(&mut programmed, now);
         self.add_server_ids(&mut programmed, now, ops);
+        let until = programmed.dirty.values().filter_map(Dirt::learns_until).max();
         for key in keys {
             if self.vips.get(&key) != Some(&programmed.vip) {
                 self.push(Op::SetVip(key, programmed.vip), ops);
             }
+            // Only then: of a table that is not in use yet it would say nothing.
+            if let Some(until) = until.filter(|until| self.learning.get(&key) != Some(until)) {
+                self.push(Op::SetLearning(key, until), ops);
+            }
         }
         self.remove_sources(id, &sources, ops);
         self.report(&mut programmed);
-        Ok(programmed)
-    }
-
-    /// Makes the entry of one backend what it should be; returns its index.
-    #[expect(clippy::too_many_arguments, reason = "all of them describe the one entry")]
-    fn set_backend(
-        &mut self,
-        id: u32,
-        mode: Mode,
-        endpoint: &Endpoint,
-        up: bool,
-        hop: &NextHop,
-        last: Option<u32>,
-        ops: &mut Vec<Op>,
-    ) -> Result<u32, PlanError> {
-        let hop = &reach(mode as u8, hop);
-        let target: TargetKey = (id, endpoint.address.into(), endpoint.port.to_be(), mode as u8);
-        let found = self.by_target.get(&target).and_then(|indexes| {
-            let source = match hop {
-                NextHop::Known(hop) => Some(Addr::from(hop.source)),
-                NextHop::Pending | NextHop::Unreachable => None,
-            };
-            // Packets read entries while they are written, so an entry keeps its source address for life; one
-            // that never had a next hop has none.
-            let fits = |index: &&u32| {
-                source.is_none_or(|source| [source, Addr::NONE].contains(&self.backends[*index].source))
-            };
-            indexes
-                .iter()
-                .find(|index| Some(**index) == last && fits(index))
-                .or_else(|| indexes.iter().find(fits))
-        });
-        let (index, is_new) = match found {
-            Some(&index) => (index, false),
-            None => {
-                let full = PlanError::Full { map: "backends", needed: 1, available: 0 };
-                (self.indexes.take().ok_or(full)?, true)
-            }
-        };
-        let flags = if up { 0 } else { Backend::DOWN };
-        let old = self.backends.get(&index).copied().filter(|_| !is_new);
-        let bare =
-            Backend { addr: target.1, port: target.2, mode: target.3, service: id, ..Backend::default() };
-        let wanted = match hop {
-            NextHop::Known(hop) => with_hop(Backend { flags, ..bare }, hop, mode),
-            NextHop::Pending => Backend { flags, ..old.unwrap_or(bare) },
-            NextHop::Unreachable => Backend { flags, ifindex: 0, ..old.unwrap_or(bare) },
-        };
-        if is_new {
-            self.push(Op::ResetCounters(index), ops);
-        }
-        if old != Some(wanted) {
-            self.push(Op::SetBackend(index, wanted), ops);
-        }
-        if let Some(pass) = &mut self.pass {
-            pass.keep(index);
-        }
-        Ok(index)
-    }
-
-    /// Brings the next hops of backends up to date that are not declared any more but may have flows.
-    fn refresh_absent(&mut self, moved: &BTreeSet<IpAddr>, hops: &NextHops, ops: &mut Vec<Op>) {
-        let absent = self.entries_at(moved).filter(|index| self.declaring(*index).is_none());
-        let fresh = |backend: &Backend| match reach(backend.mode, hops.get(&backend.addr.into())?) {
-            NextHop::Known(hop) if Addr::from(hop.source) == backend.source => Some(through(*backend, &hop)),
-            _ => None,
-        };
-        let changed: Vec<_> = absent
-            .filter_map(|index| {
-                let backend = &self.backends[&index];
-                Some((index, fresh(backend).filter(|fresh| fresh != backend)?))
-            })
-            .collect();
-        for (index, backend) in changed {
-            self.push(Op::SetBackend(index, backend), ops);
-        }
-    }
-
-    /// The tables, each once, that the frontends of a service point to: more than one when a process died between
-    /// two updates.
-    fn tables_of(&self, id: u32) -> BTreeSet<Vip> {
-        self.by_service.get(&id).into_iter().flatten().map(|key| self.vips[key]).collect()
-    }
-
-    /// What the service's slots hold now, and since when.
-    fn old_table(
-        &self,
-        maps: &impl Maps,
-        installed: &BTreeSet<Vip>,
-        before: Option<Programmed>,
-        drain_seconds: u32,
-        now: Now,
-    ) -> Result<Old, PlanError> {
-        if let Some(before) = before.filter(|before| installed.contains(&before.vip)) {
-            let slots = maps.slots(before.vip.base, before.vip.size)?;
-            let candidates = vec![(before.vip, slots)];
-            return Ok(Old { candidates, since: before.since, dirty: before.dirty, away: before.away });
-        }
-        let mut candidates = Vec::new();
-        for vip in installed {
-            candidates.push((*vip, maps.slots(vip.base, vip.size)?));
-        }
-        // The newest first: it has the dirt of the one before and its own.
-        let dirt = |slots: &[Slot]| slots.iter().filter(|slot| slot.previous != 0).count();
-        candidates.sort_by_key(|(vip, slots)| std::cmp::Reverse((dirt(slots), vip.size)));
-        let slots = candidates.first().map_or(&[][..], |(_, slots)| slots);
-        let dirty = found(slots, drain_seconds, now);
-        let since = vec![0; slots.len()];
-        Ok(Old { candidates, since, dirty, away: BTreeMap::new() })
-    }
-
-    /// Leaves an installed table where it is if it is right, else writes a new one.
-    #[expect(clippy::too_many_arguments, reason = "all of them are one call's context")]
-    fn switch(
-        &mut self,
-        maps: &impl Maps,
-        id: u32,
-        service: &Arc<Service>,
-        old: Old,
-        table: Table,
-        now: Now,
-        ops: &mut Vec<Op>,
-    ) -> Result<Programmed, PlanError> {
-        let is_live = |index: u32| {
-            let backend = if index == 0 { None } else { self.backends.get(&index) };
-            backend.is_some_and(|backend| backend.flags & Backend::DOWN == 0)
-        };
-        let no_slots = (Vip { service: id, base: 0, size: 0, flags: 0 }, Vec::new());
-        let (old_vip, old_slots) = old.candidates.first().unwrap_or(&no_slots);
-        // When no backend is declared any more the table stays: those that were may drain.
-        let size = if service.backends.is_empty() { old_vip.size } else { table.size };
-        let (owners, shares) = table.owners(size);
-        let is_right = |slots: &[Slot]| slots.iter().map(|slot| slot.current).eq(owners.iter().copied());
-        let right = old.candidates.iter().find(|(_, slots)| is_right(slots)).map(|(vip, _)| *vip);
-        let mut programmed = Programmed {
-            id,
-            desired: service.clone(),
-            report: Arc::new(InstalledService { slots: shares, ..InstalledService::default() }),
-            vip: Vip { service: id, base: 0, size, flags: 0 },
-            members: table.members,
-            entries: table.entries,
-            since: old.since,
-            dirty: old.dirty,
-            away: old.away,
-            server_ids: BTreeMap::new(),
-        };
-        if let Some(vip) = right.filter(|_| size > 0) {
-            if vip != *old_vip {
-                let slots = maps.slots(vip.base, vip.size)?;
-                programmed.dirty = found(&slots, service.drain_seconds, now);
-                programmed.since = vec![0; slots.len()];
-            }
-            programmed.vip = vip;
-            return Ok(programmed);
-        }
-        if size == 0 {
-            (programmed.since, programmed.dirty) = (Vec::new(), BTreeMap::new());
-            return Ok(programmed);
-        }
-        let mut slots = Vec::with_capacity(size as usize);
-        let (mut since, mut dirty) = (Vec::with_capacity(size as usize), BTreeMap::new());
-        for (slot, &owner) in (0..).zip(&owners) {
-            let from = if old_vip.size == size { slot } else { same_place(slot, size, old_vip.size) };
-            let held = old_slots.get(from as usize).copied().unwrap_or_default();
-            let held_since = programmed.since.get(from as usize).copied().unwrap_or(0);
-            if held == (Slot { current: owner, previous: 0 }) {
-                since.push(held_since);
-                slots.push(held);
-                continue;
-            }
-            let new = dirt::moved(held, owner, is_live);
-            let goes_on = new.previous == held.previous;
-            let known = programmed.dirty.get(&from).filter(|_| goes_on).copied();
-            let begins = dirt::waiting(&new).map(|_| Dirt::learning(service.drain_seconds, held_since, now));
-            if let Some(dirt) = known.or(begins).or_else(|| Dirt::found(&new, 0, now)) {
-                dirty.insert(slot, dirt);
-            }
-            since.push(if held.current == owner { held_since } else { now.seconds() });
-            slots.push(new);
-        }
-        let full = PlanError::Full { map: "slots", needed: size, available: self.ranges.longest() };
-        let base = self.ranges.take(size).ok_or(full)?;
-        self.tables.insert(base, size);
-        programmed.vip.base = base;
-        (programmed.since, programmed.dirty) = (since, dirty);
-        ops.push(Op::WriteTable(base, slots));
         Ok(programmed)
     }
 
@@ -684,28 +484,6 @@ impl State {
             resolved: programmed.members.iter().any(|(_, _, index)| self.backends[index].ifindex != 0),
         });
     }
-
-    /// Lets tables rest that no frontend points to any more.
-    fn retire_tables(&mut self, now: Now) {
-        for (id, base) in std::mem::take(&mut self.left) {
-            let is_used = self.tables_of(id).iter().any(|vip| vip.size > 0 && vip.base == base);
-            if !is_used && self.tables.contains_key(&base) {
-                self.limbo.entry(base).or_insert(Now(now.0 + GRACE));
-            }
-        }
-    }
-
-    /// Gives back the ranges that have rested long enough.
-    pub(super) fn release(&mut self, now: Now) {
-        let rested: Vec<u32> =
-            self.limbo.iter().filter(|(_, until)| **until <= now).map(|(base, _)| *base).collect();
-        for base in rested {
-            self.limbo.remove(&base);
-            if let Some(size) = self.tables.remove(&base) {
-                self.ranges.give(base, size);
-            }
-        }
-    }
 }
 
 impl Programmed {
@@ -725,86 +503,6 @@ struct Leftovers {
     sources: Vec<u32>,
 }
 
-/// A service's table before the plan.
-struct Old {
-    /// What the frontends point to; the one to go by first.
-    candidates: Vec<(Vip, Vec<Slot>)>,
-    since: Vec<u32>,
-    dirty: BTreeMap<u32, Dirt>,
-    away: BTreeMap<u32, u32>,
-}
-
-/// A service's table as it should be.
-struct Table {
-    size: u32,
-    members: Vec<(Endpoint, u16, u32)>,
-    entries: BTreeMap<Endpoint, u32>,
-}
-
-impl Table {
-    /// The index of the owner of each of `size` slots, 0 without members; and how many slots each member owns.
-    fn owners(&self, size: u32) -> (Vec<u32>, BTreeMap<Endpoint, u32>) {
-        let weights: Vec<_> = self.members.iter().map(|(endpoint, weight, _)| (*endpoint, *weight)).collect();
-        if size == 0 || weights.is_empty() {
-            return (vec![0; size as usize], BTreeMap::new());
-        }
-        let mut owners = maglev::build(size, &weights);
-        let mut shares = vec![0; weights.len()];
-        for owner in &mut owners {
-            let member = *owner as usize;
-            shares[member] += 1;
-            *owner = self.members[member].2;
-        }
-        (owners, weights.into_iter().map(|(endpoint, _)| endpoint).zip(shares).collect())
-    }
-}
-
-fn found(slots: &[Slot], drain_seconds: u32, now: Now) -> BTreeMap<u32, Dirt> {
-    (0..).zip(slots).filter_map(|(slot, held)| Some((slot, Dirt::found(held, drain_seconds, now)?))).collect()
-}
-
-/// The slot in a table of `old_size` slots that has the flows in the middle of this one. When a size changes, the few
-/// flows that a new slot has from another old one are not asked for.
-fn same_place(slot: u32, size: u32, old_size: u32) -> u32 {
-    let middle = ((u64::from(slot) * 2 + 1) << 31) / u64::from(size);
-    slot_of(middle as u32, old_size)
-}
-
-fn with_hop(bare: Backend, hop: &Hop, mode: Mode) -> Backend {
-    let source = Addr::from(hop.source);
-    let is_outer_v4 = mode.is_tunnel() && source.is_v4() && bare.addr.is_v4();
-    let header_sum = if is_outer_v4 { outer_header_sum(&source, &bare.addr) } else { 0 };
-    through(Backend { source, header_sum, ..bare }, hop)
-}
-
-/// The backend with what may change in place. The next hop is that of its mode: [`reach`].
-fn through(backend: Backend, hop: &Hop) -> Backend {
-    let varying = hop.tunnel_source.map_or(0, |prefix| prefix.bits);
-    Backend {
-        flags: backend.flags & Backend::DOWN | varying << Backend::VARYING_SHIFT,
-        next_hop: hop.mac,
-        source_mac: hop.source_mac,
-        ifindex: hop.ifindex,
-        mtu: u16::try_from(hop.mtu).unwrap_or(0),
-        vlan: hop.vlan.unwrap_or(0),
-        ..backend
-    }
-}
-
-/// The next hop as far as it leads to a backend of this mode, with the source that its packets have: in L2 mode, none but the backend
-/// itself may get its packets.
-fn reach(mode: u8, hop: &NextHop) -> NextHop {
-    match hop {
-        NextHop::Known(hop) if hop.gateway && mode == Mode::L2 as u8 => NextHop::Unreachable,
-        NextHop::Known(hop) if mode == Mode::Ipip as u8 => {
-            let source = hop.tunnel_source.map_or(hop.source, |prefix| prefix.first);
-            NextHop::Known(Hop { source, ..*hop })
-        }
-        NextHop::Known(hop) => NextHop::Known(Hop { tunnel_source: None, ..*hop }),
-        hop => *hop,
-    }
-}
-
 /// The bit of [`Config::flags`] that a backend of this mode needs.
 const fn translation(mode: u8) -> u32 {
     match Mode::of(mode) {
@@ -821,17 +519,6 @@ fn flags(service: &Service, has_ranges: bool) -> u32 {
         | bit(has_ranges, Vip::RANGES)
         | bit(service.rules.pass_without_backend, Vip::PASS)
         | Vip::quic_flags(server_id_bytes(service))
-}
-
-/// The addresses whose next hops differ.
-fn moved(before: &NextHops, after: &NextHops) -> BTreeSet<IpAddr> {
-    if before == after {
-        return BTreeSet::new();
-    }
-    let other = |hops: &NextHops, (address, hop): &(&IpAddr, &NextHop)| hops.get(address) != Some(hop);
-    let new = after.iter().filter(|hop| other(before, hop));
-    let old = before.iter().filter(|hop| other(after, hop));
-    new.chain(old).map(|(address, _)| *address).collect()
 }
 
 /// What a desired set names beside its services.

@@ -147,7 +147,7 @@ impl Rig {
                 place = (place + 1) % WORDS;
             }
             words[place as usize] = VipWord::new(hash, index);
-            let frontend = Frontend { key, zero: 0, vip, edition: 0, rest: [0; 5] };
+            let frontend = Frontend { key, zero: 0, vip, edition: 0, learns_until: 0, rest: [0; 4] };
             self.array(map::VIPS).set(index, Plain(frontend), 0).unwrap();
         }
         for (index, word) in (0..).zip(words) {

@@ -7,6 +7,7 @@ mod connections;
 mod directory;
 mod filters;
 mod flood;
+mod handover;
 mod icmp;
 mod iperf;
 mod pods;

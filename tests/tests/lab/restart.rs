@@ -116,7 +116,8 @@ fn kill_and_restart_lose_nothing_where_packets_still_arrive() -> Result<(), Erro
 }
 
 /// Both load balancers are killed and come back, one after the other, with FRR between: each time the router moves
-/// flows to the other one. Connections through the tunnel never break, for any load balancer gives the same answer.
+/// flows to the other one. Connections through the tunnel never break, for any load balancer gives the same answer, once its
+/// slots are clean: backends became healthy one after the other.
 #[test]
 fn connections_survive_when_the_router_moves_them() -> Result<(), Error> {
     let mut lab = Lab::prepare(Routing::Frr)?;
@@ -127,6 +128,7 @@ fn connections_survive_when_the_router_moves_them() -> Result<(), Error> {
     let mut traffic = lab.traffic();
     let mut samples = watch(&mut traffic, Duration::from_secs(1))?;
     for balancer in [0, 1] {
+        lab.wait_clean(1 - balancer)?;
         lab.instances[balancer].kill();
         lab.wait_next_hops(&[WEB, API].concat(), &[1 - balancer])?;
         samples.extend(watch(&mut traffic, Duration::from_secs(1))?);

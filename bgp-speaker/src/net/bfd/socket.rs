@@ -10,7 +10,7 @@ use std::{
     io::{self, IoSliceMut},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket},
     ops::RangeInclusive,
-    os::fd::AsRawFd,
+    os::fd::{AsRawFd, OwnedFd},
 };
 use tokio::io::Interest;
 
@@ -53,6 +53,18 @@ impl Receiver {
             .bind(&address.into())
             .map_err(|error| io::Error::new(error.kind(), format!("{address}: {error}")))?;
         Ok(Receiver { socket: tokio::net::UdpSocket::from_std(socket.into())?, hops })
+    }
+
+    /// Goes on with the socket of another program.
+    pub(super) fn resume(socket: OwnedFd, hops: Hops) -> io::Result<Self> {
+        let socket = UdpSocket::from(socket);
+        socket.set_nonblocking(true)?;
+        Ok(Receiver { socket: tokio::net::UdpSocket::from_std(socket)?, hops })
+    }
+
+    /// Gives the socket away.
+    pub(super) fn into_socket(self) -> io::Result<OwnedFd> {
+        Ok(self.socket.into_std()?.into())
     }
 
     /// The readiness of the socket.
@@ -148,6 +160,18 @@ impl Sender {
                 _ => Err(error),
             },
         }
+    }
+}
+
+impl From<OwnedFd> for Sender {
+    fn from(socket: OwnedFd) -> Self {
+        Sender(socket.into())
+    }
+}
+
+impl From<Sender> for OwnedFd {
+    fn from(sender: Sender) -> Self {
+        sender.0.into()
     }
 }
 

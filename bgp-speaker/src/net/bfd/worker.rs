@@ -1,11 +1,12 @@
 //! The thread: gives the pure engine what happens, does what it says.
 use super::{
-    Report, Reports,
+    HandedPaths, Report, Reports,
+    handover::HandedPath,
     socket::{Inlet, Receiver, Sender, inlet},
 };
 use crate::{
     PeerId, Time,
-    bfd::{Destination, Engine, Hops, Output, Path},
+    bfd::{Destination, Engine, Hops, Output, Path, patient},
     config::Bfd,
     net::addresses,
     random::Random,
@@ -30,6 +31,9 @@ use tokio::{
 const BATCH: usize = 256;
 /// Pause when there were more: whoever floods us does not get the whole processor.
 const PACE: Duration = Duration::from_millis(1);
+
+/// How long peers have to agree to wait for a successor: two polls, the second after the answer to the first has settled.
+const AGREEMENT: Duration = Duration::from_millis(2500);
 
 pub(super) struct Worker {
     engine: Engine,
@@ -69,14 +73,34 @@ pub(super) fn hurry() {
 }
 
 impl Worker {
-    pub(super) fn new(seed: u64, reports: watch::Sender<Reports>) -> Self {
+    /// Within a runtime.
+    pub(super) fn new(seed: u64, reports: watch::Sender<Reports>, handed: HandedPaths) -> Self {
+        let now = Instant::now();
+        let age = handed.age();
+        let (mut receivers, mut senders) = (BTreeMap::new(), BTreeMap::new());
+        for (inlet, socket) in handed.receivers {
+            match Receiver::resume(socket, inlet.1) {
+                Ok(receiver) => drop(receivers.insert(inlet, receiver)),
+                // Another one is opened.
+                Err(error) => tracing::warn!(%error, "BFD socket of the program before"),
+            }
+        }
+        let mut sessions = Vec::new();
+        for HandedPath { session, sender, .. } in handed.paths {
+            senders.insert(session.to, Sender::from(sender));
+            sessions.push(session);
+        }
+        // A session that is older than this process began in the time of this one, too.
+        let epoch = now.checked_sub(age).unwrap_or(now);
+        let mut engine = Engine::new(seed);
+        engine.resume(&sessions, epoch.elapsed());
         Worker {
-            engine: Engine::new(seed),
-            epoch: Instant::now(),
+            engine,
+            epoch,
             random: Random::new(!seed),
             wanted: BTreeMap::new(),
-            receivers: BTreeMap::new(),
-            senders: BTreeMap::new(),
+            receivers,
+            senders,
             errors: BTreeMap::new(),
             failures: 0,
             reports,
@@ -84,12 +108,14 @@ impl Worker {
         }
     }
 
-    /// Runs until nobody is left who wants something.
-    pub(super) async fn run(mut self, mut paths: watch::Receiver<BTreeMap<PeerId, Path>>) {
+    /// Runs until nobody is left who wants something, or who does wants a successor: then that gets what is returned.
+    pub(super) async fn run(mut self, mut wanted: watch::Receiver<super::Wanted>) -> HandedPaths {
+        // When peers that have not said that they are patient are not waited for any more.
+        let mut leaves: Option<Instant> = None;
         loop {
-            let deadline = self.engine.next_deadline().map(|at| self.epoch + at);
+            let due = self.engine.next_deadline().map(|at| self.epoch + at);
             let wake = async {
-                match deadline {
+                match due.into_iter().chain(leaves).min() {
                     Some(at) => sleep_until(at).await,
                     None => pending().await,
                 }
@@ -97,12 +123,16 @@ impl Worker {
             tokio::select! {
                 () = wake => (),
                 () = readable(&self.receivers) => (),
-                changed = paths.changed() => {
-                    let wanted = match changed {
-                        Ok(()) => paths.borrow_and_update().clone(),
+                changed = wanted.changed() => {
+                    let super::Wanted { mut paths, leaves: ends } = match changed {
+                        Ok(()) => wanted.borrow_and_update().clone(),
                         Err(_) => break,
                     };
-                    self.set(&wanted);
+                    if ends {
+                        paths.values_mut().for_each(|path| path.config = patient(path.config));
+                        leaves.get_or_insert(Instant::now() + AGREEMENT);
+                    }
+                    self.set(&paths);
                 }
             }
             // What came counts before the time that has passed: a peer that spoke in time is not to be lost because
@@ -112,11 +142,24 @@ impl Worker {
             self.engine.tick(self.now(), &mut outputs);
             self.perform(outputs);
             self.report();
+            if leaves.is_some_and(|until| self.engine.is_settled() || until <= Instant::now()) {
+                return self.leave();
+            }
             if more {
                 sleep(PACE).await;
             }
         }
         self.set(&BTreeMap::new());
+        HandedPaths::default()
+    }
+
+    fn leave(self) -> HandedPaths {
+        if !self.engine.is_settled() {
+            tracing::warn!("a peer has not agreed to wait for the successor: its BFD may fail");
+        }
+        let wanted = self.wanted;
+        let peer = |to: &Destination| wanted.get(to).map(|wanted| wanted.peer);
+        HandedPaths::of(&self.engine, self.epoch.elapsed(), self.receivers, self.senders, peer)
     }
 
     fn now(&self) -> Time {

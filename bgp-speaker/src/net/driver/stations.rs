@@ -72,8 +72,15 @@ impl Driver {
         SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(self.now())
     }
 
+    /// All stations are told that this is all.
+    pub(super) fn end_stations(&mut self) {
+        for address in self.stations.keys().copied().collect::<Vec<_>>() {
+            self.end_station(address);
+        }
+    }
+
     /// The station is told that this is all.
-    pub(super) fn end_station(&mut self, address: SocketAddr) {
+    fn end_station(&mut self, address: SocketAddr) {
         let Some(station) = self.stations.remove(&address) else { return };
         let last = self.speaker.last_report(address, self.epoch_since_1970(), self.now());
         // A station that has not taken the batch before would not take this one either.

@@ -13,10 +13,11 @@ use aya_ebpf::{
 };
 use fairlead_ebpf::{
     context::Context,
-    datapath,
-    family::{Family, V4, V6},
+    datapath::{self, Outcome},
+    family::{Family, Network, V4, V6},
     packet::{ETH, Ipv4, Ipv6, Packet, Udp},
 };
+use lb_bpf_common::{Tags, Verdict};
 
 /// What the wrappers go by.
 #[repr(C)]
@@ -107,6 +108,55 @@ fn undo<F: Family>(ctx: &XdpContext, change: Change) -> Option<()> {
     Some(())
 }
 
+/// A frame of which nothing is asked beyond what services need.
+struct Bare<'a>(&'a XdpContext);
+
+macro_rules! delegate {
+    ($($name:ident($($argument:ident: $type:ty),*) $(-> $result:ty)?;)*) => {$(
+        #[inline(always)]
+        fn $name(&self, $($argument: $type),*) $(-> $result)? {
+            self.0.$name($($argument),*)
+        }
+    )*};
+}
+
+impl Context for Bare<'_> {
+    const FIRST: bool = false;
+    const REPORTS: bool = false;
+
+    delegate! {
+        packet() -> Packet;
+        interface() -> u32;
+        way_back() -> u32;
+        wire_length(length: usize) -> usize;
+        encapsulate(size: usize, is_v4: bool, is_udp: bool) -> bool;
+        fix_checksum(offset: usize, is_udp: bool, addresses: u64, ports: u64) -> Option<()>;
+        report_early(verdict: u32, rule: u32);
+        strip(tags: &mut Tags) -> bool;
+        push(tags: &Tags) -> bool;
+        claim() -> Verdict;
+        translate_request(transport: u32) -> Verdict;
+        translate_reply(transport: u32, judged: u32) -> Verdict;
+        behind_extensions() -> u64;
+        filter(limit: u32) -> u32;
+        quic_server(transport: u32, service: u32, bytes: u32) -> u32;
+        gue() -> Verdict;
+        too_big(mtu: u32) -> Verdict;
+        time_exceeded() -> Verdict;
+        action(verdict: Verdict, ifindex: u32) -> i32;
+    }
+
+    #[inline(always)]
+    fn control<F: Family>(&self, network: &Network) -> Outcome {
+        self.0.control::<F>(network)
+    }
+}
+
+#[inline(always)]
+fn bare(ctx: &XdpContext) -> i32 {
+    datapath::run(&Bare(ctx))
+}
+
 #[inline(always)]
 const fn transmit(_ctx: &XdpContext) -> u32 {
     xdp_action::XDP_TX
@@ -145,6 +195,8 @@ programs! {
     pass_v4: V4, Nothing, datapath::run;
     /// IPIP.
     ipip_v4: V4, Tunnel, datapath::run;
+    /// IPIP by a program without packet filters and reports.
+    bare_v4: V4, Tunnel, bare;
     /// IPIP.
     ipip_v6: V6, Tunnel, datapath::run;
     /// GUE.

@@ -148,6 +148,7 @@ fn op() -> impl Strategy<Value = Op> {
         (1..9_u32, "[a-z/é]{1,20}").prop_map(|(id, name)| Op::SetName(id, ServiceKey(name.into()))),
         (1..9_u32).prop_map(Op::RemoveName),
         (vip_key.clone(), vip).prop_map(|(key, vip)| Op::SetVip(key, vip)),
+        (vip_key.clone(), 1..9_u32).prop_map(|(key, until)| Op::SetLearning(key, until)),
         vip_key.prop_map(Op::RemoveVip),
         decap.clone().prop_map(Op::AddDecap),
         decap.prop_map(Op::RemoveDecap),
@@ -216,6 +217,7 @@ fn the_kernel_holds_what_the_fake_holds() {
             "{op:?}"
         );
         assert_eq!(kernel.vips().unwrap(), fake.vips, "{op:?}");
+        assert_eq!(kernel.learning().unwrap(), fake.learning, "{op:?}");
         assert_eq!(kernel.slots(0, SIZES.slots).unwrap(), fake.slots, "{op:?}");
         assert_eq!(kernel.backends().unwrap(), fake.backends().unwrap(), "{op:?}");
         assert_eq!(kernel.names().unwrap(), fake.names, "{op:?}");

@@ -8,7 +8,7 @@ mod server_ids;
 mod sources;
 
 use super::{
-    Hop, NextHop, NextHops, Now, State, ping_key,
+    Hop, NextHop, NextHops, Now, State, dirt, ping_key,
     plan::{Plan, PlanError},
 };
 use crate::{
@@ -134,6 +134,7 @@ fn install(state: &mut State, maps: &mut FakeMaps, desired: &Desired, now: Now) 
     prune.iter().for_each(|op| maps.apply(op).unwrap());
     ops.extend(prune);
     assert_eq!(state.vips, maps.vips);
+    assert_eq!(state.learning, maps.learning);
     assert_eq!(state.backends, maps.backends().unwrap());
     assert_eq!(state.by_address.values().flatten().count(), state.backends.len());
     assert_eq!(state.names, maps.names);
@@ -282,7 +283,7 @@ fn next_hops_change_in_place_and_sources_do_not() {
     let ops = plan(with(NextHop::Known(renumbered)));
     assert!(matches!(
         ops[..],
-        [Op::ResetCounters(2), Op::SetBackend(2, _), Op::WriteTable(..), Op::SetVip(..)]
+        [Op::ResetCounters(2), Op::SetBackend(2, _), Op::WriteTable(..), Op::SetVip(..), Op::SetLearning(..)]
     ));
 }
 
@@ -459,6 +460,38 @@ fn connections_of_affine_clients_stay() {
     }
     let moved = flows.iter().filter(|flow| packets::slot(&maps, flow).unwrap().1.previous != 0).count();
     assert!((1..200).contains(&moved), "{moved} connections are not where the table says");
+}
+
+/// A process that comes back does not begin the learning of slots anew: as long as it lasts, connections that a router moves
+/// here in the middle of their handshake are taken for old ones.
+#[test]
+fn slots_learn_no_longer_because_of_a_restart() {
+    let mut maps = FakeMaps::new(SIZES);
+    let mut state = State::restore(&maps).unwrap();
+    let of = |backends: &[(u8, u16, bool)]| desired([("web", service(&[1, 2], backends))]);
+    let three = of(&[(1, 1, true), (2, 1, true), (3, 1, true)]);
+    install(&mut state, &mut maps, &of(&[(1, 1, true), (2, 1, true)]), START);
+    let change = Now(START.0 + 100_000);
+    install(&mut state, &mut maps, &three, change);
+    let learning = |maps: &FakeMaps| maps.slots.iter().filter(|slot| dirt::waiting(slot).is_some()).count();
+    assert!(learning(&maps) > 100, "{}", learning(&maps));
+    let mut state = State::restore(&maps).unwrap();
+    assert_eq!(install(&mut state, &mut maps, &three, Now(change.0 + 8000)), []);
+    state.sweep(&mut maps, Now(change.0 + 9000)).unwrap();
+    assert!(learning(&maps) > 100, "{}", learning(&maps));
+    state.sweep(&mut maps, Now(change.0 + 10_000)).unwrap();
+    assert_eq!(learning(&maps), 0);
+
+    // One that crashed before it was noted learns for the whole time.
+    install(&mut state, &mut maps, &of(&[(1, 1, true), (3, 1, true)]), Now(change.0 + 100_000));
+    maps.learning.clear();
+    let mut state = State::restore(&maps).unwrap();
+    let ops = install(&mut state, &mut maps, &of(&[(1, 1, true), (3, 1, true)]), Now(change.0 + 108_000));
+    assert!(matches!(ops[..], [Op::SetLearning(..), Op::SetLearning(..)]), "{ops:?}");
+    state.sweep(&mut maps, Now(change.0 + 117_000)).unwrap();
+    assert!(learning(&maps) > 100, "{}", learning(&maps));
+    state.sweep(&mut maps, Now(change.0 + 118_000)).unwrap();
+    assert_eq!(learning(&maps), 0);
 }
 
 /// The size of a table changes with the number of backends. Flows that were in the same place mostly stay.

@@ -1,0 +1,154 @@
+//! The endpoints of Kubernetes' Services, from their EndpointSlices: which of them this node uses, and how they stand.
+//!
+//! An endpoint that is terminating and still serves drains; while a Service has no others, it serves. One that is not
+//! ready is down, unless the Service publishes such addresses.
+use crate::declared::Declared;
+use k8s_openapi::api::{
+    core::v1::{Service, ServicePort},
+    discovery::v1::{Endpoint, EndpointSlice},
+};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+};
+
+/// Label of an EndpointSlice with the name of its Service.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// The EndpointSlices by namespace and name of their Services.
+pub(super) struct Slices<'a>(HashMap<&'a str, HashMap<&'a str, Vec<&'a EndpointSlice>>>);
+
+impl<'a> Slices<'a> {
+    pub(super) fn new(declared: &'a Declared) -> Self {
+        let mut slices: HashMap<_, HashMap<_, Vec<_>>> = HashMap::new();
+        for (name, slice) in &declared.endpoint_slices {
+            let service = slice.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME));
+            if let (Some(service), Some((namespace, _))) = (service, name.split_once('/')) {
+                slices.entry(namespace).or_default().entry(service.as_str()).or_default().push(&**slice);
+            }
+        }
+        Slices(slices)
+    }
+
+    /// Those of a Service, `NAMESPACE/NAME`.
+    fn of(&self, service: &str) -> &[&'a EndpointSlice] {
+        let found = service.split_once('/').and_then(|(namespace, name)| self.0.get(namespace)?.get(name));
+        found.map_or(&[], Vec::as_slice)
+    }
+
+    /// The endpoints of a Service, sorted by address.
+    pub(super) fn endpoints(&self, name: &str, service: &Service) -> Endpoints<'a> {
+        let not_ready = service.spec.as_ref().and_then(|spec| spec.publish_not_ready_addresses);
+        let mut found: BTreeMap<IpAddr, Found<'a>> = BTreeMap::new();
+        for slice in self.of(name).iter().filter(|slice| slice.address_type != "FQDN") {
+            for endpoint in slice.endpoints.iter().flatten() {
+                // Of several addresses, which mean the same, the first counts.
+                let Some(address) = endpoint.addresses.first().and_then(|text| text.parse().ok()) else {
+                    continue;
+                };
+                let state = State::of(endpoint, not_ready.unwrap_or(false));
+                let entry = found.entry(address).or_insert(Found { endpoint, state, slices: Vec::new() });
+                // In two slices for a moment: what stands better is the newer word.
+                if state < entry.state {
+                    (entry.endpoint, entry.state) = (endpoint, state);
+                }
+                entry.slices.push(slice);
+            }
+        }
+        Endpoints(found)
+    }
+}
+
+/// How an endpoint stands, the best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum State {
+    /// New connections are welcome.
+    Ready,
+    /// It serves the connections that it has.
+    Draining,
+    /// It serves none.
+    Down,
+}
+
+impl State {
+    fn of(endpoint: &Endpoint, publish_not_ready: bool) -> Self {
+        let conditions = endpoint.conditions.as_ref();
+        // Nothing said means ready; it serves if it is ready.
+        let ready = conditions.and_then(|conditions| conditions.ready).unwrap_or(true);
+        let serving = conditions.and_then(|conditions| conditions.serving).unwrap_or(ready);
+        let terminating = conditions.and_then(|conditions| conditions.terminating).unwrap_or(false);
+        match (ready || publish_not_ready && !terminating, serving && terminating) {
+            (true, _) => State::Ready,
+            (false, true) => State::Draining,
+            (false, false) => State::Down,
+        }
+    }
+}
+
+/// Endpoints of a Service by address.
+pub(super) struct Endpoints<'a>(BTreeMap<IpAddr, Found<'a>>);
+
+/// An endpoint.
+struct Found<'a> {
+    endpoint: &'a Endpoint,
+    state: State,
+    /// The slices that have it: their ports are its.
+    slices: Vec<&'a EndpointSlice>,
+}
+
+impl Endpoints<'_> {
+    /// Leaves those of a node.
+    pub(super) fn keep_local(&mut self, node: &str) {
+        self.0.retain(|_, found| found.endpoint.node_name.as_deref() == Some(node));
+    }
+
+    /// While none is ready, those that drain serve.
+    pub(super) fn serve_terminating(&mut self) {
+        if self.0.values().all(|found| found.state != State::Ready) {
+            let draining = self.0.values_mut().filter(|found| found.state == State::Draining);
+            draining.for_each(|found| found.state = State::Ready);
+        }
+    }
+
+    /// Leaves of those that are ready the nearest, as `trafficDistribution` asks for it, for a node of this name and
+    /// zone. Those that drain stay: they have connections.
+    pub(super) fn keep_nearest(&mut self, distribution: &str, node: &str, zone: Option<&str>) {
+        let by_node = distribution == "PreferSameNode";
+        let by_zone = by_node || matches!(distribution, "PreferSameZone" | "PreferClose");
+        let on_node = |endpoint: &Endpoint| endpoint.node_name.as_deref() == Some(node);
+        let in_zone = |endpoint: &Endpoint| zone.is_some() && endpoint.zone.as_deref() == zone;
+        let _ = (by_node && self.keep_ready(on_node)) || (by_zone && self.keep_ready(in_zone));
+    }
+
+    /// Leaves of those that are ready the near ones, if there are any.
+    fn keep_ready(&mut self, is_near: impl Fn(&Endpoint) -> bool) -> bool {
+        let is_ready = |found: &Found<'_>| found.state == State::Ready;
+        let any = self.0.values().any(|found| is_ready(found) && is_near(found.endpoint));
+        self.0.retain(|_, found| !any || !is_ready(found) || is_near(found.endpoint));
+        any
+    }
+
+    /// Address and state of each.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (IpAddr, State)> {
+        self.0.iter().map(|(address, found)| (*address, found.state))
+    }
+
+    /// How many are ready.
+    pub(super) fn ready(&self) -> usize {
+        self.0.values().filter(|found| found.state == State::Ready).count()
+    }
+
+    /// By endpoint, in their order: the port of its own that a port of the Service leads to; none: there is none.
+    pub(super) fn ports<'b>(&'b self, port: &'b ServicePort) -> impl Iterator<Item = Option<u16>> + 'b {
+        let name = port.name.as_deref().unwrap_or_default();
+        let protocol = port.protocol.as_deref().unwrap_or("TCP");
+        self.0.values().map(move |found| {
+            let mut ports = found.slices.iter().flat_map(|slice| slice.ports.iter().flatten());
+            let own = ports.find(|own| {
+                own.name.as_deref().unwrap_or_default() == name
+                    && own.protocol.as_deref().unwrap_or("TCP") == protocol
+            });
+            u16::try_from(own?.port?).ok().filter(|number| *number > 0)
+        })
+    }
+}

@@ -1,0 +1,389 @@
+//! What is to be balanced, in one form: LoadBalancers, and Kubernetes' Services of our class with their endpoints.
+use super::{
+    Node,
+    endpoints::{Slices, State},
+    joined, labels,
+};
+use crate::{
+    api::{
+        Cidr, Kind, LoadBalancer, LoadBalancerStatus, Policy, ServicePolicy,
+        load_balancer::Protocol,
+        policy::Affinity,
+        service::{Requested, is_ours, source_ranges},
+    },
+    declared::Declared,
+    status::seconds,
+};
+use ipam::{Family, Name, Request, Sharing};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use k8s_openapi::{
+    api::core::v1::{Service, ServicePort, ServiceSpec},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    iter,
+    net::IpAddr,
+    sync::{Arc, LazyLock},
+};
+
+/// Label of a node with its zone.
+const ZONE: &str = "topology.kubernetes.io/zone";
+
+/// A LoadBalancer or a Service.
+pub(super) struct Source<'a> {
+    pub(super) kind: Kind,
+    pub(super) name: &'a str,
+    pub(super) metadata: &'a ObjectMeta,
+    /// Its status as last published.
+    pub(super) before: Option<&'a Arc<LoadBalancerStatus>>,
+    pub(super) policy: Cow<'a, Policy>,
+    /// The ServicePolicies that select it; the first counts.
+    pub(super) policies: Vec<&'a str>,
+    pub(super) hosts: Vec<Host>,
+    pub(super) ports: Vec<Port<'a>>,
+    pub(super) wish: Wish,
+    /// Whether only hosts on this node are used, so that a node without any must not announce.
+    pub(super) local_only: bool,
+    /// What cannot be done for it.
+    pub(super) refused: Vec<String>,
+}
+
+/// Where backends are.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Host {
+    pub(super) address: IpAddr,
+    pub(super) weight: u16,
+    /// Whether it may be up at all.
+    pub(super) is_up: bool,
+}
+
+/// A port, and who serves it.
+pub(super) struct Port<'a> {
+    /// Its name, or its number.
+    pub(super) label: Cow<'a, str>,
+    pub(super) protocol: Protocol,
+    pub(super) number: u16,
+    /// Indices of hosts, and their ports.
+    pub(super) targets: Vec<(usize, u16)>,
+}
+
+/// The addresses that it wants.
+pub(super) struct Wish {
+    pub(super) request: Request,
+    pub(super) sharing: Sharing,
+    /// Whether an address of each family is needed, or what is there is good enough.
+    pub(super) needs_all: bool,
+    /// Why what it asks for makes no sense; it keeps what it has.
+    pub(super) fault: Option<String>,
+}
+
+impl<'a> Source<'a> {
+    /// All that there are: the LoadBalancers in the order of their names, then the Services in that of theirs.
+    pub(super) fn all(declared: &'a Declared, node: &Node<'_>) -> Vec<Self> {
+        let slices = Slices::new(declared);
+        let mut policies: Vec<_> = declared.policies.iter().map(|(name, p)| (name.as_str(), &**p)).collect();
+        // Stable: policies of one age stay in the order of their names.
+        policies.sort_by_key(|(_, policy)| created(&policy.metadata));
+        let statuses = &declared.statuses;
+        let balancers = joined(&declared.load_balancers, &statuses.load_balancers);
+        let balancers = balancers
+            .map(|(name, object, before)| Source::of_load_balancer(name, object, before, declared, &slices));
+        let services =
+            joined(&declared.services, &statuses.services).filter(|(_, object, _)| is_ours(object));
+        let services = services.filter_map(|(name, object, before)| {
+            Source::of_service(name, object, before, &policies, node, &slices)
+        });
+        balancers.chain(services).collect()
+    }
+
+    pub(super) fn labels(&self) -> &'a BTreeMap<String, String> {
+        labels(self.metadata)
+    }
+
+    /// Name of its claim; it stands in statuses as the owner of an address.
+    pub(super) fn claim(&self) -> Name {
+        claim(self.kind, self.name)
+    }
+
+    /// The namespace of a Service.
+    pub(super) fn namespace(&self) -> Option<&'a str> {
+        (self.kind == Kind::Service)
+            .then(|| self.name.split_once('/'))
+            .flatten()
+            .map(|(namespace, _)| namespace)
+    }
+
+    /// Its age as that of its claim: seconds since the epoch, 0 when unknown.
+    pub(super) fn created(&self) -> u64 {
+        created(self.metadata)
+    }
+
+    fn of_load_balancer(
+        name: &'a str,
+        object: &'a LoadBalancer,
+        before: Option<&'a Arc<LoadBalancerStatus>>,
+        declared: &'a Declared,
+        slices: &Slices<'a>,
+    ) -> Self {
+        let spec = &object.spec;
+        let heaviest = spec.backends.iter().map(|backend| backend.weight.get()).max().unwrap_or(0);
+        let spreads = spec.backends.iter().any(|backend| backend.service.is_some());
+        // A weight is spread over the endpoints of a Service: that takes finer weights.
+        let scale = if spreads { (u16::MAX / heaviest.max(1)).min(FINEST) } else { 1 };
+        let (mut hosts, mut refused) = (Vec::with_capacity(spec.backends.len()), Vec::new());
+        let mut targets: Vec<Vec<(usize, u16)>> =
+            vec![Vec::with_capacity(spec.backends.len()); spec.ports.len()];
+        for (index, backend) in spec.backends.iter().enumerate() {
+            let weight = backend.weight.get() * scale;
+            if let Some(address) = backend.address {
+                for (port, targets) in spec.ports.iter().zip(&mut targets) {
+                    targets.push((hosts.len(), port.target().get()));
+                }
+                hosts.push(Host { address: address.0, weight, is_up: true });
+            }
+            let Some(reference) = &backend.service else { continue };
+            let name = [&reference.namespace, "/", &reference.name].concat();
+            let Some(service) = declared.services.get(&name) else {
+                refused.push(format!("backends[{index}]: there is no Service/{name}"));
+                continue;
+            };
+            let mut endpoints = slices.endpoints(&name, service);
+            endpoints.serve_terminating();
+            let share = if weight == 0 { 0 } else { (weight as usize / endpoints.ready().max(1)).max(1) };
+            let first = hosts.len();
+            hosts.extend(endpoints.iter().map(|(address, state)| host(address, state, share as u16)));
+            for (port, targets) in spec.ports.iter().zip(&mut targets) {
+                let named = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
+                let number = port.target().get();
+                let mut named =
+                    named.filter(|own| own.port == i32::from(number) && protocol(own) == Some(port.protocol));
+                let Some(own) = named.next() else {
+                    refused.push(format!(
+                        "backends[{index}]: Service/{name} has no port {number} of protocol {:?}",
+                        port.protocol
+                    ));
+                    continue;
+                };
+                let ports = (first..).zip(endpoints.ports(own));
+                targets.extend(ports.filter_map(|(host, port)| Some((host, port?))));
+            }
+        }
+        let ports = spec.ports.iter().zip(targets).map(|(port, targets)| Port {
+            label: port
+                .name
+                .as_ref()
+                .map_or_else(|| port.port.to_string().into(), |name| name.as_str().into()),
+            protocol: port.protocol,
+            number: port.port.get(),
+            targets,
+        });
+        let request = match spec.addresses.is_empty() {
+            false => Request::Addresses(spec.addresses.iter().map(|a| a.0).collect()),
+            true => Request::Families {
+                pool: spec.pool.as_deref().map(Name::from),
+                families: served(&hosts, before.map(|before| &**before)),
+            },
+        };
+        let mut source = Source {
+            kind: Kind::LoadBalancer,
+            name,
+            metadata: &object.metadata,
+            before,
+            policy: Cow::Borrowed(&spec.policy),
+            policies: Vec::new(),
+            hosts,
+            ports: ports.collect(),
+            wish: Wish { request, sharing: Sharing::OnRequest, needs_all: false, fault: None },
+            local_only: false,
+            refused,
+        };
+        if spreads {
+            source.refuse_translation();
+        }
+        source
+    }
+
+    fn of_service(
+        name: &'a str,
+        object: &'a Service,
+        before: Option<&'a Arc<LoadBalancerStatus>>,
+        policies: &[(&'a str, &'a ServicePolicy)],
+        node: &Node<'_>,
+        slices: &Slices<'a>,
+    ) -> Option<Self> {
+        let spec = object.spec.as_ref()?;
+        let selects = |policy: &ServicePolicy| policy.spec.service_selector.matches(labels(&object.metadata));
+        let policies: Vec<_> = policies.iter().filter(|(_, policy)| selects(policy)).collect();
+        let local_only = spec.external_traffic_policy.as_deref() == Some("Local");
+        let mut endpoints = slices.endpoints(name, object);
+        if local_only {
+            endpoints.keep_local(node.name);
+        }
+        endpoints.serve_terminating();
+        if let Some(distribution) = spec.traffic_distribution.as_deref() {
+            endpoints.keep_nearest(distribution, node.name, node.labels.get(ZONE).map(String::as_str));
+        }
+        let (mut refused, mut ports) = (Vec::new(), Vec::new());
+        for port in spec.ports.iter().flatten() {
+            let number = u16::try_from(port.port).ok().filter(|number| *number > 0);
+            let label = port.name.as_deref().filter(|name| !name.is_empty());
+            let label = label.map_or_else(|| port.port.to_string().into(), Cow::Borrowed);
+            let (Some(protocol), Some(number)) = (protocol(port), number) else {
+                refused.push(format!("port {label}: only TCP and UDP are balanced"));
+                continue;
+            };
+            let targets = endpoints.ports(port).enumerate();
+            let targets = targets.filter_map(|(host, port)| Some((host, port?))).collect();
+            ports.push(Port { label, protocol, number, targets });
+        }
+        let mut source = Source {
+            kind: Kind::Service,
+            name,
+            metadata: &object.metadata,
+            before,
+            policy: policy(policies.first().map(|(_, policy)| &policy.spec.policy), spec),
+            policies: policies.iter().map(|(name, _)| *name).collect(),
+            hosts: endpoints.iter().map(|(address, state)| host(address, state, 1)).collect(),
+            ports,
+            wish: Wish::of_service(object, spec, before),
+            local_only,
+            refused,
+        };
+        source.refuse_translation();
+        Some(source)
+    }
+
+    /// With direct server return the backend sees the port of the frontend: others cannot serve.
+    fn refuse_translation(&mut self) {
+        let mode = self.policy.forwarding.mode;
+        for port in self.ports.iter_mut().filter(|_| mode.is_direct_return()) {
+            let before = port.targets.len();
+            port.targets.retain(|(_, number)| *number == port.number);
+            if port.targets.len() < before {
+                self.refused.push(format!(
+                    "port {}: the target port of {} backends is another, which the mode {mode:?} does not translate",
+                    port.label,
+                    before - port.targets.len()
+                ));
+            }
+        }
+    }
+}
+
+/// Finest share of a weight that is spread over endpoints.
+const FINEST: u16 = 1000;
+
+/// Name of the claim of an object.
+pub(super) fn claim(kind: Kind, name: &str) -> Name {
+    let kind = if kind == Kind::Service { "Service/" } else { "LoadBalancer/" };
+    [kind, name].concat().into()
+}
+
+fn created(metadata: &ObjectMeta) -> u64 {
+    metadata.creation_timestamp.as_ref().map_or(0, seconds)
+}
+
+fn host(address: IpAddr, state: State, weight: u16) -> Host {
+    let weight = if state == State::Draining { 0 } else { weight };
+    Host { address, weight, is_up: state != State::Down }
+}
+
+fn protocol(port: &ServicePort) -> Option<Protocol> {
+    match port.protocol.as_deref() {
+        None | Some("TCP") => Some(Protocol::TCP),
+        Some("UDP") => Some(Protocol::UDP),
+        Some(_) => None,
+    }
+}
+
+/// The families that hosts can serve. One that was given stays while the service stays: backends come and go, and clients
+/// know the address.
+fn served(hosts: &[Host], before: Option<&LoadBalancerStatus>) -> BTreeSet<Family> {
+    let given = before.into_iter().flat_map(|status| status.addresses.iter().map(|a| a.address.0));
+    let addresses = hosts.iter().map(|host| host.address).chain(given);
+    let mut families = BTreeSet::new();
+    families
+        .extend(Family::ALL.into_iter().filter(|family| addresses.clone().any(|a| Family::of(a) == *family)));
+    if families.is_empty() {
+        families.extend(Family::ALL);
+    }
+    families
+}
+
+impl Wish {
+    fn of_service(object: &Service, spec: &ServiceSpec, before: Option<&Arc<LoadBalancerStatus>>) -> Self {
+        let needs_all = spec.ip_family_policy.as_deref() == Some("RequireDualStack");
+        let held =
+            || before.into_iter().flat_map(|before| before.addresses.iter().map(|a| a.address.0)).collect();
+        match Requested::of(object) {
+            Ok(Requested { addresses, pool, share }) => Wish {
+                request: match addresses.is_empty() {
+                    true => Request::Families { pool: pool.map(Name::from), families: families(spec) },
+                    false => Request::Addresses(addresses.iter().map(|address| address.0).collect()),
+                },
+                sharing: share.map_or(Sharing::Never, |key| Sharing::Key(key.into())),
+                needs_all,
+                fault: None,
+            },
+            Err((field, reason)) => Wish {
+                request: Request::Addresses(held()),
+                sharing: Sharing::Never,
+                needs_all,
+                fault: Some(format!("{field}: {reason}")),
+            },
+        }
+    }
+}
+
+/// The families of a Service's addresses. Where Kubernetes has not said which is the first one, as in files, it is IPv4.
+fn families(spec: &ServiceSpec) -> BTreeSet<Family> {
+    let is_dual = matches!(spec.ip_family_policy.as_deref(), Some("PreferDualStack" | "RequireDualStack"));
+    let named = spec.ip_families.iter().flatten().filter_map(|family| match family.as_str() {
+        "IPv4" => Some(Family::Ipv4),
+        "IPv6" => Some(Family::Ipv6),
+        _ => None,
+    });
+    let mut families: BTreeSet<_> = named.take(if is_dual { 2 } else { 1 }).collect();
+    match (is_dual, families.is_empty()) {
+        (true, _) => families.extend(Family::ALL),
+        (false, true) => drop(families.insert(Family::Ipv4)),
+        (false, false) => {}
+    }
+    families
+}
+
+static DEFAULT: LazyLock<Policy> = LazyLock::new(Policy::default);
+
+/// The policy, with what the Service itself says: its own word counts.
+fn policy<'a>(selected: Option<&'a Policy>, spec: &ServiceSpec) -> Cow<'a, Policy> {
+    let mut policy = Cow::Borrowed(selected.unwrap_or(&DEFAULT));
+    if spec.session_affinity.as_deref() == Some("ClientIP") {
+        policy.to_mut().affinity = Affinity::ClientIP;
+    }
+    match source_ranges(spec) {
+        Ok(ranges) if ranges.is_empty() => {}
+        Ok(ranges) => policy.to_mut().source_ranges.allow = ranges,
+        // Who was to be let in is not known: to let all in would be worse than to let nobody in.
+        Err(_) => policy.to_mut().source_ranges.deny = everybody().collect(),
+    }
+    policy
+}
+
+fn everybody() -> impl Iterator<Item = Cidr> {
+    iter::once(IpNet::from(Ipv4Net::default())).chain([Ipv6Net::default().into()]).map(Cidr)
+}
+
+/// The policy of an object: what [`Source`] has, for one whose parts in the datapath are asked for by name.
+pub(super) fn policy_of<'a>(declared: &'a Declared, kind: &str, name: &str) -> Option<&'a Policy> {
+    if kind == "LoadBalancer" {
+        return declared.load_balancers.get(name).map(|object| &object.spec.policy);
+    }
+    let service = declared.services.get(name)?;
+    let selects =
+        |policy: &&Arc<ServicePolicy>| policy.spec.service_selector.matches(labels(&service.metadata));
+    // Of equally old ones the first.
+    let policy = declared.policies.values().filter(selects).min_by_key(|policy| created(&policy.metadata));
+    policy.map(|policy| &policy.spec.policy)
+}

@@ -1,0 +1,131 @@
+//! Rules for Kubernetes' own kinds in files: what an API server would refuse, as far as it counts here.
+use super::object::{Found, not_a_host, not_a_service};
+use crate::api::{
+    Address,
+    scalar::quoted,
+    service::{Requested, is_ours, source_ranges},
+};
+use ipnet::IpNet;
+use k8s_openapi::api::{
+    core::v1::{Node, Service, ServicePort},
+    discovery::v1::EndpointSlice,
+};
+use std::collections::BTreeMap;
+
+/// Services that are none of ours are Kubernetes' business.
+pub(super) fn service(service: &Service) -> Vec<Found> {
+    let Some(spec) = service.spec.as_ref().filter(|_| is_ours(service)) else { return Vec::new() };
+    let mut found = Vec::new();
+    let mut add = |field: String, reason: String| found.push((field, reason));
+    match Requested::of(service) {
+        Err((field, reason)) => add(field, reason),
+        Ok(requested) => {
+            for address in requested.addresses {
+                if let Some(reason) = not_a_service(address.0) {
+                    add("metadata.annotations".into(), format!("{address} is {reason}"));
+                }
+            }
+        }
+    }
+    if let Err((index, reason)) = source_ranges(spec) {
+        add(format!("spec.loadBalancerSourceRanges[{index}]"), reason);
+    }
+    for (field, value, words) in [
+        ("externalTrafficPolicy", &spec.external_traffic_policy, &["Cluster", "Local"][..]),
+        ("internalTrafficPolicy", &spec.internal_traffic_policy, &["Cluster", "Local"]),
+        ("sessionAffinity", &spec.session_affinity, &["None", "ClientIP"]),
+        ("ipFamilyPolicy", &spec.ip_family_policy, &["SingleStack", "PreferDualStack", "RequireDualStack"]),
+        (
+            "trafficDistribution",
+            &spec.traffic_distribution,
+            &["PreferClose", "PreferSameZone", "PreferSameNode"],
+        ),
+    ] {
+        if let Some(reason) = value.as_deref().and_then(|value| none_of(value, words)) {
+            add(format!("spec.{field}"), reason);
+        }
+    }
+    for (index, family) in spec.ip_families.iter().flatten().enumerate() {
+        if let Some(reason) = none_of(family, &["IPv4", "IPv6"]) {
+            add(format!("spec.ipFamilies[{index}]"), reason);
+        }
+    }
+    if spec.ports.iter().flatten().next().is_none() {
+        add("spec.ports".into(), "is missing".into());
+    }
+    ports(spec.ports.as_deref().unwrap_or_default(), &mut found);
+    found
+}
+
+fn ports(ports: &[ServicePort], found: &mut Vec<Found>) {
+    let (mut numbers, mut names) = (BTreeMap::new(), BTreeMap::new());
+    for (index, port) in ports.iter().enumerate() {
+        let mut add =
+            |field: &str, reason: String| found.push((format!("spec.ports[{index}]{field}"), reason));
+        if !is_port(port.port) {
+            add(".port", format!("{} is not a port (1 to 65535)", port.port));
+        }
+        let protocol = port.protocol.as_deref().unwrap_or("TCP");
+        if let Some(reason) = none_of(protocol, &["TCP", "UDP", "SCTP"]) {
+            add(".protocol", reason);
+        }
+        if let Some(first) = numbers.insert((protocol, port.port), index) {
+            add("", format!("{protocol} {} stands in ports[{first}] already", port.port));
+        }
+        match port.name.as_deref().filter(|name| !name.is_empty()) {
+            None if ports.len() > 1 => add(".name", "is missing: there are several ports".into()),
+            None => {}
+            Some(name) => {
+                if let Some(first) = names.insert(name, index) {
+                    add(".name", format!("must be unique: ports[{first}] is called {name} already"));
+                }
+            }
+        }
+    }
+}
+
+pub(super) fn endpoint_slice(slice: &EndpointSlice) -> Vec<Found> {
+    let mut found = Vec::new();
+    if let Some(reason) = none_of(&slice.address_type, &["IPv4", "IPv6", "FQDN"]) {
+        found.push(("addressType".into(), reason));
+        return found;
+    }
+    for (index, port) in slice.ports.iter().flatten().enumerate() {
+        if let Some(number) = port.port.filter(|number| !is_port(*number)) {
+            found.push((format!("ports[{index}].port"), format!("{number} is not a port (1 to 65535)")));
+        }
+    }
+    let endpoints = slice.endpoints.iter().flatten().enumerate();
+    for (index, endpoint) in endpoints.filter(|_| slice.address_type != "FQDN") {
+        for (place, text) in endpoint.addresses.iter().enumerate() {
+            let reason = match text.parse::<Address>() {
+                Err(reason) => reason,
+                Ok(address) if address.0.is_ipv4() != (slice.address_type == "IPv4") => {
+                    format!("{address} is not of the type {}", slice.address_type)
+                }
+                Ok(address) => match not_a_host(address.0) {
+                    Some(reason) => format!("{address} is {reason}"),
+                    None => continue,
+                },
+            };
+            found.push((format!("endpoints[{index}].addresses[{place}]"), reason));
+        }
+    }
+    found
+}
+
+pub(super) fn node(node: &Node) -> Vec<Found> {
+    let cidrs = node.spec.iter().flat_map(|spec| spec.pod_cidrs.iter().flatten()).enumerate();
+    let bad = cidrs.filter(|(_, text)| text.parse::<IpNet>().map_or(true, |net| net != net.trunc()));
+    bad.map(|(index, text)| (format!("spec.podCIDRs[{index}]"), format!("{} is not a CIDR", quoted(text))))
+        .collect()
+}
+
+fn is_port(number: i32) -> bool {
+    (1..=65535).contains(&number)
+}
+
+/// Why a word is not one of those that there are.
+fn none_of(word: &str, words: &[&str]) -> Option<String> {
+    (!words.contains(&word)).then(|| format!("{} is none of {}", quoted(word), words.join(", ")))
+}

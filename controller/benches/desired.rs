@@ -1,4 +1,5 @@
-//! What `desired()` costs at 10,000 services with 10 backends each, beside a floor: copying its input. Wall-clock time
+//! What `desired()` costs at 10,000 services with 10 backends each, declared as LoadBalancers and as Kubernetes' Services with
+//! EndpointSlices, beside a floor: copying its input. Wall-clock time
 //! is that of the fastest and of the median run; processor time, which other load on the machine hardly touches, is
 //! the mean. Run with
 //! `cargo bench -p controller --no-default-features --bench desired`.
@@ -12,7 +13,6 @@ use controller::{
 use lb_bpf::{Installed, InstalledService, service::Endpoint};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt::Write,
     fs,
     hint::black_box,
     path::PathBuf,
@@ -30,9 +30,15 @@ const BACKENDS: usize = 10;
 const RUNS: usize = 25;
 
 fn main() {
-    for (name, check) in [("no checks", ""), ("HTTP checks", CHECK)] {
-        let (declared, observed) = settled(check);
-        println!("{SERVICES} services × {BACKENDS} backends, {name}");
+    let balancers = |check| files(|service| load_balancer(service, check));
+    let cases = [
+        ("LoadBalancers, no checks", balancers("")),
+        ("LoadBalancers, HTTP checks", balancers(CHECK)),
+        ("Services with EndpointSlices", files(service_and_slice)),
+    ];
+    for (name, files) in cases {
+        let (declared, observed) = settled(&files);
+        println!("{SERVICES} {name}, {BACKENDS} backends each");
         let floor = time(|| (), |()| black_box(copy(&declared, &observed)));
         floor.report("floor: copy the input", &floor);
         time(|| (), |()| black_box(desired(&declared, &observed))).report("desired()", &floor);
@@ -46,42 +52,59 @@ fn main() {
 
 /// All objects, statuses and results of checks, shared or not.
 fn copy(declared: &Declared, observed: &Observed) -> impl Sized {
-    let objects: Vec<_> = declared.load_balancers.iter().map(|(n, o)| (n.clone(), (**o).clone())).collect();
-    let statuses = &declared.statuses.load_balancers;
-    let statuses: Vec<_> = statuses.iter().map(|(n, s)| (n.clone(), (**s).clone())).collect();
+    fn all<T: Clone>(objects: &BTreeMap<String, Arc<T>>) -> Vec<(String, T)> {
+        objects.iter().map(|(name, object)| (name.clone(), (**object).clone())).collect()
+    }
+    let objects = (all(&declared.load_balancers), all(&declared.services), all(&declared.endpoint_slices));
+    let statuses = (all(&declared.statuses.load_balancers), all(&declared.statuses.services));
     (objects, statuses, (*observed.health).clone())
 }
 
 const CHECK: &str = ", policy: {healthCheck: {http: {path: /healthz}}}";
 
-/// Everything declared, given, healthy, installed and announced.
-fn settled(check: &str) -> (Declared, Observed) {
-    let mut objects = String::from(
+/// The objects of all services, and what they need. Files are limited in size.
+fn files(objects: impl Fn(usize) -> String) -> BTreeMap<PathBuf, String> {
+    let first = String::from(
         "kind: AddressPool\nmetadata: {name: vips}\nspec: {blocks: [{cidr: 10.64.0.0/16}]}\n---\n\
          kind: BGPRouter\nmetadata: {name: tor}\nspec: {asn: 65010}\n---\n\
          kind: BGPPeer\nmetadata: {name: tor}\nspec: {address: 10.0.0.1, asn: 65000}\n---\n\
          kind: BGPAdvertisement\nmetadata: {name: all}\nspec: {attributes: {communities: [\"65010:100\"]}}\n",
     );
-    for service in 0..SERVICES {
-        let backends: Vec<_> = (0..BACKENDS)
-            .map(|backend| {
-                let host = service * BACKENDS + backend;
-                format!("{{address: 10.{}.{}.{}}}", 128 + (host >> 16), (host >> 8) & 255, host & 255)
-            })
-            .collect();
-        let backends = backends.join(", ");
-        write!(
-            objects,
-            "---\nkind: LoadBalancer\nmetadata: {{name: service-{service}, labels: {{app: app-{service}}}}}\n\
-             spec: {{ports: [{{name: http, port: 80, targetPort: 8080}}], backends: [{backends}]{check}}}\n"
-        )
-        .unwrap();
-    }
-    // Files are limited in size.
-    let files = objects.split_inclusive("---\n").collect::<Vec<_>>();
-    let files = files.chunks(1000).enumerate();
-    let files = files.map(|(index, chunk)| (PathBuf::from(format!("{index}.yaml")), chunk.concat()));
-    let mut declared = parse_directory(&files.collect()).unwrap_or_else(|faults| panic!("{}", faults[0]));
+    let objects: Vec<_> = (0..SERVICES).map(objects).collect();
+    let texts = std::iter::once(first).chain(objects.chunks(1000).map(<[String]>::concat));
+    texts.enumerate().map(|(index, text)| (PathBuf::from(format!("{index}.yaml")), text)).collect()
+}
+
+fn load_balancer(service: usize, check: &str) -> String {
+    let backends =
+        backends(service).map(|address| format!("{{address: {address}}}")).collect::<Vec<_>>().join(", ");
+    format!(
+        "---\nkind: LoadBalancer\nmetadata: {{name: service-{service}, labels: {{app: app-{service}}}}}\n\
+         spec: {{ports: [{{name: http, port: 80, targetPort: 8080}}], backends: [{backends}]{check}}}\n"
+    )
+}
+
+fn service_and_slice(service: usize) -> String {
+    let metadata = format!("name: service-{service}, namespace: namespace-{}", service % 100);
+    let endpoints =
+        backends(service).map(|address| format!("{{addresses: [{address}]}}")).collect::<Vec<_>>().join(", ");
+    format!(
+        "---\nkind: Service\nmetadata: {{{metadata}, labels: {{app: app-{service}}}}}\n\
+         spec: {{type: LoadBalancer, loadBalancerClass: fairlead.dev/lb, ports: [{{name: http, port: 80}}]}}\n\
+         ---\nkind: EndpointSlice\nmetadata: {{{metadata}, labels: {{kubernetes.io/service-name: service-{service}}}}}\n\
+         addressType: IPv4\nports: [{{name: http, port: 8080}}]\nendpoints: [{endpoints}]\n"
+    )
+}
+
+/// Addresses of the backends of a service.
+fn backends(service: usize) -> impl Iterator<Item = String> {
+    let hosts = (0..BACKENDS).map(move |backend| service * BACKENDS + backend);
+    hosts.map(|host| format!("10.{}.{}.{}", 128 + (host >> 16), (host >> 8) & 255, host & 255))
+}
+
+/// Everything declared, given, healthy, installed and announced.
+fn settled(files: &BTreeMap<PathBuf, String>) -> (Declared, Observed) {
+    let mut declared = parse_directory(files).unwrap_or_else(|faults| panic!("{}", faults[0]));
     let mut observed = Observed {
         node: NodeInfo {
             name: "lb1".into(),

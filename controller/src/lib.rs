@@ -4,6 +4,7 @@ pub mod api;
 pub mod declared;
 pub mod desired;
 pub mod fault;
+pub mod import;
 pub mod object;
 pub mod observed;
 pub mod status;

@@ -11,6 +11,7 @@ use crate::{
     reconcile::Reconciler,
     serve::{
         api,
+        health_ports::serve_health_ports,
         instance::Instance,
         metrics, serve,
         socket::{ApiSocket, SocketError, bind_tcp},
@@ -203,6 +204,7 @@ async fn instance(
         flows: flows.clone(),
     };
     let mut parts = JoinSet::new();
+    parts.spawn(serve_health_ports(instance.view.clone()));
     parts.spawn(serve(api_socket, api::router(instance.clone())));
     parts.spawn(serve(metrics_socket, metrics::router(instance)));
     parts.spawn(reconciler.run(pass_seconds));

@@ -1,7 +1,7 @@
 //! What became of the declared objects, as one value: published to a store and given back by it.
 use crate::api::{
     AddressPoolStatus, BGPAdvertisementStatus, BGPPeerStatus, BGPRouterStatus, LoadBalancerStatus,
-    PacketFilterStatus, ServicePolicyStatus,
+    PacketFilterStatus, ServicePolicyStatus, node::NodeStatus,
 };
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
@@ -38,6 +38,9 @@ pub struct StatusSet {
     /// Of advertisements.
     #[serde(with = "shared")]
     pub advertisements: Statuses<BGPAdvertisementStatus>,
+    /// Of nodes, about their pod CIDRs.
+    #[serde(with = "shared")]
+    pub nodes: Statuses<NodeStatus>,
     /// Of packet filters.
     #[serde(with = "shared")]
     pub packet_filters: Statuses<PacketFilterStatus>,

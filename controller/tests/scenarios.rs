@@ -10,7 +10,7 @@ use bgp_speaker::config::{ExportPolicy, ImportFilter, PeerAsn, Route};
 use controller::{
     api::Community,
     declared::Declared,
-    desired::{Desired, Draft},
+    desired::{Desired, Draft, HealthPort},
     observed::{Failure, Health, NodeInfo, Observed},
     status::StatusSet,
     validate::parse_directory,
@@ -272,6 +272,9 @@ fn dump(desired: &Desired) -> String {
     if let Some(expiry) = desired.next_expiry {
         writeln!(out, "  next expiry {expiry}").unwrap();
     }
+    for (port, HealthPort { namespace, name, local_endpoints }) in &desired.health_ports {
+        writeln!(out, "  port {port}: {local_endpoints} local endpoints of {namespace}/{name}").unwrap();
+    }
     out += "routes\n";
     for route in &desired.routes {
         writeln!(out, "  {}", route_line(route)).unwrap();
@@ -433,6 +436,17 @@ fn status(status: &StatusSet, out: &mut String) {
         for released in &s.released {
             writeln!(out, "  released {} by {}", released.address, released.owner).unwrap();
         }
+        for released in &s.released_blocks {
+            writeln!(out, "  released {} by {}", released.cidr, released.owner).unwrap();
+        }
+        conditions(&s.conditions, out);
+    }
+    for (name, s) in &status.nodes {
+        write!(out, "Node {name}:").unwrap();
+        for block in &s.pod_cidrs {
+            write!(out, " {} of {},", block.cidr, block.pool.as_deref().unwrap_or("no pool")).unwrap();
+        }
+        out.push('\n');
         conditions(&s.conditions, out);
     }
     for (name, s) in &status.routers {

@@ -13,11 +13,11 @@ use bgp_speaker::{
 use std::future::ready;
 
 /// Announced by us and by the third one to us.
-const OURS: &str = "203.0.113.0/24";
+pub(super) const OURS: &str = "203.0.113.0/24";
 /// Announced by the router and by the third one to it.
-const THEIRS: &str = "10.1.0.0/16";
-const THIRD: &str = "198.18.0.3";
-const THIRD_ASN: u32 = 65003;
+pub(super) const THEIRS: &str = "10.1.0.0/16";
+pub(super) const THIRD: &str = "198.18.0.3";
+pub(super) const THIRD_ASN: u32 = 65003;
 
 fn route(prefix: &str, to: &str) -> Route {
     let peers = Some([to.parse().unwrap()].into());
@@ -25,7 +25,7 @@ fn route(prefix: &str, to: &str) -> Route {
 }
 
 /// The third speaker, with what it announces to us and to the router.
-async fn third() -> Handle {
+pub(super) async fn third() -> Handle {
     let third = spawn();
     let local = THIRD.parse().unwrap();
     third.set_global(Global { asn: Asn(THIRD_ASN), router_id: local, listen: [].into() }).await.unwrap();
@@ -109,13 +109,13 @@ fn both_ways<R>(start: impl FnOnce(&Cable) -> R, shown: impl Fn(&R, &str) -> Str
 }
 
 /// Whether a text has the AS path, and not as the beginning of a longer one.
-fn has_path(shown: &str, path: &str) -> bool {
+pub(super) fn has_path(shown: &str, path: &str) -> bool {
     let rest = |at: usize| shown[at + path.len()..].trim_start_matches(' ');
     shown.match_indices(path).any(|(at, _)| !rest(at).starts_with(|next: char| next.is_ascii_digit()))
 }
 
-#[test]
-fn bird() {
+/// BIRD with both sessions, and all paths on ours.
+pub(super) fn launch_bird(cable: &Cable) -> Bird {
     let config = format!(
         "router id {ROUTER};
 protocol device {{}}
@@ -128,10 +128,17 @@ protocol bgp peer from session {{ neighbor {US} as {OUR_ASN}; ipv4 {{ import all
 protocol bgp third from session {{ neighbor {THIRD} as {THIRD_ASN}; ipv4 {{ import all; export none; }}; }}
 "
     );
-    both_ways(
-        |cable| Bird::launch(cable, &config),
-        |bird, prefix| bird.ask(&format!("show route all where net = {prefix}")),
-    );
+    Bird::launch(cable, &config)
+}
+
+/// What it says of a prefix.
+pub(super) fn shown_by_bird(bird: &Bird, prefix: &str) -> String {
+    bird.ask(&format!("show route all where net = {prefix}"))
+}
+
+#[test]
+fn bird() {
+    both_ways(launch_bird, shown_by_bird);
 }
 
 #[test]

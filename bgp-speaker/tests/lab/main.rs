@@ -17,5 +17,6 @@ mod raw;
 mod restart;
 mod routers;
 mod sessions;
+mod succession;
 mod transport;
 mod unnumbered;

@@ -12,10 +12,10 @@ use std::process::Command;
 
 const OURS: [&str; 2] = ["203.0.113.0/24", "2001:db8:1::/48"];
 /// The router's link-local address, on all its links.
-const SAME: &str = "fe80::1";
+pub(super) const SAME: &str = "fe80::1";
 
 /// A cable whose ends have link-local addresses only, and an address of each side for packets.
-fn cable() -> Cable {
+pub(super) fn cable() -> Cable {
     let cable = Cable::new();
     for (namespace, link, v4, v6) in [
         (&cable.us, "us0", "203.0.113.1", "2001:db8:1::1"),
@@ -46,7 +46,7 @@ fn rename(cable: &Cable, link: &str) {
     run("ip", &["-n", &cable.router, "address", "add", &format!("{SAME}/64"), "dev", link, "nodad"]);
 }
 
-fn daemon(cable: &Cable, interfaces: &[&str], more: &str) -> Process {
+pub(super) fn daemon(cable: &Cable, interfaces: &[&str], more: &str) -> Process {
     let peer = |interface: &&str| {
         format!(
             "{{interface: {interface}, asn: external, timers: {{holdSeconds: 9, connectRetrySeconds: 1}}, \
@@ -71,7 +71,7 @@ fn is_up(cable: &Cable, interface: &str) -> bool {
 }
 
 /// Gateway and interface of each way that our kernel has to a prefix, in order.
-fn ways(cable: &Cable, prefix: &str) -> Vec<String> {
+pub(super) fn ways(cable: &Cable, prefix: &str) -> Vec<String> {
     let family = if prefix.contains(':') { "-6" } else { "-4" };
     let text = run("ip", &["-n", &cable.us, family, "-j", "route", "show", "proto", "179"]);
     let all: Vec<Value> = serde_json::from_str(&text).unwrap_or_default();
@@ -91,7 +91,7 @@ fn pings(cable: &Cable, from: &str, to: &str) -> bool {
     Command::new("ip").args(arguments).output().unwrap().status.success()
 }
 
-fn packets_pass(cable: &Cable) {
+pub(super) fn packets_pass(cable: &Cable) {
     for (from, to) in [("203.0.113.1", "10.1.0.1"), ("2001:db8:1::1", "2001:db8:a::1")] {
         wait_until(to, || pings(cable, from, to));
     }
@@ -153,9 +153,8 @@ fn two_links_to_frr() {
     assert!(THEIRS.iter().all(|prefix| ways(&cable, prefix).is_empty()));
 }
 
-#[test]
-fn bird_with_bfd() {
-    let cable = cable();
+/// BIRD on the cable, with BFD.
+pub(super) fn launch_bird(cable: &Cable) -> Bird {
     let addresses =
         run("ip", &["-n", &cable.us, "-j", "-6", "address", "show", "dev", "us0", "scope", "link"]);
     let addresses: Value = serde_json::from_str(&addresses).unwrap();
@@ -178,7 +177,13 @@ protocol bgp peer {{
 ",
         THEIRS[0], THEIRS[1]
     );
-    let router = Bird::launch(&cable, &config);
+    Bird::launch(cable, &config)
+}
+
+#[test]
+fn bird_with_bfd() {
+    let cable = cable();
+    let router = launch_bird(&cable);
     let _ours = daemon(&cable, &["us0"], ", bfd: {minTxMillis: 50, minRxMillis: 50, multiplier: 3}");
     for prefix in THEIRS {
         wait_until(prefix, || ways(&cable, prefix) == [format!("{SAME} us0")]);

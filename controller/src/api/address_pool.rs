@@ -1,4 +1,4 @@
-//! AddressPool: blocks of addresses that services (or, later, nodes) are given from.
+//! AddressPool: blocks of addresses that services are given from, or the pods of nodes.
 use super::{
     crds::rules,
     scalar::{Address, Cidr, Ipv4Length, Ipv6Length, Seconds},
@@ -41,6 +41,9 @@ use std::net::IpAddr;
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = rules(&[
+    ("(self.use == 'PodCIDR') == has(self.nodeMask)", NODE_MASK),
+])))]
 pub struct AddressPoolSpec {
     /// What the addresses are for.
     #[serde(default, rename = "use")]
@@ -58,7 +61,7 @@ pub struct AddressPoolSpec {
     /// Of several pools that match, the one with the highest priority is used first.
     #[serde(default)]
     pub priority: i32,
-    /// How long, in seconds, a released address rests before another service may have it.
+    /// How long, in seconds, a released address rests before another service may have it, or a block before another node.
     #[serde(default = "no_seconds")]
     pub reuse_delay_seconds: Seconds,
     /// Services that may have an address from here, by their labels.
@@ -77,6 +80,9 @@ pub struct AddressPoolSpec {
     #[serde(default)]
     pub node_selector: Selector,
 }
+
+/// Which pools have a size of blocks.
+pub(crate) const NODE_MASK: &str = "nodeMask is needed with use PodCIDR, and only there";
 
 /// What the addresses of a pool are for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -150,13 +156,16 @@ pub struct AddressPoolStatus {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
-    /// IPv4 addresses in numbers.
+    /// IPv4 addresses in numbers; of `use: PodCIDR`, blocks of nodes.
     pub ipv4: AddressCounts,
-    /// IPv6 addresses in numbers.
+    /// IPv6 addresses in numbers; of `use: PodCIDR`, blocks of nodes.
     pub ipv6: AddressCounts,
     /// Addresses that rest until the reuse delay is over, sorted by address.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub released: Vec<ReleasedAddress>,
+    /// Blocks of nodes that rest until the reuse delay is over, sorted.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub released_blocks: Vec<ReleasedBlock>,
 }
 
 /// Addresses of one family in numbers; each is cut off at 9223372036854775807.
@@ -165,7 +174,7 @@ pub struct AddressPoolStatus {
 pub struct AddressCounts {
     /// In the blocks, without what is reserved.
     pub total: i64,
-    /// Given to services.
+    /// Given to services, or nodes.
     pub assigned: i64,
     /// Resting until the reuse delay is over.
     pub released: i64,
@@ -183,6 +192,18 @@ pub struct ReleasedAddress {
     /// When it was given back.
     pub released_at: Time,
     /// Who had it, `KIND/NAME`: the same owner may have it back at once.
+    pub owner: String,
+}
+
+/// A block whose node is gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ReleasedBlock {
+    /// The block.
+    pub cidr: Cidr,
+    /// When it was given back.
+    pub released_at: Time,
+    /// The node that had it: should it come back, it may have it at once.
     pub owner: String,
 }
 

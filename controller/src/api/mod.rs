@@ -16,6 +16,7 @@ pub mod community;
 pub mod crds;
 pub mod kind;
 pub mod load_balancer;
+pub mod node;
 pub mod node_state;
 pub mod packet;
 pub mod packet_filter;

@@ -45,7 +45,10 @@ impl Args {
 
 /// Whether an object can have this name, as far as it matters here: others would have to be escaped in the path.
 fn is_plain(name: &str) -> bool {
-    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-./".contains(&b))
+    name.split('/').all(|part| {
+        part.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.')
+    })
 }
 
 /// One object as it is, several as a List, as kubectl prints them.
@@ -90,7 +93,7 @@ fn columns(kind: Kind) -> Vec<(String, JsonPath)> {
             &[("NAMESPACE", ".metadata.namespace"), ("ENDPOINTS", ".endpoints[*].addresses")]
         }
         Kind::Namespace => &[("LABELS", ".metadata.labels")],
-        Kind::Node => &[("LABELS", ".metadata.labels"), ("POD-CIDRS", ".spec.podCIDRs")],
+        Kind::Node => &[("LABELS", ".metadata.labels"), ("POD-CIDRS", ".status.podCIDRs[*].cidr")],
         Kind::Secret => &[("KEYS", ".keys")],
         _ => &[],
     };

@@ -16,6 +16,7 @@ mod crds;
 mod demo;
 mod flows;
 mod get;
+mod import;
 mod json_path;
 pub(crate) mod output;
 mod services;
@@ -128,6 +129,7 @@ enum Command {
     Bgp(bgp::Args),
     Crds(crds::Args),
     Demo(demo::Args),
+    Import(import::Args),
 }
 
 impl Command {
@@ -147,6 +149,7 @@ impl Command {
             Command::Bgp(args) => args.run(),
             Command::Crds(args) => args.run(),
             Command::Demo(args) => args.run(),
+            Command::Import(args) => args.run(),
         }
     }
 }

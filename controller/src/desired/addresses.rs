@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     api::{
-        AddressPool, Kind, LoadBalancerStatus, PoolUse,
+        AddressPool, AddressPoolSpec, Kind, LoadBalancerStatus, PoolUse,
         address_pool::{AddressCounts, ReleasedAddress},
         load_balancer::AssignedAddress,
         scalar::Address,
@@ -108,16 +108,25 @@ pub(super) fn service_pools(declared: &Declared) -> impl Iterator<Item = (&Strin
 
 fn pool(object: &AddressPool) -> Pool {
     let spec = &object.spec;
-    // Validation has refused blocks that are no ranges.
-    let range = |(first, last)| Range::new(first, last).ok();
     Pool {
-        blocks: spec.blocks.iter().filter_map(|block| block.bounds().and_then(range)).collect(),
-        reserved: spec.reserved.iter().filter_map(|cidr| Range::try_from(cidr.0).ok()).collect(),
+        blocks: ranges(spec),
+        reserved: reserved(spec),
         auto_assign: spec.auto_assign,
         priority: spec.priority,
         reuse_delay_seconds: spec.reuse_delay_seconds.get().into(),
         disabled: spec.disabled,
     }
+}
+
+/// The blocks of a pool. Validation has refused those that are no ranges.
+pub(super) fn ranges(spec: &AddressPoolSpec) -> Vec<Range> {
+    let range = |(first, last)| Range::new(first, last).ok();
+    spec.blocks.iter().filter_map(|block| block.bounds().and_then(range)).collect()
+}
+
+/// What a pool reserves.
+pub(super) fn reserved(spec: &AddressPoolSpec) -> Vec<Range> {
+    spec.reserved.iter().filter_map(|cidr| Range::try_from(cidr.0).ok()).collect()
 }
 
 fn held(declared: &Declared) -> Held {

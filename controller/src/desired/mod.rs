@@ -5,6 +5,7 @@
 mod addresses;
 mod endpoints;
 mod filters;
+mod pod_cidrs;
 mod routes;
 mod services;
 mod sources;
@@ -18,15 +19,19 @@ pub use speaker::Speaker;
 pub(crate) use speaker::md5_key;
 
 use crate::{
-    api::{BGPPeer, BGPRouter, bgp_peer::Discover},
+    api::{
+        BGPPeer, BGPRouter,
+        bgp_peer::Discover,
+        node::{is_cordoned, is_excluded},
+    },
     declared::Declared,
     observed::{NodeInfo, Observed, Targets},
-    status::StatusSet,
+    status::{Conditions, StatusSet},
 };
 use bgp_speaker::PeerId;
 use bgp_speaker::config::Route;
-use ipam::Assignments;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use ipam::{Assignments, pod_cidr::BlockAssignments};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use lb_bpf::Installed;
 use std::collections::BTreeMap;
 
@@ -45,8 +50,21 @@ pub struct Desired {
     /// When the next packet filter expires, in seconds since the epoch: then something else is desired. None: no one
     /// does.
     pub next_expiry: Option<u64>,
+    /// Ports where a load balancer in front of this node asks for endpoints, by number.
+    pub health_ports: BTreeMap<u16, HealthPort>,
     /// To be published.
     pub status: StatusSet,
+}
+
+/// What is to be answered at the health check node port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthPort {
+    /// Namespace of the Service.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its endpoints on this node that are ready.
+    pub local_endpoints: usize,
 }
 
 /// What this node should have, given what users declared and what the node observes.
@@ -62,6 +80,7 @@ pub struct Draft<'a> {
     node: Node<'a>,
     /// Without those of claims, which are with their services.
     assignments: Assignments,
+    blocks: BlockAssignments,
     services: services::Services<'a>,
     filters: filters::Filters<'a>,
     speaker: Result<Option<Speaker>, speaker::NoRouterId>,
@@ -74,11 +93,12 @@ impl<'a> Draft<'a> {
         let sources = sources::Source::all(declared, &node);
         let mut assignments = addresses::assign(declared, &sources, observed.now);
         let claims = std::mem::take(&mut assignments.claims);
+        let blocks = pod_cidrs::assign(declared, observed.now);
         let mut services = services::Services::new(sources, observed, &node, claims);
         let mut filters = filters::Filters::new(declared, observed, &node);
         services.datapath.filters = std::mem::take(&mut filters.rules);
         let speaker = speaker::speaker(&node, &declared.secrets, observed, &services.datapath);
-        Draft { declared, observed, node, assignments, services, filters, speaker }
+        Draft { declared, observed, node, assignments, blocks, services, filters, speaker }
     }
 
     /// For the datapath.
@@ -101,12 +121,15 @@ impl<'a> Draft<'a> {
         let held = services::Held::new(&self.services, installed);
         let announcements = routes::announce(&self, &held);
         let status = status::status(&self, &held, &installed.filters, &announcements);
+        let health_ports =
+            self.services.all.iter().filter_map(|balanced| balanced.source.health_port()).collect();
         Desired {
             datapath: self.services.datapath,
             targets: self.services.targets,
             speaker: self.speaker.unwrap_or_default(),
             routes: announcements.routes,
             next_expiry: self.filters.next_expiry,
+            health_ports,
             status,
         }
     }
@@ -124,12 +147,17 @@ struct Node<'a> {
     established: BTreeMap<PeerId, usize>,
     /// Whether it balances: a router selects it, or there are no routers at all.
     balances: bool,
+    /// Whether load balancers are not to use it.
+    is_excluded: bool,
+    /// Whether it is cordoned: routers are asked to look for other ways (RFC 8326).
+    is_cordoned: bool,
 }
 
 impl<'a> Node<'a> {
     fn new(declared: &'a Declared, observed: &'a Observed) -> Self {
         let name = &observed.node.name;
-        let mut labels = declared.nodes.get(name).map_or_else(BTreeMap::new, |n| labels(&n.metadata).clone());
+        let own = declared.nodes.get(name);
+        let mut labels = own.map_or_else(BTreeMap::new, |n| labels(&n.metadata).clone());
         labels.insert("kubernetes.io/hostname".to_owned(), name.clone());
         let router = declared.routers.iter().find(|(_, router)| router.spec.node_selector.matches(&labels));
         let mut peers = BTreeMap::new();
@@ -149,7 +177,16 @@ impl<'a> Node<'a> {
         }
         let balances = router.is_some() || declared.routers.is_empty();
         let router = router.map(|(name, router)| (name.as_str(), &**router));
-        Node { name, labels, router, peers, established, balances }
+        Node {
+            name,
+            labels,
+            router,
+            peers,
+            established,
+            balances,
+            is_excluded: own.is_some_and(|node| is_excluded(node)),
+            is_cordoned: own.is_some_and(|node| is_cordoned(node)),
+        }
     }
 }
 
@@ -194,6 +231,15 @@ fn joined<'a, K: Ord, A, B>(
         while others.next_if(|(other, _)| *other < key).is_some() {}
         (key, value, others.next_if(|(other, _)| *other == key).map(|(_, value)| value))
     })
+}
+
+/// The conditions of an object, from those before.
+fn conditions<'a>(
+    draft: &Draft<'a>,
+    before: Option<&'a Vec<Condition>>,
+    generation: Option<i64>,
+) -> Conditions<'a> {
+    Conditions::new(before.map_or(&[], Vec::as_slice), generation, draft.observed.now)
 }
 
 static NO_LABELS: BTreeMap<String, String> = BTreeMap::new();

@@ -5,7 +5,7 @@
 //! merged for it: all communities of both, the highest LOCAL_PREF, the lowest MED, the fewest prepends, link bandwidth if one has it (a value that
 //! neither names stays unset): an advertisement added never makes a route less attractive.
 use super::{
-    Draft, NO_LABELS, labels,
+    Draft, NO_LABELS, labels, pod_cidrs,
     services::{Balanced, Held},
     speaker::by_kind,
 };
@@ -13,6 +13,7 @@ use crate::api::{
     BGPAdvertisement, BGPPeer,
     bgp_advertisement::{LinkBandwidth, Source},
     bgp_peer,
+    node::EXCLUDED,
 };
 use bgp_speaker::{
     PeerId,
@@ -40,6 +41,8 @@ pub enum NotAnnounced {
     NodeNotSelected,
     /// The speaker cannot run without a router ID.
     NoRouterId,
+    /// The node has the label that load balancers are not to use it.
+    NodeExcluded,
     /// No BGPAdvertisement selects the service, its pool and this node.
     NoAdvertisement,
     /// The advertisements that do select no peer of this node.
@@ -66,6 +69,7 @@ impl NotAnnounced {
             NotAnnounced::NoRouter => "NoRouter",
             NotAnnounced::NodeNotSelected => "NodeNotSelected",
             NotAnnounced::NoRouterId => "NoRouterID",
+            NotAnnounced::NodeExcluded => "NodeExcluded",
             NotAnnounced::NoAdvertisement => "NoAdvertisement",
             NotAnnounced::NoPeer => "NoPeer",
             NotAnnounced::NotInstalled => "NotInstalled",
@@ -82,6 +86,7 @@ impl fmt::Display for NotAnnounced {
             NotAnnounced::NoRouter => f.write_str("there is no BGPRouter"),
             NotAnnounced::NodeNotSelected => f.write_str("no BGPRouter selects this node"),
             NotAnnounced::NoRouterId => f.write_str("the BGP speaker has no router ID"),
+            NotAnnounced::NodeExcluded => write!(f, "this node has the label {EXCLUDED}"),
             NotAnnounced::NoAdvertisement => f.write_str("no BGPAdvertisement selects it on this node"),
             NotAnnounced::NoPeer => f.write_str("its BGPAdvertisements select no peer of this node"),
             NotAnnounced::NotInstalled => f.write_str("the datapath does not hold it yet"),
@@ -136,6 +141,9 @@ pub(super) fn announce(draft: &Draft<'_>, held: &Held<'_>) -> Announcements {
             if draft.speaker.is_err() {
                 return Err(NotAnnounced::NoRouterId);
             }
+            if draft.node.is_excluded {
+                return Err(NotAnnounced::NodeExcluded);
+            }
             let pool = balanced.assignment.addresses.get(*address).and_then(|given| given.pool.as_ref());
             let pool = pool.and_then(|pool| draft.declared.pools.get(&**pool));
             let pool_labels = pool.map_or(&NO_LABELS, |pool| labels(&pool.metadata));
@@ -155,7 +163,7 @@ pub(super) fn announce(draft: &Draft<'_>, held: &Held<'_>) -> Announcements {
                 let least = u32::from(balanced.source.local_only);
                 match serving.meets(rule.advertisement.spec.min_healthy.get().max(least)) {
                     Ok(()) => {
-                        prefixes.push((rule.prefix(*address), *index, serving.weight));
+                        prefixes.push((rule.prefix((*address).into()), *index, serving.weight));
                         match peers.is_empty() {
                             true => peers = Cow::Borrowed(hearing),
                             false => peers.to_mut().extend(hearing),
@@ -175,6 +183,7 @@ pub(super) fn announce(draft: &Draft<'_>, held: &Held<'_>) -> Announcements {
         });
         outcomes.push(outcome.collect());
     }
+    announce_blocks(draft, &rules, &mut prefixes, &mut advertisements);
     let mut merged = Merged { rules: &rules, all: draft.node.peers.len(), known: BTreeMap::new() };
     prefixes.sort_unstable();
     let mut routes = Vec::with_capacity(prefixes.len());
@@ -196,6 +205,30 @@ pub(super) fn announce(draft: &Draft<'_>, held: &Held<'_>) -> Announcements {
     }
     let names = rules.iter().map(|rule| rule.name.to_owned());
     Announcements { routes, outcomes, advertisements: names.zip(advertisements).collect() }
+}
+
+/// The pod CIDRs of this node.
+fn announce_blocks(
+    draft: &Draft<'_>,
+    rules: &[Rule<'_>],
+    prefixes: &mut Vec<(IpNet, usize, u64)>,
+    advertisements: &mut [Advertised],
+) {
+    let speaks = draft.node.router.is_some() && draft.speaker.is_ok();
+    for (net, pool) in pod_cidrs::effective(draft.declared, &draft.node, &draft.blocks).filter(|_| speaks) {
+        let pool = pool.and_then(|pool| draft.declared.pools.get(&**pool));
+        let pool_labels = pool.map_or(&NO_LABELS, |pool| labels(&pool.metadata));
+        for (index, rule) in rules.iter().enumerate() {
+            let spec = &rule.advertisement.spec;
+            if spec.source != Source::PodCIDR || !spec.pool_selector.matches(pool_labels) {
+                continue;
+            }
+            match rule.hearing[Family::of(net.addr()) as usize].is_empty() {
+                true => advertisements[index].withheld += 1,
+                false => prefixes.push((rule.prefix(net), index, 0)),
+            }
+        }
+    }
 }
 
 impl NotAnnounced {
@@ -265,10 +298,8 @@ struct Rule<'a> {
 
 impl<'a> Rule<'a> {
     fn all(draft: &Draft<'a>) -> Vec<Self> {
-        let applies = |advertisement: &BGPAdvertisement| {
-            advertisement.spec.source == Source::LoadBalancer
-                && advertisement.spec.node_selector.matches(&draft.node.labels)
-        };
+        let applies =
+            |advertisement: &BGPAdvertisement| advertisement.spec.node_selector.matches(&draft.node.labels);
         let rule = |(name, advertisement): (&'a String, &'a Arc<BGPAdvertisement>)| {
             let selects = |peer: &BGPPeer| advertisement.spec.peer_selector.matches(labels(&peer.metadata));
             let peers = draft.node.peers.iter().filter(|(_, (_, peer))| selects(peer));
@@ -288,17 +319,20 @@ impl<'a> Rule<'a> {
     }
 
     fn selects(&self, balanced: &Balanced<'_>) -> bool {
-        self.advertisement.spec.service_selector.matches(balanced.source.labels())
+        let spec = &self.advertisement.spec;
+        spec.source == Source::LoadBalancer && spec.service_selector.matches(balanced.source.labels())
     }
 
-    fn prefix(&self, address: IpAddr) -> IpNet {
+    /// What is announced of a prefix: it, or the aggregate that has it.
+    fn prefix(&self, net: IpNet) -> IpNet {
         let aggregate = self.advertisement.spec.aggregate.as_ref();
-        let length = match address {
-            IpAddr::V4(_) => aggregate.and_then(|a| a.ipv4).map_or(32, |length| length.get()),
-            IpAddr::V6(_) => aggregate.and_then(|a| a.ipv6).map_or(128, |length| length.get()),
+        let length = match net {
+            IpNet::V4(_) => aggregate.and_then(|a| a.ipv4).map(|length| length.get()),
+            IpNet::V6(_) => aggregate.and_then(|a| a.ipv6).map(|length| length.get()),
         };
-        // The length types hold no more than the family has bits.
-        IpNet::new(address, length).map_or_else(|_| address.into(), |net| net.trunc())
+        let length = length.map_or(net.prefix_len(), |length| length.min(net.prefix_len()));
+        // No longer than the prefix itself.
+        IpNet::new(net.addr(), length).map_or(net, |net| net.trunc())
     }
 }
 

@@ -1,6 +1,6 @@
 //! What is to be balanced, in one form: LoadBalancers, and Kubernetes' Services of our class with their endpoints.
 use super::{
-    Node,
+    HealthPort, Node,
     endpoints::{Slices, State},
     joined, labels,
 };
@@ -46,6 +46,8 @@ pub(super) struct Source<'a> {
     pub(super) wish: Wish,
     /// Whether only hosts on this node are used, so that a node without any must not announce.
     pub(super) local_only: bool,
+    /// The node's port where it is asked for local endpoints.
+    health_check_node_port: Option<u16>,
     /// What cannot be done for it.
     pub(super) refused: Vec<String>,
 }
@@ -118,6 +120,14 @@ impl<'a> Source<'a> {
     /// Its age as that of its claim: seconds since the epoch, 0 when unknown.
     pub(super) fn created(&self) -> u64 {
         created(self.metadata)
+    }
+
+    /// What is to be answered at its health check node port, and the port.
+    pub(super) fn health_port(&self) -> Option<(u16, HealthPort)> {
+        let port = self.health_check_node_port.filter(|port| self.local_only && *port > 0)?;
+        let (namespace, name) = self.name.split_once('/')?;
+        let local_endpoints = self.hosts.iter().filter(|host| host.is_up && host.weight > 0).count();
+        Some((port, HealthPort { namespace: namespace.to_owned(), name: name.to_owned(), local_endpoints }))
     }
 
     fn of_load_balancer(
@@ -197,6 +207,7 @@ impl<'a> Source<'a> {
             ports: ports.collect(),
             wish: Wish { request, sharing: Sharing::OnRequest, needs_all: false, fault: None },
             local_only: false,
+            health_check_node_port: None,
             refused,
         };
         if spreads {
@@ -249,6 +260,7 @@ impl<'a> Source<'a> {
             ports,
             wish: Wish::of_service(object, spec, before),
             local_only,
+            health_check_node_port: spec.health_check_node_port.and_then(|port| u16::try_from(port).ok()),
             refused,
         };
         source.refuse_translation();

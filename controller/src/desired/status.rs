@@ -1,9 +1,9 @@
 //! Statuses: how every declared object stands on this node. Conditions are of positive polarity, reasons are one
 //! CamelCase word, messages have numbers.
 use super::{
-    Draft, NotAnnounced, addresses,
+    Draft, NotAnnounced, addresses, conditions,
     filters::{Filtering, ROOM, Standing},
-    labels, peer_id,
+    labels, peer_id, pod_cidrs,
     routes::{Announced, Announcements},
     services::{Backends, Balanced, Held},
     sources::Wish,
@@ -11,14 +11,14 @@ use super::{
 use crate::{
     api::{
         AddressPoolStatus, BGPAdvertisementStatus, BGPPeerStatus, BGPRouterStatus, Kind, LoadBalancerStatus,
-        PacketFilterStatus, PoolUse, ServicePolicy, ServicePolicyStatus, address_pool::AddressPool,
+        PacketFilterStatus, ServicePolicy, ServicePolicyStatus, address_pool::AddressPool,
         packet_filter::RuleStatus,
     },
     status::{Conditions, StatusSet, Statuses, Verdict},
 };
 use bgp_speaker::PeerId;
 use ipam::{Assignment, Overlap, Remark, Unassigned};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use lb_bpf::{InstalledService, service::Service};
 use std::{
     borrow::Cow,
@@ -48,6 +48,7 @@ pub(super) fn status(
         routers: routers(draft, &faults),
         peers: peers(draft, &faults),
         advertisements: advertisements(draft, &faults, announcements),
+        nodes: pod_cidrs::statuses(draft),
         packet_filters: packet_filters(draft, &faults, filters),
     }
 }
@@ -271,22 +272,28 @@ fn pools(draft: &Draft<'_>, faults: &Faults<'_>) -> Statuses<AddressPoolStatus> 
             status.ipv4 = addresses::counts(&usage.ipv4);
             status.ipv6 = addresses::counts(&usage.ipv6);
             status.released = addresses::released(&draft.assignments, object);
-            available(object, &status, &mut conditions);
+            available(object, "addresses", &status, &mut conditions);
             disjoint(name, &draft.assignments.overlaps, &mut conditions);
+        }
+        if let Some(usage) = draft.blocks.pools.get(name.as_str()) {
+            status.ipv4 = addresses::counts(&usage.ipv4);
+            status.ipv6 = addresses::counts(&usage.ipv6);
+            status.released_blocks = pod_cidrs::released(&draft.blocks, object);
+            available(object, "blocks", &status, &mut conditions);
         }
         status.conditions = conditions.finish();
         (name.clone(), Arc::new(status))
     };
-    draft.declared.pools.iter().filter(|(_, p)| p.spec.usage == PoolUse::LoadBalancer).map(pool).collect()
+    draft.declared.pools.iter().map(pool).collect()
 }
 
-fn available(object: &AddressPool, status: &AddressPoolStatus, conditions: &mut Conditions<'_>) {
+fn available(object: &AddressPool, what: &str, status: &AddressPoolStatus, conditions: &mut Conditions<'_>) {
     const TYPE: &str = "AddressesAvailable";
     let families = [("IPv4", status.ipv4), ("IPv6", status.ipv6)];
     let of: Vec<_> = families
         .iter()
         .filter(|(_, counts)| counts.total > 0)
-        .map(|(family, counts)| format!("{} of {} {family} addresses free", counts.available, counts.total))
+        .map(|(family, counts)| format!("{} of {} {family} {what} free", counts.available, counts.total))
         .collect();
     let exhausted = families.iter().any(|(_, counts)| counts.total > 0 && counts.available == 0);
     match (object.spec.disabled, of.is_empty(), exhausted) {
@@ -510,12 +517,4 @@ fn filter_programmed(filter: &Filtering<'_>, held: &BTreeSet<String>, conditions
             conditions.set(TYPE, held == of, reason, format!("{held} of {of} rules installed"));
         }
     }
-}
-
-fn conditions<'a>(
-    draft: &Draft<'a>,
-    before: Option<&'a Vec<Condition>>,
-    generation: Option<i64>,
-) -> Conditions<'a> {
-    Conditions::new(before.map_or(&[], Vec::as_slice), generation, draft.observed.now)
 }

@@ -71,7 +71,7 @@ impl Instance {
             }
             // Nobody declares it: see `node_state`.
             Kind::NodeState => BTreeMap::new(),
-            Kind::Node => with_status(&declared.nodes, &Statuses::<()>::new()),
+            Kind::Node => with_status(&declared.nodes, &status.nodes),
             Kind::Secret => with_status(&declared.secrets, &Statuses::<()>::new()),
         }
     }
@@ -220,6 +220,7 @@ fn conditions(view: &View) -> Vec<ConditionRow> {
     status.load_balancers.iter().for_each(|(name, s)| add(Kind::LoadBalancer, name, &s.conditions));
     status.services.iter().for_each(|(name, s)| add(Kind::Service, name, &s.conditions));
     status.policies.iter().for_each(|(name, s)| add(Kind::ServicePolicy, name, &s.conditions));
+    status.nodes.iter().for_each(|(name, s)| add(Kind::Node, name, &s.conditions));
     status.routers.iter().for_each(|(name, s)| add(Kind::BGPRouter, name, &s.conditions));
     status.peers.iter().for_each(|(name, s)| add(Kind::BGPPeer, name, &s.conditions));
     status.advertisements.iter().for_each(|(name, s)| add(Kind::BGPAdvertisement, name, &s.conditions));

@@ -12,6 +12,7 @@ use tokio::{task::JoinSet, time::timeout};
 pub mod api;
 mod families;
 mod flows;
+pub mod health_ports;
 pub mod instance;
 pub mod metrics;
 mod node_state;

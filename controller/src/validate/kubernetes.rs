@@ -1,11 +1,11 @@
 //! Rules for Kubernetes' own kinds in files: what an API server would refuse, as far as it counts here.
 use super::object::{Found, not_a_host, not_a_service};
 use crate::api::{
-    Address,
+    Address, Cidr,
+    node::{POD_CIDR_BLOCKS, pod_cidr_blocks},
     scalar::quoted,
     service::{Requested, is_ours, source_ranges},
 };
-use ipnet::IpNet;
 use k8s_openapi::api::{
     core::v1::{Node, Service, ServicePort},
     discovery::v1::EndpointSlice,
@@ -116,9 +116,10 @@ pub(super) fn endpoint_slice(slice: &EndpointSlice) -> Vec<Found> {
 
 pub(super) fn node(node: &Node) -> Vec<Found> {
     let cidrs = node.spec.iter().flat_map(|spec| spec.pod_cidrs.iter().flatten()).enumerate();
-    let bad = cidrs.filter(|(_, text)| text.parse::<IpNet>().map_or(true, |net| net != net.trunc()));
-    bad.map(|(index, text)| (format!("spec.podCIDRs[{index}]"), format!("{} is not a CIDR", quoted(text))))
-        .collect()
+    let bad = cidrs
+        .filter_map(|(index, text)| Some((format!("spec.podCIDRs[{index}]"), text.parse::<Cidr>().err()?)));
+    let count = pod_cidr_blocks(node).err();
+    bad.chain(count.map(|reason| (format!("metadata.annotations.{POD_CIDR_BLOCKS}"), reason))).collect()
 }
 
 fn is_port(number: i32) -> bool {

@@ -4,7 +4,7 @@ use crate::{
     api::{
         AddressPoolSpec, BGPAdvertisementSpec, BGPPeerSpec, BGPRouterSpec, Cidr, LoadBalancerSpec,
         PacketFilterSpec, PoolUse, Selector,
-        address_pool::{ONE_BLOCK, ONE_FAMILY},
+        address_pool::{NODE_MASK, ONE_BLOCK, ONE_FAMILY},
         bgp_advertisement::Source,
         bgp_peer::{
             EVERYBODY, HOLD_TIME, KEEPALIVE, KEYS_OF_ADDRESSES, LOCAL_ADDRESS, LOCAL_FAMILY, ON_LINK,
@@ -81,9 +81,8 @@ impl Faults {
     }
 
     fn pool(&mut self, spec: &AddressPoolSpec) {
-        self.not_yet(spec.usage != PoolUse::LoadBalancer, "use");
-        self.not_yet(spec.node_mask.is_some(), "nodeMask");
-        self.not_yet(!spec.node_selector.is_everything(), "nodeSelector");
+        self.selector("nodeSelector", &spec.node_selector);
+        self.node_mask(spec);
         self.selector("serviceSelector", &spec.service_selector);
         self.selector("namespaceSelector", &spec.namespace_selector);
         for (index, block) in spec.blocks.iter().enumerate() {
@@ -115,6 +114,32 @@ impl Faults {
                 format!("reserved[{index}]"),
                 format!("{reserved} is not within one of the blocks"),
             );
+        }
+    }
+
+    /// What is for services is not for pods, and the other way round.
+    fn node_mask(&mut self, spec: &AddressPoolSpec) {
+        let is_for_pods = spec.usage == PoolUse::PodCIDR;
+        self.add_if(is_for_pods != spec.node_mask.is_some(), "nodeMask", NODE_MASK);
+        let (services, pods) = ("is of use LoadBalancer only", "is of use PodCIDR only");
+        self.add_if(is_for_pods && !spec.service_selector.is_everything(), "serviceSelector", services);
+        self.add_if(is_for_pods && !spec.namespace_selector.is_everything(), "namespaceSelector", services);
+        self.add_if(!is_for_pods && !spec.node_selector.is_everything(), "nodeSelector", pods);
+        let Some(mask) = spec.node_mask.as_ref().filter(|_| is_for_pods) else { return };
+        for (index, block) in spec.blocks.iter().enumerate() {
+            let Some((first, _)) = block.bounds() else { continue };
+            let (name, length) = match first {
+                IpAddr::V4(_) => ("ipv4", mask.ipv4.map(|length| length.get())),
+                IpAddr::V6(_) => ("ipv6", mask.ipv6.map(|length| length.get())),
+            };
+            let field = format!("blocks[{index}]");
+            match (length, block.cidr) {
+                (None, _) => self.add(field, format!("needs nodeMask.{name}")),
+                (Some(length), Some(Cidr(net))) if net.prefix_len() > length => {
+                    self.add(field, format!("{net} is smaller than a block of nodeMask.{name}: {length}"));
+                }
+                _ => {}
+            }
         }
     }
 
@@ -316,7 +341,9 @@ impl Faults {
     }
 
     fn advertisement(&mut self, spec: &BGPAdvertisementSpec) {
-        self.not_yet(spec.source != Source::LoadBalancer, "source");
+        self.not_yet(spec.source == Source::Interface, "source");
+        let counts = spec.source != Source::LoadBalancer && spec.attributes.link_bandwidth.is_some();
+        self.add_if(counts, "attributes.linkBandwidth", "counts backends: it is of source LoadBalancer only");
         self.selector("serviceSelector", &spec.service_selector);
         self.selector("poolSelector", &spec.pool_selector);
         self.selector("nodeSelector", &spec.node_selector);

@@ -1,3 +1,4 @@
 //! Fairlead and a real Kubernetes API server (`tests/control-plane` builds it). Needs no root, but Go.
 #![expect(clippy::unwrap_used, reason = "tests")]
 mod control_plane;
+mod crds;

@@ -197,7 +197,7 @@ fn counted(
     statuses
 }
 
-/// Names of the BGPPeers by address or interface; of several with the same one the first by name.
+/// Names of the BGPPeers by address, interface or range; of several with the same one the first by name.
 fn peer_names(view: &View) -> BTreeMap<PeerId, String> {
     let mut names = BTreeMap::new();
     for (name, peer) in &view.declared.peers {

@@ -5,6 +5,7 @@ use crate::{
         NodeState,
         node_state::{InterfaceState, MapState, NodeStateSpec, NodeStateStatus, SessionState},
     },
+    desired::peer_of,
     status::Conditions,
     store::KubernetesStore,
 };
@@ -57,7 +58,7 @@ pub(super) fn node_state(
     };
     let session = |peer: &PeerStatus| SessionState {
         peer: peer.id().to_string(),
-        name: names.get(&peer.id()).cloned().unwrap_or_default(),
+        name: peer_of(names, peer.id()).map(|(_, name)| name.clone()).unwrap_or_default(),
         state: peer.state.clone(),
         restart_state: peer.restart_state.clone(),
         bfd: peer.bfd.as_ref().map(|bfd| bfd.state.clone()),

@@ -293,6 +293,8 @@ impl Speaker {
                 self.adopt(source, remote);
                 Some(source)
             }
+            // Nobody has a session with all of them.
+            PeerId::Range(_) => None,
         }
     }
 

@@ -8,7 +8,10 @@ use super::{
     restart::daemon,
     routers::{Bird, Frr, PASSING, Restarts, Router},
 };
-use bgp_speaker::{config::PeerConfig, spawn};
+use bgp_speaker::{
+    config::{Family, PeerConfig},
+    spawn,
+};
 use nix::sys::signal::Signal;
 
 /// Announced before and after.
@@ -64,7 +67,8 @@ fn frr(cable: &Cable) -> Frr {
 async fn it_is_away<R: Restarts>(cable: &Cable, mut router: R) {
     let speaker = spawn();
     speaker.set_global(global()).await.unwrap();
-    let config = PeerConfig { graceful_restart: Some(AWAY), long_lived_seconds: LONGER, ..peer() };
+    let long_lived_seconds = Family::ALL.map(|family| (family, LONGER)).into();
+    let config = PeerConfig { graceful_restart: Some(AWAY), long_lived_seconds, ..peer() };
     speaker.set_peers(vec![config]).await.unwrap();
     // Whether the prefix is there, and the last choice.
     let learned = async |prefix: &str| {

@@ -1,6 +1,7 @@
 //! BGPAdvertisement: what is announced, to whom, and with which attributes.
 use super::{
     community::Community,
+    crds::rules,
     scalar::{BackendCount, Ipv4Length, Ipv6Length, Metric, Prepend},
     selector::Selector,
 };
@@ -27,6 +28,9 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = rules(&[
+    ("self.source == 'LoadBalancer' || !has(self.attributes.linkBandwidth)", OF_BACKENDS),
+])))]
 pub struct BGPAdvertisementSpec {
     /// Where the routes come from.
     #[serde(default)]
@@ -53,6 +57,9 @@ pub struct BGPAdvertisementSpec {
     #[serde(default = "one")]
     pub min_healthy: BackendCount,
 }
+
+/// Why other routes have no link bandwidth.
+pub(crate) const OF_BACKENDS: &str = "linkBandwidth counts backends and is of source LoadBalancer only";
 
 /// Where routes come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

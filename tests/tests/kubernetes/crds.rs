@@ -1,7 +1,7 @@
 //! The definitions in `crds/` and an API server: it takes them, fills in defaults, shows columns, and refuses what
 //! `fairlead validate` refuses, with the same sentence. The cases are those of `controller/src/validate/testdata`.
 use controller::{
-    api::Kind,
+    api::{API_VERSION, Kind},
     object::{Object, parse_file},
 };
 use lab::{
@@ -28,7 +28,7 @@ const NOT_OF_ONE_OBJECT: [(&str, &str); 6] = [
 ];
 
 /// The same within one object: what CEL has no means for, or none within its budget. A condition says it.
-const BEYOND_CEL: [&str; 17] = [
+const BEYOND_CEL: [&str; 19] = [
     " is the unspecified address",
     " is a loopback address",
     " is a multicast address",
@@ -46,6 +46,8 @@ const BEYOND_CEL: [&str; 17] = [
     "value has bits that mask has not",
     " of a label",
     "has no sense with an interface",
+    "needs nodeMask.",
+    " is smaller than a block",
 ];
 
 /// An API server that knows the definitions. Its watchdogs end it with this process.
@@ -113,7 +115,10 @@ fn documents() -> Vec<Document> {
                     else {
                         continue;
                     };
-                    if !kind.is_declared() || kind.api_version() == "v1" || kind.name() != object["kind"] {
+                    if !kind.is_declared()
+                        || kind.api_version() != API_VERSION
+                        || kind.name() != object["kind"]
+                    {
                         continue;
                     }
                     // Users do not write it.
@@ -259,6 +264,7 @@ fn what_validate_accepts_is_accepted_and_gets_the_same_defaults() {
         let ours = match &document.parsed {
             Some(Object::AddressPool(object)) => json!(object.spec),
             Some(Object::LoadBalancer(object)) => json!(object.spec),
+            Some(Object::ServicePolicy(object)) => json!(object.spec),
             Some(Object::BGPRouter(object)) => json!(object.spec),
             Some(Object::BGPPeer(object)) => json!(object.spec),
             Some(Object::BGPAdvertisement(object)) => json!(object.spec),

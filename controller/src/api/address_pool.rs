@@ -43,6 +43,21 @@ use std::net::IpAddr;
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("x-kubernetes-validations" = rules(&[
     ("(self.use == 'PodCIDR') == has(self.nodeMask)", NODE_MASK),
+    (
+        "self.use != 'PodCIDR' || (!has(self.serviceSelector.matchExpressions) && \
+         (!has(self.serviceSelector.matchLabels) || size(self.serviceSelector.matchLabels) == 0))",
+        OF_SERVICES
+    ),
+    (
+        "self.use != 'PodCIDR' || (!has(self.namespaceSelector.matchExpressions) && \
+         (!has(self.namespaceSelector.matchLabels) || size(self.namespaceSelector.matchLabels) == 0))",
+        OF_SERVICES
+    ),
+    (
+        "self.use == 'PodCIDR' || (!has(self.nodeSelector.matchExpressions) && \
+         (!has(self.nodeSelector.matchLabels) || size(self.nodeSelector.matchLabels) == 0))",
+        OF_PODS
+    ),
 ])))]
 pub struct AddressPoolSpec {
     /// What the addresses are for.
@@ -83,6 +98,10 @@ pub struct AddressPoolSpec {
 
 /// Which pools have a size of blocks.
 pub(crate) const NODE_MASK: &str = "nodeMask is needed with use PodCIDR, and only there";
+/// What pools for pods do not have.
+pub(crate) const OF_SERVICES: &str = "serviceSelector and namespaceSelector are of use LoadBalancer only";
+/// What pools for services do not have.
+pub(crate) const OF_PODS: &str = "nodeSelector is of use PodCIDR only";
 
 /// What the addresses of a pool are for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

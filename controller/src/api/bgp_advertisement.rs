@@ -10,9 +10,6 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Why other sources than services have no link bandwidth.
-pub(crate) const BANDWIDTH_OF_BACKENDS: &str = "counts backends: it is of source LoadBalancer only";
-
 /// What is announced, to whom, and with which attributes.
 #[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[kube(
@@ -32,7 +29,7 @@ pub(crate) const BANDWIDTH_OF_BACKENDS: &str = "counts backends: it is of source
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("x-kubernetes-validations" = rules(&[
-    ("self.source == 'LoadBalancer' || !has(self.attributes.linkBandwidth)", BANDWIDTH_OF_BACKENDS),
+    ("self.source == 'LoadBalancer' || !has(self.attributes.linkBandwidth)", OF_BACKENDS),
 ])))]
 pub struct BGPAdvertisementSpec {
     /// Where the routes come from.
@@ -60,6 +57,9 @@ pub struct BGPAdvertisementSpec {
     #[serde(default = "one")]
     pub min_healthy: BackendCount,
 }
+
+/// Why other routes have no link bandwidth.
+pub(crate) const OF_BACKENDS: &str = "linkBandwidth counts backends and is of source LoadBalancer only";
 
 /// Where routes come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -4,8 +4,8 @@ use crate::{
     api::{
         AddressPoolSpec, BGPAdvertisementSpec, BGPPeerSpec, BGPRouterSpec, Cidr, LoadBalancerSpec,
         PacketFilterSpec, PoolUse, Selector,
-        address_pool::{NODE_MASK, ONE_BLOCK, ONE_FAMILY},
-        bgp_advertisement::{BANDWIDTH_OF_BACKENDS, Source},
+        address_pool::{NODE_MASK, OF_PODS, OF_SERVICES, ONE_BLOCK, ONE_FAMILY},
+        bgp_advertisement::{OF_BACKENDS, Source},
         bgp_peer::{
             EVERYBODY, HOLD_TIME, KEEPALIVE, KEYS_OF_ADDRESSES, LOCAL_ADDRESS, LOCAL_FAMILY, ON_LINK,
             ONE_NEIGHBOUR, SHUTDOWN_TEXT, TTL_EXCLUSIVE,
@@ -121,10 +121,13 @@ impl Faults {
     fn node_mask(&mut self, spec: &AddressPoolSpec) {
         let is_for_pods = spec.usage == PoolUse::PodCIDR;
         self.add_if(is_for_pods != spec.node_mask.is_some(), "nodeMask", NODE_MASK);
-        let (services, pods) = ("is of use LoadBalancer only", "is of use PodCIDR only");
-        self.add_if(is_for_pods && !spec.service_selector.is_everything(), "serviceSelector", services);
-        self.add_if(is_for_pods && !spec.namespace_selector.is_everything(), "namespaceSelector", services);
-        self.add_if(!is_for_pods && !spec.node_selector.is_everything(), "nodeSelector", pods);
+        self.add_if(is_for_pods && !spec.service_selector.is_everything(), "serviceSelector", OF_SERVICES);
+        self.add_if(
+            is_for_pods && !spec.namespace_selector.is_everything(),
+            "namespaceSelector",
+            OF_SERVICES,
+        );
+        self.add_if(!is_for_pods && !spec.node_selector.is_everything(), "nodeSelector", OF_PODS);
         let Some(mask) = spec.node_mask.as_ref().filter(|_| is_for_pods) else { return };
         for (index, block) in spec.blocks.iter().enumerate() {
             let Some((first, _)) = block.bounds() else { continue };
@@ -343,7 +346,7 @@ impl Faults {
     fn advertisement(&mut self, spec: &BGPAdvertisementSpec) {
         self.not_yet(spec.source == Source::Interface, "source");
         let counts = spec.source != Source::LoadBalancer && spec.attributes.link_bandwidth.is_some();
-        self.add_if(counts, "attributes.linkBandwidth", BANDWIDTH_OF_BACKENDS);
+        self.add_if(counts, "attributes.linkBandwidth", OF_BACKENDS);
         self.selector("serviceSelector", &spec.service_selector);
         self.selector("poolSelector", &spec.pool_selector);
         self.selector("nodeSelector", &spec.node_selector);

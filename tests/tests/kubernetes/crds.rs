@@ -28,7 +28,7 @@ const NOT_OF_ONE_OBJECT: [(&str, &str); 6] = [
 ];
 
 /// The same within one object: what CEL has no means for, or none within its budget. A condition says it.
-const BEYOND_CEL: [&str; 17] = [
+const BEYOND_CEL: [&str; 19] = [
     " is the unspecified address",
     " is a loopback address",
     " is a multicast address",
@@ -46,6 +46,8 @@ const BEYOND_CEL: [&str; 17] = [
     "value has bits that mask has not",
     " of a label",
     "has no sense with an interface",
+    "needs nodeMask.",
+    " is smaller than a block",
 ];
 
 /// An API server that knows the definitions. Its watchdogs end it with this process.
@@ -263,6 +265,7 @@ fn what_validate_accepts_is_accepted_and_gets_the_same_defaults() {
         let ours = match &document.parsed {
             Some(Object::AddressPool(object)) => json!(object.spec),
             Some(Object::LoadBalancer(object)) => json!(object.spec),
+            Some(Object::ServicePolicy(object)) => json!(object.spec),
             Some(Object::BGPRouter(object)) => json!(object.spec),
             Some(Object::BGPPeer(object)) => json!(object.spec),
             Some(Object::BGPAdvertisement(object)) => json!(object.spec),

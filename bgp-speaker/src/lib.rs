@@ -19,6 +19,7 @@ mod rib;
 mod seen;
 mod sent;
 pub mod speaker;
+mod status;
 mod transport;
 mod update_queue;
 mod validate;

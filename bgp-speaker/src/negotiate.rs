@@ -39,7 +39,7 @@ pub(crate) struct Negotiated {
     pub(crate) graceful_restart: Option<GracefulRestart>,
     /// The peer keeps stale routes as the last choice (RFC 9494): it may hear of them.
     pub(crate) knows_long_lived: bool,
-    /// What it says about its own, if both sides offered that.
+    /// What it says about its own, of families of which both sides offered that.
     pub(crate) long_lived: BTreeMap<Family, LongLived>,
     /// The peer's BGP identifier.
     pub(crate) router_id: Ipv4Addr,
@@ -65,13 +65,14 @@ pub(crate) fn open(global: &Global, peer: &PeerConfig, start: Start) -> Open {
         seconds: peer.graceful_restart.unwrap_or(0),
         families: kept.map(|&family| (family.into(), start != Start::Cold)).collect(),
     }));
-    if peer.graceful_restart.is_some() && peer.long_lived_seconds > 0 {
-        let family = |&family: &Family| LongLived {
-            family: family.into(),
-            forwarding: start != Start::Cold,
-            seconds: peer.long_lived_seconds,
-        };
-        capabilities.push(Capability::LongLivedGracefulRestart(peer.families.iter().map(family).collect()));
+    let long_lived = peer.long_lived().map(|(family, seconds)| LongLived {
+        family: family.into(),
+        forwarding: start != Start::Cold,
+        seconds,
+    });
+    let long_lived: Vec<LongLived> = long_lived.collect();
+    if !long_lived.is_empty() {
+        capabilities.push(Capability::LongLivedGracefulRestart(long_lived));
     }
     if peer.add_path != AddPath::default() {
         let families = peer.families.iter().map(|&family| (family.into(), peer.add_path));
@@ -148,7 +149,11 @@ pub(crate) fn negotiate(global: &Global, peer: &PeerConfig, open: &Open) -> Resu
             _ => None,
         }),
         knows_long_lived: long_lived.is_some(),
-        long_lived: long_lived.filter(|_| peer.long_lived_seconds > 0).unwrap_or_default(),
+        long_lived: long_lived
+            .into_iter()
+            .flatten()
+            .filter(|(said, _)| peer.long_lived().any(|(ours, _)| ours == *said))
+            .collect(),
         router_id: open.router_id,
     })
 }

@@ -1,4 +1,5 @@
-//! What a neighbour is known by: its address, or the interface at whose other end it is.
+//! What a neighbour is known by: its address, the interface at whose other end it is, or the range that it comes from.
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::{
     fmt,
@@ -6,7 +7,7 @@ use std::{
     str::FromStr,
 };
 
-/// A neighbour. In text and in JSON its address, or the name of the interface.
+/// A neighbour. In text and in JSON its address, the name of the interface, or the prefix of the range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum PeerId {
@@ -14,6 +15,8 @@ pub enum PeerId {
     Address(IpAddr),
     /// Who is at the other end of this link, whatever its address: an unnumbered peer.
     Interface(InterfaceName),
+    /// Whoever comes from these addresses: all members of a range together. Each of them is known by its address.
+    Range(IpNet),
 }
 
 impl PeerId {
@@ -40,6 +43,7 @@ impl fmt::Display for PeerId {
         match self {
             PeerId::Address(address) => address.fmt(f),
             PeerId::Interface(interface) => interface.fmt(f),
+            PeerId::Range(prefix) => prefix.fmt(f),
         }
     }
 }
@@ -54,7 +58,9 @@ impl FromStr for PeerId {
     type Err = InterfaceNameError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.parse().map(PeerId::Address).or_else(|_| text.parse().map(PeerId::Interface))
+        let address = || text.parse().map(PeerId::Address).ok();
+        let range = || text.parse().map(PeerId::Range).ok();
+        address().or_else(range).map_or_else(|| text.parse().map(PeerId::Interface), Ok)
     }
 }
 
@@ -148,6 +154,7 @@ mod tests {
             ("10.0.0.1", PeerId::Address([10, 0, 0, 1].into())),
             ("fe80::1", PeerId::Address("fe80::1".parse().unwrap())),
             ("eth0", PeerId::Interface("eth0".parse().unwrap())),
+            ("10.0.0.0/24", PeerId::Range("10.0.0.0/24".parse().unwrap())),
         ] {
             assert_eq!((id.to_string().as_str(), text.parse()), (text, Ok(id)));
         }

@@ -9,17 +9,21 @@
 //! restart End-of-RIB is held back until [`release_end`](AdjRibOut::release_end).
 //!
 //! A peer is told the best path of a prefix, or all that may be used if it takes several (RFC 7911).
+//!
+//! Messages are full: what would be in a last message with room for more waits for what is looked at next, if there is
+//! something, and if there were other messages, so that it never waits in vain.
 use crate::{
     config::Family,
     policy::Provenance,
     rib::{AttributesId, Interner, Path, PathAttributes, PathKey, PrefixId, Table},
     sent::Sent,
-    wire::{self, Context, EncodeError, Message, Nlri, PathId, RefreshKind, RouteRefresh},
+    wire::{self, Context, EncodeError, Last, Message, Nlri, Packed, PathId, RefreshKind, RouteRefresh},
 };
 use ipnet::IpNet;
 use std::collections::{BTreeMap, VecDeque};
 
-/// So many prefixes are looked at together, to be grouped by attributes.
+/// So many prefixes are looked at together, to be grouped by attributes: more while the groups fit into what may be
+/// written, up to a prefix for every two octets of a message.
 const BATCH: usize = 8192;
 
 /// The peer was told something that does not matter any more: it is to be told again (or of the end).
@@ -33,6 +37,8 @@ pub(crate) struct AdjRibOut {
     announced: u64,
     queue: VecDeque<PrefixId>,
     queued: Vec<u64>,
+    /// So many prefixes are looked at together next.
+    batch: usize,
     dump: Option<Dump>,
     end: End,
 }
@@ -82,6 +88,26 @@ pub(crate) struct Filled {
     pub(crate) error: Option<EncodeError>,
 }
 
+/// What UPDATEs are made of, and where they go.
+struct Work<'a> {
+    table: &'a Table,
+    attributes: &'a mut Interner<PathAttributes>,
+    context: &'a Context,
+    /// What becomes of messages that are not full.
+    last: Last,
+    out: &'a mut Vec<u8>,
+    filled: Filled,
+}
+
+impl Work<'_> {
+    fn written(&mut self, result: Result<Packed, EncodeError>) {
+        match result {
+            Ok(packed) => self.filled.messages += packed.messages as u64,
+            Err(error) => self.filled.error = Some(error),
+        }
+    }
+}
+
 impl AdjRibOut {
     /// Everything is to be sent; `add_path`: all paths of each prefix; `holds_end`: but for End-of-RIB.
     pub(crate) fn new(family: Family, add_path: bool, holds_end: bool) -> Self {
@@ -91,6 +117,7 @@ impl AdjRibOut {
             announced: 0,
             queue: VecDeque::new(),
             queued: Vec::new(),
+            batch: BATCH,
             dump: Some(Dump { next: 0, first: true, bounds: false }),
             end: if holds_end { End::Held } else { End::Follows },
         }
@@ -169,14 +196,29 @@ impl AdjRibOut {
 
     /// The route of a prefix may have changed.
     pub(crate) fn mark(&mut self, id: PrefixId) {
+        if self.note(id) {
+            self.queue.push_back(id);
+        }
+    }
+
+    /// These were looked at and are the next ones again.
+    fn put_back(&mut self, ids: impl DoubleEndedIterator<Item = PrefixId>) {
+        for id in ids.rev() {
+            if self.note(id) {
+                self.queue.push_front(id);
+            }
+        }
+    }
+
+    /// Whether the prefix was not in the queue.
+    fn note(&mut self, id: PrefixId) -> bool {
         let (word, bit) = (id as usize / 64, 1 << (id % 64));
         if word >= self.queued.len() {
             self.queued.resize(word + 1, 0);
         }
-        if self.queued[word] & bit == 0 {
-            self.queued[word] |= bit;
-            self.queue.push_back(id);
-        }
+        let is_new = self.queued[word] & bit == 0;
+        self.queued[word] |= bit;
+        is_new
     }
 
     /// Everything is to be sent again (RFC 2918); `bounds`: with its beginning and end marked (RFC 7313).
@@ -229,18 +271,21 @@ impl AdjRibOut {
         limit: usize,
         out: &mut Vec<u8>,
     ) -> Filled {
-        let mut filled = Filled::default();
+        let (last, filled) = (Last::Written, Filled::default());
+        let mut work = Work { table, attributes, context, last, out, filled };
         let mut exports = BTreeMap::new();
-        while out.len() < limit && self.is_pending() {
+        while work.out.len() < limit && self.is_pending() {
             let mut batch = Vec::new();
             let mut withdrawn = Vec::new();
-            for id in self.next_batch(table) {
+            let ids = self.next_batch(table);
+            work.last = if self.is_pending_but_dump_end(table) { Last::LeftOut } else { Last::Written };
+            for id in ids {
                 let mut export = |path: &Path| {
                     let from = exporter.provenance(path)?;
                     let source = exporter.own(&table.prefix(id), path)?;
                     *exports.entry((source, from)).or_insert_with(|| {
-                        let export = exporter.export(self.family, from, attributes.get(source));
-                        export.map(|export| attributes.intern(export))
+                        let export = exporter.export(self.family, from, work.attributes.get(source));
+                        export.map(|export| work.attributes.intern(export))
                     })
                 };
                 if self.takes_all() {
@@ -261,77 +306,78 @@ impl AdjRibOut {
                     }
                 }
                 if table.paths(id).is_empty() && !self.knows(id) {
-                    filled.unused.push(id);
+                    work.filled.unused.push(id);
                 }
             }
-            for (id, path) in &withdrawn {
-                self.set(*id, *path, AttributesId::NONE, attributes);
-            }
-            let prefixes: Vec<Nlri> = withdrawn.iter().map(|told| nlri(table, *told)).collect();
-            self.written(wire::withdraw(&prefixes, context, out), &mut filled);
-            filled.unused.extend(withdrawn.into_iter().map(|(id, _)| id));
+            let gone = self.withdraw(&withdrawn, &mut work);
+            work.filled.unused.extend(gone.iter().map(|(id, _)| *id));
+            self.batch = (self.batch * 2).min(context.max_length / 2).max(BATCH);
             batch.sort_unstable();
             for group in batch.chunk_by(|a, b| a.0 == b.0) {
-                if out.len() >= limit {
+                if work.out.len() >= limit {
+                    self.batch = BATCH;
                     group.iter().for_each(|(_, id, _)| self.mark(*id));
                     continue;
                 }
-                self.announce(group, table, attributes, context, out, &mut filled);
+                self.announce(group, &mut work);
             }
             if !self.is_pending_but_dump_end(table) {
-                self.end_dump(out, &mut filled);
+                self.end_dump(work.out, &mut work.filled);
             }
         }
         for export in exports.into_values().flatten() {
-            attributes.release(export);
+            work.attributes.release(export);
         }
-        filled
+        work.filled
     }
 
-    fn announce(
+    /// Withdraws what the peer knows; returns what it knows no more, the others wait.
+    fn withdraw<'a>(
         &mut self,
-        group: &[(AttributesId, PrefixId, PathId)],
-        table: &Table,
-        attributes: &mut Interner<PathAttributes>,
-        context: &Context,
-        out: &mut Vec<u8>,
-        filled: &mut Filled,
-    ) {
+        told: &'a [(PrefixId, PathId)],
+        work: &mut Work<'_>,
+    ) -> &'a [(PrefixId, PathId)] {
+        let prefixes: Vec<Nlri> = told.iter().map(|told| nlri(work.table, *told)).collect();
+        let result = wire::withdraw_packed(self.family, &prefixes, work.last, work.context, work.out);
+        // What fits into no message was never told.
+        let written = result.as_ref().map_or(told.len(), |packed| packed.prefixes);
+        let (gone, waiting) = told.split_at(written);
+        gone.iter().for_each(|(id, path)| self.set(*id, *path, AttributesId::NONE, work.attributes));
+        self.put_back(waiting.iter().map(|(id, _)| *id));
+        work.written(result);
+        gone
+    }
+
+    fn announce(&mut self, group: &[(AttributesId, PrefixId, PathId)], work: &mut Work<'_>) {
         let Some(&(target, ..)) = group.first() else { return };
-        let prefixes: Vec<Nlri> = group.iter().map(|(_, id, path)| nlri(table, (*id, *path))).collect();
-        let route = attributes.get(target);
+        let prefixes: Vec<Nlri> = group.iter().map(|(_, id, path)| nlri(work.table, (*id, *path))).collect();
+        let route = work.attributes.get(target);
         let Some(next_hop) = route.next_hop else { return };
-        let result = wire::announce(&route.attributes, next_hop, &prefixes, context, out);
-        if result.is_ok() {
-            group.iter().for_each(|(_, id, path)| self.set(*id, *path, target, attributes));
+        let result =
+            wire::announce_packed(&route.attributes, next_hop, &prefixes, work.last, work.context, work.out);
+        if let Ok(packed) = &result {
+            let (told, waiting) = group.split_at(packed.prefixes);
+            told.iter().for_each(|(_, id, path)| self.set(*id, *path, target, work.attributes));
+            self.put_back(waiting.iter().map(|(_, id, _)| *id));
         } else {
             // What cannot be said is withdrawn: what the peer knows would be wrong.
             let all = group.iter().map(|(_, id, path)| (*id, *path));
             let known: Vec<(PrefixId, PathId)> =
                 all.filter(|(id, path)| self.sent.get(*id, *path) != AttributesId::NONE).collect();
-            let prefixes: Vec<Nlri> = known.iter().map(|told| nlri(table, *told)).collect();
-            known.into_iter().for_each(|(id, path)| self.set(id, path, AttributesId::NONE, attributes));
-            self.written(wire::withdraw(&prefixes, context, out), filled);
+            self.withdraw(&known, work);
         }
-        self.written(result, filled);
-    }
-
-    fn written(&self, result: Result<usize, EncodeError>, filled: &mut Filled) {
-        match result {
-            Ok(messages) => filled.messages += messages as u64,
-            Err(error) => filled.error = Some(error),
-        }
+        work.written(result);
     }
 
     /// Numbers to look at next: what changed, then what the dump has not seen.
     fn next_batch(&mut self, table: &Table) -> Vec<PrefixId> {
-        let count = self.queue.len().min(BATCH);
+        let count = self.queue.len().min(self.batch);
         let mut batch: Vec<PrefixId> = self.queue.drain(..count).collect();
         for &id in &batch {
             self.queued[id as usize / 64] &= !(1 << (id % 64));
         }
         if let Some(dump) = &mut self.dump {
-            let room = (BATCH - batch.len()) as PrefixId;
+            let room = (self.batch - batch.len()) as PrefixId;
             let end = dump.next.saturating_add(room).min(table.bound());
             batch.extend(dump.next..end);
             dump.next = end;

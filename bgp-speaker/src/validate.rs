@@ -87,7 +87,7 @@ pub(crate) fn ranges(ranges: &[PeerRange], global: Option<&Global>) -> Result<()
         if !prefixes.insert(range.prefix) {
             return error("prefix", "is there more than once");
         }
-        let named = PeerConfig { address: range.name(), ..range.peer.clone() };
+        let named = PeerConfig { address: range.prefix.network(), ..range.peer.clone() };
         peer(&named, global)
             .map_err(|fault| ConfigError { object: format!("range {}", range.prefix), ..fault })?;
     }
@@ -184,10 +184,10 @@ fn peer(peer: &PeerConfig, global: Option<&Global>) -> Result<(), ConfigError> {
     if peer.graceful_restart.is_some_and(|seconds| seconds > MAX_RESTART_SECONDS) {
         return error("gracefulRestart.seconds", "must be 0 to 4095 (RFC 4724 section 3)");
     }
-    if peer.long_lived_seconds > MAX_LONG_LIVED_SECONDS {
+    if peer.long_lived_seconds.values().any(|seconds| *seconds > MAX_LONG_LIVED_SECONDS) {
         return error("gracefulRestart.longLivedSeconds", "must be 0 to 16777215 (RFC 9494 section 3.1)");
     }
-    if peer.long_lived_seconds > 0 && peer.graceful_restart.is_none() {
+    if peer.long_lived_seconds.values().any(|seconds| *seconds > 0) && peer.graceful_restart.is_none() {
         return error("gracefulRestart.longLivedSeconds", "counts beside gracefulRestart.seconds only");
     }
     Ok(())
@@ -249,7 +249,7 @@ fn is_unicast(address: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Bfd, RouteAttributes, Timers};
+    use crate::config::{Bfd, Family, RouteAttributes, Timers};
 
     const BFD: Bfd = Bfd { min_tx_millis: 300, min_rx_millis: 300, multiplier: 3 };
 
@@ -257,6 +257,10 @@ mod tests {
         let mut config = PeerConfig::new(IpAddr::from([10, 0, 0, 1]), PeerAsn::Is(Asn(65001)));
         change(&mut config);
         config
+    }
+
+    fn long_lived(seconds: u32) -> BTreeMap<Family, u32> {
+        [(Family::Ipv6Unicast, seconds)].into()
     }
 
     fn route_with(change: impl FnOnce(&mut Route)) -> Route {
@@ -357,13 +361,13 @@ mod tests {
                 |peer| peer.graceful_restart = Some(4096),
                 "gracefulRestart.seconds: must be 0 to 4095 (RFC 4724 section 3)",
             ),
-            (|peer| (peer.graceful_restart, peer.long_lived_seconds) = (Some(0), 0xFF_FFFF), ""),
+            (|peer| (peer.graceful_restart, peer.long_lived_seconds) = (Some(0), long_lived(0xFF_FFFF)), ""),
             (
-                |peer| (peer.graceful_restart, peer.long_lived_seconds) = (Some(0), 0x100_0000),
+                |peer| (peer.graceful_restart, peer.long_lived_seconds) = (Some(0), long_lived(0x100_0000)),
                 "gracefulRestart.longLivedSeconds: must be 0 to 16777215 (RFC 9494 section 3.1)",
             ),
             (
-                |peer| peer.long_lived_seconds = 1,
+                |peer| peer.long_lived_seconds = long_lived(1),
                 "gracefulRestart.longLivedSeconds: counts beside gracefulRestart.seconds only",
             ),
         ];

@@ -5,7 +5,7 @@ use bgp_speaker::{
     config::Family,
     wire::{
         Announcement, AsPath, Attributes, Context, Decoded, Message, NextHop, Nlri, Notification, PathId,
-        Reach, Reason, Severity, Update, announce, decode,
+        Reach, Reason, RefreshKind, RouteRefresh, Severity, Update, announce, decode,
     },
 };
 use ipnet::IpNet;
@@ -105,6 +105,21 @@ fn header() {
     );
 }
 
+/// RFC 7313 section 5: who sends a subtype that nobody knows is ignored, not answered.
+#[test]
+fn route_refresh_of_another_subtype() {
+    for (subtype, kind) in [
+        (0, RefreshKind::Request),
+        (1, RefreshKind::Begin),
+        (2, RefreshKind::End),
+        (3, RefreshKind::Other(3)),
+    ] {
+        let decoded = decode(&message(5, &[0, 1, subtype, 1]), &external()).unwrap();
+        let refresh = RouteRefresh { family: Family::Ipv4Unicast.into(), kind };
+        assert_eq!(decoded.message, Message::RouteRefresh(refresh));
+    }
+}
+
 #[test]
 fn open() {
     for (body, reason, data) in [
@@ -127,6 +142,18 @@ fn open() {
         ("04 fde9 005a c6120001 05 02 03 02 01 00", Reason::OPEN_UNSPECIFIC, ""),
         ("04 fde9 005a c6120001 07 02 05 01 03 000100", Reason::OPEN_UNSPECIFIC, ""),
         ("04 fde9 005a c6120001 06 02 04 41 02 fde9", Reason::OPEN_UNSPECIFIC, ""),
+        // Enhanced route refresh, extended message, role, graceful restart, ADD-PATH, long-lived, extended next hop.
+        ("04 fde9 005a c6120001 05 02 03 46 01 00", Reason::OPEN_UNSPECIFIC, ""),
+        ("04 fde9 005a c6120001 05 02 03 06 01 00", Reason::OPEN_UNSPECIFIC, ""),
+        ("04 fde9 005a c6120001 04 02 02 09 00", Reason::OPEN_UNSPECIFIC, ""),
+        ("04 fde9 005a c6120001 05 02 03 40 01 00", Reason::OPEN_UNSPECIFIC, ""),
+        ("04 fde9 005a c6120001 07 02 05 40 03 000001", Reason::OPEN_UNSPECIFIC, ""),
+        ("04 fde9 005a c6120001 07 02 05 45 03 000101", Reason::OPEN_UNSPECIFIC, ""),
+        ("04 fde9 005a c6120001 08 02 06 47 04 00010180", Reason::OPEN_UNSPECIFIC, ""),
+        ("04 fde9 005a c6120001 08 02 06 05 04 00010001", Reason::OPEN_UNSPECIFIC, ""),
+        // A capability longer than its parameter, and one without its length.
+        ("04 fde9 005a c6120001 06 02 04 02 03 0000", Reason::OPEN_UNSPECIFIC, ""),
+        ("04 fde9 005a c6120001 05 02 03 02 00 02", Reason::OPEN_UNSPECIFIC, ""),
         // Four-octet AS 0, and another than My AS.
         ("04 5ba0 005a c6120001 08 02 06 41 04 00000000", Reason::BAD_PEER_AS, ""),
         ("04 fde9 005a c6120001 08 02 06 41 04 0000fdea", Reason::BAD_PEER_AS, ""),
@@ -143,6 +170,10 @@ fn open() {
     assert_eq!(accepted("04 fde9 0000 c6120001 00"), (65001, 0));
     // AS_TRANS with a four-octet AS; two parameters; an unknown capability.
     assert_eq!(accepted("04 5ba0 005a c6120001 0e 02 06 41 04 00010000 02 04 f0 02 0102"), (65536, 2));
+    // The same capability twice, in one parameter and in two (RFC 5492 section 4).
+    assert_eq!(accepted("04 fde9 005a c6120001 0a 02 04 02 00 02 00 02 02 02 00"), (65001, 3));
+    // A parameter without any.
+    assert_eq!(accepted("04 fde9 005a c6120001 02 02 00"), (65001, 0));
     // Extended parameters, also where the length is not 255 (RFC 9072 section 2).
     assert_eq!(accepted("04 fde9 005a c6120001 ff ff 0005 02 0002 02 00"), (65001, 1));
     assert_eq!(accepted("04 fde9 005a c6120001 08 ff 0005 02 0002 02 00"), (65001, 1));
@@ -209,12 +240,15 @@ fn treat_as_withdraw() {
         ("80 01 01 00", R::ATTRIBUTE_FLAGS_ERROR),
         ("c0 01 01 00", R::ATTRIBUTE_FLAGS_ERROR),
         ("00 01 01 00", R::ATTRIBUTE_FLAGS_ERROR),
-        // AS_PATH: unknown segment, empty segment, overrun, underrun, confederation, AS 0.
+        // AS_PATH: unknown segment, empty segment, overrun, underrun, confederation, AS 0; no segment but its type.
         ("40 02 06 05 01 0000fde9", R::MALFORMED_AS_PATH),
         ("40 02 02 02 00", R::MALFORMED_AS_PATH),
         ("40 02 06 02 02 0000fde9", R::MALFORMED_AS_PATH),
         ("40 02 07 02 01 0000fde9 02", R::MALFORMED_AS_PATH),
         ("40 02 06 03 01 0000fde9", R::MALFORMED_AS_PATH),
+        ("40 02 06 04 01 0000fde9", R::MALFORMED_AS_PATH),
+        ("40 02 08 02 01 0000fde9 02 00", R::MALFORMED_AS_PATH),
+        ("40 02 01 02", R::MALFORMED_AS_PATH),
         ("40 02 06 02 01 00000000", R::MALFORMED_AS_PATH),
         ("c0 02 06 02 01 0000fde9", R::ATTRIBUTE_FLAGS_ERROR),
         ("40 03 03 c61200", R::ATTRIBUTE_LENGTH_ERROR),
@@ -241,6 +275,15 @@ fn treat_as_withdraw() {
         ("c0 20 00", R::ATTRIBUTE_LENGTH_ERROR),
         ("c0 20 0b 0000fde9 00000001 000000", R::ATTRIBUTE_LENGTH_ERROR),
         ("40 20 0c 0000fde9 00000001 00000002", R::ATTRIBUTE_FLAGS_ERROR),
+        // ORIGINATOR_ID, CLUSTER_LIST and EXTENDED COMMUNITIES with other flags (RFC 7606 section 3 c).
+        ("c0 09 04 c6120001", R::ATTRIBUTE_FLAGS_ERROR),
+        ("40 0a 04 c6120001", R::ATTRIBUTE_FLAGS_ERROR),
+        ("80 10 08 0002fde900000001", R::ATTRIBUTE_FLAGS_ERROR),
+        // OTC (RFC 9234 section 5).
+        ("c0 23 00", R::ATTRIBUTE_LENGTH_ERROR),
+        ("c0 23 03 00fde9", R::ATTRIBUTE_LENGTH_ERROR),
+        ("c0 23 08 0000fde9 0000fdea", R::ATTRIBUTE_LENGTH_ERROR),
+        ("80 23 04 0000fde9", R::ATTRIBUTE_FLAGS_ERROR),
     ] {
         let data = if reason == R::MALFORMED_AS_PATH { "" } else { bad };
         let attributes = [&without(&bad[3..5]), bad].concat();
@@ -298,6 +341,12 @@ fn session_reset() {
         "80 0e 18 0002 01 10 20010db8000000000000000000000001 00 30 2001",
         "80 0e 27 0002 01 10 20010db8000000000000000000000001 00 81 20010db8000000000000000000000000 00",
         "80 0e 15 0001 01 10 20010db8000000000000000000000001 00",
+        // As long as those of a VPN, and longer than the attribute.
+        "80 0e 1d 0002 01 18 0000000000000000 20010db8000000000000000000000001 00",
+        "80 0e 1d 0002 01 30 20010db8000000000000000000000001 00",
+        "80 0e 1d 0002 01 ff 20010db8000000000000000000000001 00",
+        // No octet between next hop and prefixes.
+        "80 0e 14 0002 01 10 20010db8000000000000000000000001",
         // Flags that are wrong do not make it better.
         "40 0e 03 0002 01",
         // MP_UNREACH_NLRI: too short, malformed NLRI.
@@ -455,6 +504,12 @@ fn four_octet_as_of_old_speakers() {
     assert_eq!(path("40 02 04 02 01 fde9", as4).0, "65001");
     assert_eq!(path(trans, "c0 11 03 02 02 00").0, "65001 23456 23456");
     assert_eq!(path(trans, "c0 11 10 03 01 00010009 02 02 00010001 00010002").0, "65001 65537 65538");
+    // An empty segment, AS 0, and a length that is none.
+    for bad in ["c0 11 02 02 00", "c0 11 06 02 01 00000000", "c0 11 01 02", "c0 11 07 02 01 00010001 02"] {
+        assert_eq!(path(trans, bad).0, "65001 23456 23456", "{bad}");
+    }
+    // AS4_AGGREGATOR of the length of the old one: that stays (RFC 6793 section 6).
+    assert_eq!(path(trans, "c0 07 06 5ba0 c6120001 c0 12 06 0005 c6120001").1, Some(23456));
     // AGGREGATOR: AS_TRANS takes AS4_AGGREGATOR; any other AS says that both AS4 attributes are stale.
     let aggregators = |asn: &str| format!("c0 07 06 {asn} c6120001 {as4} c0 12 08 00010005 c6120001");
     assert_eq!(path(trans, &aggregators("5ba0")), ("65001 65537 65538".to_owned(), Some(65541)));

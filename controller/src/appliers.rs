@@ -6,7 +6,7 @@ use crate::{
     observed::{Check, Health, NodeInfo, Targets},
 };
 use bgp_speaker::PeerId;
-use bgp_speaker::config::{BmpStation, ConfigError, Global, PeerConfig, Route};
+use bgp_speaker::config::{BmpStation, ConfigError, Global, PeerConfig, PeerRange, Route};
 use lb_bpf::{Counters, FlowEvent, Installed, service::Desired, service::Endpoint};
 use std::{
     collections::BTreeSet,
@@ -64,6 +64,8 @@ pub trait Speaker: Send {
     fn set_global(&self, global: Global) -> impl Future<Output = Result<(), Self::Error>> + Send;
     /// Whom it talks to: the whole set.
     fn set_peers(&self, peers: Vec<PeerConfig>) -> impl Future<Output = Result<(), Self::Error>> + Send;
+    /// Who may come by himself: the whole set.
+    fn set_ranges(&self, ranges: Vec<PeerRange>) -> impl Future<Output = Result<(), Self::Error>> + Send;
     /// Who is told what they tell: the whole set.
     fn set_stations(&self, stations: Vec<BmpStation>)
     -> impl Future<Output = Result<(), Self::Error>> + Send;
@@ -195,6 +197,10 @@ impl Speaker for bgp_speaker::Handle {
 
     async fn set_peers(&self, peers: Vec<PeerConfig>) -> Result<(), Self::Error> {
         bgp_speaker::Handle::set_peers(self, peers).await
+    }
+
+    async fn set_ranges(&self, ranges: Vec<PeerRange>) -> Result<(), Self::Error> {
+        bgp_speaker::Handle::set_ranges(self, ranges).await
     }
 
     async fn set_stations(&self, stations: Vec<BmpStation>) -> Result<(), Self::Error> {

@@ -60,7 +60,7 @@ pub struct View {
 }
 
 /// The loop and what it acts on.
-pub struct Reconciler<S, D, B, C, H> {
+pub struct Reconciler<S: ?Sized, D, B, C, H> {
     store: Arc<S>,
     datapath: D,
     speaker: B,
@@ -75,7 +75,7 @@ pub struct Reconciler<S, D, B, C, H> {
     observed: Observed,
 }
 
-impl<S: Store, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler<S, D, B, C, H> {
+impl<S: Store + ?Sized, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler<S, D, B, C, H> {
     /// A loop that has not begun, and the view that it keeps up to date. Packets are sampled while there are
     /// `followers`.
     pub fn new(
@@ -223,16 +223,17 @@ impl<S: Store, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler<S, D, B,
 
     /// Tells the speaker; whether it knows the routes now.
     async fn announce(&self, desired: &Desired, errors: &mut Errors) -> bool {
-        let (peers, stations) = match &desired.speaker {
+        let (peers, ranges, stations) = match &desired.speaker {
             Some(speaker) => {
                 let global = self.speaker.set_global(speaker.global.clone()).await;
                 errors.note("speaker.set_global", global);
-                (speaker.peers.clone(), speaker.stations.clone())
+                (speaker.peers.clone(), speaker.ranges.clone(), speaker.stations.clone())
             }
-            None => (Vec::new(), Vec::new()),
+            None => (Vec::new(), Vec::new(), Vec::new()),
         };
         errors.note("speaker.set_stations", self.speaker.set_stations(stations).await);
         errors.note("speaker.set_peers", self.speaker.set_peers(peers).await);
+        errors.note("speaker.set_ranges", self.speaker.set_ranges(ranges).await);
         let routes = self.speaker.set_routes(desired.routes.clone()).await;
         let told = errors.note("speaker.set_routes", routes).is_some();
         if told {

@@ -6,7 +6,7 @@
 //! into the files, for a person to judge.
 #![expect(clippy::unwrap_used, reason = "a test may stop")]
 use bgp_speaker::PeerId;
-use bgp_speaker::config::{ImportFilter, PeerAsn, Route};
+use bgp_speaker::config::{ExportPolicy, ImportFilter, PeerAsn, Route};
 use controller::{
     api::Community,
     declared::Declared,
@@ -284,12 +284,21 @@ fn dump(desired: &Desired) -> String {
         for station in &speaker.stations {
             writeln!(out, "  station {} every {} s", station.station, station.stats_seconds).unwrap();
         }
-        for peer in &speaker.peers {
+        let ranges =
+            speaker.ranges.iter().map(|r| (format!("range {} at most {}", r.prefix, r.limit), &r.peer));
+        let peers = speaker.peers.iter().map(|peer| (format!("peer {}", peer.address), peer));
+        for (who, peer) in peers.chain(ranges) {
             let asn = match peer.asn {
                 PeerAsn::Is(asn) => asn.0.to_string(),
                 PeerAsn::External => "external".to_owned(),
             };
-            write!(out, "  peer {} AS {asn} port {}", peer.address, peer.port).unwrap();
+            write!(out, "  {who} AS {asn} port {}", peer.port).unwrap();
+            if let Some(local) = peer.local_address {
+                write!(out, " from {local}").unwrap();
+            }
+            if let Some(text) = &peer.shutdown {
+                write!(out, " down {text:?}").unwrap();
+            }
             for (word, _) in
                 [(" signed", peer.md5.is_some()), (" passive", peer.passive)].iter().filter(|w| w.1)
             {
@@ -305,6 +314,18 @@ fn dump(desired: &Desired) -> String {
             if peer.export.values().any(|policy| policy.graceful_shutdown) {
                 write!(out, " graceful-shutdown {:?}", peer.export.keys()).unwrap();
             }
+            for (family, policy) in &peer.export {
+                let ExportPolicy { next_hop_self, prepend, med, local_pref, .. } = policy;
+                let ExportPolicy { communities, large_communities, .. } = policy;
+                let graceful_shutdown = policy.graceful_shutdown;
+                if *policy != (ExportPolicy { graceful_shutdown, ..ExportPolicy::default() }) {
+                    write!(out, "\n    {family}: self {next_hop_self} prepend {prepend} med {med:?} ")
+                        .unwrap();
+                    write!(out, "local-pref {local_pref:?} {communities:?} {large_communities:?}").unwrap();
+                }
+            }
+            let kept = peer.long_lived_seconds.iter().filter(|(_, seconds)| **seconds > 0);
+            kept.for_each(|(family, seconds)| write!(out, "\n    {family}: long-lived {seconds} s").unwrap());
             out.push('\n');
         }
     }

@@ -1,23 +1,18 @@
 //! The configuration file: YAML to what the speaker is asked for. The fields of a peer are those of a BGPPeer;
 //! what is not supported yet is refused by its name.
+mod peer;
+
 use bgp_speaker::{
-    InterfaceName, Md5Key,
-    config::{
-        self, Asn, Bfd, BmpStation, ExportPolicy, Family, Global, ImportFilter, LocalRole, PeerConfig,
-        PeerRange, Role, Route, RouteAttributes, Timers,
-    },
+    config::{Asn, BmpStation, Global, PeerConfig, PeerRange, Route, RouteAttributes},
     wire::{Community, LargeCommunity},
 };
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
+use peer::{Neighbour, PeerSpec};
 use serde::{Deserialize, Deserializer, de};
-use serde_yaml_ng::Value;
 use std::{
     collections::BTreeSet,
-    fmt,
-    fs::File,
-    io::Read,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::{Path, PathBuf},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::Path,
     str::FromStr,
 };
 
@@ -41,17 +36,10 @@ fn parse(text: &str) -> Result<Config, String> {
         .map_err(|error| described(&error.path().to_string(), &error.inner().to_string()))?;
     let asn = file.asn;
     let (mut peers, mut ranges) = (Vec::new(), Vec::new());
-    for (index, mut peer) in file.peers.into_iter().enumerate() {
-        let range = peer.range.take();
-        if let Some(Range { prefix, .. }) = range.as_ref().filter(|_| peer.address.is_none()) {
-            peer.address = Some(prefix.network());
-        } else if range.is_some() {
-            return Err(format!("peers[{index}].range: and address exclude each other"));
-        }
-        let peer = peer.config(asn).map_err(|error| format!("peers[{index}].{error}"))?;
-        match range {
-            Some(Range { prefix, limit }) => ranges.push(PeerRange { prefix, limit, peer }),
-            None => peers.push(peer),
+    for (index, peer) in file.peers.into_iter().enumerate() {
+        match peer.neighbour(asn).map_err(|error| format!("peers[{index}].{error}"))? {
+            Neighbour::One(peer) => peers.push(peer),
+            Neighbour::Range(range) => ranges.push(range),
         }
     }
     Ok(Config {
@@ -84,313 +72,6 @@ struct Document {
     routes: Vec<RouteSpec>,
     #[serde(default)]
     bmp: Vec<StationSpec>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct PeerSpec {
-    address: Option<IpAddr>,
-    /// Instead of an address: neighbours that come by themselves.
-    range: Option<Range>,
-    asn: PeerAsn,
-    #[serde(default = "bgp_port")]
-    port: u16,
-    #[serde(default)]
-    passive: bool,
-    local_address: Option<IpAddr>,
-    #[serde(default)]
-    timers: TimersSpec,
-    #[serde(default = "all_families")]
-    families: BTreeSet<Family>,
-    ebgp_multihop: Option<Multihop>,
-    ttl_security: Option<TtlSecurity>,
-    auth: Option<Auth>,
-    max_prefixes: Option<u32>,
-    #[serde(default = "restart_seconds")]
-    max_prefixes_restart_seconds: u32,
-    shutdown: Option<String>,
-    #[serde(default)]
-    import: Import,
-    #[serde(default)]
-    export: Export,
-    bfd: Option<BfdSpec>,
-    #[serde(default)]
-    add_path: AddPath,
-    graceful_restart: Option<GracefulRestart>,
-    role: Option<RoleSpec>,
-    /// Instead of an address: the neighbour at its other end.
-    interface: Option<InterfaceName>,
-    // Not supported yet.
-    discover: Option<Value>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Range {
-    prefix: IpNet,
-    limit: u16,
-}
-
-fn bgp_port() -> u16 {
-    179
-}
-
-fn restart_seconds() -> u32 {
-    config::MAX_PREFIXES_RESTART_SECONDS
-}
-
-fn all_families() -> BTreeSet<Family> {
-    Family::ALL.into()
-}
-
-/// A number, `external` or `internal`.
-enum PeerAsn {
-    Number(Asn),
-    External,
-    Internal,
-}
-
-impl<'de> Deserialize<'de> for PeerAsn {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl de::Visitor<'_> for Visitor {
-            type Value = PeerAsn;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an AS number (1 to 4294967295), `external` or `internal`")
-            }
-            fn visit_u64<E: de::Error>(self, number: u64) -> Result<PeerAsn, E> {
-                let wrong = || E::invalid_value(de::Unexpected::Unsigned(number), &self);
-                u32::try_from(number).map(|asn| PeerAsn::Number(Asn(asn))).map_err(|_| wrong())
-            }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<PeerAsn, E> {
-                match text {
-                    "external" => Ok(PeerAsn::External),
-                    "internal" => Ok(PeerAsn::Internal),
-                    _ => Err(E::invalid_value(de::Unexpected::Str(text), &self)),
-                }
-            }
-        }
-        deserializer.deserialize_any(Visitor)
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct TimersSpec {
-    hold_seconds: u16,
-    /// None: a third of the hold time.
-    keepalive_seconds: Option<u16>,
-    connect_retry_seconds: u16,
-}
-
-impl Default for TimersSpec {
-    fn default() -> Self {
-        let Timers { hold_seconds, connect_retry_seconds, .. } = Timers::default();
-        TimersSpec { hold_seconds, keepalive_seconds: None, connect_retry_seconds }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Multihop {
-    ttl: u8,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct BfdSpec {
-    min_tx_millis: u32,
-    min_rx_millis: u32,
-    multiplier: u8,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct TtlSecurity {
-    hops: u8,
-}
-
-/// The key of the TCP MD5 signature: here, or alone in a file.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Auth {
-    md5_password: Option<Secret>,
-    md5_password_file: Option<PathBuf>,
-}
-
-impl Auth {
-    fn key(self) -> Result<Md5Key, String> {
-        let (field, octets) = match (self.md5_password, self.md5_password_file) {
-            (Some(Secret(text)), None) => ("md5Password", text.into_bytes()),
-            (None, Some(path)) => ("md5PasswordFile", password(&path)?),
-            _ => return Err("md5Password: needs exactly one of md5Password and md5PasswordFile".to_owned()),
-        };
-        Md5Key::new(octets).map_err(|error| format!("{field}: {error}"))
-    }
-}
-
-/// What a file holds, but for the end of its line.
-fn password(path: &Path) -> Result<Vec<u8>, String> {
-    let mut octets = Vec::new();
-    // More would be too long for a key.
-    let read = File::open(path).and_then(|file| file.take(128).read_to_end(&mut octets));
-    read.map_err(|error| format!("md5PasswordFile: {}: {error}", path.display()))?;
-    if octets.ends_with(b"\n") {
-        octets.pop();
-    }
-    Ok(octets)
-}
-
-/// A text that no error shows.
-struct Secret(String);
-
-impl<'de> Deserialize<'de> for Secret {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match Value::deserialize(deserializer)? {
-            Value::String(text) => Ok(Secret(text)),
-            _ => Err(de::Error::custom("want a text: put it in quotes")),
-        }
-    }
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct Import {
-    accept: Vec<Accept>,
-    deny: Vec<Accept>,
-    communities: Vec<AnyCommunity>,
-    install: bool,
-}
-
-impl Import {
-    fn filter(deny: Vec<Accept>, communities: Vec<AnyCommunity>) -> ImportFilter {
-        let (communities, large_communities) = by_kind(communities);
-        ImportFilter { deny: prefixes(deny), communities, large_communities }
-    }
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct Export {
-    learned: bool,
-    next_hop_self: bool,
-    graceful_shutdown: bool,
-    prepend: u8,
-    med: Option<u32>,
-    local_pref: Option<u32>,
-    communities: Vec<AnyCommunity>,
-}
-
-impl Export {
-    fn policy(self) -> ExportPolicy {
-        let (communities, large_communities) = by_kind(self.communities);
-        ExportPolicy {
-            next_hop_self: self.next_hop_self,
-            graceful_shutdown: self.graceful_shutdown,
-            prepend: self.prepend,
-            med: self.med,
-            local_pref: self.local_pref,
-            communities,
-            large_communities,
-        }
-    }
-}
-
-fn prefixes(entries: Vec<Accept>) -> Vec<IpNet> {
-    entries.into_iter().flat_map(|Accept(prefixes)| prefixes).collect()
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct RoleSpec {
-    local: Role,
-    #[serde(default)]
-    strict: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct GracefulRestart {
-    seconds: u16,
-    #[serde(default)]
-    long_lived_seconds: u32,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct AddPath {
-    send: bool,
-    receive: bool,
-}
-
-/// `any`, or a prefix that contains what is accepted.
-struct Accept(Vec<IpNet>);
-
-impl<'de> Deserialize<'de> for Accept {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let any = || vec![IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())];
-        match text.as_str() {
-            "any" => Ok(Accept(any())),
-            text => from_text(text, "a prefix or `any`").map(|prefix| Accept(vec![prefix])),
-        }
-    }
-}
-
-impl PeerSpec {
-    fn config(self, local: Asn) -> Result<PeerConfig, String> {
-        let unsupported = [("discover", self.discover.is_some())];
-        if let Some((field, _)) = unsupported.iter().find(|(_, is_there)| *is_there) {
-            return Err(format!("{field}: not supported yet"));
-        }
-        let timers = Timers {
-            hold_seconds: self.timers.hold_seconds,
-            // A hold time of a second or two is refused for itself.
-            keepalive_seconds: self.timers.keepalive_seconds.unwrap_or((self.timers.hold_seconds / 3).max(1)),
-            connect_retry_seconds: self.timers.connect_retry_seconds,
-        };
-        Ok(PeerConfig {
-            address: match (self.address, self.interface) {
-                (Some(_), Some(_)) => return Err("interface: and address exclude each other".to_owned()),
-                (None, None) => return Err("address: missing".to_owned()),
-                (address, _) => address.unwrap_or(Ipv6Addr::UNSPECIFIED.into()),
-            },
-            interface: self.interface,
-            asn: match self.asn {
-                PeerAsn::Number(asn) => config::PeerAsn::Is(asn),
-                PeerAsn::Internal => config::PeerAsn::Is(local),
-                PeerAsn::External => config::PeerAsn::External,
-            },
-            port: self.port,
-            passive: self.passive,
-            local_address: self.local_address,
-            timers,
-            families: self.families,
-            multihop_ttl: self.ebgp_multihop.map(|multihop| multihop.ttl),
-            md5: self.auth.map(Auth::key).transpose().map_err(|error| format!("auth.{error}"))?,
-            ttl_security_hops: self.ttl_security.map(|security| security.hops),
-            max_prefixes: self.max_prefixes,
-            max_prefixes_restart_seconds: self.max_prefixes_restart_seconds,
-            shutdown: self.shutdown,
-            accept: prefixes(self.import.accept),
-            import: Import::filter(self.import.deny, self.import.communities),
-            install: self.import.install,
-            export_learned: self.export.learned,
-            export: {
-                let policy = self.export.policy();
-                all_families().into_iter().map(|family| (family, policy.clone())).collect()
-            },
-            graceful_restart: self.graceful_restart.as_ref().map(|restart| restart.seconds),
-            long_lived_seconds: self.graceful_restart.map_or(0, |restart| restart.long_lived_seconds),
-            add_path: config::AddPath { send: self.add_path.send, receive: self.add_path.receive },
-            role: self.role.map(|RoleSpec { local, strict }| LocalRole { local, strict }),
-            bfd: self.bfd.map(|BfdSpec { min_tx_millis, min_rx_millis, multiplier }| Bfd {
-                min_tx_millis,
-                min_rx_millis,
-                multiplier,
-            }),
-        })
-    }
 }
 
 #[derive(Deserialize)]
@@ -438,6 +119,7 @@ impl StationSpec {
 }
 
 /// A standard or a large community: the number of colons tells.
+#[derive(Clone)]
 enum AnyCommunity {
     Standard(Community),
     Large(LargeCommunity),
@@ -473,6 +155,10 @@ fn from_text<T: FromStr, E: de::Error>(text: &str, wanted: &str) -> Result<T, E>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bgp_speaker::{
+        Md5Key, PeerId,
+        config::{self, Bfd, ExportPolicy, Family, LocalRole, Role, Timers},
+    };
 
     const EXAMPLE: &str = r#"
 asn: 65002
@@ -480,7 +166,7 @@ routerID: 198.18.0.2
 listen: ["198.18.0.2:179"]
 peers:
 - {address: 198.18.0.1, asn: 65001, localAddress: 198.18.0.2, timers: {holdSeconds: 9}, ttlSecurity: {hops: 2}, role: {local: Customer}, import: {accept: [any]}, export: {learned: true}}
-- {address: "fd00:18::1", asn: internal, families: [ipv6-unicast], ebgpMultihop: {ttl: 4}, bfd: {minTxMillis: 50, minRxMillis: 60, multiplier: 3}, auth: {md5Password: s3cret}, maxPrefixes: 10, gracefulRestart: {seconds: 120, longLivedSeconds: 3600}, addPath: {receive: true}, maxPrefixesRestartSeconds: 5, shutdown: bye, import: {accept: [10.0.0.0/8], deny: [10.1.0.0/16], communities: ["65001:1"], install: true}, export: {nextHopSelf: true, gracefulShutdown: true, prepend: 3, med: 4, localPref: 5, communities: ["1:2:3"]}}
+- {address: "fd00:18::1", asn: internal, families: [ipv6-unicast], ebgpMultihop: {ttl: 4}, bfd: {minTxMillis: 50, minRxMillis: 60, multiplier: 3}, auth: {md5Password: s3cret}, maxPrefixes: 10, gracefulRestart: {seconds: 120, longLivedSeconds: 3600, ipv6: {longLivedSeconds: 60}}, addPath: {receive: true}, maxPrefixesRestartSeconds: 5, shutdown: bye, import: {accept: [10.0.0.0/8], deny: [10.1.0.0/16], communities: ["65001:1"], install: true}, export: {nextHopSelf: true, gracefulShutdown: true, prepend: 3, med: 4, localPref: 5, communities: ["1:2:3"], ipv6: {med: 6, prepend: 0, communities: []}}}
 - {range: {prefix: 198.18.1.0/24, limit: 10}, asn: external, passive: true}
 routes:
 - {prefix: 203.0.113.0/24, communities: ["65002:1", "65002:1:2", no-export], med: 10, prepend: 2, localPref: 200, linkBandwidth: 125000}
@@ -519,11 +205,17 @@ bmp: [{station: "192.0.2.1:11019", statsSeconds: 60}, {station: "192.0.2.2:11019
         assert_eq!((policy.next_hop_self, policy.graceful_shutdown, policy.prepend), (true, true, 3));
         assert_eq!((policy.med, policy.local_pref), (Some(4), Some(5)));
         assert_eq!(policy.large_communities, [(1, 2, 3)].into());
+        let other = ExportPolicy { prepend: 0, med: Some(6), large_communities: [].into(), ..policy.clone() };
+        assert_eq!(peers[1].export[&Family::Ipv6Unicast], other);
         assert_eq!(peers[0].export[&Family::Ipv6Unicast], ExportPolicy::default());
         assert_eq!((ranges[0].limit, ranges[0].peer.passive, ranges.len()), (10, true, 1));
-        assert_eq!(ranges[0].name(), IpAddr::from([198, 18, 1, 0]));
+        assert_eq!(ranges[0].id(), PeerId::Range("198.18.1.0/24".parse().unwrap()));
         assert_eq!((peers[0].graceful_restart, peers[1].graceful_restart), (None, Some(120)));
-        assert_eq!((peers[0].long_lived_seconds, peers[1].long_lived_seconds), (0, 3600));
+        let long_lived = [(Family::Ipv4Unicast, 3600), (Family::Ipv6Unicast, 60)];
+        assert_eq!(
+            (&peers[0].long_lived_seconds, &peers[1].long_lived_seconds),
+            (&[].into(), &long_lived.into())
+        );
         assert_eq!(peers[0].add_path, config::AddPath::default());
         assert_eq!(peers[1].add_path, config::AddPath { send: false, receive: true });
         assert_eq!(peers[0].role, Some(LocalRole { local: Role::Customer, strict: false }));
@@ -555,6 +247,7 @@ bmp: [{station: "192.0.2.1:11019", statsSeconds: 60}, {station: "192.0.2.2:11019
             ("minTxMillis: 50, ", "", "peers[1].bfd: missing field `minTxMillis`"),
             ("maxPrefixes: 10", "import: {install: true}", "duplicate"),
             ("{receive: true}", "{both: true}", "peers[1].addPath.both: unknown field"),
+            ("ipv6: {med", "ipv6: {learned: true, med", "peers[1].export.ipv6.learned: unknown field"),
             ("range: {", "interface: eth0, range: {", "peers[2].interface: and address exclude each other"),
             ("address: 198.18.0.1", "interface: a/b", "peers[0].interface: is no name of an interface"),
             ("range: {", "address: 10.0.0.1, range: {", "peers[2].range: and address exclude each other"),

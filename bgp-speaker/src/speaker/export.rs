@@ -133,7 +133,7 @@ impl Speaker {
         let (Some(negotiated), Some(ends)) = (&session.negotiated, &session.endpoints) else { return };
         let exporter = PeerExporter {
             source,
-            name: slot.range.map_or(slot.peer.config.id(), |range| PeerId::Address(range.network())),
+            name: slot.range.map_or(slot.peer.config.id(), PeerId::Range),
             deferring: self.own_start.deferring,
             own: &self.own,
             neighbours: &self

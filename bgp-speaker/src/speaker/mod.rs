@@ -15,6 +15,7 @@ mod bfd;
 mod export;
 mod fib;
 mod handover;
+mod io;
 mod long_lived;
 mod monitor;
 mod ranges;
@@ -26,6 +27,7 @@ mod unnumbered;
 pub use handover::Session;
 #[cfg(feature = "net")]
 pub(crate) use handover::number;
+pub use io::{Input, Output};
 
 use crate::{
     InterfaceName, PeerId, Time,
@@ -48,118 +50,10 @@ pub use fib::Installation;
 use ipnet::IpNet;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     time::Duration,
 };
 pub use unnumbered::Link;
-
-/// What happens to the speaker.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Input<'a> {
-    /// The connection of an [`Output::Connect`] is there.
-    Connected {
-        /// Its name.
-        connection: ConnectionId,
-        /// Its ends.
-        endpoints: Endpoints,
-    },
-    /// It could not be made.
-    ConnectFailed {
-        /// Its name.
-        connection: ConnectionId,
-        /// Why, in words.
-        reason: String,
-    },
-    /// A connection came in; its name is from [`Speaker::accept_id`].
-    Accepted {
-        /// Its name.
-        connection: ConnectionId,
-        /// Its ends; the peer is known by the remote address.
-        endpoints: Endpoints,
-    },
-    /// Bytes came.
-    Received {
-        /// On which connection.
-        connection: ConnectionId,
-        /// Any part of the stream.
-        bytes: &'a [u8],
-    },
-    /// The peer closed the connection, or TCP gave it up.
-    Closed {
-        /// Which connection.
-        connection: ConnectionId,
-        /// Why, in words.
-        reason: String,
-    },
-    /// The path to a peer failed: its BFD session was up and is down (see [`Output::Watch`]).
-    PathFailed {
-        /// The neighbour.
-        peer: PeerId,
-        /// Whether the peer's BFD does not share the fate of its control plane (the C bit, RFC 5882 section 4.3).
-        control_plane_independent: bool,
-    },
-    /// What is known of an interface of [`Speaker::interfaces`].
-    Link {
-        /// Its name.
-        interface: InterfaceName,
-        /// How it is; none: it is not there, or down.
-        link: Option<Link>,
-    },
-    /// The time of [`Speaker::next_deadline`] has come.
-    Tick,
-}
-
-/// What the driver is to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Output {
-    /// Dial, and answer with [`Input::Connected`] or [`Input::ConnectFailed`].
-    Connect {
-        /// Name of the connection to be.
-        connection: ConnectionId,
-        /// Where to.
-        remote: SocketAddr,
-        /// Address to dial from; none: any.
-        local: Option<IpAddr>,
-        /// What to make it with.
-        transport: Transport,
-    },
-    /// Write `last` (after what was taken from [`Speaker::transmit`] before), then close; or stop dialing. The name
-    /// means nothing to the speaker any more.
-    Close {
-        /// Which connection.
-        connection: ConnectionId,
-        /// Last messages; may be empty.
-        last: Vec<u8>,
-    },
-    /// [`Speaker::transmit`] has something for this connection.
-    Transmit {
-        /// Which connection.
-        connection: ConnectionId,
-    },
-    /// Watch the path to a peer in this way from now on, and tell [`Input::PathFailed`].
-    Watch {
-        /// The neighbour.
-        peer: PeerId,
-        /// The path; none: it is not to be watched any more.
-        path: Option<WatchedPath>,
-    },
-    /// The kernel's routing table is to change: see [`Speaker::install`].
-    Install,
-    /// [`Speaker::report`] has something for this station.
-    Report {
-        /// Which station.
-        station: SocketAddr,
-    },
-    /// The state of a peer is another one now.
-    StateChanged {
-        /// The neighbour.
-        peer: PeerId,
-        /// Its state.
-        state: State,
-        /// The last error of the peer, in words.
-        last_error: Option<String>,
-    },
-}
 
 /// The speaker.
 #[derive(Debug)]
@@ -504,7 +398,8 @@ impl Speaker {
                 peer.stop(&peer.farewell(), tools);
             });
             let keeps = |config: &PeerConfig| {
-                (config.asn, config.graceful_restart.is_some(), config.long_lived_seconds > 0)
+                let long_lived: Vec<Family> = config.long_lived().map(|(family, _)| family).collect();
+                (config.asn, config.graceful_restart.is_some(), long_lived)
             };
             if keeps(&old) != keeps(&config) {
                 self.forget_stale(source);
@@ -624,7 +519,8 @@ fn session_of(config: &PeerConfig) -> impl PartialEq + use<> {
     let timers = (config.timers.hold_seconds, config.timers.keepalive_seconds);
     let ends = (config.asn, config.port, config.local_address, config.passive);
     let ttl = (config.multihop_ttl, config.ttl_security_hops);
-    let restart = (config.graceful_restart, config.long_lived_seconds);
+    let long_lived: Vec<(Family, u32)> = config.long_lived().collect();
+    let restart = (config.graceful_restart, long_lived);
     let offered = (config.families.clone(), restart, config.role, config.add_path);
     (ends, ttl, timers, offered, config.shutdown.clone())
 }

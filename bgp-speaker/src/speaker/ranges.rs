@@ -9,6 +9,10 @@ use crate::{
 };
 use std::net::{IpAddr, SocketAddr};
 
+/// So many neighbours are there at most, whatever the ranges admit together: [`Source`] has 16 bits, and as
+/// many as a configuration may name come on top.
+const MOST_PEERS: usize = 50_000;
+
 impl Speaker {
     /// Sets the ranges, the whole set. Neighbours whose range is gone, or whose session would be another one, are told
     /// so.
@@ -56,7 +60,7 @@ impl Speaker {
         let fits = self.ranges.iter().filter(|range| range.prefix.contains(&address));
         let range = fits.max_by_key(|range| range.prefix.prefix_len())?;
         let members = self.slots().filter(|(_, slot)| slot.range == Some(range.prefix)).count();
-        (members < usize::from(range.limit)).then_some(range)
+        (members < usize::from(range.limit) && self.by_id.len() < MOST_PEERS).then_some(range)
     }
 
     /// The neighbour at this end, if it is there.

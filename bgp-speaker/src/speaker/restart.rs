@@ -161,12 +161,15 @@ impl Kept {
         let count = |which: &dyn Fn(&&Stale) -> bool| {
             self.stale.values().filter(which).map(|stale| stale.paths.len() as u64).sum()
         };
+        let long_lived = self.long_lived.iter().filter(|(_, said)| said.seconds > 0);
+        let long_lived: BTreeMap<_, _> = long_lived.map(|(family, said)| (*family, said.seconds)).collect();
         Some(GracefulRestartStatus {
             restart_seconds: terms.seconds,
             restarting: terms.restarting,
             notification: terms.notification,
             families: families(terms).collect(),
-            long_lived_seconds: self.long_lived.values().map(|said| said.seconds).max().unwrap_or(0),
+            long_lived_seconds: long_lived.values().copied().max().unwrap_or(0),
+            long_lived,
             stale_prefixes: count(&|_| true),
             long_lived_prefixes: count(&|stale| stale.phase == Phase::LongLived),
             stale_seconds: self.deadline().map(|until| until.saturating_sub(now).as_secs()),

@@ -31,6 +31,35 @@ pub fn announce(
     context: &Context,
     out: &mut Vec<u8>,
 ) -> Result<usize, EncodeError> {
+    announce_packed(attributes, next_hop, prefixes, Last::Written, context, out).map(|packed| packed.messages)
+}
+
+/// What becomes of a last message that has room for more prefixes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Last {
+    /// It is written.
+    Written,
+    /// It is left out if there are others: its prefixes can share a message with those that follow.
+    LeftOut,
+}
+
+/// What was written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Packed {
+    pub(crate) messages: usize,
+    /// How many of the prefixes are in them, of the first ones.
+    pub(crate) prefixes: usize,
+}
+
+/// [`announce`], but for what `last` leaves out.
+pub(crate) fn announce_packed(
+    attributes: &Attributes,
+    next_hop: NextHop,
+    prefixes: &[impl Into<Nlri> + Copy],
+    last: Last,
+    context: &Context,
+    out: &mut Vec<u8>,
+) -> Result<Packed, EncodeError> {
     let prefixes = prefixes.iter().map(|nlri| (*nlri).into());
     let own_family = match next_hop.address {
         IpAddr::V4(_) => Family::Ipv4Unicast,
@@ -45,7 +74,8 @@ pub fn announce(
     match next_hop {
         NextHop { address: IpAddr::V4(address), .. } => {
             let attributes = path_attributes(attributes, Some(address), context);
-            pack(family, prefixes, attributes.len() + 4, "path attributes", context, out, |nlri, out| {
+            let frame = Frame { family, fixed: attributes.len() + 4, what: "path attributes" };
+            pack(frame, prefixes, last, context, out, |nlri, out| {
                 out.extend_from_slice(&[0, 0]);
                 block(out, |out| out.extend_from_slice(&attributes));
                 out.extend_from_slice(nlri);
@@ -56,18 +86,25 @@ pub fn announce(
             let addresses: Vec<u8> =
                 [Some(address), link_local].iter().flatten().flat_map(|a| a.octets()).collect();
             let fixed = attributes.len() + 4 + 4 + 3 + 1 + addresses.len() + 1;
-            pack(family, prefixes, fixed, "path attributes", context, out, |nlri, out| {
-                out.extend_from_slice(&[0, 0]);
-                block(out, |out| {
-                    multiprotocol(out, rules::MP_REACH, family, |out| {
-                        out.push(if link_local.is_some() { 32 } else { 16 });
-                        out.extend_from_slice(&addresses);
-                        out.push(0);
-                        out.extend_from_slice(nlri);
+            pack(
+                Frame { family, fixed, what: "path attributes" },
+                prefixes,
+                last,
+                context,
+                out,
+                |nlri, out| {
+                    out.extend_from_slice(&[0, 0]);
+                    block(out, |out| {
+                        multiprotocol(out, rules::MP_REACH, family, |out| {
+                            out.push(if link_local.is_some() { 32 } else { 16 });
+                            out.extend_from_slice(&addresses);
+                            out.push(0);
+                            out.extend_from_slice(nlri);
+                        });
+                        out.extend_from_slice(&attributes);
                     });
-                    out.extend_from_slice(&attributes);
-                });
-            })
+                },
+            )
         }
     }
 }
@@ -82,22 +119,37 @@ pub fn withdraw(
     context: &Context,
     out: &mut Vec<u8>,
 ) -> Result<usize, EncodeError> {
-    let (ipv4, ipv6) = (Family::Ipv4Unicast, Family::Ipv6Unicast);
-    let of = |family| {
+    let mut messages = 0;
+    for family in Family::ALL {
         let all = prefixes.iter().map(|nlri| -> Nlri { (*nlri).into() });
-        all.filter(move |nlri| nlri::family(&nlri.prefix) == family)
-    };
-    let fields = pack(ipv4, of(ipv4), 4, "an UPDATE", context, out, |nlri, out| {
-        block(out, |out| out.extend_from_slice(nlri));
-        out.extend_from_slice(&[0, 0]);
-    })?;
-    let attributes = pack(ipv6, of(ipv6), 4 + 4 + 3, "an UPDATE", context, out, |nlri, out| {
-        out.extend_from_slice(&[0, 0]);
-        block(out, |out| {
-            multiprotocol(out, rules::MP_UNREACH, ipv6, |out| out.extend_from_slice(nlri));
-        });
-    })?;
-    Ok(fields + attributes)
+        let of: Vec<Nlri> = all.filter(|nlri| nlri::family(&nlri.prefix) == family).collect();
+        messages += withdraw_packed(family, &of, Last::Written, context, out)?.messages;
+    }
+    Ok(messages)
+}
+
+/// [`withdraw`] of prefixes of one family, but for what `last` leaves out.
+pub(crate) fn withdraw_packed(
+    family: Family,
+    prefixes: &[Nlri],
+    last: Last,
+    context: &Context,
+    out: &mut Vec<u8>,
+) -> Result<Packed, EncodeError> {
+    let prefixes = prefixes.iter().copied();
+    let frame = |fixed| Frame { family, fixed, what: "an UPDATE" };
+    match family {
+        Family::Ipv4Unicast => pack(frame(4), prefixes, last, context, out, |nlri, out| {
+            block(out, |out| out.extend_from_slice(nlri));
+            out.extend_from_slice(&[0, 0]);
+        }),
+        Family::Ipv6Unicast => pack(frame(4 + 4 + 3), prefixes, last, context, out, |nlri, out| {
+            out.extend_from_slice(&[0, 0]);
+            block(out, |out| {
+                multiprotocol(out, rules::MP_UNREACH, family, |out| out.extend_from_slice(nlri));
+            });
+        }),
+    }
 }
 
 /// Appends an UPDATE as as many messages as it takes.
@@ -122,42 +174,53 @@ pub(super) fn end_of_rib(family: Family, out: &mut Vec<u8>) {
     });
 }
 
-/// Cuts prefixes of a family into messages. `fixed` octets of a body are not prefixes; `write` makes a body around them.
-fn pack(
+/// What is around the prefixes of a message.
+struct Frame {
+    /// Family of the prefixes.
     family: Family,
-    prefixes: impl Iterator<Item = Nlri>,
+    /// Octets of the body that are no prefixes.
     fixed: usize,
+    /// What these are, for errors.
     what: &'static str,
+}
+
+/// Cuts prefixes into messages; `write` makes a body around them.
+fn pack(
+    Frame { family, fixed, what }: Frame,
+    prefixes: impl Iterator<Item = Nlri>,
+    last: Last,
     context: &Context,
     out: &mut Vec<u8>,
     write: impl Fn(&[u8], &mut Vec<u8>),
-) -> Result<usize, EncodeError> {
+) -> Result<Packed, EncodeError> {
     let max = context.max_length;
     let (start, room) = (out.len(), max.saturating_sub(HEADER_LENGTH + fixed));
-    let (mut messages, mut field) = (0, Vec::new());
     let add_path = context.add_path_send.contains(&family);
-    let mut flush = |field: &mut Vec<u8>, out: &mut Vec<u8>| {
-        if !field.is_empty() {
-            frame::write(out, Kind::Update, |out| write(field, out));
-            messages += 1;
-            field.clear();
-        }
+    let (mut packed, mut field, mut count) = (Packed::default(), Vec::new(), 0);
+    let mut flush = |field: &mut Vec<u8>, count: usize, out: &mut Vec<u8>| {
+        frame::write(out, Kind::Update, |out| write(field, out));
+        field.clear();
+        packed.messages += 1;
+        packed.prefixes = count;
     };
     for prefix in prefixes {
         let before = field.len();
         nlri::write(&mut field, &prefix, add_path);
-        if field.len() > room {
+        if field.len() > room && before > 0 {
             field.truncate(before);
-            flush(&mut field, out);
+            flush(&mut field, count, out);
             nlri::write(&mut field, &prefix, add_path);
-            if field.len() > room {
-                out.truncate(start);
-                return Err(EncodeError::TooLong { what, length: fixed, max });
-            }
         }
+        if field.len() > room {
+            out.truncate(start);
+            return Err(EncodeError::TooLong { what, length: fixed, max });
+        }
+        count += 1;
     }
-    flush(&mut field, out);
-    Ok(messages)
+    if !field.is_empty() && (last == Last::Written || out.len() == start) {
+        flush(&mut field, count, out);
+    }
+    Ok(packed)
 }
 
 /// Appends what `content` writes, preceded by its length in two octets.

@@ -26,6 +26,7 @@ pub use capability::{
     AddPath, AfiSafi, Capability, GracefulRestart, LongLived, MAX_LONG_LIVED_SECONDS, MAX_RESTART_SECONDS,
 };
 pub use community::{Community, ExtendedCommunity, LargeCommunity, ParseCommunityError};
+pub(crate) use encode::{Last, Packed, announce_packed, withdraw_packed};
 pub use encode::{announce, withdraw};
 pub use frame::frame;
 pub use nlri::{Nlri, PathId};

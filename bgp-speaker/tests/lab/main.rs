@@ -9,6 +9,7 @@ mod fib;
 mod handover;
 mod harness;
 mod long_lived;
+mod malformed;
 mod next_hop;
 mod others;
 mod policy;

@@ -2,8 +2,8 @@
 use super::community::Community;
 use super::crds::rules;
 use super::scalar::{
-    Address, Asn, HoldSeconds, Hops, LongLivedSeconds, Millis, Multiplier, Port, Prefix, PrefixLimit,
-    RestartSeconds, RetrySeconds, Ttl, quoted,
+    Address, Asn, Cidr, HoldSeconds, Hops, LongLivedSeconds, Metric, Millis, Multiplier, PeerLimit, Port,
+    Prefix, PrefixLimit, Prepend, RestartSeconds, RetrySeconds, Seconds, Ttl, quoted,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::CustomResource;
@@ -11,7 +11,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::{borrow::Cow, fmt};
 
-/// A neighbour: exactly one of `address`, `interface` and `discover`.
+/// A neighbour: exactly one of `address`, `interface`, `discover` and `range`.
 #[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "fairlead.dev",
@@ -24,6 +24,7 @@ use std::{borrow::Cow, fmt};
     status = "BGPPeerStatus",
     derive = "PartialEq",
     printcolumn(name = "Address", type_ = "string", json_path = ".spec.address"),
+    printcolumn(name = "Range", type_ = "string", json_path = ".spec.range.prefix"),
     printcolumn(name = "ASN", type_ = "string", json_path = ".spec.asn"),
     printcolumn(name = "Sessions", type_ = "integer", json_path = ".status.sessions"),
     printcolumn(name = "Established", type_ = "integer", json_path = ".status.establishedSessions"),
@@ -31,8 +32,16 @@ use std::{borrow::Cow, fmt};
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("x-kubernetes-validations" = rules(&[
-    ("[has(self.address), has(self.interface), has(self.discover)].filter(x, x).size() == 1", ONE_NEIGHBOUR),
+    (
+        "[has(self.address), has(self.interface), has(self.discover), has(self.range)].filter(x, x).size() == 1",
+        ONE_NEIGHBOUR,
+    ),
     ("!(has(self.ttlSecurity) && has(self.ebgpMultihop))", TTL_EXCLUSIVE),
+    ("!has(self.localAddress) || has(self.address)", LOCAL_ADDRESS),
+    (
+        "!has(self.localAddress) || !has(self.address) || ip(self.localAddress).family() == ip(self.address).family()",
+        LOCAL_FAMILY,
+    ),
 ])))]
 pub struct BGPPeerSpec {
     /// Address of the neighbour.
@@ -45,6 +54,12 @@ pub struct BGPPeerSpec {
     /// Where the neighbour is found.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub discover: Option<Discover>,
+    /// Neighbours that come by themselves: whoever dials from these addresses, and is never dialled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub range: Option<PeerRange>,
+    /// Address of ours to dial from; none: the kernel chooses.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local_address: Option<Address>,
     /// AS of the neighbour: a number, `external` or `internal`.
     pub asn: PeerAsn,
     /// TCP port of the neighbour.
@@ -84,18 +99,39 @@ pub struct BGPPeerSpec {
     /// More prefixes than this end the session (RFC 4486).
     #[serde(default = "default_max_prefixes")]
     pub max_prefixes: PrefixLimit,
+    /// For so many seconds the session stays down then.
+    #[serde(default = "default_max_prefixes_restart")]
+    pub max_prefixes_restart_seconds: Seconds,
+    /// The session is down, and the neighbour is told so, with this text of at most 255 octets (RFC 9003).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 255), extend("x-kubernetes-validations" = rules(&[
+        ("bytes(self).size() <= 255", SHUTDOWN_TEXT),
+    ])))]
+    pub shutdown: Option<String>,
     /// What is taken in.
     #[serde(default)]
     pub import: Import,
+    /// What the neighbour is told otherwise than BGPAdvertisements say.
+    #[serde(default)]
+    pub export: Export,
     /// The neighbour is to look for other ways: routes to it have the community GRACEFUL_SHUTDOWN (RFC 8326).
     #[serde(default)]
     pub graceful_shutdown: bool,
 }
 
 /// Why a peer without an address, or with two kinds of them, is refused.
-pub(crate) const ONE_NEIGHBOUR: &str = "needs exactly one of address, interface and discover";
+pub(crate) const ONE_NEIGHBOUR: &str = "needs exactly one of address, interface, discover and range";
 /// Why two rules for the TTL are refused.
 pub(crate) const TTL_EXCLUSIVE: &str = "ttlSecurity and ebgpMultihop exclude each other";
+
+/// With what an address to dial from can be said.
+pub(crate) const LOCAL_ADDRESS: &str = "localAddress counts beside address only";
+/// Of what family it has to be.
+pub(crate) const LOCAL_FAMILY: &str = "localAddress is of another family than address";
+/// How long the text of a shutdown may be (RFC 9003 section 2).
+pub(crate) const SHUTDOWN_TEXT: &str = "is longer than 255 octets";
+/// Why a range is refused that holds all addresses.
+pub(crate) const EVERYBODY: &str = "is everybody";
 
 /// Why an unnumbered peer is not further away.
 pub(crate) const ON_LINK: &str = "has no sense with an interface: the neighbour is on the link";
@@ -190,6 +226,17 @@ impl JsonSchema for PeerAsn {
 pub enum Discover {
     /// The next hop of the node's default route, IPv4 before IPv6, unless it is link-local.
     DefaultGateway,
+}
+
+/// Neighbours that are known by the range of their addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = rules(&[("!self.prefix.endsWith('/0')", EVERYBODY)])))]
+pub struct PeerRange {
+    /// Their addresses. Of ranges that overlap the longest prefix counts; a BGPPeer with an address counts before all.
+    pub prefix: Cidr,
+    /// At most so many sessions at a time; one more is refused without a word.
+    pub limit: PeerLimit,
 }
 
 /// Timers of a session (RFC 4271 section 10).
@@ -308,6 +355,32 @@ pub struct GracefulRestart {
     /// How long, in seconds, they are kept after that, as the last choice (RFC 9494); none: not at all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub long_lived_seconds: Option<LongLivedSeconds>,
+    /// What is otherwise for IPv4 routes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv4: Option<FamilyRestart>,
+    /// What is otherwise for IPv6 routes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<FamilyRestart>,
+}
+
+/// Graceful restart of one family, where it is not as for both.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FamilyRestart {
+    /// How long, in seconds, its routes are kept as the last choice (RFC 9494); 0: not at all.
+    pub long_lived_seconds: LongLivedSeconds,
+}
+
+impl GracefulRestart {
+    /// How long routes of a family are kept as the last choice, in seconds; 0: not at all.
+    pub fn long_lived_seconds(&self, family: Family) -> u32 {
+        let own = match family {
+            Family::Ipv4Unicast => &self.ipv4,
+            Family::Ipv6Unicast => &self.ipv6,
+        };
+        let seconds = own.as_ref().map(|own| own.long_lived_seconds).or(self.long_lived_seconds);
+        seconds.map_or(0, LongLivedSeconds::get)
+    }
 }
 
 /// What the node is to the neighbour (RFC 9234).
@@ -388,6 +461,77 @@ pub struct Import {
     pub install: bool,
 }
 
+/// What a neighbour is told otherwise. What is said for a family counts before what is said for both.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Export {
+    /// Whether it is told what other neighbours told, and `import` took.
+    pub learned: bool,
+    /// Whether learned routes have our address as the next hop if the neighbour is of our AS; of another one they always
+    /// have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_hop_self: Option<bool>,
+    /// How many times our AS is prepended more, if the neighbour is of another one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prepend: Option<Prepend>,
+    /// MULTI_EXIT_DISC of all routes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub med: Option<Metric>,
+    /// LOCAL_PREF of all routes, if the neighbour is of our AS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local_pref: Option<Metric>,
+    /// Communities that are added to all routes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub communities: Option<Vec<Community>>,
+    /// What is otherwise for IPv4 routes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ipv4: Option<FamilyExport>,
+    /// What is otherwise for IPv6 routes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<FamilyExport>,
+}
+
+/// What a neighbour is told otherwise of one family.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct FamilyExport {
+    /// As for both families.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_hop_self: Option<bool>,
+    /// As for both families.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prepend: Option<Prepend>,
+    /// As for both families.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub med: Option<Metric>,
+    /// As for both families.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local_pref: Option<Metric>,
+    /// As for both families; in their place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub communities: Option<Vec<Community>>,
+}
+
+impl Export {
+    /// What counts for a family.
+    pub fn of(&self, family: Family) -> FamilyExport {
+        let own = match family {
+            Family::Ipv4Unicast => &self.ipv4,
+            Family::Ipv6Unicast => &self.ipv6,
+        };
+        let own = own.clone().unwrap_or_default();
+        FamilyExport {
+            next_hop_self: own.next_hop_self.or(self.next_hop_self),
+            prepend: own.prepend.or(self.prepend),
+            med: own.med.or(self.med),
+            local_pref: own.local_pref.or(self.local_pref),
+            communities: own.communities.or_else(|| self.communities.clone()),
+        }
+    }
+}
+
 fn bgp_port() -> Port {
     const BGP: Port = Port::new(179).expect("in range");
     BGP
@@ -402,6 +546,12 @@ fn default_max_prefixes() -> PrefixLimit {
     LIMIT
 }
 
+fn default_max_prefixes_restart() -> Seconds {
+    const RESTART: Seconds =
+        Seconds::new(bgp_speaker::config::MAX_PREFIXES_RESTART_SECONDS).expect("in range");
+    RESTART
+}
+
 /// What became of a peer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
@@ -413,7 +563,7 @@ pub struct BGPPeerStatus {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
-    /// Sessions with this peer, one for each node that has it.
+    /// Sessions with this peer, one for each node that has it; of a range those that are established.
     pub sessions: i64,
     /// Those of them that are established.
     pub established_sessions: i64,

@@ -150,6 +150,10 @@ ranged! {
     PrefixLimit(u32 as "int64"), "a number of prefixes", 1 ..= 4_294_967_295
 }
 ranged! {
+    /// Number of sessions with neighbours that come by themselves.
+    PeerLimit(u16 as "int32"), "a number of sessions", 1 ..= 10_000
+}
+ranged! {
     /// LOCAL_PREF or MULTI_EXIT_DISC (RFC 4271 section 4.3).
     Metric(u32 as "int64"), "a metric", 0 ..= 4_294_967_295
 }

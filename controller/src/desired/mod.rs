@@ -3,6 +3,7 @@
 //! It works in two steps, since a route may only be announced for what is installed: a [`Draft`] says what the
 //! datapath should hold; when that is done, [`Draft::finish`] says what is announced and how everything stands.
 mod addresses;
+mod cluster;
 mod endpoints;
 mod filters;
 mod pod_cidrs;
@@ -12,6 +13,7 @@ mod sources;
 mod speaker;
 mod status;
 
+pub use cluster::cluster;
 pub use filters::rule_key;
 pub use routes::NotAnnounced;
 pub use services::{BackendHealth, backend_health};
@@ -141,8 +143,10 @@ struct Node<'a> {
     labels: BTreeMap<String, String>,
     /// The router that selects it, with its name.
     router: Option<(&'a str, &'a BGPRouter)>,
-    /// Its peers, with their names; of several with one address or interface the first by name.
+    /// Its peers, with their names; of several with one address, interface or range the first by name.
     peers: BTreeMap<PeerId, (&'a str, &'a BGPPeer)>,
+    /// Established sessions of its peers; of a range those of all its members.
+    established: BTreeMap<PeerId, usize>,
     /// Whether it balances: a router selects it, or there are no routers at all.
     balances: bool,
     /// Whether load balancers are not to use it.
@@ -167,12 +171,20 @@ impl<'a> Node<'a> {
                 }
             }
         }
+        let mut established = BTreeMap::new();
+        for session in &observed.established {
+            if let Some((id, _)) = peer_of(&peers, *session) {
+                *established.entry(*id).or_default() += 1;
+            }
+        }
         let balances = router.is_some() || declared.routers.is_empty();
+        let router = router.map(|(name, router)| (name.as_str(), &**router));
         Node {
             name,
             labels,
-            router: router.map(|(name, router)| (name.as_str(), &**router)),
+            router,
             peers,
+            established,
             balances,
             is_excluded: own.is_some_and(|node| is_excluded(node)),
             is_cordoned: own.is_some_and(|node| is_cordoned(node)),
@@ -180,11 +192,28 @@ impl<'a> Node<'a> {
     }
 }
 
-/// What a peer is known by: its interface, or its address, which is declared or discovered by this node.
+/// The peer whose session this is: the one that is known by the same, or else by the longest range that has its address.
+pub(crate) fn peer_of<T>(peers: &BTreeMap<PeerId, T>, session: PeerId) -> Option<(&PeerId, &T)> {
+    let range = |peer: &PeerId| match (peer, session) {
+        (PeerId::Range(prefix), PeerId::Address(address)) => {
+            prefix.contains(&address).then_some(prefix.prefix_len())
+        }
+        _ => None,
+    };
+    let longest = || {
+        peers.iter().filter_map(|(id, peer)| Some((range(id)?, (id, peer)))).max_by_key(|(length, _)| *length)
+    };
+    peers.get_key_value(&session).or_else(|| longest().map(|(_, found)| found))
+}
+
+/// What a peer is known by: its interface, its range, or its address, which is declared or discovered by this node.
 pub(crate) fn peer_id(peer: &BGPPeer, node: &NodeInfo) -> Option<PeerId> {
     if let Some(interface) = &peer.spec.interface {
         // Validation has refused what is no name.
         return interface.parse().ok().map(PeerId::Interface);
+    }
+    if let Some(range) = &peer.spec.range {
+        return Some(PeerId::Range(range.prefix.0));
     }
     let discovered = match peer.spec.discover {
         Some(Discover::DefaultGateway) => node.gateway,

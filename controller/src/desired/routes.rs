@@ -7,9 +7,10 @@
 use super::{
     Draft, NO_LABELS, labels, pod_cidrs,
     services::{Balanced, Held},
+    speaker::by_kind,
 };
 use crate::api::{
-    BGPAdvertisement, BGPPeer, Community,
+    BGPAdvertisement, BGPPeer,
     bgp_advertisement::{LinkBandwidth, Source},
     bgp_peer,
     node::EXCLUDED,
@@ -177,7 +178,7 @@ pub(super) fn announce(draft: &Draft<'_>, held: &Held<'_>) -> Announcements {
             if peers.is_empty() {
                 return Err(refusal);
             }
-            let established = peers.intersection(&draft.observed.established).count();
+            let established = peers.iter().filter(|peer| draft.node.established.contains_key(peer)).count();
             Ok(Announced { peers: peers.len(), established })
         });
         outcomes.push(outcome.collect());
@@ -337,23 +338,17 @@ impl<'a> Rule<'a> {
 
 fn attributes(advertisement: &BGPAdvertisement) -> RouteAttributes {
     let declared = &advertisement.spec.attributes;
-    let mut attributes = RouteAttributes {
+    let (communities, large_communities) = by_kind(&declared.communities);
+    RouteAttributes {
+        communities,
+        large_communities,
         local_pref: declared.local_pref.map(u32::from),
         med: declared.med.map(u32::from),
         prepend: declared.prepend.get(),
         // How much is a matter of the prefix.
         link_bandwidth: declared.link_bandwidth.map(|LinkBandwidth::ByHealthyWeight| 0),
         ..RouteAttributes::default()
-    };
-    for community in &declared.communities {
-        match *community {
-            Community::Standard(value) => drop(attributes.communities.insert(value)),
-            Community::Large(global, first, second) => {
-                attributes.large_communities.insert((global, first, second));
-            }
-        }
     }
-    attributes
 }
 
 fn merge(mut a: RouteAttributes, b: &RouteAttributes) -> RouteAttributes {

@@ -2,8 +2,8 @@
 use super::Node;
 use crate::{
     api::{
-        BGPPeer, Community, PeerAsn, Prefix, Secret,
-        bgp_peer::{Import, SecretReference},
+        BGPPeer, BGPPeerSpec, Community, PeerAsn, Prefix, Secret,
+        bgp_peer::{Family, Import, SecretReference},
         bgp_router::RouterOverride,
         scalar::quoted,
     },
@@ -11,7 +11,7 @@ use crate::{
 };
 use bgp_speaker::{
     Md5Key, PeerId,
-    config::{self, Asn, BmpStation, ExportPolicy, Global, ImportFilter, PeerConfig, Timers},
+    config::{self, Asn, BmpStation, ExportPolicy, Global, ImportFilter, PeerConfig, PeerRange, Timers},
 };
 use ipnet::IpNet;
 use std::{
@@ -27,6 +27,8 @@ pub struct Speaker {
     pub global: Global,
     /// Its neighbours.
     pub peers: Vec<PeerConfig>,
+    /// Those that come by themselves.
+    pub ranges: Vec<PeerRange>,
     /// Who is told what they tell, by address and port.
     pub stations: Vec<BmpStation>,
 }
@@ -67,14 +69,22 @@ pub(super) fn speaker(
         }
         Some(config)
     };
-    let peers = node.peers.iter().filter_map(peer).collect();
+    let (mut peers, mut ranges) = (Vec::new(), Vec::new());
+    for config in node.peers.iter() {
+        let Some(peer) = peer(config) else { continue };
+        let (_, (_, declared)) = config;
+        match &declared.spec.range {
+            Some(range) => ranges.push(PeerRange { prefix: range.prefix.0, limit: range.limit.get(), peer }),
+            None => peers.push(peer),
+        }
+    }
     // Of several entries for a station the last counts.
     let stations: BTreeMap<SocketAddr, u32> = (spec.bmp.iter())
         .map(|bmp| (SocketAddr::new(bmp.address.0, bmp.port.get()), bmp.stats_seconds.get()))
         .collect();
     let stations = stations.into_iter();
     let stations = stations.map(|(station, stats_seconds)| BmpStation { station, stats_seconds }).collect();
-    Ok(Some(Speaker { global: Global { asn, router_id, listen }, peers, stations }))
+    Ok(Some(Speaker { global: Global { asn, router_id, listen }, peers, ranges, stations }))
 }
 
 /// The key of a session in a Secret.
@@ -95,7 +105,7 @@ fn default_router_id(
     let frontends = datapath.services.values().flat_map(|service| &service.frontends).map(|f| f.address);
     let local = datapath.decap.iter().map(|d| d.vip).chain(datapath.local_vips.iter().copied());
     let vips: BTreeSet<IpAddr> = frontends.chain(local).collect();
-    let peers: Vec<_> = node.peers.keys().filter_map(address).filter_map(v4).collect();
+    let peers: Vec<_> = node.peers.keys().filter_map(address).filter_map(|address| v4(&address)).collect();
     let common = |own: Ipv4Addr| {
         let bits = |peer: &Ipv4Addr| (own.to_bits() ^ peer.to_bits()).leading_zeros();
         peers.iter().map(bits).max().unwrap_or(0)
@@ -105,9 +115,10 @@ fn default_router_id(
     own.min_by_key(|address| (u32::MAX - common(*address), *address))
 }
 
-fn address(id: &PeerId) -> Option<&IpAddr> {
+fn address(id: &PeerId) -> Option<IpAddr> {
     match id {
-        PeerId::Address(address) => Some(address),
+        PeerId::Address(address) => Some(*address),
+        PeerId::Range(prefix) => Some(prefix.network()),
         PeerId::Interface(_) => None,
     }
 }
@@ -121,7 +132,6 @@ fn v4(address: &IpAddr) -> Option<Ipv4Addr> {
 
 fn peer_config(id: PeerId, peer: &BGPPeer, own: Asn, md5: Option<Md5Key>) -> PeerConfig {
     let spec = &peer.spec;
-    let export = ExportPolicy { graceful_shutdown: spec.graceful_shutdown, ..ExportPolicy::default() };
     let asn = match spec.asn {
         PeerAsn::Number(asn) => config::PeerAsn::Is(Asn(asn.get())),
         PeerAsn::Internal => config::PeerAsn::Is(own),
@@ -129,6 +139,7 @@ fn peer_config(id: PeerId, peer: &BGPPeer, own: Asn, md5: Option<Md5Key>) -> Pee
     };
     let (address, interface) = match id {
         PeerId::Address(address) => (address, None),
+        PeerId::Range(prefix) => (prefix.network(), None),
         PeerId::Interface(interface) => (Ipv6Addr::UNSPECIFIED.into(), Some(interface)),
     };
     PeerConfig {
@@ -137,7 +148,7 @@ fn peer_config(id: PeerId, peer: &BGPPeer, own: Asn, md5: Option<Md5Key>) -> Pee
         asn,
         port: spec.port.get(),
         passive: spec.passive,
-        local_address: None,
+        local_address: spec.local_address.map(IpAddr::from),
         timers: Timers {
             hold_seconds: spec.timers.hold_seconds.get(),
             keepalive_seconds: spec.timers.keepalive(),
@@ -152,13 +163,13 @@ fn peer_config(id: PeerId, peer: &BGPPeer, own: Asn, md5: Option<Md5Key>) -> Pee
         md5,
         ttl_security_hops: spec.ttl_security.as_ref().map(|security| security.hops.get()),
         max_prefixes: Some(spec.max_prefixes.get()),
-        max_prefixes_restart_seconds: config::MAX_PREFIXES_RESTART_SECONDS,
-        shutdown: None,
+        max_prefixes_restart_seconds: spec.max_prefixes_restart_seconds.get(),
+        shutdown: spec.shutdown.clone(),
         accept: prefixes(&spec.import.accept),
         import: import_filter(&spec.import),
         install: spec.import.install,
-        export_learned: false,
-        export: spec.families.iter().map(|family| ((*family).into(), export.clone())).collect(),
+        export_learned: spec.export.learned,
+        export: spec.families.iter().map(|family| ((*family).into(), export_policy(spec, *family))).collect(),
         role: spec
             .role
             .as_ref()
@@ -168,9 +179,12 @@ fn peer_config(id: PeerId, peer: &BGPPeer, own: Asn, md5: Option<Md5Key>) -> Pee
         graceful_restart: spec.graceful_restart.as_ref().map(|restart| restart.seconds.get()),
         long_lived_seconds: spec
             .graceful_restart
-            .as_ref()
-            .and_then(|restart| restart.long_lived_seconds)
-            .map_or(0, |seconds| seconds.get()),
+            .iter()
+            .flat_map(|restart| {
+                let seconds = |family: &Family| ((*family).into(), restart.long_lived_seconds(*family));
+                spec.families.iter().map(seconds)
+            })
+            .collect(),
         bfd: spec.bfd.as_ref().map(|bfd| config::Bfd {
             min_tx_millis: bfd.min_tx_millis.get(),
             min_rx_millis: bfd.min_rx_millis.get(),
@@ -192,14 +206,32 @@ fn prefixes(declared: &[Prefix]) -> Vec<IpNet> {
 }
 
 fn import_filter(import: &Import) -> ImportFilter {
-    let mut filter = ImportFilter { deny: prefixes(&import.deny), ..ImportFilter::default() };
-    for community in &import.communities {
+    let (communities, large_communities) = by_kind(&import.communities);
+    ImportFilter { deny: prefixes(&import.deny), communities, large_communities }
+}
+
+fn export_policy(spec: &BGPPeerSpec, family: Family) -> ExportPolicy {
+    let told = spec.export.of(family);
+    let (communities, large_communities) = by_kind(told.communities.as_deref().unwrap_or_default());
+    ExportPolicy {
+        next_hop_self: told.next_hop_self.unwrap_or_default(),
+        graceful_shutdown: spec.graceful_shutdown,
+        prepend: told.prepend.unwrap_or_default().get(),
+        med: told.med.map(u32::from),
+        local_pref: told.local_pref.map(u32::from),
+        communities,
+        large_communities,
+    }
+}
+
+/// Standard and large communities.
+pub(super) fn by_kind(declared: &[Community]) -> (BTreeSet<u32>, BTreeSet<(u32, u32, u32)>) {
+    let (mut standard, mut large) = (BTreeSet::new(), BTreeSet::new());
+    for community in declared {
         match *community {
-            Community::Standard(value) => drop(filter.communities.insert(value)),
-            Community::Large(global, first, second) => {
-                filter.large_communities.insert((global, first, second));
-            }
+            Community::Standard(value) => drop(standard.insert(value)),
+            Community::Large(global, first, second) => drop(large.insert((global, first, second))),
         }
     }
-    filter
+    (standard, large)
 }

@@ -16,6 +16,7 @@ use crate::{
     },
     status::{Conditions, StatusSet, Statuses, Verdict},
 };
+use bgp_speaker::PeerId;
 use ipam::{Assignment, Overlap, Remark, Unassigned};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use lb_bpf::{InstalledService, service::Service};
@@ -382,11 +383,12 @@ fn nodes(draft: &Draft<'_>, router: &crate::api::BGPRouter) -> i64 {
     selected + i64::from(selector.matches(&draft.node.labels))
 }
 
-/// Sessions of this node, and how many of them are established.
+/// Sessions of this node, and how many of them are established. A range has those that are.
 fn sessions(draft: &Draft<'_>) -> (i64, i64) {
-    let ids: BTreeSet<_> = draft.node.peers.keys().copied().collect();
-    let established = ids.intersection(&draft.observed.established).count();
-    (ids.len() as i64, established as i64)
+    let members = |id: &PeerId| draft.node.established.get(id).copied().unwrap_or_default();
+    let of = |id: &PeerId| if matches!(id, PeerId::Range(_)) { members(id) } else { 1 };
+    let (ids, established) = (draft.node.peers.keys(), draft.node.established.values());
+    (ids.map(of).sum::<usize>() as i64, established.sum::<usize>() as i64)
 }
 
 fn peers(draft: &Draft<'_>, faults: &Faults<'_>) -> Statuses<BGPPeerStatus> {
@@ -397,7 +399,8 @@ fn peers(draft: &Draft<'_>, faults: &Faults<'_>) -> Statuses<BGPPeerStatus> {
         faults.accepted(Kind::BGPPeer, name, &mut conditions);
         let id = peer_id(object, &draft.observed.node);
         let owner = id.and_then(|id| draft.node.peers.get(&id)).map(|(owner, _)| *owner);
-        let is_established = id.is_some_and(|id| draft.observed.established.contains(&id));
+        let count = id.and_then(|id| draft.node.established.get(&id)).map_or(0, |count| *count as i64);
+        let spec = &object.spec;
         let (mut sessions, mut established) = (0, 0);
         match owner {
             None if id.is_none() => {
@@ -407,15 +410,26 @@ fn peers(draft: &Draft<'_>, faults: &Faults<'_>) -> Statuses<BGPPeerStatus> {
                 conditions.set("Established", false, "NotSelected", "no BGPRouter of this node selects it")
             }
             Some(owner) if owner != name => {
-                let what = if object.spec.interface.is_some() { "interface" } else { "address" };
+                let what = match id {
+                    Some(PeerId::Interface(_)) => "interface",
+                    Some(PeerId::Range(_)) => "range",
+                    _ => "address",
+                };
                 conditions.set("Established", false, "DuplicateAddress", format!("{owner} has its {what}"));
             }
             Some(_) => {
-                sessions = 1;
-                established = i64::from(is_established);
-                let reason = if is_established { "Established" } else { "NotEstablished" };
-                let message = format!("{established} of 1 sessions established");
-                conditions.set("Established", is_established, reason, message);
+                (sessions, established) = (if spec.range.is_some() { count } else { 1 }, count);
+                let of = match &spec.range {
+                    Some(range) => format!("at most {}", range.limit),
+                    None => "1".to_owned(),
+                };
+                let reason = match (count, &spec.shutdown) {
+                    (0, Some(_)) => "Shutdown",
+                    (0, None) => "NotEstablished",
+                    _ => "Established",
+                };
+                let message = format!("{established} of {of} sessions established");
+                conditions.set("Established", count > 0, reason, message);
             }
         }
         let status = BGPPeerStatus {

@@ -9,7 +9,7 @@ use crate::{
     validate::parse_directory,
 };
 use bgp_speaker::PeerId;
-use bgp_speaker::config::{BmpStation, Global, PeerConfig, Route};
+use bgp_speaker::config::{BmpStation, Global, PeerConfig, PeerRange, Route};
 use futures::{future::BoxFuture, stream};
 use ipnet::IpNet;
 use lb_bpf::{
@@ -195,6 +195,10 @@ impl Speaker for FakeSpeaker {
 
     async fn set_peers(&self, _: Vec<PeerConfig>) -> Result<(), Failed> {
         self.0.lock().unwrap().fail(Fail::Peers)
+    }
+
+    async fn set_ranges(&self, _: Vec<PeerRange>) -> Result<(), Failed> {
+        Ok(())
     }
 
     async fn set_stations(&self, _: Vec<BmpStation>) -> Result<(), Failed> {

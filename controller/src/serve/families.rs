@@ -1,13 +1,16 @@
 //! The page of metrics, from what the instance knows at the moment of the scrape: nothing is counted in two places,
 //! and what is gone from the instance is gone from the page.
 use super::rows::{BackendRow, InstanceStatus, ServiceRow};
+use crate::desired::peer_of;
 use bgp_speaker::PeerId;
 use bgp_speaker::config::{BfdStatus, GracefulRestartStatus, MessageCounts, PeerStatus, PrefixCounts};
 use lb_bpf::{
     Counter, Counters,
     abi::{Action, Verdict},
 };
-use prometheus::{Histogram, IntCounterVec, IntGaugeVec, Opts, Registry, Result, TextEncoder};
+use prometheus::{
+    Histogram, IntCounterVec, IntGaugeVec, Opts, Registry, Result, TextEncoder, core::Collector,
+};
 use std::{collections::BTreeMap, net::SocketAddr};
 
 /// Verdicts that have no counter of their own: the kernel program counts these packets with the backend, or not at
@@ -25,6 +28,8 @@ pub(super) struct Facts<'a> {
     pub(super) peer_names: &'a BTreeMap<PeerId, String>,
     pub(super) conditions: &'a [ConditionRow],
     pub(super) pass_seconds: &'a Histogram,
+    /// What the store counts.
+    pub(super) store: &'a [Box<dyn Collector>],
 }
 
 /// A condition of an object.
@@ -44,7 +49,9 @@ impl Facts<'_> {
         self.instance(&registry)?;
         self.datapath(&registry)?;
         self.bgp(&registry)?;
-        TextEncoder::new().encode_to_string(&registry.gather())
+        let mut families = registry.gather();
+        families.extend(self.store.iter().flat_map(|collector| collector.collect()));
+        TextEncoder::new().encode_to_string(&families)
     }
 
     fn instance(&self, registry: &Registry) -> Result<()> {
@@ -287,7 +294,7 @@ impl Facts<'_> {
         let prefixes = |value: fn(&PrefixCounts) -> u64| {
             self.peers.iter().flat_map(move |p| {
                 p.prefixes.iter().map(move |(family, counts)| {
-                    ([self.peer_name(p.id()), p.address.to_string(), family.to_string()], value(counts))
+                    ([self.peer_name(p.id()), p.id().to_string(), family.to_string()], value(counts))
                 })
             })
         };
@@ -309,7 +316,7 @@ impl Facts<'_> {
         let messages = |value: fn(&PeerStatus) -> MessageCounts| {
             self.peers.iter().flat_map(move |p| {
                 value(p).by_type().into_iter().map(move |(kind, count)| {
-                    ([self.peer_name(p.id()), p.address.to_string(), kind.to_owned()], count)
+                    ([self.peer_name(p.id()), p.id().to_string(), kind.to_owned()], count)
                 })
             })
         };
@@ -335,12 +342,12 @@ impl Facts<'_> {
             ["name", "peer", "state"],
             self.peers
                 .iter()
-                .map(|p| ([self.peer_name(p.id()), p.address.to_string(), p.restart_state.clone()], 1)),
+                .map(|p| ([self.peer_name(p.id()), p.id().to_string(), p.restart_state.clone()], 1)),
         )?;
         let kept = |value: fn(&GracefulRestartStatus) -> u64| {
             self.peers.iter().filter_map(move |p| {
                 let restart = p.graceful_restart.as_ref()?;
-                Some(([self.peer_name(p.id()), p.address.to_string()], value(restart)))
+                Some(([self.peer_name(p.id()), p.id().to_string()], value(restart)))
             })
         };
         gauges(
@@ -349,6 +356,25 @@ impl Facts<'_> {
             "Prefixes that are kept of a session that is gone, until the peer confirms them.",
             PEER,
             kept(|restart| restart.stale_prefixes),
+        )?;
+        gauges(
+            registry,
+            "fairlead_bgp_peer_long_lived_prefixes",
+            "Those of them that are the last choice by now (RFC 9494).",
+            PEER,
+            kept(|restart| restart.long_lived_prefixes),
+        )?;
+        gauges(
+            registry,
+            "fairlead_bgp_peer_long_lived_seconds",
+            "Time for which prefixes of the family are kept as the last choice, in seconds.",
+            FAMILY,
+            self.peers.iter().flat_map(|p| {
+                let restart = p.graceful_restart.iter();
+                restart.flat_map(|restart| &restart.long_lived).map(|(family, seconds)| {
+                    ([self.peer_name(p.id()), p.id().to_string(), family.to_string()], u64::from(*seconds))
+                })
+            }),
         )?;
         gauges(
             registry,
@@ -387,7 +413,7 @@ impl Facts<'_> {
     }
 
     fn peer_name(&self, id: PeerId) -> String {
-        self.peer_names.get(&id).cloned().unwrap_or_default()
+        peer_of(self.peer_names, id).map(|(_, name)| name.clone()).unwrap_or_default()
     }
 }
 
@@ -453,6 +479,7 @@ mod tests {
                 reason: "Announced".to_owned(),
             }],
             pass_seconds: &crate::serve::instance::Instance::pass_histogram().unwrap(),
+            store: &[],
         };
         facts.page().unwrap()
     }
@@ -501,6 +528,8 @@ mod tests {
             r#"fairlead_bgp_peer_restart_state{name="tor",peer="198.51.100.1",state="Helping"} 1"#,
             r#"fairlead_bgp_peer_stale_prefixes{name="tor",peer="198.51.100.1"} 3"#,
             r#"fairlead_bgp_peer_stale_seconds{name="tor",peer="198.51.100.1"} 110"#,
+            r#"fairlead_bgp_peer_long_lived_prefixes{name="tor",peer="198.51.100.1"} 1"#,
+            r#"fairlead_bgp_peer_long_lived_seconds{family="ipv4-unicast",name="tor",peer="198.51.100.1"} 3600"#,
             r#"fairlead_bgp_peer_state{name="",peer="2001:db8::1",state="Active"} 1"#,
             r#"fairlead_condition{condition="Announced",kind="LoadBalancer",name="web",reason="Announced",status="True"} 1"#,
             r#"fairlead_build_info{node="lb1",version="0"} 1"#,

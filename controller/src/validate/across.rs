@@ -67,7 +67,7 @@ fn missing_pools(objects: &Objects<'_>) -> Vec<Fault> {
 
 static NO_LABELS: BTreeMap<String, String> = BTreeMap::new();
 
-/// A router knows its peers by their addresses and interfaces.
+/// A router knows its peers by their addresses, interfaces and ranges.
 fn ambiguous_peers(objects: &Objects<'_>) -> Vec<Fault> {
     let peers: Vec<_> = peers(objects).collect();
     let mut faults = Vec::new();
@@ -78,10 +78,12 @@ fn ambiguous_peers(objects: &Objects<'_>) -> Vec<Fault> {
             if !found.spec.peer_selector.matches(labels) {
                 continue;
             }
-            let (field, known_by) = match (&peer.spec.address, &peer.spec.interface) {
-                (Some(address), _) => ("spec.address", address.to_string()),
-                (None, Some(interface)) => ("spec.interface", interface.clone()),
-                (None, None) => continue,
+            let spec = &peer.spec;
+            let (field, known_by) = match (&spec.address, &spec.interface, &spec.range) {
+                (Some(address), ..) => ("spec.address", address.to_string()),
+                (None, Some(interface), _) => ("spec.interface", interface.clone()),
+                (None, None, Some(range)) => ("spec.range.prefix", range.prefix.to_string()),
+                (None, None, None) => continue,
             };
             let reason =
                 |owner| format!("{known_by} is of BGPPeer/{owner}, and BGPRouter/{router} selects both");

@@ -5,8 +5,11 @@ use crate::{
         AddressPoolSpec, BGPAdvertisementSpec, BGPPeerSpec, BGPRouterSpec, Cidr, LoadBalancerSpec,
         PacketFilterSpec, PoolUse, Selector,
         address_pool::{NODE_MASK, ONE_BLOCK, ONE_FAMILY},
-        bgp_advertisement::Source,
-        bgp_peer::{HOLD_TIME, KEEPALIVE, KEYS_OF_ADDRESSES, ON_LINK, ONE_NEIGHBOUR, TTL_EXCLUSIVE},
+        bgp_advertisement::{BANDWIDTH_OF_BACKENDS, Source},
+        bgp_peer::{
+            EVERYBODY, HOLD_TIME, KEEPALIVE, KEYS_OF_ADDRESSES, LOCAL_ADDRESS, LOCAL_FAMILY, ON_LINK,
+            ONE_NEIGHBOUR, SHUTDOWN_TEXT, TTL_EXCLUSIVE,
+        },
         bgp_router::BmpStation,
         load_balancer::{
             ADDRESSES_OR_POOL, DIRECT_RETURN_PORT, ONE_BACKEND, Protocol, QUIC_PORT, UNIQUE_PORT_NAMES,
@@ -280,7 +283,8 @@ impl Faults {
     }
 
     fn peer(&mut self, spec: &BGPPeerSpec) {
-        let named = [spec.address.is_some(), spec.interface.is_some(), spec.discover.is_some()];
+        let named =
+            [spec.address.is_some(), spec.interface.is_some(), spec.discover.is_some(), spec.range.is_some()];
         if named.into_iter().filter(|named| *named).count() != 1 {
             self.0.push(("spec".into(), ONE_NEIGHBOUR.into()));
         }
@@ -301,6 +305,27 @@ impl Faults {
             self.add_if(far, "ttlSecurity", ON_LINK);
             self.add_if(spec.auth.is_some(), "auth", KEYS_OF_ADDRESSES);
         }
+        if let Some(range) = &spec.range {
+            let (field, Cidr(prefix)) = ("range.prefix", range.prefix);
+            if prefix.prefix_len() == 0 {
+                self.add(field, EVERYBODY);
+            } else if let Some(reason) = not_a_host(prefix.network()) {
+                self.add(field, format!("{} is {reason}", prefix.network()));
+            }
+        }
+        if let Some(local) = spec.local_address {
+            let field = "localAddress";
+            match spec.address {
+                None => self.add(field, LOCAL_ADDRESS),
+                Some(address) if address.0.is_ipv4() != local.0.is_ipv4() => self.add(field, LOCAL_FAMILY),
+                Some(address) => self.add_if(address == local, field, "is the address of the neighbour"),
+            }
+            if let Some(reason) = not_a_host(local.0) {
+                self.add(field, format!("{local} is {reason}"));
+            }
+        }
+        let text = spec.shutdown.as_deref().unwrap_or_default();
+        self.add_if(text.len() > 255, "shutdown", SHUTDOWN_TEXT);
         let timers = &spec.timers;
         self.add_if(matches!(timers.hold_seconds.get(), 1 | 2), "timers", HOLD_TIME);
         let too_slow = u32::from(timers.keepalive()) * 3 > u32::from(timers.hold_seconds.get());
@@ -318,7 +343,7 @@ impl Faults {
     fn advertisement(&mut self, spec: &BGPAdvertisementSpec) {
         self.not_yet(spec.source == Source::Interface, "source");
         let counts = spec.source != Source::LoadBalancer && spec.attributes.link_bandwidth.is_some();
-        self.add_if(counts, "attributes.linkBandwidth", "counts backends: it is of source LoadBalancer only");
+        self.add_if(counts, "attributes.linkBandwidth", BANDWIDTH_OF_BACKENDS);
         self.selector("serviceSelector", &spec.service_selector);
         self.selector("poolSelector", &spec.pool_selector);
         self.selector("nodeSelector", &spec.node_selector);

@@ -3,3 +3,4 @@
 mod control_plane;
 mod crds;
 mod manifests;
+mod store;

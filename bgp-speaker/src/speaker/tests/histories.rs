@@ -357,7 +357,8 @@ impl Driver {
                     config.max_prefixes = (shape & 4 == 0).then_some(3);
                     config.add_path = AddPath { send: shape & 32 != 0, receive: shape & 64 != 0 };
                     config.graceful_restart = (shape & 16 != 0).then_some(60);
-                    config.long_lived_seconds = if shape & 16 != 0 { u32::from(shape >> 7) * 60 } else { 0 };
+                    let longer = if shape & 16 != 0 { u32::from(shape >> 7) * 60 } else { 0 };
+                    config.long_lived_seconds = [(Family::Ipv4Unicast, longer)].into();
                     config
                 });
                 let configs = configs.collect();

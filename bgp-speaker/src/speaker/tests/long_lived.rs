@@ -2,7 +2,7 @@
 //! routes as the last choice and tells the others.
 use super::{super::restart::STALE, sim::World, *};
 use crate::{config::RouteStatus, speaker::Speaker, wire::Community};
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// Restart time, seconds.
@@ -14,7 +14,12 @@ const HOLD: u64 = 9;
 
 fn lasting(host: u8) -> PeerConfig {
     let asn = 65001 + u32::from(host);
-    PeerConfig { graceful_restart: Some(AWAY as u16), long_lived_seconds: LONGER as u32, ..peer(host, asn) }
+    let long_lived_seconds = both(LONGER as u32);
+    PeerConfig { graceful_restart: Some(AWAY as u16), long_lived_seconds, ..peer(host, asn) }
+}
+
+fn both(seconds: u32) -> BTreeMap<Family, u32> {
+    Family::ALL.map(|family| (family, seconds)).into()
 }
 
 fn plain(host: u8, asn: u32) -> PeerConfig {
@@ -178,7 +183,7 @@ fn when_it_begins() {
     {
         let mut world = World::new(2, 6);
         let config = |host, offers| {
-            let long_lived_seconds = if offers { 600 } else { 0 };
+            let long_lived_seconds = both(if offers { 600 } else { 0 });
             PeerConfig { graceful_restart: Some(seconds), long_lived_seconds, ..lasting(host) }
         };
         start(&mut world, 0, 65001, vec![config(1, theirs)]);
@@ -196,5 +201,43 @@ fn when_it_begins() {
         world.with(0, |speaker, now| speaker.set_peers(vec![], now).unwrap());
         world.run(SECOND);
         assert_eq!(learned(&world, 1), "");
+    }
+}
+
+/// Each family has its own time: one that was not offered has none.
+#[test]
+fn each_family_has_its_own_time() {
+    let (ipv4, ipv6) = (Family::Ipv4Unicast, Family::Ipv6Unicast);
+    // What 0 asks for, and whether 1 offers IPv6: what is left after the restart time, and after 100 s more.
+    for (asked, offers_ipv6, first, later) in [
+        ([(ipv4, 60), (ipv6, 600)], true, "4 6", "6"),
+        ([(ipv4, 600), (ipv6, 60)], true, "4 6", "4"),
+        ([(ipv4, 0), (ipv6, 600)], true, "6", "6"),
+        ([(ipv4, 600), (ipv6, 600)], false, "4", "4"),
+    ] {
+        let mut world = World::new(2, 7);
+        let config = |host, long_lived_seconds| PeerConfig { long_lived_seconds, ..lasting(host) };
+        start(&mut world, 0, 65001, vec![config(1, asked.into())]);
+        let offered = [(ipv4, 1), (ipv6, u32::from(offers_ipv6))].into();
+        start(&mut world, 1, 65002, vec![config(0, offered)]);
+        let routes = vec![route("10.1.0.0/16", 1), route("2001:db8::/32", 1)];
+        world.with(0, |speaker, _| speaker.set_routes(routes).unwrap());
+        world.run(20 * SECOND);
+        let agreed = world.nodes[1].speaker.peers(world.now).remove(0).graceful_restart.unwrap().long_lived;
+        let kept = |family: Family| asked.iter().any(|(asked, seconds)| *asked == family && *seconds > 0);
+        assert_eq!(agreed.keys().copied().collect::<Vec<_>>(), {
+            let offered = Family::ALL.into_iter().filter(|family| *family == ipv4 || offers_ipv6);
+            offered.filter(|family| kept(*family)).collect::<Vec<_>>()
+        });
+        let left = |world: &World| {
+            let families =
+                rows(world, 1).into_iter().map(|row| if row.prefix.addr().is_ipv4() { "4" } else { "6" });
+            families.collect::<Vec<_>>().join(" ")
+        };
+        world.cut(0, 1, true);
+        world.run(Duration::from_secs(HOLD + AWAY + 10));
+        assert_eq!(left(&world), first, "{asked:?}");
+        world.run(100 * SECOND);
+        assert_eq!(left(&world), later, "{asked:?}");
     }
 }

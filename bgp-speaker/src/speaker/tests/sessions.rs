@@ -4,6 +4,7 @@ mod down;
 mod kept;
 mod ranges;
 mod status;
+mod stream;
 
 use super::*;
 use crate::{

@@ -4,7 +4,7 @@ use crate::{
     ConnectionId, Endpoints, Time,
     connection::SEND_HOLD,
     speaker::{Input, Output, Speaker},
-    wire::{self, Capability, Context, MAX_LENGTH, Message, Open},
+    wire::{self, Capability, Context, MAX_EXTENDED_LENGTH, MAX_LENGTH, Message, Open},
 };
 use ipnet::IpNet;
 use std::{net::SocketAddr, time::Duration};
@@ -20,6 +20,11 @@ fn context() -> Context {
 
 /// The speaker 10.0.0.9, sessions with hosts 1 to `hosts`.
 fn sessions(hosts: u8) -> (Speaker, Vec<ConnectionId>) {
+    sessions_with(hosts, &[])
+}
+
+/// The same, with more capabilities of the hosts.
+fn sessions_with(hosts: u8, more: &[Capability]) -> (Speaker, Vec<ConnectionId>) {
     let mut speaker = Speaker::new(1);
     speaker.set_global(global(9, 65000), START).unwrap();
     let timers = Timers { hold_seconds: 3, keepalive_seconds: 1, connect_retry_seconds: 2 };
@@ -32,8 +37,9 @@ fn sessions(hosts: u8) -> (Speaker, Vec<ConnectionId>) {
         let endpoints = Endpoints { local: end(9), remote: end(host), next_hops };
         speaker.handle(Input::Accepted { connection, endpoints }, START);
         let asn = Asn(65000 + u32::from(host));
-        let capabilities =
+        let mut capabilities =
             vec![Capability::MultiProtocol(Family::Ipv4Unicast.into()), Capability::FourOctetAs(asn)];
+        capabilities.extend_from_slice(more);
         let router_id = Ipv4Addr::new(10, 0, 0, host);
         let open = Open { asn, hold_seconds: 3, router_id, capabilities };
         say(&mut speaker, connection, &[Message::Open(open), Message::Keepalive], START);
@@ -150,4 +156,43 @@ fn a_shut_window_is_nobody_elses_matter() {
     let status = speaker.peers(at);
     assert_eq!(status[0].last_error.as_deref(), Some("sent Send Hold Timer Expired"));
     assert_eq!(status[1].state, "Established");
+}
+
+/// Lengths of the UPDATEs that are to be sent, of what is written in pieces of the size that a driver takes.
+fn lengths(speaker: &mut Speaker, connection: ConnectionId, context: &Context) -> Vec<usize> {
+    let mut lengths = Vec::new();
+    loop {
+        let mut bytes = Vec::new();
+        speaker.transmit(connection, 64 * 1024, &mut bytes);
+        let mut rest = &bytes[..];
+        if rest.is_empty() {
+            return lengths;
+        }
+        while let Some(message) = wire::frame(rest, context).unwrap() {
+            lengths.push(message.len());
+            rest = &rest[message.len()..];
+        }
+    }
+}
+
+/// Routes with one set of attributes go in messages that have no room for another prefix, but for the last one; so do
+/// their withdrawals.
+#[test]
+fn messages_are_full() {
+    const ROUTES: u32 = 100_000;
+    for (capabilities, max_length) in
+        [(&[][..], MAX_LENGTH), (&[Capability::ExtendedMessage], MAX_EXTENDED_LENGTH)]
+    {
+        let context = Context { max_length, ..context() };
+        let (mut speaker, peers) = sessions_with(1, capabilities);
+        lengths(&mut speaker, peers[0], &context);
+        for (set, announced) in [(routes(ROUTES, 0), ROUTES), (Vec::new(), 0)] {
+            speaker.set_routes(set).unwrap();
+            let mut lengths = lengths(&mut speaker, peers[0], &context);
+            assert_eq!(speaker.peers(START)[0].prefixes_sent, u64::from(announced));
+            lengths.pop();
+            assert!(lengths.len() >= 4 * ROUTES as usize / max_length, "{lengths:?}");
+            assert!(lengths.iter().all(|length| length + 4 > max_length), "{lengths:?}");
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! Peers that are not dialled: passive ones, and those that are known by a range.
 use super::*;
-use crate::config::PeerRange;
+use crate::{PeerId, config::PeerRange};
 
 /// 10.0.0.0 to 10.0.0.3.
 fn range(limit: u16) -> PeerRange {
@@ -93,9 +93,9 @@ fn routes_name_all_members_by_their_range() {
     let mut script = with_range(1);
     let connection = script.establish(1);
     script.hear(connection);
-    let to = |peer: IpAddr| Route { peers: Some([peer.into()].into()), ..route("203.0.113.0/24", 1) };
-    script.speaker.set_routes(vec![to(address(1))]).unwrap();
+    let to = |peer: PeerId| Route { peers: Some([peer].into()), ..route("203.0.113.0/24", 1) };
+    script.speaker.set_routes(vec![to(address(1).into())]).unwrap();
     assert_eq!(script.hear(connection), []);
-    script.speaker.set_routes(vec![to(range(1).name())]).unwrap();
+    script.speaker.set_routes(vec![to(range(1).id())]).unwrap();
     assert!(matches!(script.hear(connection)[..], [Message::Update(_)]));
 }

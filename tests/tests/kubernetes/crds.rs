@@ -28,7 +28,7 @@ const NOT_OF_ONE_OBJECT: [(&str, &str); 6] = [
 ];
 
 /// The same within one object: what CEL has no means for, or none within its budget. A condition says it.
-const BEYOND_CEL: [&str; 19] = [
+const BEYOND_CEL: [&str; 18] = [
     " is the unspecified address",
     " is a loopback address",
     " is a multicast address",
@@ -45,9 +45,13 @@ const BEYOND_CEL: [&str; 19] = [
     " stands in addresses",
     "value has bits that mask has not",
     " of a label",
-    "has no sense with an interface",
+    " is smaller than a block of nodeMask",
     "needs nodeMask.",
-    " is smaller than a block",
+];
+
+/// What CEL could say, and does not yet.
+const NOT_YET_IN_CEL: [&str; 1] = [
+    "has no sense with an interface",
 ];
 
 /// An API server that knows the definitions. Its watchdogs end it with this process.
@@ -236,8 +240,9 @@ fn what_validate_refuses_is_refused_with_the_same_sentence() {
     for document in documents() {
         let answer = create(api, &document);
         for (field, reason) in &document.faults {
-            let elsewhere = NOT_OF_ONE_OBJECT.iter().map(|(part, _)| part).chain(&BEYOND_CEL);
-            if elsewhere.clone().any(|part| reason.contains(part)) {
+            let mut elsewhere =
+                NOT_OF_ONE_OBJECT.iter().map(|(part, _)| part).chain(&BEYOND_CEL).chain(&NOT_YET_IN_CEL);
+            if elsewhere.any(|part| reason.contains(part)) {
                 continue;
             }
             match says(&answer, field, reason) {

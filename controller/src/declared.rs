@@ -9,7 +9,10 @@ use k8s_openapi::api::{
     core::v1::{Namespace, Node, Service},
     discovery::v1::EndpointSlice,
 };
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// A complete snapshot. Objects are by name; their `status` is empty: what is known of them is in `statuses`. Snapshots
 /// share the objects that are the same.
@@ -41,6 +44,9 @@ pub struct Declared {
     pub nodes: BTreeMap<String, Arc<Node>>,
     /// What nobody else is to read.
     pub secrets: BTreeMap<String, Arc<Secret>>,
+    /// Objects that are there and of which no version is in force, `KIND/NAME`: what their statuses hold stays theirs. Only
+    /// where each object stands for itself.
+    pub refused: BTreeSet<String>,
     /// The statuses as last published: an address takes effect only when it has come back in here.
     pub statuses: StatusSet,
 }

@@ -17,6 +17,8 @@ pub mod cli;
 #[cfg(feature = "runtime")]
 pub mod client;
 #[cfg(feature = "runtime")]
+pub mod cluster;
+#[cfg(feature = "runtime")]
 pub mod demo;
 #[cfg(feature = "runtime")]
 pub mod flows;

@@ -131,6 +131,18 @@ pub fn parse_file(file: &Path, text: &str) -> (Vec<Parsed>, Vec<Fault>) {
     (objects, faults)
 }
 
+/// Reads one object from a tree: its name and itself.
+///
+/// # Errors
+/// What is wrong with it; the fault names no file.
+pub(crate) fn parse_object(tree: &Value) -> Result<(String, Object), Fault> {
+    let fault = |bad: BadDocument| Fault {
+        field: bad.field,
+        ..Fault::object(bad.object.unwrap_or_default(), None, bad.reason)
+    };
+    parse_document(tree).map_err(fault)?.ok_or_else(|| Fault::object("", None, "is empty"))
+}
+
 /// The first document, from 1, with more than [`MAX_BRACKETS`]. A line `---` starts a document, or is an error
 /// that ends the reading.
 fn document_with_too_many_brackets(text: &str) -> Option<usize> {

@@ -60,7 +60,7 @@ pub struct View {
 }
 
 /// The loop and what it acts on.
-pub struct Reconciler<S, D, B, C, H> {
+pub struct Reconciler<S: ?Sized, D, B, C, H> {
     store: Arc<S>,
     datapath: D,
     speaker: B,
@@ -75,7 +75,7 @@ pub struct Reconciler<S, D, B, C, H> {
     observed: Observed,
 }
 
-impl<S: Store, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler<S, D, B, C, H> {
+impl<S: Store + ?Sized, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler<S, D, B, C, H> {
     /// A loop that has not begun, and the view that it keeps up to date. Packets are sampled while there are
     /// `followers`.
     pub fn new(

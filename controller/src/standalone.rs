@@ -1,8 +1,8 @@
-//! `fairlead standalone`: one node from a directory of files. Checks what it was told, wires the store, the datapath,
-//! the speaker and the reconcile loop, serves, and waits for a signal.
+//! `fairlead standalone` and `fairlead agent`: one node from a directory of files, or of a cluster. Checks what it was told,
+//! wires the store, the datapath, the speaker and the reconcile loop, serves, and waits for a signal.
 //!
-//! Until the directory has been valid once there is no snapshot, and so no pass: what the process before left in the
-//! kernel goes on as it is.
+//! Until the directory has been valid once, or the API server has told everything, there is no snapshot, and so no pass:
+//! what the process before left in the kernel goes on as it is.
 use crate::{
     appliers::ThisHost,
     flows::Flows,
@@ -13,10 +13,13 @@ use crate::{
         api,
         health_ports::serve_health_ports,
         instance::Instance,
-        metrics, serve,
+        metrics, node_state, serve,
         socket::{ApiSocket, SocketError, bind_tcp},
     },
-    store::{Store, StoreError, files::FileStore},
+    store::{
+        FileStore, KubernetesStore, Store, StoreError,
+        kubernetes::{Access, Role},
+    },
     succession,
 };
 use bgp_speaker::{HandOver, Succession};
@@ -44,13 +47,30 @@ const PIN_DIR: &str = "/sys/fs/bpf/fairlead";
 /// How long the peers may take to hear the Cease.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// What `fairlead standalone` was told.
+/// Where objects come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// `fairlead standalone`: from files.
+    Files {
+        /// Directory of the YAML files.
+        config_dir: PathBuf,
+        /// Directory for what must survive a restart.
+        state_dir: PathBuf,
+    },
+    /// `fairlead agent`: from an API server. See [`Access::new`].
+    Kubernetes {
+        /// How to reach it.
+        kubeconfig: Option<PathBuf>,
+        /// Where the Secrets are that peers name.
+        namespace: Option<String>,
+    },
+}
+
+/// What `fairlead standalone` or `fairlead agent` was told.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Directory of the YAML files.
-    pub config_dir: PathBuf,
-    /// Directory for what must survive a restart.
-    pub state_dir: PathBuf,
+    /// Where objects come from.
+    pub source: Source,
     /// Interfaces where the datapath is attached; empty: that of the default route.
     pub interfaces: Vec<String>,
     /// Interfaces of pods: names, or with a `*` at the end how names begin.
@@ -71,8 +91,11 @@ pub struct Options {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// XDP, namespaces and port 179 need root.
-    #[error("`fairlead standalone` needs root: run it with sudo, or as a systemd service")]
-    NotRoot,
+    #[error("`fairlead {command}` needs root: run it with sudo, or as a systemd service")]
+    NotRoot {
+        /// `standalone` or `agent`.
+        command: &'static str,
+    },
     /// The directory of the files cannot be read.
     #[error("--config-dir {}: {source}", .path.display())]
     ConfigDir {
@@ -166,7 +189,7 @@ async fn instance(
     let metrics_socket = bind_tcp(options.metrics)
         .await
         .map_err(|source| StartError::Metrics { address: options.metrics, source })?;
-    let store = Arc::new(FileStore::open(&options.config_dir, &options.state_dir)?);
+    let (store, cluster) = open(&options.source, &node).await?;
     let pin_dir = Path::new(PIN_DIR).join(&node);
     let datapath = Datapath::open(lb_bpf::datapath::Options {
         pin_dir,
@@ -184,7 +207,7 @@ async fn instance(
     let (faults, tracer) = (store.faults(), datapath.tracer()?);
     let (flows, events) = (Flows::default(), datapath.events()?);
     let (reconciler, view) = Reconciler::new(
-        store,
+        Arc::clone(&store),
         datapath,
         speaker.clone(),
         Checks::default(),
@@ -196,6 +219,7 @@ async fn instance(
         node: node.clone(),
         view,
         faults,
+        store,
         pass_seconds: pass_seconds.clone(),
         speaker: speaker.clone(),
         map_sizes: options.map_sizes,
@@ -204,6 +228,9 @@ async fn instance(
         flows: flows.clone(),
     };
     let mut parts = JoinSet::new();
+    if let Some(cluster) = cluster {
+        parts.spawn(node_state::tell(instance.clone(), cluster));
+    }
     parts.spawn(serve_health_ports(instance.view.clone()));
     parts.spawn(serve(api_socket, api::router(instance.clone())));
     parts.spawn(serve(metrics_socket, metrics::router(instance)));
@@ -212,7 +239,7 @@ async fn instance(
     tracing::info!(
         node,
         ?interfaces,
-        config_dir = %options.config_dir.display(),
+        source = ?options.source,
         api_socket = %options.api_socket.display(),
         metrics = %options.metrics,
         sessions,
@@ -257,9 +284,31 @@ async fn instance(
     outcome.map(|_| None)
 }
 
-/// The files are valid for the program that is there now.
+/// The store; that of a cluster as such, too.
+async fn open(
+    source: &Source,
+    node: &str,
+) -> Result<(Arc<dyn Store>, Option<Arc<KubernetesStore>>), StartError> {
+    match source {
+        Source::Files { config_dir, state_dir } => {
+            Ok((Arc::new(FileStore::open(config_dir, state_dir)?), None))
+        }
+        Source::Kubernetes { kubeconfig, namespace } => {
+            let access = Access::new(kubeconfig.as_deref(), namespace.clone()).await?;
+            let store = Arc::new(KubernetesStore::start(&access, Role::Agent, node)?);
+            Ok((Arc::clone(&store) as Arc<dyn Store>, Some(store)))
+        }
+    }
+}
+
+/// The program that is there now starts, and the files are valid for it.
 async fn probe(options: &Options, succession: &Succession) -> Result<(), String> {
-    succession::probe(succession, &[OsStr::new("validate"), options.config_dir.as_os_str()]).await
+    match &options.source {
+        Source::Files { config_dir, .. } => {
+            succession::probe(succession, &[OsStr::new("validate"), config_dir.as_os_str()]).await
+        }
+        Source::Kubernetes { .. } => succession::probe(succession, &[OsStr::new("--version")]).await,
+    }
 }
 
 /// The signals that end the process, or its part in it.
@@ -301,11 +350,16 @@ struct Checked {
 
 fn check(options: &Options) -> Result<Checked, StartError> {
     if !geteuid().is_root() {
-        return Err(StartError::NotRoot);
+        let command = match options.source {
+            Source::Files { .. } => "standalone",
+            Source::Kubernetes { .. } => "agent",
+        };
+        return Err(StartError::NotRoot { command });
     }
-    // Opening it for reading is what the store will do.
-    fs::read_dir(&options.config_dir)
-        .map_err(|source| StartError::ConfigDir { path: options.config_dir.clone(), source })?;
+    if let Source::Files { config_dir: path, .. } = &options.source {
+        // Opening it for reading is what the store will do.
+        fs::read_dir(path).map_err(|source| StartError::ConfigDir { path: path.clone(), source })?;
+    }
     let node = match &options.node_name {
         Some(name) => name.clone(),
         None => host::name()

@@ -326,6 +326,47 @@ fn what_is_not_wanted_any_more_is_no_failure() {
     assert_eq!(world.failures, [0, 0]);
 }
 
+/// Ten seconds without a word, and neither side flaps; afterwards all is as before.
+#[test]
+fn a_successor_goes_on_without_a_flap() {
+    let slow = Bfd { min_tx_millis: 1000, min_rx_millis: 300, multiplier: 1 };
+    let many = Bfd { min_tx_millis: 10, min_rx_millis: 10, multiplier: 255 };
+    for (seed, configs) in [[FAST, FAST], [slow, FAST], [FAST, slow], [many, slow]].into_iter().enumerate() {
+        let mut world = World::new(configs, seed as u64);
+        world.run(Duration::from_secs(10));
+        assert!(world.are_up());
+        let before = [world.status(0), world.status(1)];
+        world.configure(0, patient(configs[0]));
+        let asked = world.now;
+        while !world.engines[0].is_settled() {
+            world.run(Duration::from_millis(10));
+        }
+        assert!(world.now - asked <= Duration::from_millis(2500), "within the patience of the driver");
+        let mut octets = Vec::new();
+        let handed = world.engines[0].handed(world.now).remove(0);
+        handed.write(&mut octets);
+        for end in 0..octets.len() {
+            assert_eq!(HandedSession::read(&mut &octets[..end]), None, "cut at {end}");
+        }
+        world.engines[0] = Engine::new(99);
+        world.run(Duration::from_secs(10));
+
+        let read = HandedSession::read(&mut &octets[..]).unwrap();
+        assert_eq!(read.to, handed.to);
+        world.engines[0].resume(&[read], world.now);
+        // The peer hears of it before it is known what is wanted.
+        world.run(Duration::from_secs(3));
+        world.configure(0, configs[0]);
+        world.run(Duration::from_secs(10));
+        assert_eq!(world.failures, [0, 0], "{configs:?}");
+        for (side, before) in before.into_iter().enumerate() {
+            let now = BfdStatus { since_seconds: before.since_seconds, ..world.status(side) };
+            assert_eq!(now, before, "{configs:?}");
+            assert!(world.status(side).since_seconds >= before.since_seconds + 12);
+        }
+    }
+}
+
 fn config() -> impl Strategy<Value = Bfd> {
     (10..2000_u32, 10..2000_u32, 1..5_u8).prop_map(|(min_tx_millis, min_rx_millis, multiplier)| Bfd {
         min_tx_millis,

@@ -54,7 +54,7 @@ impl Session {
     }
 
     /// The peer is to hear from us.
-    pub(crate) fn keep_alive(&mut self) {
+    pub fn keep_alive(&mut self) {
         // It is small.
         let _: Result<_, _> = Message::Keepalive.encode(&Context::default(), &mut self.unsent);
     }

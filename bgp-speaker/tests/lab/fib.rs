@@ -87,7 +87,8 @@ fn gateways(cable: &Cable, prefix: &str) -> BTreeSet<String> {
     hops.iter().map(gateway).collect()
 }
 
-fn is(cable: &Cable, prefix: &str, expected: &[&str]) -> bool {
+/// Whether our route leads there.
+pub(super) fn is(cable: &Cable, prefix: &str, expected: &[&str]) -> bool {
     gateways(cable, prefix).iter().eq(expected.iter().collect::<BTreeSet<_>>())
 }
 

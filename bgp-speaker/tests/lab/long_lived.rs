@@ -1,6 +1,9 @@
 //! Long-lived graceful restart (RFC 9494) with BIRD and FRR, both ways: who is away for longer than its restart time keeps its
 //! routes at the other side, as the last choice.
 use super::{
+    command::{launch, peers},
+    fib,
+    handover::starts,
     harness::{Cable, OUR_ASN, ROUTER, ROUTER_ASN, US, global, peer, wait_for, wait_until, within},
     restart::daemon,
     routers::{Bird, Frr, PASSING, Restarts, Router},
@@ -129,6 +132,38 @@ fn we_keep_the_routes_of_bird() {
 fn bird_keeps_our_routes() {
     let cable = Cable::new();
     we_are_away(&cable, &bird(&cable), "(65535,6)");
+}
+
+/// So does our kernel, also if our daemon is replaced meanwhile: what BIRD does not tell again goes when it has told all.
+#[test]
+fn our_kernel_keeps_the_routes_of_bird() {
+    let cable = Cable::new();
+    let mut router = bird(&cable);
+    let config = format!(
+        "{{asn: {OUR_ASN}, routerID: {US}, listen: [\"{US}:179\"], peers: [{{address: {ROUTER}, asn: {ROUTER_ASN}, \
+         localAddress: {US}, families: [ipv4-unicast], timers: {{holdSeconds: 9, connectRetrySeconds: 1}}, \
+         gracefulRestart: {{seconds: {AWAY}, longLivedSeconds: {LONGER}}}, import: {{accept: [any], install: true}}}}]}}"
+    );
+    let daemon = launch(&cable, &config);
+    let stays = || fib::is(&cable, THEIRS, &[ROUTER]) && fib::is(&cable, PASSING, &[ROUTER]);
+    wait_until("all in the kernel", stays);
+    let restart = || peers(&cable)?.pop()?.graceful_restart;
+    wait_until("End-of-RIB", || restart().is_some_and(|restart| !restart.end_of_rib.is_empty()));
+    router.crash();
+    wait_until("they are the last choice", || {
+        assert!(stays());
+        restart().is_some_and(|restart| restart.long_lived_prefixes == 2)
+    });
+    daemon.signal(Signal::SIGUSR2);
+    wait_until("the successor runs", || {
+        assert!(stays());
+        starts(&cable) == 2
+    });
+    router.come_back(&cable);
+    wait_until("what is not told again is gone", || {
+        assert!(fib::is(&cable, THEIRS, &[ROUTER]));
+        fib::is(&cable, PASSING, &[])
+    });
 }
 
 #[test]

@@ -187,7 +187,6 @@ pub struct AddressCounts {
 #[serde(rename_all = "camelCase")]
 pub struct ReleasedAddress {
     /// The address.
-    #[schemars(with = "String")]
     pub address: Address,
     /// When it was given back.
     pub released_at: Time,
@@ -200,6 +199,7 @@ pub struct ReleasedAddress {
 #[serde(rename_all = "camelCase")]
 pub struct ReleasedBlock {
     /// The block.
+    #[schemars(with = "String")]
     pub cidr: Cidr,
     /// When it was given back.
     pub released_at: Time,

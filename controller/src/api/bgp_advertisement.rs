@@ -1,6 +1,7 @@
 //! BGPAdvertisement: what is announced, to whom, and with which attributes.
 use super::{
     community::Community,
+    crds::rules,
     scalar::{BackendCount, Ipv4Length, Ipv6Length, Metric, Prepend},
     selector::Selector,
 };
@@ -8,6 +9,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+/// Why other sources than services have no link bandwidth.
+pub(crate) const BANDWIDTH_OF_BACKENDS: &str = "counts backends: it is of source LoadBalancer only";
 
 /// What is announced, to whom, and with which attributes.
 #[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -27,6 +31,9 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = rules(&[
+    ("self.source == 'LoadBalancer' || !has(self.attributes.linkBandwidth)", BANDWIDTH_OF_BACKENDS),
+])))]
 pub struct BGPAdvertisementSpec {
     /// Where the routes come from.
     #[serde(default)]

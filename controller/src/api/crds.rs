@@ -25,6 +25,9 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
         {
             let mut tree = json!(root);
             forbid_null(&mut tree);
+            if let Some(status) = tree.pointer_mut("/properties/status") {
+                without_rules(status);
+            }
             schema.open_api_v3_schema = serde_json::from_value(tree).ok();
         }
     }
@@ -51,6 +54,19 @@ fn forbid_null(tree: &mut Value) {
             map.values_mut().for_each(forbid_null);
         }
         Value::Array(list) => list.iter_mut().for_each(forbid_null),
+        _ => {}
+    }
+}
+
+/// Removes CEL rules: a status is written by fairlead alone, and over its lists, which have no end, rules would cost more than an
+/// API server grants.
+fn without_rules(tree: &mut Value) {
+    match tree {
+        Value::Object(map) => {
+            map.remove("x-kubernetes-validations");
+            map.values_mut().for_each(without_rules);
+        }
+        Value::Array(list) => list.iter_mut().for_each(without_rules),
         _ => {}
     }
 }

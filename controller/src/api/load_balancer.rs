@@ -193,7 +193,6 @@ pub struct LoadBalancerStatus {
 #[serde(rename_all = "camelCase")]
 pub struct AssignedAddress {
     /// The address.
-    #[schemars(with = "String")]
     pub address: Address,
     /// The pool that it was given from; none: it is of no pool.
     #[serde(skip_serializing_if = "Option::is_none")]

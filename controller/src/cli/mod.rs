@@ -11,7 +11,9 @@ use clap::{Parser, Subcommand};
 use serde::de::DeserializeOwned;
 use std::{fmt, io, ops::ControlFlow, path::PathBuf, process::ExitCode};
 
+mod agent;
 mod bgp;
+mod controller;
 mod crds;
 mod demo;
 mod flows;
@@ -121,6 +123,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Standalone(standalone::Args),
+    Agent(agent::Args),
+    Controller(controller::Args),
     Validate(validate::Args),
     Get(get::Args),
     Services(services::Args),
@@ -135,12 +139,17 @@ enum Command {
 impl Command {
     /// The filter of log lines when the environment names none.
     const fn log_filter(&self) -> &'static str {
-        if let Command::Standalone(_) = self { "info" } else { "warn" }
+        match self {
+            Command::Standalone(_) | Command::Agent(_) | Command::Controller(_) => "info",
+            _ => "warn",
+        }
     }
 
     fn run(self) -> Result<(), Failure> {
         match self {
             Command::Standalone(args) => args.run(),
+            Command::Agent(args) => args.run(),
+            Command::Controller(args) => args.run(),
             Command::Validate(args) => args.run(),
             Command::Get(args) => args.run(),
             Command::Services(args) => args.run(),
@@ -186,6 +195,24 @@ impl Instance {
             say(&format!("the newest files are refused; what was in force before them still is:{faults}"));
         }
     }
+}
+
+/// How to reach the API server of the cluster.
+#[derive(Debug, clap::Args)]
+struct Cluster {
+    /// Kubeconfig of the cluster [default: KUBECONFIG, else the account of the pod].
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Namespace of the Lease of controllers and of the Secrets that peers name [default: that of the pod, else
+    /// fairlead-system].
+    #[arg(long, value_name = "NAME")]
+    namespace: Option<String>,
+}
+
+/// For processes that stay.
+fn server_runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    runtime.map_err(|e| Failure::No(format!("starting the runtime: {e}")))
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {

@@ -1,6 +1,9 @@
 //! `fairlead standalone`: see [`crate::standalone`].
 use super::{DEFAULT_API_SOCKET, Failure};
-use crate::{serve::metrics::DEFAULT_ADDRESS, standalone};
+use crate::{
+    serve::metrics::DEFAULT_ADDRESS,
+    standalone::{self, Source},
+};
 use std::{net::SocketAddr, path::PathBuf};
 
 /// Runs this node from a directory of YAML files: no Kubernetes is needed
@@ -22,6 +25,13 @@ pub(super) struct Args {
     /// Directory for what must survive a restart: the addresses given to LoadBalancers.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/fairlead")]
     state_dir: PathBuf,
+    #[command(flatten)]
+    node: Node,
+}
+
+/// How this node is set up, wherever its objects come from.
+#[derive(Debug, clap::Args)]
+pub(super) struct Node {
     /// Interface where clients' packets (and backends' replies) arrive; may be given several times [default:
     /// that of the default route].
     #[arg(long = "interface", value_name = "IF")]
@@ -52,11 +62,17 @@ pub(super) struct Args {
 
 impl Args {
     pub(super) fn run(self) -> Result<(), Failure> {
+        self.node.run(Source::Files { config_dir: self.config_dir, state_dir: self.state_dir })
+    }
+}
+
+impl Node {
+    /// Runs the node until a signal.
+    pub(super) fn run(self, source: Source) -> Result<(), Failure> {
         let map_sizes = self.map_sizes.join(",").parse();
         let tunnel_sources = self.tunnel_sources.join(",").parse();
         let options = standalone::Options {
-            config_dir: self.config_dir,
-            state_dir: self.state_dir,
+            source,
             interfaces: self.interfaces,
             pod_interfaces: self.pod_interfaces,
             map_sizes: map_sizes.map_err(|error| Failure::Usage(format!("--map-size: {error}")))?,

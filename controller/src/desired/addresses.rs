@@ -14,9 +14,11 @@ use crate::{
         scalar::Address,
     },
     declared::Declared,
-    status::{seconds, time},
+    status::{StatusSet, seconds, time},
 };
-use ipam::{Assignment, Assignments, Claim, Counters, Given, Held, Name, Pool, Range, Released};
+use ipam::{
+    Assignment, Assignments, Claim, Counters, Given, Held, Name, Pool, Range, Released, Request, Sharing,
+};
 use std::{
     collections::{BTreeSet, HashMap},
     net::IpAddr,
@@ -37,8 +39,35 @@ pub(super) fn assign(declared: &Declared, sources: &[Source<'_>], now: u64) -> A
             matching: matching.of(source),
         }
     };
-    let claims = sources.iter().map(|source| (source.claim(), claim_of(source))).collect();
-    ipam::allocate(&pools, &claims, &held(declared), now)
+    let claims = sources.iter().map(|source| (source.claim(), claim_of(source)));
+    let claims = claims.chain(refused(declared)).collect();
+    let mut assignments = ipam::allocate(&pools, &claims, &held(declared), now);
+    // Nothing is said of it here: there is an assignment for each source.
+    for object in &declared.refused {
+        assignments.claims.remove(object.as_str());
+    }
+    assignments
+}
+
+/// What is refused keeps the addresses that it has: nobody else is given them.
+fn refused(declared: &Declared) -> impl Iterator<Item = (Name, Claim)> {
+    let StatusSet { load_balancers, services, .. } = &declared.statuses;
+    declared.refused.iter().filter_map(move |object| {
+        let status = match object.split_once('/')? {
+            ("LoadBalancer", name) => load_balancers.get(name),
+            ("Service", name) => services.get(name),
+            _ => None,
+        };
+        let addresses = status?.addresses.iter().map(|assigned| assigned.address.0).collect();
+        let claim = Claim {
+            request: Request::Addresses(addresses),
+            created: 0,
+            ports: BTreeSet::new(),
+            sharing: Sharing::OnRequest,
+            matching: Arc::default(),
+        };
+        Some((object.as_str().into(), claim))
+    })
 }
 
 /// The addresses in effect: given now, and published before.

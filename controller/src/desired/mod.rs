@@ -3,6 +3,7 @@
 //! It works in two steps, since a route may only be announced for what is installed: a [`Draft`] says what the
 //! datapath should hold; when that is done, [`Draft::finish`] says what is announced and how everything stands.
 mod addresses;
+mod cluster;
 mod endpoints;
 mod filters;
 mod pod_cidrs;
@@ -12,6 +13,7 @@ mod sources;
 mod speaker;
 mod status;
 
+pub use cluster::cluster;
 pub use filters::rule_key;
 pub use routes::NotAnnounced;
 pub use services::{BackendHealth, backend_health};

@@ -8,7 +8,9 @@ use lb_bpf::{
     Counter, Counters,
     abi::{Action, Verdict},
 };
-use prometheus::{Histogram, IntCounterVec, IntGaugeVec, Opts, Registry, Result, TextEncoder};
+use prometheus::{
+    Histogram, IntCounterVec, IntGaugeVec, Opts, Registry, Result, TextEncoder, core::Collector,
+};
 use std::{collections::BTreeMap, net::SocketAddr};
 
 /// Verdicts that have no counter of their own: the kernel program counts these packets with the backend, or not at
@@ -26,6 +28,8 @@ pub(super) struct Facts<'a> {
     pub(super) peer_names: &'a BTreeMap<PeerId, String>,
     pub(super) conditions: &'a [ConditionRow],
     pub(super) pass_seconds: &'a Histogram,
+    /// What the store counts.
+    pub(super) store: &'a [Box<dyn Collector>],
 }
 
 /// A condition of an object.
@@ -45,7 +49,9 @@ impl Facts<'_> {
         self.instance(&registry)?;
         self.datapath(&registry)?;
         self.bgp(&registry)?;
-        TextEncoder::new().encode_to_string(&registry.gather())
+        let mut families = registry.gather();
+        families.extend(self.store.iter().flat_map(|collector| collector.collect()));
+        TextEncoder::new().encode_to_string(&families)
     }
 
     fn instance(&self, registry: &Registry) -> Result<()> {
@@ -473,6 +479,7 @@ mod tests {
                 reason: "Announced".to_owned(),
             }],
             pass_seconds: &crate::serve::instance::Instance::pass_histogram().unwrap(),
+            store: &[],
         };
         facts.page().unwrap()
     }

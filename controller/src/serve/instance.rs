@@ -13,6 +13,7 @@ use crate::{
     observed::FilterCounters,
     reconcile::View,
     status::Statuses,
+    store::Store,
 };
 use bgp_speaker::Handle;
 use bgp_speaker::PeerId;
@@ -37,6 +38,8 @@ pub struct Instance {
     pub view: watch::Receiver<View>,
     /// Why the newest generation was refused; empty when it is in force.
     pub faults: watch::Receiver<Vec<Fault>>,
+    /// Where the objects come from.
+    pub store: Arc<dyn Store>,
     /// Durations of the passes, in seconds.
     pub pass_seconds: Histogram,
     /// The BGP speaker.
@@ -158,6 +161,7 @@ impl Instance {
             peer_names: &peer_names(&view),
             conditions: &conditions(&view),
             pass_seconds: &self.pass_seconds,
+            store: &self.store.collectors(),
         }
         .page()
     }

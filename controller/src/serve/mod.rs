@@ -15,7 +15,7 @@ mod flows;
 pub mod health_ports;
 pub mod instance;
 pub mod metrics;
-mod node_state;
+pub(crate) mod node_state;
 pub mod rows;
 mod services;
 pub mod socket;

@@ -1,5 +1,5 @@
 //! The NodeState of a running instance.
-use super::rows::InstanceStatus;
+use super::{instance::Instance, rows::InstanceStatus};
 use crate::{
     api::{
         NodeState,
@@ -7,11 +7,31 @@ use crate::{
     },
     desired::peer_of,
     status::Conditions,
+    store::KubernetesStore,
 };
 use bgp_speaker::{PeerId, config::PeerStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use lb_bpf::{Installed, Sizes};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::time::sleep;
+
+/// How often it is looked whether there is something new to tell.
+const PERIOD: Duration = Duration::from_secs(5);
+
+/// Keeps the NodeState in the API server as the node is, for ever.
+pub(crate) async fn tell(instance: Instance, store: Arc<KubernetesStore>) {
+    let mut told = None;
+    loop {
+        let state = instance.node_state().await;
+        if told.as_ref() != Some(&state) {
+            match store.publish_node(&state).await {
+                Ok(()) => told = Some(state),
+                Err(error) => tracing::warn!(%error, "the NodeState is not written; it is tried again"),
+            }
+        }
+        sleep(PERIOD).await;
+    }
+}
 
 /// What the instance says of itself. `before`: its conditions when it was asked last; `now`: seconds since 1970.
 pub(super) fn node_state(

@@ -1,14 +1,20 @@
 //! Where declared objects come from and where their statuses go.
 use crate::{declared::Declared, fault::Fault, status::StatusSet};
 use futures::{future::BoxFuture, stream::BoxStream};
-use std::{path::PathBuf, sync::Arc};
+use prometheus::core::Collector;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 use tokio::sync::watch;
 
 pub mod directory;
 pub mod files;
+pub mod kubernetes;
 pub mod status_file;
 
 pub use files::FileStore;
+pub use kubernetes::KubernetesStore;
 
 /// A source of complete snapshots.
 pub trait Store: Send + Sync + 'static {
@@ -25,6 +31,11 @@ pub trait Store: Send + Sync + 'static {
 
     /// What is wrong with the newest generation, if it was refused; empty when it is in force.
     fn faults(&self) -> watch::Receiver<Vec<Fault>>;
+
+    /// What it counts, for the page of metrics.
+    fn collectors(&self) -> Vec<Box<dyn Collector>> {
+        Vec::new()
+    }
 }
 
 /// Why a store failed.
@@ -48,10 +59,42 @@ pub enum StoreError {
         /// What is wrong with it.
         reason: String,
     },
+    /// There is no way to the API server.
+    #[error("{}: {reason}", access(kubeconfig.as_deref()))]
+    Access {
+        /// The kubeconfig; none: the account of the pod.
+        kubeconfig: Option<PathBuf>,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The API server did not do what it was asked, or nobody knows whether it did.
+    #[error("{object}: {source}")]
+    Api {
+        /// `KIND/NAME`.
+        object: String,
+        /// What it said.
+        source: Box<kube::Error>,
+    },
+    /// An object has changed since it was read: it is looked at again.
+    #[error("{object}: has changed meanwhile")]
+    Changed {
+        /// `KIND/NAME`.
+        object: String,
+    },
+    /// Another process leads.
+    #[error("this process leads no more")]
+    NotLeader,
     /// Another process has the statuses in its hands.
     #[error("{}: is in use by another process", path.display())]
     InUse {
         /// The directory.
         path: PathBuf,
     },
+}
+
+fn access(kubeconfig: Option<&Path>) -> String {
+    kubeconfig.map_or_else(
+        || "the pod's own account (there is no --kubeconfig and no KUBECONFIG)".to_owned(),
+        |path| format!("kubeconfig {}", path.display()),
+    )
 }

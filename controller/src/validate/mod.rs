@@ -5,7 +5,7 @@
 use crate::{
     api::Kind,
     declared::Declared,
-    object::{Object, Parsed, parse_file},
+    object::{Object, Parsed, parse_file, parse_object},
 };
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -44,6 +44,18 @@ impl CheckedFile {
             faults.extend(found.map(|(field, reason)| place.fault(name.clone(), Some(field), reason)));
         }
         CheckedFile { objects, faults }
+    }
+}
+
+/// Reads and checks one object by itself, as an API server has it. What spans several objects is left to who uses them.
+///
+/// # Errors
+/// The first fault; it names no file.
+pub fn check_object(tree: &serde_json::Value) -> Result<Object, Fault> {
+    let (name, object) = parse_object(tree)?;
+    match object::faults(&object).into_iter().next() {
+        None => Ok(object),
+        Some((field, reason)) => Err(Fault::object(format!("{}/{name}", object.kind()), Some(field), reason)),
     }
 }
 

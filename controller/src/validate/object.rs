@@ -5,7 +5,7 @@ use crate::{
         AddressPoolSpec, BGPAdvertisementSpec, BGPPeerSpec, BGPRouterSpec, Cidr, LoadBalancerSpec,
         PacketFilterSpec, PoolUse, Selector,
         address_pool::{NODE_MASK, ONE_BLOCK, ONE_FAMILY},
-        bgp_advertisement::Source,
+        bgp_advertisement::{BANDWIDTH_OF_BACKENDS, Source},
         bgp_peer::{
             EVERYBODY, HOLD_TIME, KEEPALIVE, KEYS_OF_ADDRESSES, LOCAL_ADDRESS, LOCAL_FAMILY,
             LOCAL_IS_NEIGHBOUR, ON_LINK, ONE_NEIGHBOUR, SHUTDOWN_TEXT, TTL_EXCLUSIVE,
@@ -343,7 +343,7 @@ impl Faults {
     fn advertisement(&mut self, spec: &BGPAdvertisementSpec) {
         self.not_yet(spec.source == Source::Interface, "source");
         let counts = spec.source != Source::LoadBalancer && spec.attributes.link_bandwidth.is_some();
-        self.add_if(counts, "attributes.linkBandwidth", "counts backends: it is of source LoadBalancer only");
+        self.add_if(counts, "attributes.linkBandwidth", BANDWIDTH_OF_BACKENDS);
         self.selector("serviceSelector", &spec.service_selector);
         self.selector("poolSelector", &spec.pool_selector);
         self.selector("nodeSelector", &spec.node_selector);

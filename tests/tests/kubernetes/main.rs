@@ -2,3 +2,5 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 mod control_plane;
 mod crds;
+mod manifests;
+mod store;

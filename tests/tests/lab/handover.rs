@@ -198,6 +198,8 @@ fn what_does_not_start_takes_nothing_down() -> Result<(), Error> {
     lab.instances[0].replace()?;
     wait_until("it has ended", || Ok(lab.instances[0].check().is_err()))?;
     assert!(lab.log(0)?.contains("is not a status file"), "{}", lab.log(0)?);
+    // It is waited for.
+    lab.instances[0].kill();
     wait_until("the session is lost", || Ok(up_since(&lab)?.is_none()))?;
     samples.extend(watch(&mut traffic, Duration::from_secs(1))?);
     lab.wait_next_hops(&[WEB, API].concat(), &[0, 1])?;

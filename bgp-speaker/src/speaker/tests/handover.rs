@@ -118,3 +118,36 @@ fn a_session_that_has_to_be_another_one_ends() {
     // The first one is dialled.
     assert!(script.outputs.iter().any(|output| matches!(output, Output::Connect { .. })));
 }
+
+/// The node speaks no BGP any more: nobody says who the successor is.
+#[test]
+fn a_session_without_an_heir_ends() {
+    let mut script = Script::new(vec![accepting(1)]);
+    let connection = script.establish(1);
+    script.hear(connection);
+    let session = script.speaker.hand_over(LATER).remove(0).1;
+    assert_eq!(session.hold_time(), Some(Duration::from_secs(9)));
+    let mut new = Speaker::new(7);
+    let connection = new.accept_id();
+    new.inherit(vec![(connection, endpoints(1), session)]);
+    new.set_routes(vec![]).unwrap();
+    new.set_peers(vec![], LATER).unwrap();
+    let outputs = new.end_inherited(LATER);
+    let script = Script { speaker: new, outputs };
+    assert_eq!(script.last(connection).as_deref(), Some("Cease/Peer De-configured"));
+}
+
+/// What is kept alive says so after what was left to be said, and nothing else.
+#[test]
+fn a_session_that_waits_is_kept_alive() {
+    let mut script = Script::new(vec![accepting(1)]);
+    let connection = script.establish(1);
+    script.hear(connection);
+    let mut session = script.speaker.hand_over(LATER).remove(0).1;
+    session.unsent = vec![1, 2, 3];
+    session.keep_alive();
+    assert_eq!(session.unsent[..3], [1, 2, 3]);
+    let context = super::sessions::context();
+    let rest = crate::wire::decode(&session.unsent[3..], &context).unwrap().message;
+    assert_eq!(rest, Message::Keepalive);
+}

@@ -1,0 +1,25 @@
+//! `fairlead controller`: see [`crate::cluster`].
+use super::{Cluster, Failure, server_runtime};
+use crate::{cluster, serve::metrics::DEFAULT_ADDRESS};
+use std::net::SocketAddr;
+
+/// Gives addresses to the services of a Kubernetes cluster, and writes statuses
+///
+/// Run two or more: one leads (a Lease says which), and another one takes over within 20 seconds of its death, at once
+/// after SIGTERM or SIGINT. Needs no root, and nothing of the node.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    cluster: Cluster,
+    /// Where /metrics, /healthz and /readyz are served, over HTTP.
+    #[arg(long, value_name = "ADDR:PORT", default_value_t = DEFAULT_ADDRESS)]
+    metrics: SocketAddr,
+}
+
+impl Args {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let Cluster { kubeconfig, namespace } = self.cluster;
+        let options = cluster::Options { kubeconfig, namespace, metrics: self.metrics };
+        server_runtime()?.block_on(cluster::run(options)).map_err(|e| Failure::No(e.to_string()))
+    }
+}

@@ -1,0 +1,216 @@
+//! `fairlead controller`: gives addresses to the services of a cluster and writes statuses, if it leads.
+//!
+//! ```text
+//! snapshot ─┐
+//! lead     ─┼─> statuses of the cluster (pure) ─> store.publish ─> they come back in the next snapshot
+//! timer    ─┘
+//! ```
+use crate::{
+    declared::Declared,
+    desired,
+    observed::Observed,
+    serve::{serve, socket::bind_tcp},
+    standalone::StartError,
+    status::StatusSet,
+    store::{
+        KubernetesStore, Store, StoreError,
+        kubernetes::{Access, Role},
+    },
+};
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::IntoResponse,
+    routing::get,
+};
+use futures::{FutureExt, StreamExt};
+use prometheus::{IntCounter, IntGauge, Registry, TextEncoder};
+use std::{
+    fs::File,
+    io::{self, Read},
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
+
+/// A pass is made at least so often: reuse delays come to their ends.
+const SLOWEST: Duration = Duration::from_secs(30);
+/// A pass that failed is repeated after this, then after twice as long, up to [`SLOWEST`].
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+
+/// What `fairlead controller` was told.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How to reach the API server: see [`Access::new`].
+    pub kubeconfig: Option<PathBuf>,
+    /// Where the Lease is.
+    pub namespace: Option<String>,
+    /// Where metrics and health are served.
+    pub metrics: SocketAddr,
+}
+
+/// Runs until SIGTERM or SIGINT; then another one may lead at once.
+///
+/// # Errors
+/// What it was told makes no sense.
+pub async fn run(options: Options) -> Result<(), StartError> {
+    let caught = || Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?));
+    let (mut terminate, mut interrupt) =
+        caught().map_err(|source| StartError::Host { what: "catching signals", source })?;
+    let access = Access::new(options.kubeconfig.as_deref(), options.namespace).await?;
+    let address = options.metrics;
+    let socket = bind_tcp(address).await.map_err(|source| StartError::Metrics { address, source })?;
+    let identity = identity().map_err(|source| StartError::Host { what: "choosing an identity", source })?;
+    let store = Arc::new(KubernetesStore::start(&access, Role::Controller, &identity)?);
+    let facts = Facts::new(Arc::clone(&store))?;
+    let mut parts = JoinSet::new();
+    parts.spawn(serve(socket, router(facts.clone())));
+    parts.spawn(reconcile(Arc::clone(&store), facts));
+    tracing::info!(identity, namespace = access.namespace(), metrics = %address, version = env!("CARGO_PKG_VERSION"), "started");
+    let outcome = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        // None of them ends by itself.
+        Some(ended) = parts.join_next() => {
+            Err(StartError::Died(ended.err().map_or_else(|| "it returned".to_owned(), |error| error.to_string())))
+        }
+    };
+    tracing::info!("stopping; another one may lead");
+    // First: nothing may be written after the Lease is given back.
+    parts.shutdown().await;
+    store.resign().await;
+    outcome
+}
+
+/// Brings the statuses of the cluster to what they should be, for ever; while the store does not lead, does nothing.
+pub async fn reconcile(store: Arc<impl Store>, facts: Facts) {
+    let (mut snapshots, mut leader, mut faults) = (store.watch(), store.leader(), store.faults());
+    let mut declared: Option<Arc<Declared>> = None;
+    let (mut retry, mut next) = (FIRST_RETRY, Instant::now() + SLOWEST);
+    loop {
+        tokio::select! {
+            Some(snapshot) = snapshots.next() => declared = Some(snapshot),
+            Ok(()) = leader.changed() => {}
+            Ok(()) = faults.changed() => {}
+            () = sleep_until(next) => {}
+        }
+        let leads = *leader.borrow_and_update();
+        // Asked after the lead: this snapshot is not older than that.
+        while let Some(Some(snapshot)) = snapshots.next().now_or_never() {
+            declared = Some(snapshot);
+        }
+        let Some(declared) = &declared else { continue };
+        facts.is_ready.send_replace(true);
+        if !leads {
+            next = Instant::now() + SLOWEST;
+            continue;
+        }
+        let observed =
+            Observed { faults: faults.borrow_and_update().clone(), now: now(), ..Observed::default() };
+        let statuses: StatusSet = desired::cluster(declared, &observed);
+        facts.passes.inc();
+        let pause = match store.publish(&statuses).await {
+            Ok(()) => {
+                retry = FIRST_RETRY;
+                SLOWEST
+            }
+            Err(error) => {
+                match &error {
+                    StoreError::Changed { .. } | StoreError::NotLeader => {
+                        tracing::info!(%error, "not all is written")
+                    }
+                    _ => {
+                        facts.errors.inc();
+                        tracing::error!(%error, "not all is written");
+                    }
+                }
+                let pause = retry;
+                retry = (retry * 2).min(SLOWEST);
+                pause
+            }
+        };
+        facts.generation.set(i64::try_from(declared.generation).unwrap_or(i64::MAX));
+        next = Instant::now() + pause;
+    }
+}
+
+/// What is served about the process. Cheap to clone; clones are one.
+#[derive(Clone)]
+pub struct Facts {
+    registry: Registry,
+    passes: IntCounter,
+    errors: IntCounter,
+    generation: IntGauge,
+    /// A snapshot was there.
+    is_ready: Arc<watch::Sender<bool>>,
+}
+
+impl Facts {
+    /// Of a process with this store.
+    ///
+    /// # Errors
+    /// The metrics make no sense: a defect.
+    pub fn new(store: Arc<impl Store>) -> prometheus::Result<Self> {
+        let facts = Facts {
+            registry: Registry::new(),
+            passes: IntCounter::new("fairlead_passes_total", "Passes of the reconcile loop.")?,
+            errors: IntCounter::new(
+                "fairlead_pass_errors_total",
+                "Passes of the reconcile loop that ended with an error.",
+            )?,
+            generation: IntGauge::new(
+                "fairlead_store_generation",
+                "Number of the snapshot in force; statuses that come back make a new one, too.",
+            )?,
+            is_ready: Arc::new(watch::Sender::new(false)),
+        };
+        facts.registry.register(Box::new(facts.passes.clone()))?;
+        facts.registry.register(Box::new(facts.errors.clone()))?;
+        facts.registry.register(Box::new(facts.generation.clone()))?;
+        for collector in store.collectors() {
+            facts.registry.register(collector)?;
+        }
+        Ok(facts)
+    }
+}
+
+fn router(facts: Facts) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .with_state(facts)
+}
+
+async fn metrics(State(facts): State<Facts>) -> impl IntoResponse {
+    match TextEncoder::new().encode_to_string(&facts.registry.gather()) {
+        Ok(page) => Ok(([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], page)),
+        Err(error) => Err((StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n"))),
+    }
+}
+
+async fn ready(State(facts): State<Facts>) -> (StatusCode, &'static str) {
+    match *facts.is_ready.borrow() {
+        true => (StatusCode::OK, "ok\n"),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "the API server has not told everything yet\n"),
+    }
+}
+
+/// The host name and something that no other process has, not even this one after a restart.
+fn identity() -> io::Result<String> {
+    let mut bytes = [0; 8];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(format!("{}_{:016x}", crate::host::name()?, u64::from_ne_bytes(bytes)))
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}

@@ -1,0 +1,66 @@
+//! What the store counts. It is on the page of metrics of the process.
+use crate::api::Kind;
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Result, core::Collector};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Cheap to clone; clones are one.
+#[derive(Clone, Debug)]
+pub(super) struct Metrics {
+    snapshot: IntGauge,
+    watch_errors: IntCounterVec,
+    writes: IntCounter,
+    write_errors: IntCounter,
+    leader: IntGauge,
+}
+
+impl Metrics {
+    pub(super) fn new() -> Result<Self> {
+        let watch_errors = Opts::new(
+            "fairlead_store_watch_errors_total",
+            "Lists and watches that failed; they are tried again, and what was known stays in force.",
+        );
+        Ok(Metrics {
+            snapshot: IntGauge::new(
+                "fairlead_store_snapshot_timestamp_seconds",
+                "When the last snapshot was given out, in seconds since 1970; 0: there was none.",
+            )?,
+            watch_errors: IntCounterVec::new(watch_errors, &["kind"])?,
+            writes: IntCounter::new("fairlead_store_writes_total", "Statuses that were written.")?,
+            write_errors: IntCounter::new(
+                "fairlead_store_write_errors_total",
+                "Writes of statuses that were refused or came to no answer.",
+            )?,
+            leader: IntGauge::new(
+                "fairlead_store_leader",
+                "1: this process leads, gives addresses and writes statuses.",
+            )?,
+        })
+    }
+
+    pub(super) fn collectors(&self) -> Vec<Box<dyn Collector>> {
+        vec![
+            Box::new(self.snapshot.clone()),
+            Box::new(self.watch_errors.clone()),
+            Box::new(self.writes.clone()),
+            Box::new(self.write_errors.clone()),
+            Box::new(self.leader.clone()),
+        ]
+    }
+
+    pub(super) fn gave_out(&self) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        self.snapshot.set(i64::try_from(now).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn watch_failed(&self, kind: Kind) {
+        self.watch_errors.with_label_values(&[&kind.name()]).inc();
+    }
+
+    pub(super) fn wrote(&self, done: bool) {
+        if done { self.writes.inc() } else { self.write_errors.inc() }
+    }
+
+    pub(super) fn lead(&self, leads: bool) {
+        self.leader.set(leads.into());
+    }
+}

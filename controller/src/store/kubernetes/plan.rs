@@ -1,0 +1,330 @@
+//! What has to be written so that the API server has these statuses, in steps. Pure.
+//!
+//! The order makes a crash between any two writes harmless: an address is said to rest in its pool before its holder loses
+//! it, and nobody is given an address before all who lose one have lost it.
+use super::snapshot::{Assembly, Refused};
+use crate::{
+    api::{API_VERSION, Kind, LoadBalancerStatus, service::kubernetes_status},
+    status::{Conditions, StatusSet, Statuses},
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use std::sync::Arc;
+
+/// One after the other; the writes of one step in any order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Pools say what rests.
+    Pools,
+    /// Addresses are taken away.
+    Losses,
+    /// Services are given theirs.
+    Services,
+    /// All the rest.
+    Others,
+}
+
+impl Step {
+    pub(super) const ALL: [Step; 4] = [Step::Pools, Step::Losses, Step::Services, Step::Others];
+}
+
+/// A write to the status of an object.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Write {
+    pub(super) kind: Kind,
+    pub(super) name: String,
+    /// A merge patch (RFC 7386) that is refused if the object has changed since.
+    pub(super) patch: Value,
+    /// What people may want to hear of.
+    pub(super) news: Vec<News>,
+}
+
+/// A condition that has changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct News {
+    /// Whether something is wrong.
+    pub(super) is_warning: bool,
+    /// One CamelCase word.
+    pub(super) reason: String,
+    /// A sentence.
+    pub(super) message: String,
+}
+
+/// The writes of a step, given what the API server has by now. Objects that it does not have are left out. `now`: seconds
+/// since the epoch.
+pub(super) fn plan(step: Step, assembly: &Assembly, after: &StatusSet, now: u64) -> Vec<Write> {
+    let before = assembly.statuses();
+    let mut writes = Writes { assembly, writes: Vec::new() };
+    match step {
+        Step::Pools => writes.compare(Kind::AddressPool, &before.pools, &after.pools, plain),
+        Step::Losses => {
+            writes.losses(Kind::LoadBalancer, &before.load_balancers, &after.load_balancers, plain);
+            writes.losses(Kind::Service, &before.services, &after.services, service);
+        }
+        Step::Services => {
+            writes.compare(Kind::LoadBalancer, &before.load_balancers, &after.load_balancers, plain);
+            writes.compare(Kind::Service, &before.services, &after.services, service);
+        }
+        Step::Others => {
+            writes.compare(Kind::ServicePolicy, &before.policies, &after.policies, plain);
+            writes.compare(Kind::BGPRouter, &before.routers, &after.routers, plain);
+            writes.compare(Kind::BGPPeer, &before.peers, &after.peers, plain);
+            writes.compare(Kind::BGPAdvertisement, &before.advertisements, &after.advertisements, plain);
+            writes.compare(Kind::PacketFilter, &before.packet_filters, &after.packet_filters, plain);
+            assembly.refused().for_each(|refused| writes.refuse(refused, now));
+        }
+    }
+    writes.writes
+}
+
+struct Writes<'a> {
+    assembly: &'a Assembly,
+    writes: Vec<Write>,
+}
+
+impl Writes<'_> {
+    fn compare<T: PartialEq>(
+        &mut self,
+        kind: Kind,
+        before: &Statuses<T>,
+        after: &Statuses<T>,
+        written: fn(&T) -> Value,
+    ) {
+        for (name, after) in after {
+            let before = before.get(name);
+            if before.is_none_or(|before| !Arc::ptr_eq(before, after) && before != after) {
+                let before = before.map_or(Value::Null, |before| written(before));
+                self.write(kind, name, &before, &written(after));
+            }
+        }
+    }
+
+    /// Those that lose an address, with what they keep.
+    fn losses(
+        &mut self,
+        kind: Kind,
+        before: &Statuses<LoadBalancerStatus>,
+        after: &Statuses<LoadBalancerStatus>,
+        written: fn(&LoadBalancerStatus) -> Value,
+    ) {
+        for (name, before) in before {
+            let Some(after) = after.get(name).filter(|after| !Arc::ptr_eq(before, after)) else { continue };
+            let has =
+                |status: &LoadBalancerStatus, address| status.addresses.iter().any(|a| a.address == address);
+            if before.addresses.iter().all(|held| has(after, held.address)) {
+                continue;
+            }
+            let mut reduced = (**after).clone();
+            reduced.addresses.retain(|given| has(before, given.address));
+            self.write(kind, name, &written(before), &written(&reduced));
+        }
+    }
+
+    /// What cannot be read has no status but this.
+    fn refuse(&mut self, Refused { kind, name, fault, status: before }: Refused, now: u64) {
+        if kind.api_version() != API_VERSION {
+            return;
+        }
+        let known: Vec<Condition> = before
+            .get("conditions")
+            .and_then(|known| serde_json::from_value(known.clone()).ok())
+            .unwrap_or_default();
+        let mut conditions = Conditions::new(&known, None, now);
+        conditions.set("Accepted", false, "Invalid", fault.to_string());
+        let mut after = before.clone();
+        match &mut after {
+            Value::Object(after) => drop(after.insert("conditions".to_owned(), json!(conditions.finish()))),
+            _ => after = json!({"conditions": conditions.finish()}),
+        }
+        self.write(kind, &name, &before, &after);
+    }
+
+    fn write(&mut self, kind: Kind, name: &str, before: &Value, after: &Value) {
+        let Some(version) = self.assembly.version(kind, name) else { return };
+        let Some(status) = merge_patch(before, after) else { return };
+        self.writes.push(Write {
+            kind,
+            name: name.to_owned(),
+            patch: json!({"metadata": {"resourceVersion": version}, "status": status}),
+            news: news(before, after),
+        });
+    }
+}
+
+/// How a status of ours stands in the API server.
+fn plain<T: Serialize>(status: &T) -> Value {
+    json!(status)
+}
+
+/// How that of a Service does.
+fn service(status: &LoadBalancerStatus) -> Value {
+    json!(kubernetes_status(status))
+}
+
+/// The merge patch (RFC 7386) that makes one value of another; none: they are the same.
+pub(super) fn merge_patch(before: &Value, after: &Value) -> Option<Value> {
+    let (Value::Object(before), Value::Object(after)) = (before, after) else {
+        return (before != after).then(|| after.clone());
+    };
+    let gone = before.keys().filter(|key| !after.contains_key(*key)).map(|key| (key.clone(), Value::Null));
+    let changed = after.iter().filter_map(|(key, after)| {
+        let patch = merge_patch(before.get(key).unwrap_or(&Value::Null), after)?;
+        Some((key.clone(), patch))
+    });
+    let patch: Map<_, _> = gone.chain(changed).collect();
+    (!patch.is_empty()).then_some(Value::Object(patch))
+}
+
+/// Conditions that have come to another verdict or reason. That all is well from the beginning is no news, but for an
+/// address that was given.
+fn news(before: &Value, after: &Value) -> Vec<News> {
+    let conditions = |status: &Value| -> Vec<Condition> {
+        let conditions = status.get("conditions");
+        conditions.and_then(|all| serde_json::from_value(all.clone()).ok()).unwrap_or_default()
+    };
+    let known = conditions(before);
+    let is_news = |condition: &Condition| match known.iter().find(|known| known.type_ == condition.type_) {
+        Some(known) => (&known.status, &known.reason) != (&condition.status, &condition.reason),
+        None => condition.status == "False" || condition.type_ == "AddressAssigned",
+    };
+    let of = |condition: Condition| News {
+        is_warning: condition.status == "False",
+        reason: condition.reason,
+        message: condition.message,
+    };
+    conditions(after).into_iter().filter(|c| is_news(c) && c.status != "Unknown").map(of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::snapshot::tests::assembly, *};
+    use crate::api::load_balancer::AssignedAddress;
+    use std::collections::BTreeMap;
+
+    fn status(addresses: &[&str]) -> Arc<LoadBalancerStatus> {
+        let address = |text: &&str| AssignedAddress {
+            address: text.parse().unwrap(),
+            pool: Some("vips".to_owned()),
+            assigned_at: crate::status::time(1),
+        };
+        Arc::new(LoadBalancerStatus {
+            addresses: addresses.iter().map(address).collect(),
+            ..Default::default()
+        })
+    }
+
+    fn set(statuses: &[(&str, &[&str])]) -> StatusSet {
+        let load_balancers = statuses.iter().map(|(name, addresses)| ((*name).to_owned(), status(addresses)));
+        StatusSet { load_balancers: load_balancers.collect(), ..Default::default() }
+    }
+
+    /// LoadBalancers with these addresses, as the API server has them.
+    fn known(statuses: &[(&str, &[&str])]) -> Assembly {
+        let object = |(name, addresses): &(&str, &[&str])| {
+            let status = json!(*status(addresses));
+            json!({"kind": "LoadBalancer", "metadata": {"name": name, "resourceVersion": "7"}, "status": status,
+                "spec": {"ports": [{"port": 80}], "backends": [{"address": "10.0.0.1"}]}})
+        };
+        assembly(statuses.iter().map(object))
+    }
+
+    /// Which addresses the objects are given in a step.
+    fn given(step: Step, assembly: &Assembly, after: &StatusSet) -> BTreeMap<String, Vec<String>> {
+        let addresses = |write: &Write| {
+            let all = write.patch["status"]["addresses"].as_array().cloned().unwrap_or_default();
+            all.iter().map(|a| a["address"].as_str().unwrap().to_owned()).collect()
+        };
+        plan(step, assembly, after, 0).iter().map(|write| (write.name.clone(), addresses(write))).collect()
+    }
+
+    #[test]
+    fn what_is_the_same_is_not_written() {
+        let statuses: [(&str, &[&str]); 2] = [("a", &["192.0.2.1"]), ("b", &[])];
+        let known = known(&statuses);
+        for step in Step::ALL {
+            assert_eq!(plan(step, &known, &set(&statuses), 0), []);
+        }
+        assert_eq!(plan(Step::Services, &known, &set(&[("gone", &["192.0.2.1"])]), 0), []);
+    }
+
+    #[test]
+    fn an_address_is_lost_before_it_is_given() {
+        let known = known(&[("a", &["192.0.2.1", "192.0.2.3"]), ("b", &["192.0.2.2"])]);
+        let after = set(&[("a", &["192.0.2.2", "192.0.2.3"]), ("b", &["192.0.2.1"])]);
+        let lost = given(Step::Losses, &known, &after);
+        assert_eq!(lost["a"], ["192.0.2.3"]);
+        assert_eq!(lost["b"], [""; 0]);
+        assert_eq!(given(Step::Services, &known, &after)["b"], ["192.0.2.1"]);
+    }
+
+    #[test]
+    fn a_write_is_for_one_version() {
+        let writes = plan(Step::Services, &known(&[("a", &[])]), &set(&[("a", &["192.0.2.1"])]), 0);
+        assert_eq!(writes[0].patch["metadata"], json!({"resourceVersion": "7"}));
+    }
+
+    #[test]
+    fn patches_make_one_of_the_other() {
+        let values = [
+            json!({}),
+            json!({"a": 1, "b": {"c": [1, 2], "d": "x"}}),
+            json!({"a": 1, "b": {"c": [1], "e": true}}),
+            json!({"b": 5}),
+        ];
+        for (before, after) in values.iter().flat_map(|b| values.iter().map(move |a| (b, a))) {
+            let mut patched = before.clone();
+            if let Some(patch) = merge_patch(before, after) {
+                apply(&mut patched, &patch);
+            }
+            assert_eq!(patched, *after);
+            assert_eq!(merge_patch(before, after).is_none(), before == after);
+        }
+    }
+
+    /// RFC 7386 section 2.
+    fn apply(target: &mut Value, patch: &Value) {
+        let Value::Object(patch) = patch else {
+            *target = patch.clone();
+            return;
+        };
+        if !target.is_object() {
+            *target = json!({});
+        }
+        for (key, value) in patch {
+            let target = target.as_object_mut().unwrap();
+            match value {
+                Value::Null => drop(target.remove(key)),
+                _ => apply(target.entry(key.clone()).or_insert(Value::Null), value),
+            }
+        }
+    }
+
+    #[test]
+    fn news_are_what_people_want_to_hear() {
+        let condition = |type_: &str, status: &str, reason: &str| {
+            json!({"type": type_, "status": status, "reason": reason, "message": "m",
+                "lastTransitionTime": "2026-01-01T00:00:00Z"})
+        };
+        let reasons = |before: &Value, after: &Value| -> Vec<_> {
+            news(before, after).into_iter().map(|news| (news.reason, news.is_warning)).collect()
+        };
+        let good = json!({"conditions": [condition("Accepted", "True", "Valid"), condition("AddressAssigned", "True", "Assigned")]});
+        let bad = json!({"conditions": [condition("Accepted", "True", "Valid"), condition("AddressAssigned", "False", "PoolExhausted")]});
+        assert_eq!(reasons(&Value::Null, &good), [("Assigned".to_owned(), false)]);
+        assert_eq!(reasons(&good, &good), []);
+        assert_eq!(reasons(&good, &bad), [("PoolExhausted".to_owned(), true)]);
+        assert_eq!(reasons(&bad, &good), [("Assigned".to_owned(), false)]);
+    }
+
+    #[test]
+    fn what_is_refused_says_so() {
+        let bad = json!({"kind": "LoadBalancer", "metadata": {"name": "a", "resourceVersion": "7"},
+            "status": {"backends": 3, "healthyBackends": 0}, "spec": {"ports": [{"port": 0}], "backends": []}});
+        let writes = plan(Step::Others, &assembly([bad]), &StatusSet::default(), 5);
+        let condition = &writes[0].patch["status"]["conditions"][0];
+        assert_eq!((&condition["type"], &condition["status"]), (&json!("Accepted"), &json!("False")));
+        assert!(condition["message"].as_str().unwrap().contains("spec.ports[0].port"), "{condition}");
+        assert_eq!(writes[0].patch["status"].as_object().unwrap().len(), 1, "the rest stays");
+    }
+}

@@ -1,0 +1,140 @@
+//! Lists and watches one source, for ever: what it says goes to the store. After an error it is tried again, later and
+//! later (0.8 s to 30 s, with jitter); after a gap (410) everything is listed again.
+use super::{
+    Shared, api,
+    snapshot::{Change, Seen, Source},
+};
+use crate::{
+    api::{API_VERSION, Kind, service},
+    validate,
+};
+use futures::TryStreamExt;
+use k8s_openapi::{
+    api::core::v1::{Service, ServiceSpec},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::{
+    Client,
+    api::DynamicObject,
+    runtime::{
+        WatchStreamExt,
+        watcher::{self, Event, watcher},
+    },
+};
+use serde_json::{Value, json};
+use std::{pin::pin, sync::Arc};
+
+/// Seconds after which a watch is made anew: a connection that has died in silence is found out a little later.
+pub(super) const WATCH_SECONDS: u32 = 120;
+/// Objects of one page of a list.
+const PAGE: u32 = 500;
+
+/// Tells the store what a source says. Ends never.
+pub(super) async fn follow(source: Source, client: Client, shared: Arc<Shared>) {
+    let kind = source.kind();
+    let mut config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
+    if let Source::Secret(name) = &source {
+        config = config.fields(&format!("metadata.name={name}"));
+    }
+    let mut epochs = shared.epochs.subscribe();
+    loop {
+        let epoch = *epochs.borrow_and_update();
+        let namespace = (kind == Kind::Secret).then_some(&*shared.namespace);
+        let api = api(client.clone(), kind, namespace);
+        let mut events = pin!(watcher(api, config.clone()).default_backoff());
+        loop {
+            let event = tokio::select! {
+                event = events.try_next() => event,
+                Ok(()) = epochs.changed() => break,
+            };
+            match event {
+                Ok(Some(event)) => shared.change(epoch, &source, change(kind, event)),
+                // It ends never.
+                Ok(None) => break,
+                Err(error) => {
+                    shared.metrics.watch_failed(kind);
+                    tracing::warn!(%kind, %error, "watching failed; what was known stays in force");
+                    // What we may not read is as good as not there; others may be served.
+                    if matches!(source, Source::Secret(_)) && is_forbidden(&error) {
+                        shared.change(epoch, &source, Change::Listing);
+                        shared.change(epoch, &source, Change::ListDone);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn is_forbidden(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == 403)
+}
+
+fn change(kind: Kind, event: Event<DynamicObject>) -> Change {
+    match event {
+        Event::Init => Change::Listing,
+        Event::InitApply(object) => Change::Listed(seen(kind, object)),
+        Event::InitDone => Change::ListDone,
+        Event::Apply(object) => Change::Applied(seen(kind, object)),
+        Event::Delete(object) => Change::Deleted(name(kind, &object.metadata)),
+    }
+}
+
+/// What is kept of an object.
+pub(super) fn seen(kind: Kind, object: DynamicObject) -> Seen {
+    let DynamicObject { mut metadata, data: mut tree, .. } = object;
+    let name = name(kind, &metadata);
+    let version = metadata.resource_version.take().unwrap_or_default();
+    // Who wrote an object is not declared, and takes as much room as what was.
+    metadata.managed_fields = None;
+    if let Some(annotations) = &mut metadata.annotations {
+        annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+    }
+    let mut status = None;
+    if let Some(tree) = tree.as_object_mut() {
+        status = tree.remove("status");
+        tree.retain(|field, _| is_read(kind, field));
+        tree.insert("apiVersion".to_owned(), kind.api_version().into());
+        tree.insert("kind".to_owned(), kind.name().into());
+        tree.insert("metadata".to_owned(), json!(metadata));
+    }
+    let object = validate::check_object(&tree);
+    let status = match kind {
+        // Also of one that is refused: what it has it keeps.
+        Kind::Service => is_ours(&tree).then(|| {
+            let status = status.and_then(|status| serde_json::from_value(status).ok());
+            json!(service::status_of(&Service { status, ..Service::default() }))
+        }),
+        _ => status.filter(|_| kind.api_version() == API_VERSION),
+    };
+    Seen { name, version, object, status }
+}
+
+/// Whether a Service is of our class, whatever else is wrong with it.
+fn is_ours(tree: &Value) -> bool {
+    let text = |field: &str| tree["spec"][field].as_str().map(ToOwned::to_owned);
+    let spec = ServiceSpec {
+        type_: text("type"),
+        load_balancer_class: text("loadBalancerClass"),
+        ..ServiceSpec::default()
+    };
+    service::is_ours(&Service { spec: Some(spec), ..Service::default() })
+}
+
+/// Kubernetes may have fields that we do not know.
+fn is_read(kind: Kind, field: &str) -> bool {
+    match kind {
+        Kind::Node | Kind::Service => field == "spec",
+        Kind::Namespace => false,
+        Kind::EndpointSlice => ["addressType", "endpoints", "ports"].contains(&field),
+        Kind::Secret => field == "data",
+        _ => true,
+    }
+}
+
+fn name(kind: Kind, metadata: &ObjectMeta) -> String {
+    let name = metadata.name.clone().unwrap_or_default();
+    match &metadata.namespace {
+        Some(namespace) if kind.is_namespaced() => format!("{namespace}/{name}"),
+        _ => name,
+    }
+}

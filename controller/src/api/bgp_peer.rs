@@ -39,8 +39,12 @@ use std::{borrow::Cow, fmt};
     ("!(has(self.ttlSecurity) && has(self.ebgpMultihop))", TTL_EXCLUSIVE),
     ("!has(self.localAddress) || has(self.address)", LOCAL_ADDRESS),
     (
-        "!has(self.localAddress) || !has(self.address) || ip(self.localAddress).family() == ip(self.address).family()",
+        "!has(self.localAddress) || !has(self.address) || self.localAddress.contains(':') == self.address.contains(':')",
         LOCAL_FAMILY,
+    ),
+    (
+        "!has(self.localAddress) || !has(self.address) || self.localAddress != self.address",
+        LOCAL_IS_NEIGHBOUR,
     ),
 ])))]
 pub struct BGPPeerSpec {
@@ -128,6 +132,8 @@ pub(crate) const TTL_EXCLUSIVE: &str = "ttlSecurity and ebgpMultihop exclude eac
 pub(crate) const LOCAL_ADDRESS: &str = "localAddress counts beside address only";
 /// Of what family it has to be.
 pub(crate) const LOCAL_FAMILY: &str = "localAddress is of another family than address";
+/// Whose it cannot be.
+pub(crate) const LOCAL_IS_NEIGHBOUR: &str = "localAddress is the address of the neighbour";
 /// How long the text of a shutdown may be (RFC 9003 section 2).
 pub(crate) const SHUTDOWN_TEXT: &str = "is longer than 255 octets";
 /// Why a range is refused that holds all addresses.

@@ -7,8 +7,8 @@ use crate::{
         address_pool::{NODE_MASK, OF_PODS, OF_SERVICES, ONE_BLOCK, ONE_FAMILY},
         bgp_advertisement::{OF_BACKENDS, Source},
         bgp_peer::{
-            EVERYBODY, HOLD_TIME, KEEPALIVE, KEYS_OF_ADDRESSES, LOCAL_ADDRESS, LOCAL_FAMILY, ON_LINK,
-            ONE_NEIGHBOUR, SHUTDOWN_TEXT, TTL_EXCLUSIVE,
+            EVERYBODY, HOLD_TIME, KEEPALIVE, KEYS_OF_ADDRESSES, LOCAL_ADDRESS, LOCAL_FAMILY,
+            LOCAL_IS_NEIGHBOUR, ON_LINK, ONE_NEIGHBOUR, SHUTDOWN_TEXT, TTL_EXCLUSIVE,
         },
         bgp_router::BmpStation,
         load_balancer::{
@@ -321,7 +321,7 @@ impl Faults {
             match spec.address {
                 None => self.add(field, LOCAL_ADDRESS),
                 Some(address) if address.0.is_ipv4() != local.0.is_ipv4() => self.add(field, LOCAL_FAMILY),
-                Some(address) => self.add_if(address == local, field, "is the address of the neighbour"),
+                Some(address) => self.add_if(address == local, field, LOCAL_IS_NEIGHBOUR),
             }
             if let Some(reason) = not_a_host(local.0) {
                 self.add(field, format!("{local} is {reason}"));

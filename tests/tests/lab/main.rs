@@ -10,6 +10,7 @@ mod flood;
 mod handover;
 mod icmp;
 mod iperf;
+mod peers;
 mod pods;
 mod quic;
 mod restart;

@@ -26,7 +26,7 @@ pub enum Input<'a> {
         /// Why, in words.
         reason: String,
     },
-    /// A connection came in; its name is from [`Speaker::accept_id`].
+    /// A connection came in; its name is from [`Speaker::accept_id`](super::Speaker::accept_id).
     Accepted {
         /// Its name.
         connection: ConnectionId,
@@ -54,14 +54,14 @@ pub enum Input<'a> {
         /// Whether the peer's BFD does not share the fate of its control plane (the C bit, RFC 5882 section 4.3).
         control_plane_independent: bool,
     },
-    /// What is known of an interface of [`Speaker::interfaces`].
+    /// What is known of an interface of [`Speaker::interfaces`](super::Speaker::interfaces).
     Link {
         /// Its name.
         interface: InterfaceName,
         /// How it is; none: it is not there, or down.
         link: Option<Link>,
     },
-    /// The time of [`Speaker::next_deadline`] has come.
+    /// The time of [`Speaker::next_deadline`](super::Speaker::next_deadline) has come.
     Tick,
 }
 
@@ -79,7 +79,7 @@ pub enum Output {
         /// What to make it with.
         transport: Transport,
     },
-    /// Write `last` (after what was taken from [`Speaker::transmit`] before), then close; or stop dialing. The name
+    /// Write `last` (after what was taken from [`Speaker::transmit`](super::Speaker::transmit) before), then close; or stop dialing. The name
     /// means nothing to the speaker any more.
     Close {
         /// Which connection.
@@ -87,7 +87,7 @@ pub enum Output {
         /// Last messages; may be empty.
         last: Vec<u8>,
     },
-    /// [`Speaker::transmit`] has something for this connection.
+    /// [`Speaker::transmit`](super::Speaker::transmit) has something for this connection.
     Transmit {
         /// Which connection.
         connection: ConnectionId,
@@ -99,9 +99,9 @@ pub enum Output {
         /// The path; none: it is not to be watched any more.
         path: Option<WatchedPath>,
     },
-    /// The kernel's routing table is to change: see [`Speaker::install`].
+    /// The kernel's routing table is to change: see [`Speaker::install`](super::Speaker::install).
     Install,
-    /// [`Speaker::report`] has something for this station.
+    /// [`Speaker::report`](super::Speaker::report) has something for this station.
     Report {
         /// Which station.
         station: SocketAddr,

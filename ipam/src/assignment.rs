@@ -24,7 +24,7 @@ pub struct Released {
     pub at: u64,
 }
 
-/// The result of [`allocate`].
+/// The result of [`allocate`](crate::allocate).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Assignments {
     /// Every claim, with or without addresses.
@@ -38,7 +38,7 @@ pub struct Assignments {
 }
 
 impl Assignments {
-    /// What the next call of [`allocate`] is to be told.
+    /// What the next call of [`allocate`](crate::allocate) is to be told.
     pub fn held(&self) -> Held {
         let given = self.claims.iter().filter(|(_, assignment)| !assignment.addresses.is_empty());
         let given = given.map(|(claim, assignment)| (claim.clone(), assignment.addresses.clone())).collect();

@@ -3,6 +3,7 @@
 mod addresses;
 mod backends;
 mod chaos;
+mod cluster;
 mod connections;
 mod directory;
 mod filters;

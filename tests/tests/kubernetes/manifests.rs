@@ -21,8 +21,17 @@ const READ: [&str; 11] = [
     "discovery.k8s.io/endpointslices",
 ];
 
-/// What the controller that leads writes, wherever it is.
-const LEADER: [&str; 11] = [
+/// What the controller that leads writes, wherever it is, and reads again.
+const LEADER: [&str; 20] = [
+    "get fairlead.dev/addresspools",
+    "get fairlead.dev/bgpadvertisements",
+    "get fairlead.dev/bgppeers",
+    "get fairlead.dev/bgprouters",
+    "get fairlead.dev/loadbalancers",
+    "get fairlead.dev/packetfilters",
+    "get fairlead.dev/servicepolicies",
+    "get /nodes",
+    "get /services",
     "patch fairlead.dev/addresspools/status",
     "patch fairlead.dev/bgpadvertisements/status",
     "patch fairlead.dev/bgppeers/status",

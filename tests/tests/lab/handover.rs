@@ -50,7 +50,7 @@ fn packets(file: &Path, filter: &str) -> Result<String, Error> {
 
 /// How often lb1's program has begun its work.
 fn starts(lab: &Lab) -> Result<usize, Error> {
-    Ok(lab.log(0)?.matches("config_dir=").count())
+    Ok(lab.log(0)?.matches("api_socket=").count())
 }
 
 /// lb1's session as it says itself: seconds, and how often it came up.

@@ -8,14 +8,7 @@ use crate::{
 use bgp_speaker::PeerId;
 use bgp_speaker::config::{BmpStation, ConfigError, Global, PeerConfig, PeerRange, Route};
 use lb_bpf::{Counters, FlowEvent, Installed, service::Desired, service::Endpoint};
-use std::{
-    collections::BTreeSet,
-    error::Error,
-    future::Future,
-    num::NonZeroU32,
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{collections::BTreeSet, error::Error, future::Future, num::NonZeroU32, sync::Arc};
 use tokio::sync::watch;
 
 /// The packet path of this node.
@@ -137,7 +130,7 @@ impl Host for ThisHost {
     }
 
     fn now(&self) -> u64 {
-        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+        host::now()
     }
 }
 

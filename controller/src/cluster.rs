@@ -7,7 +7,7 @@
 //! ```
 use crate::{
     declared::Declared,
-    desired,
+    desired, host,
     observed::Observed,
     serve::{serve, socket::bind_tcp},
     standalone::StartError,
@@ -32,7 +32,7 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -114,7 +114,7 @@ pub async fn reconcile(store: Arc<impl Store>, facts: Facts) {
             continue;
         }
         let observed =
-            Observed { faults: faults.borrow_and_update().clone(), now: now(), ..Observed::default() };
+            Observed { faults: faults.borrow_and_update().clone(), now: host::now(), ..Observed::default() };
         let statuses: StatusSet = desired::cluster(declared, &observed);
         facts.passes.inc();
         let pause = match store.publish(&statuses).await {
@@ -208,9 +208,5 @@ async fn ready(State(facts): State<Facts>) -> (StatusCode, &'static str) {
 fn identity() -> io::Result<String> {
     let mut bytes = [0; 8];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(format!("{}_{:016x}", crate::host::name()?, u64::from_ne_bytes(bytes)))
-}
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+    Ok(format!("{}_{:016x}", host::name()?, u64::from_ne_bytes(bytes)))
 }

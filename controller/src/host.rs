@@ -1,14 +1,20 @@
-//! Facts about the machine: its name, its addresses, and the interface of its default route.
+//! Facts about the machine: its name, its clock, its addresses, and the interface of its default route.
 use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
 use std::{
     collections::BTreeSet,
     fs, io,
     net::{IpAddr, Ipv6Addr},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 /// The host name that the kernel has.
 pub fn name() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/hostname")?.trim().to_owned())
+}
+
+/// Seconds since the epoch; 0 while the clock says that it is before.
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// Addresses of all interfaces that are up, but for loopback's own and link-local ones. Addresses that were put on

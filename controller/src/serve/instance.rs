@@ -10,6 +10,7 @@ use crate::{
     desired::{peer_id, rule_key},
     fault::Fault,
     flows::Flows,
+    host,
     observed::FilterCounters,
     reconcile::View,
     status::Statuses,
@@ -22,11 +23,7 @@ use lb_bpf::{DatapathError, Sizes, Tracer, trace::Packet};
 use prometheus::{Histogram, HistogramOpts, exponential_buckets};
 use serde::Serialize;
 use serde_json::Value;
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{collections::BTreeMap, sync::Arc};
 use tokio::sync::{Mutex, watch};
 
 /// A running instance, as its servers see it. Cheap to clone.
@@ -123,7 +120,7 @@ impl Instance {
     pub(super) async fn node_state(&self) -> NodeState {
         let peers = self.speaker.peers().await;
         let view = self.view.borrow().clone();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = host::now();
         let mut conditions = self.conditions.lock().await;
         let state = node_state(
             &self.status(),

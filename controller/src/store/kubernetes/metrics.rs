@@ -1,7 +1,6 @@
 //! What the store counts. It is on the page of metrics of the process.
-use crate::api::Kind;
+use crate::{api::Kind, host};
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Result, core::Collector};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Cheap to clone; clones are one.
 #[derive(Clone, Debug)]
@@ -48,7 +47,7 @@ impl Metrics {
     }
 
     pub(super) fn gave_out(&self) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = host::now();
         self.snapshot.set(i64::try_from(now).unwrap_or(i64::MAX));
     }
 

@@ -9,7 +9,7 @@ use super::{
     plan::{self, News, Step, Write},
     watching::seen,
 };
-use crate::{api::Kind, status::StatusSet, store::StoreError};
+use crate::{api::Kind, host, status::StatusSet, store::StoreError};
 use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
@@ -22,7 +22,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 use tokio::{
     sync::{Mutex, mpsc},
@@ -99,7 +99,7 @@ impl Publisher {
             return settled;
         }
         for step in Step::ALL {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+            let now = host::now();
             let writes = plan::plan(step, &lock(&self.shared.assembly), statuses, now);
             if writes.is_empty() {
                 continue;

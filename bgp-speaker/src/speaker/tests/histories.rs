@@ -84,8 +84,8 @@ fn nlri(net: u8) -> Nlri {
 }
 
 impl Said {
-    /// `add_path`: with path identifiers.
-    fn bytes(&self, host: u8, asn: u32, add_path: bool) -> Vec<u8> {
+    /// `add_path`: families that have path identifiers.
+    fn bytes(&self, host: u8, asn: u32, add_path: &BTreeSet<Family>) -> Vec<u8> {
         let message = match self {
             Said::Open { other_as, id, hold, four_octet, refresh, restart, paths } => {
                 let asn = Asn(if *other_as { 64999 } else { asn });
@@ -146,8 +146,7 @@ impl Said {
                 return bytes;
             }
         };
-        let add_path_send = if add_path { Family::ALL.into() } else { BTreeSet::new() };
-        let context = Context { four_octet_as: true, add_path_send, ..Context::default() };
+        let context = Context { four_octet_as: true, add_path_send: add_path.clone(), ..Context::default() };
         let mut bytes = Vec::new();
         message.encode(&context, &mut bytes).unwrap();
         bytes
@@ -392,12 +391,15 @@ impl Driver {
         let Some((connection, host)) = self.pick(at) else { return };
         // On a new connection: what the peer offers in this very breath, of which we take all.
         let offered = said.iter().find_map(|said| match said {
-            Said::Open { paths, .. } => Some(matches!(paths, 2 | 3) && self.takes_paths(host)),
+            Said::Open { paths, .. } if matches!(paths, 2 | 3) && self.takes_paths(host) => {
+                Some(Family::ALL.into())
+            }
+            Said::Open { .. } => Some(BTreeSet::new()),
             _ => None,
         });
         let add_path = offered.unwrap_or_else(|| self.watch.reads_paths(connection));
         let bytes =
-            said.iter().flat_map(|said| said.bytes(host, self.asns[&host], add_path)).collect::<Vec<u8>>();
+            said.iter().flat_map(|said| said.bytes(host, self.asns[&host], &add_path)).collect::<Vec<u8>>();
         let cut = cut.map_or(0, |cut| usize::from(cut) % (bytes.len() + 1));
         for part in [&bytes[..cut], &bytes[cut..]] {
             // The observer must know the peer's OPEN before our answer.

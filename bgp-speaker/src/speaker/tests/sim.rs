@@ -369,9 +369,10 @@ impl Watch {
         }
     }
 
-    /// Whether what the peer says on a connection has path identifiers.
-    pub(super) fn reads_paths(&self, connection: ConnectionId) -> bool {
-        self.connections.get(&connection).is_some_and(|seen| !seen.context(false).add_path_receive.is_empty())
+    /// Families of which what the peer says on a connection has path identifiers.
+    pub(super) fn reads_paths(&self, connection: ConnectionId) -> BTreeSet<Family> {
+        let seen = self.connections.get(&connection);
+        seen.map(|seen| seen.context(false).add_path_receive).unwrap_or_default()
     }
 
     /// What must hold always.
@@ -421,19 +422,23 @@ impl Seen {
         let extended = |open: &Option<Open>| {
             open.as_ref().is_some_and(|open| open.capabilities.contains(&Capability::ExtendedMessage))
         };
-        // Each side offers it for both families or none.
-        let directions = |open: &Option<Open>| {
+        // Where an OPEN names a family twice, the first counts.
+        let directions = |open: &Option<Open>, family: Family| {
             let capabilities = open.iter().flat_map(|open| &open.capabilities);
-            let mut offers = capabilities.filter_map(|capability| match capability {
-                Capability::AddPath(families) => families.first().map(|(_, directions)| *directions),
+            let offers = capabilities.filter_map(|capability| match capability {
+                Capability::AddPath(families) => Some(families),
                 _ => None,
             });
-            offers.next_back().unwrap_or_default()
+            let mut said = offers.flatten().filter(|(named, _)| named.family() == Some(family));
+            said.next().map(|(_, directions)| *directions).unwrap_or_default()
         };
-        let (we, they): (AddPath, AddPath) = (directions(&self.sent.open), directions(&self.received.open));
-        let with_paths = if ours { we.send && they.receive } else { we.receive && they.send };
+        let with_paths = |family: &Family| {
+            let (we, they): (AddPath, AddPath) =
+                (directions(&self.sent.open, *family), directions(&self.received.open, *family));
+            if ours { we.send && they.receive } else { we.receive && they.send }
+        };
         Context {
-            add_path_receive: if with_paths { Family::ALL.into() } else { BTreeSet::new() },
+            add_path_receive: Family::ALL.into_iter().filter(with_paths).collect(),
             four_octet_as: self.received.open.as_ref().is_some_and(four),
             internal: matches!(opens, (Some(ours), Some(theirs)) if ours.asn == theirs.asn),
             families: Family::ALL.into(),

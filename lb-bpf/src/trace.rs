@@ -113,7 +113,8 @@ impl Packet {
             src_port: self.source.port().to_be(),
             dst_port: self.destination.port().to_be(),
             proto: self.protocol.number(),
-            zero: [0; 3],
+            scope: 0,
+            zero: [0; 2],
         }
     }
 

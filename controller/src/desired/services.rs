@@ -17,7 +17,7 @@ use ipam::{Assignment, Family, Name};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lb_bpf::{
     Installed, InstalledService,
-    service::{Decap, Desired, Endpoint, Frontend, Rules, Service, ServiceKey, Target},
+    service::{Decap, Desired, Endpoint, Frontend, Rules, Scope, Service, ServiceKey, Target},
 };
 use std::{
     cell::LazyCell,
@@ -183,6 +183,7 @@ impl Balanced<'_> {
                         address: *address,
                         protocol: port.protocol.into(),
                         port: port.number,
+                        scope: Scope::All,
                     })
                     .collect();
                 // The backends count with the service that they are of.
@@ -220,7 +221,7 @@ impl Balanced<'_> {
                     standing.1 |= is_unknown;
                     serving += u32::from(up && weight > 0);
                     healthy_weight += if up { u64::from(weight) } else { 0 };
-                    backends.push((endpoint, Target { weight, up }));
+                    backends.push((endpoint, Target { weight, up, here: false }));
                 }
                 let Some(key) = key else { continue };
                 let service = Service {
@@ -252,7 +253,7 @@ impl Balanced<'_> {
             let serves = |vip: &IpAddr| Family::of(local) == only.unwrap_or(Family::of(*vip));
             let vips = self.addresses.iter().copied().filter(serves);
             match mode.is_tunnel() {
-                true => datapath.decap.extend(vips.map(|vip| Decap { local, vip })),
+                true => datapath.decap.extend(vips.map(|vip| Decap { local, vip, deliver: false })),
                 false => datapath.local_vips.extend(vips),
             }
         }

@@ -125,7 +125,7 @@ impl<'a> Quote<'a> {
         // SAFETY: `at` has checked the bounds.
         let [dst_port, src_port] = unsafe { *ports };
         *flow =
-            FlowKey { src: inner.dst, dst: inner.src, src_port, dst_port, proto: inner.proto, zero: [0; 3] };
+            FlowKey { src: inner.dst, dst: inner.src, src_port, dst_port, proto: inner.proto, scope: 0, zero: [0; 2] };
         let fault = if !outer.holds(packet, inner.end + 8 - outer.end) {
             Err(Verdict::Malformed) // 8 bytes of transport are the least (RFC 792)
         } else if outer.hops <= 1 {

@@ -35,7 +35,7 @@ impl Segment {
             src_port: ports[0],
             dst_port: ports[1],
             proto: network.proto,
-            zero: [0; 3],
+            scope: 0, zero: [0; 2],
         };
         Segment { network, flow }
     }

@@ -19,7 +19,7 @@ pub struct Found {
 /// The entry of a frontend. `mask` is [`lb_bpf_common::Config::vip_mask`].
 #[inline(always)]
 pub fn find(addr: &Addr, port: u16, proto: u8, mask: u32) -> Option<Found> {
-    let hash = vip_hash(&VipKey { addr: *addr, port, proto, zero: 0 });
+    let hash = vip_hash(&VipKey { addr: *addr, port, proto, scope: 0 });
     let mut place = VipWord::place(hash, mask);
     for _ in 0..VipWord::PROBES {
         let word = vip_index.get_ptr(place)?;

@@ -62,7 +62,7 @@ impl<M: Maps> Way<'_, M> {
             return Ok(self.reply(&entry, trace));
         }
         let FlowKey { dst, dst_port, proto, .. } = self.key;
-        let Some(vip) = self.maps.vip(&VipKey { addr: dst, port: dst_port, proto, zero: 0 })? else {
+        let Some(vip) = self.maps.vip(&VipKey { addr: dst, port: dst_port, proto, scope: 0 })? else {
             if config.flags & Config::DNAT != 0
                 && let Some(entry) = self.maps.reply(&self.key)?
             {
@@ -142,7 +142,7 @@ impl<M: Maps> Way<'_, M> {
                 (Sent::InUdp { source, destination }, Verdict::Encapsulated)
             }
             Some(Mode::L2) => (Sent::Forwarded { backend: destination.address }, Verdict::Forwarded),
-            Some(Mode::Nat | Mode::Dnat) | None => {
+            Some(Mode::Nat | Mode::Dnat | Mode::Here) | None => {
                 let source = match mode {
                     Some(Mode::Dnat) => SocketAddr::new(self.key.src.into(), u16::from_be(self.key.src_port)),
                     _ => SocketAddr::new(source, u16::from_be(nat_port)),

@@ -92,7 +92,7 @@ pub(crate) fn out(index: u32) -> u32 {
 pub(crate) fn world(family: Family, mode: Mode) -> World {
     let vip = Vip { service: SERVICE, base: BASE, size: SLOTS, flags: 0 };
     let key =
-        |proto| VipKey { addr: family.vip().ip().into(), port: family.vip().port().to_be(), proto, zero: 0 };
+        |proto| VipKey { addr: family.vip().ip().into(), port: family.vip().port().to_be(), proto, scope: 0 };
     let ping = VipKey { port: 0, ..key(if family == V4 { 1 } else { 58 }) };
     World {
         vips: vec![(key(6), vip), (key(17), vip), (ping, Vip { service: 0, base: 0, size: 0, flags: 0 })],
@@ -127,7 +127,8 @@ pub(crate) fn flow_key(frame: &Frame) -> FlowKey {
         src_port: frame.src.port().to_be(),
         dst_port: frame.dst.port().to_be(),
         proto: if matches!(frame.transport, Transport::Tcp(_)) { 6 } else { 17 },
-        zero: [0; 3],
+        scope: 0,
+        zero: [0; 2],
     }
 }
 

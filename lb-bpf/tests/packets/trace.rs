@@ -112,7 +112,7 @@ fn some_world(dice: &mut Dice, max: u32, now: u32) -> World {
         for proto in [6, 17] {
             let vip = |number| {
                 let vip = vip(family, number);
-                VipKey { addr: vip.ip().into(), port: vip.port().to_be(), proto, zero: 0 }
+                VipKey { addr: vip.ip().into(), port: vip.port().to_be(), proto, scope: 0 }
             };
             let flags = if proto == 6 { tcp_flags } else { 0 };
             let entry = Vip { service: service(family, number), base: table * TABLE, size: TABLE, flags };
@@ -284,7 +284,7 @@ fn compare(said: &Trace, frame: &Frame, result: &crate::rig::Result, counted: Op
         Some(Counted::Verdict(verdict)) => assert_eq!(said.verdict, verdict, "{why}"),
         Some(Counted::Backend(index, mode)) => {
             let verdict = match Mode::of(mode).unwrap() {
-                Mode::Nat | Mode::Dnat => Verdict::Translated,
+                Mode::Nat | Mode::Dnat | Mode::Here => Verdict::Translated,
                 Mode::Ipip | Mode::Gue => Verdict::Encapsulated,
                 Mode::L2 => Verdict::Forwarded,
             };
@@ -363,7 +363,7 @@ fn a_trace_says_what_the_kernel_does() {
                     compare(&said, &frame, &result, counted(&rig, &before, &maps), &why);
                     let key = flow_key(&frame);
                     if let Some(vip) = said.vip.as_ref().filter(|vip| vip.table_size > 0) {
-                        let key = VipKey { addr: key.dst, port: key.dst_port, proto: key.proto, zero: 0 };
+                        let key = VipKey { addr: key.dst, port: key.dst_port, proto: key.proto, scope: 0 };
                         let hash = slot_hash(&flow_key(&frame), maps.vips[&key].flags & Vip::AFFINITY != 0);
                         assert_eq!(said.hash, Some(hash), "{why}");
                         if let Some(slot) = said.slot {

@@ -333,7 +333,8 @@ pub struct ReverseEntry {
     pub client_port: u16,
     /// Network byte order.
     pub vip_port: u16,
-    /// Interface where the client's packets arrive; 0: they are of this host itself.
+    /// Interface where the client's packets arrive; 0: they are of this host itself; [`ReverseEntry::ROUTED`]: the backend is
+    /// of this host.
     pub ifindex: u32,
     /// When a packet of either side was last seen: seconds of CLOCK_MONOTONIC.
     pub seen: u32,
@@ -343,6 +344,12 @@ pub struct ReverseEntry {
     pub source_mac: [u8; 6],
     /// The VLAN tags of the client's packets, the outer one first; see [`Tags`].
     pub tags: Tags,
+}
+
+impl ReverseEntry {
+    /// `ifindex`: packets go to the backend by the stack of this host, and its replies come back by it: they are translated
+    /// where they leave.
+    pub const ROUTED: u32 = u32::MAX;
 }
 
 /// Up to two VLAN tags (IEEE 802.1Q) of a frame, the outer one first: the two words behind the Ethernet addresses, as

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-const NAMESPACE: &str = "fairlead-system";
+pub(crate) const NAMESPACE: &str = "fairlead-system";
 
 /// A Service of both families that asks for the VIPs of `web`.
 fn service() -> String {
@@ -45,7 +45,7 @@ fn slices(backends: &[u8]) -> String {
 }
 
 /// Starts a process of the cluster in a namespace of the lab.
-fn start(
+pub(crate) fn start(
     lab: &Lab,
     host: &controller::demo::topology::Host,
     arguments: &[&str],

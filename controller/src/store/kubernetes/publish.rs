@@ -170,7 +170,12 @@ impl Publisher {
 
     async fn send(&self, write: &Write) -> Outcome {
         let (api, name) = self.place(write);
-        let (parameters, patch) = (PatchParams::default(), Patch::Merge(&write.patch));
+        let parameters = PatchParams::default();
+        let patch = match write.kind {
+            // Others have conditions there: they are merged by type.
+            Kind::Service => Patch::Strategic(&write.patch),
+            _ => Patch::Merge(&write.patch),
+        };
         let written = async {
             match write.kind {
                 Kind::Node => api.patch(name, &parameters, &patch).await,

@@ -95,6 +95,8 @@ pub async fn reconcile(store: Arc<impl Store>, facts: Facts) {
     let (mut snapshots, mut leader, mut faults) = (store.watch(), store.leader(), store.faults());
     let mut declared: Option<Arc<Declared>> = None;
     let (mut retry, mut next) = (FIRST_RETRY, Instant::now() + SLOWEST);
+    // Whether a set was published since this process leads.
+    let mut has_published = false;
     loop {
         tokio::select! {
             Some(snapshot) = snapshots.next() => declared = Some(snapshot),
@@ -110,19 +112,25 @@ pub async fn reconcile(store: Arc<impl Store>, facts: Facts) {
         let Some(declared) = &declared else { continue };
         facts.is_ready.send_replace(true);
         if !leads {
+            has_published = false;
             next = Instant::now() + SLOWEST;
             continue;
         }
-        let observed =
-            Observed { faults: faults.borrow_and_update().clone(), now: host::now(), ..Observed::default() };
+        let observed = Observed {
+            faults: faults.borrow_and_update().clone(),
+            now: host::now(),
+            takes_over: !has_published,
+            ..Observed::default()
+        };
         let statuses: StatusSet = desired::cluster(declared, &observed);
         facts.passes.inc();
         let pause = match store.publish(&statuses).await {
             Ok(()) => {
-                retry = FIRST_RETRY;
+                (retry, has_published) = (FIRST_RETRY, true);
                 SLOWEST
             }
             Err(error) => {
+                has_published &= !matches!(error, StoreError::NotLeader);
                 match &error {
                     StoreError::Changed { .. } | StoreError::NotLeader => {
                         tracing::info!(%error, "not all is written")

@@ -6,6 +6,7 @@ mod addresses;
 mod cluster;
 mod endpoints;
 mod filters;
+mod in_use;
 mod pod_cidrs;
 mod routes;
 mod services;
@@ -93,9 +94,9 @@ impl<'a> Draft<'a> {
     pub fn new(declared: &'a Declared, observed: &'a Observed) -> Self {
         let node = Node::new(declared, observed);
         let sources = sources::Source::all(declared, &node);
-        let mut assignments = addresses::assign(declared, &sources, observed.now);
+        let mut assignments = addresses::assign(declared, &sources, observed);
         let claims = std::mem::take(&mut assignments.claims);
-        let blocks = pod_cidrs::assign(declared, observed.now);
+        let blocks = pod_cidrs::assign(declared, observed);
         let mut services = services::Services::new(sources, observed, &node, claims);
         let mut filters = filters::Filters::new(declared, observed, &node);
         services.datapath.filters = std::mem::take(&mut filters.rules);

@@ -3,4 +3,5 @@
 mod control_plane;
 mod crds;
 mod manifests;
+mod reuse;
 mod store;

@@ -103,7 +103,8 @@ fn load_balancer(
     programmed(draft, balanced, held, &mut conditions);
     healthy(draft, balanced, &mut conditions);
     announced(balanced, outcomes, &mut conditions);
-    let (backends, healthy_backends) = (balanced.backends.declared.into(), balanced.backends.healthy.into());
+    let (backends, healthy_backends) =
+        (balanced.backends.declared.into(), Some(balanced.backends.healthy.into()));
     // Mostly nothing has changed. Compared, the status need not be built.
     if let Some(before) = before
         && before.observed_generation == generation
@@ -119,6 +120,7 @@ fn load_balancer(
         addresses: addresses::assigned(&balanced.assignment, before.map(|b| &**b), draft.observed.now),
         backends,
         healthy_backends,
+        ..LoadBalancerStatus::default()
     })
 }
 
@@ -397,7 +399,8 @@ fn nodes(draft: &Draft<'_>, router: &crate::api::BGPRouter) -> i64 {
     let own = &draft.observed.node.name;
     let others = draft.declared.nodes.iter().filter(|(name, _)| *name != own);
     let selected = others.filter(|(_, node)| selector.matches(labels(&node.metadata))).count() as i64;
-    selected + i64::from(selector.matches(&draft.node.labels))
+    // The controller is on none.
+    selected + i64::from(!own.is_empty() && selector.matches(&draft.node.labels))
 }
 
 /// Sessions of this node, and how many of them are established. A range has those that are.

@@ -82,6 +82,14 @@ impl Process {
         self.last().ok_or_else(|| "no snapshot".into())
     }
 
+    pub(super) fn snapshots(&self) -> Vec<Arc<Declared>> {
+        self.snapshots.lock().unwrap().clone()
+    }
+
+    pub(super) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self._runtime.block_on(future)
+    }
+
     pub(super) fn leads(&self) -> bool {
         *self.store.leader().borrow()
     }

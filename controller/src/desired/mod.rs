@@ -7,7 +7,11 @@ mod cluster;
 mod delivery;
 mod endpoints;
 mod filters;
+mod fleet;
+mod in_use;
+mod pages;
 mod pod_cidrs;
+mod report;
 mod routes;
 mod services;
 mod sources;
@@ -16,6 +20,8 @@ mod status;
 
 pub use cluster::cluster;
 pub use filters::rule_key;
+pub use fleet::{Fleet, NodeReport, NodeReports};
+pub use report::Report;
 pub use routes::NotAnnounced;
 pub use services::{BackendHealth, backend_health};
 pub use speaker::Speaker;
@@ -94,9 +100,9 @@ impl<'a> Draft<'a> {
     pub fn new(declared: &'a Declared, observed: &'a Observed) -> Self {
         let node = Node::new(declared, observed);
         let sources = sources::Source::all(declared, &node);
-        let mut assignments = addresses::assign(declared, &sources, observed.now);
+        let mut assignments = addresses::assign(declared, &sources, observed);
         let claims = std::mem::take(&mut assignments.claims);
-        let blocks = pod_cidrs::assign(declared, observed.now);
+        let blocks = pod_cidrs::assign(declared, observed);
         let nodes = delivery::Nodes::new(declared, node.name);
         let mut services = services::Services::new(sources, observed, &node, &nodes, claims);
         let mut filters = filters::Filters::new(declared, observed, &node);

@@ -2,5 +2,6 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 mod control_plane;
 mod crds;
+mod helm;
 mod manifests;
 mod store;

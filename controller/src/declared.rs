@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
 };
 
-/// A complete snapshot. Objects are by name; their `status` is empty: what is known of them is in `statuses`. Snapshots
+/// A complete snapshot. Objects are by name; their `status` is empty, but for the addresses of nodes: what is known of them is in `statuses`. Snapshots
 /// share the objects that are the same.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Declared {
@@ -38,7 +38,7 @@ pub struct Declared {
     pub advertisements: BTreeMap<String, Arc<BGPAdvertisement>>,
     /// Rules against packets of death.
     pub packet_filters: BTreeMap<String, Arc<PacketFilter>>,
-    /// Nodes, for their labels, their pod CIDRs, and whether they are cordoned.
+    /// Nodes, for their labels, their addresses, their pod CIDRs, and whether they are cordoned.
     pub nodes: BTreeMap<String, Arc<Node>>,
     /// What nobody else is to read.
     pub secrets: BTreeMap<String, Arc<Secret>>,

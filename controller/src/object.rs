@@ -245,7 +245,7 @@ fn kind(map: &Map<String, Value>) -> Result<Kind, BadDocument> {
     }
 }
 
-/// Fields that every object may have. A status is ignored: users do not declare it.
+/// Fields that every object may have. A status is ignored, but for the addresses of a Node: users do not declare it.
 const FIELDS: [&str; 5] = ["apiVersion", "kind", "metadata", "spec", "status"];
 
 /// Fields of Kubernetes' ObjectMeta, which is lenient where a misspelt `labels` would go unnoticed.

@@ -89,7 +89,7 @@ struct Found<'a> {
     slices: Vec<&'a EndpointSlice>,
 }
 
-impl Endpoints<'_> {
+impl<'a> Endpoints<'a> {
     /// Leaves those of a node.
     pub(super) fn keep_local(&mut self, node: &str) {
         self.0.retain(|_, found| found.endpoint.node_name.as_deref() == Some(node));
@@ -104,12 +104,13 @@ impl Endpoints<'_> {
     }
 
     /// Leaves of those that are ready the nearest, as `trafficDistribution` asks for it, for a node of this name and
-    /// zone. Those that drain stay: they have connections.
+    /// zone. Those that drain stay: they have connections. What is on the node is in its zone.
     pub(super) fn keep_nearest(&mut self, distribution: &str, node: &str, zone: Option<&str>) {
         let by_node = distribution == "PreferSameNode";
         let by_zone = by_node || matches!(distribution, "PreferSameZone" | "PreferClose");
         let on_node = |endpoint: &Endpoint| endpoint.node_name.as_deref() == Some(node);
-        let in_zone = |endpoint: &Endpoint| zone.is_some() && endpoint.zone.as_deref() == zone;
+        let in_zone =
+            |endpoint: &Endpoint| zone.is_some() && (endpoint.zone.as_deref() == zone || on_node(endpoint));
         let _ = (by_node && self.keep_ready(on_node)) || (by_zone && self.keep_ready(in_zone));
     }
 
@@ -121,9 +122,9 @@ impl Endpoints<'_> {
         any
     }
 
-    /// Address and state of each.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (IpAddr, State)> {
-        self.0.iter().map(|(address, found)| (*address, found.state))
+    /// Address and state of each, and its node.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (IpAddr, State, Option<&'a str>)> {
+        self.0.iter().map(|(address, found)| (*address, found.state, found.endpoint.node_name.as_deref()))
     }
 
     /// How many are ready.

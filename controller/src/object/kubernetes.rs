@@ -3,7 +3,7 @@
 use super::{BadDocument, typed};
 use crate::api::endpoint_slice::{AddressType, Endpoint, EndpointSlice};
 use k8s_openapi::{
-    api::core::v1::{Namespace, Node, NodeSpec, Service, ServiceSpec},
+    api::core::v1::{Namespace, Node, NodeSpec, NodeStatus, Service, ServiceSpec},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use serde::de::DeserializeOwned;
@@ -42,10 +42,16 @@ pub(super) fn namespace(metadata: ObjectMeta) -> Arc<Namespace> {
     Arc::new(Namespace { metadata, ..Namespace::default() })
 }
 
-/// Of a node the labels count, its pod CIDRs, and whether it is cordoned.
+/// Of a node the labels count, its addresses, its pod CIDRs, and whether it is cordoned.
 pub(super) fn node(metadata: ObjectMeta, map: &Map<String, Value>) -> Result<Arc<Node>, BadDocument> {
     let spec: Option<NodeSpec> = field(map, "spec")?;
-    Ok(Arc::new(Node { metadata, spec, status: None }))
+    let addresses = match map.get("status") {
+        Some(Value::Object(status)) => status.get("addresses").filter(|addresses| !addresses.is_null()),
+        _ => None,
+    };
+    let addresses = addresses.map(|addresses| typed(addresses, "status.addresses")).transpose()?;
+    let status = addresses.map(|addresses| NodeStatus { addresses, ..NodeStatus::default() });
+    Ok(Arc::new(Node { metadata, spec, status }))
 }
 
 /// A field of an object; none if it is missing or null.

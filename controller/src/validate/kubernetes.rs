@@ -3,7 +3,7 @@ use super::object::{Found, not_a_host, not_a_service};
 use crate::api::{
     Address, Cidr, EndpointSlice,
     endpoint_slice::AddressType,
-    node::{POD_CIDR_BLOCKS, pod_cidr_blocks},
+    node::{POD_CIDR_BLOCKS, internal_addresses, pod_cidr_blocks},
     scalar::quoted,
     service::{Requested, is_ours, source_ranges},
 };
@@ -108,7 +108,19 @@ pub(super) fn node(node: &Node) -> Vec<Found> {
     let bad = cidrs
         .filter_map(|(index, text)| Some((format!("spec.podCIDRs[{index}]"), text.parse::<Cidr>().err()?)));
     let count = pod_cidr_blocks(node).err();
-    bad.chain(count.map(|reason| (format!("metadata.annotations.{POD_CIDR_BLOCKS}"), reason))).collect()
+    let count = count.map(|reason| (format!("metadata.annotations.{POD_CIDR_BLOCKS}"), reason));
+    let addresses = internal_addresses(node).filter_map(|(index, text)| {
+        Some((format!("status.addresses[{index}].address"), not_an_address(text)?))
+    });
+    bad.chain(count).chain(addresses).collect()
+}
+
+/// Why a text is no address of a host.
+fn not_an_address(text: &str) -> Option<String> {
+    match text.parse::<Address>() {
+        Err(reason) => Some(reason),
+        Ok(address) => not_a_host(address.0).map(|reason| format!("{address} is {reason}")),
+    }
 }
 
 fn is_port(number: i32) -> bool {

@@ -13,7 +13,7 @@ use core::mem::offset_of;
 use lb_bpf_common::{
     Addr, Backend, Config, FlowEntry, FlowKey, Mode, ReverseEntry, Tags, Verdict,
     decide::{NAT_ATTEMPTS, NatPorts, is_nat_port},
-    flow_hash, proto,
+    flow_hash, proto, scope,
 };
 
 /// An entry of `reverse` while it is made: in [`Scratch`], for it is large. The value is written in words of 8 bytes, too.
@@ -38,7 +38,7 @@ pub fn claim<C: Context>(ctx: &C) -> Result<(), Verdict> {
         && is_of(entry, flow)
     {
         entry.seen = now;
-        set_way_back(entry, ctx, tags);
+        set_way_back(entry, flow, ctx, tags);
         return Ok(());
     }
     let (first, last) = port_range(backend, flow)?;
@@ -47,7 +47,7 @@ pub fn claim<C: Context>(ctx: &C) -> Result<(), Verdict> {
     (value.client, value.client_port) = (flow.src, flow.src_port);
     (value.vip, value.vip_port) = (flow.dst, flow.dst_port);
     value.seen = now;
-    set_way_back(value, ctx, tags);
+    set_way_back(value, flow, ctx, tags);
     for _ in 0..NAT_ATTEMPTS {
         key.dst_port = ports.port();
         match reverse.insert(&*key, &*value, BPF_NOEXIST as u64) {
@@ -61,6 +61,12 @@ pub fn claim<C: Context>(ctx: &C) -> Result<(), Verdict> {
         }
     }
     Err(Verdict::NatPortsExhausted)
+}
+
+/// Whether packets of a flow go to their backend by the routes of this host.
+#[inline(always)]
+const fn is_routed<C: Context>(flow: &FlowKey) -> bool {
+    C::ROUTES && flow.scope == scope::LOCAL
 }
 
 /// First and last source port of a flow towards `backend`, host byte order: those for NAT, or if the source is not
@@ -100,11 +106,11 @@ pub const fn same(a: &Addr, b: &Addr) -> bool {
     a.0[0] == b.0[0] && a.0[1] == b.0[1] && a.0[2] == b.0[2] && a.0[3] == b.0[3]
 }
 
-/// Replies leave where this packet came in.
+/// Replies leave where this packet came in, or by the routes of this host.
 #[inline(always)]
-fn set_way_back<C: Context>(entry: &mut ReverseEntry, ctx: &C, tags: &Tags) {
+fn set_way_back<C: Context>(entry: &mut ReverseEntry, flow: &FlowKey, ctx: &C, tags: &Tags) {
     const { assert!(offset_of!(ReverseEntry, source_mac) == offset_of!(ReverseEntry, next_hop) + 6) };
-    entry.ifindex = ctx.way_back();
+    entry.ifindex = if is_routed::<C>(flow) { ReverseEntry::ROUTED } else { ctx.way_back() };
     entry.tags = *tags;
     if let Some(eth) = ctx.packet().at::<Eth>(0) {
         // SAFETY: `at` has checked the bounds; `next_hop` and `source_mac` are 12 bytes in a row.
@@ -178,7 +184,7 @@ pub fn translate_request<C: Context, F: Family>(ctx: &C, transport: usize) -> Ve
     // SAFETY: `next_hop` and `source_mac` are 12 bytes in a row (asserted in `encap`).
     let macs =
         unsafe { Macs::read((backend as *const Backend).cast::<u8>().add(offset_of!(Backend, next_hop))) };
-    match rewrite::<C, F>(ctx, flow, transport, &target, Some(macs)) {
+    match rewrite::<C, F>(ctx, flow, transport, &target, (!is_routed::<C>(flow)).then_some(macs)) {
         Some(()) => Verdict::Translated,
         None => Verdict::Malformed,
     }
@@ -191,6 +197,7 @@ pub fn translate_reply<C: Context, F: Family>(
     ctx: &C,
     transport: usize,
     flags: u8,
+    leaves: bool,
     judged: Option<Verdict>,
 ) -> Verdict {
     let Some(Scratch { flow, sought, ifindex, tags, .. }) = Scratch::get() else {
@@ -199,6 +206,10 @@ pub fn translate_reply<C: Context, F: Family>(
     let Some(entry) = entry_of(flow) else {
         return Verdict::NotOurs;
     };
+    let is_routed = entry.ifindex == ReverseEntry::ROUTED;
+    if is_routed && !leaves {
+        return Verdict::NotOurs;
+    }
     if let Some(verdict) = judged {
         return verdict;
     }
@@ -214,6 +225,8 @@ pub fn translate_reply<C: Context, F: Family>(
             dst: entry.vip,
             src_port: entry.client_port,
             dst_port: entry.vip_port,
+            // Flows within this host, which are redirected, wait for the idle time.
+            scope: is_routed as u8,
             ..*flow
         };
         if let Some(flow) = flows.get_ptr_mut(&*sought) {
@@ -233,7 +246,7 @@ pub fn translate_reply<C: Context, F: Family>(
     let macs = unsafe {
         Macs::read((entry as *const ReverseEntry).cast::<u8>().add(offset_of!(ReverseEntry, next_hop)))
     };
-    let is_away = entry.ifindex != 0;
+    let is_away = entry.ifindex != 0 && !is_routed;
     match rewrite::<C, F>(ctx, flow, transport, &target, is_away.then_some(macs)) {
         Some(()) if !is_away => Verdict::ReturnedHere,
         Some(()) => Verdict::Returned,

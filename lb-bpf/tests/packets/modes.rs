@@ -94,7 +94,7 @@ fn gue(inner: Family, outer: Family) -> Vec<Case> {
 fn gue_decap(inner: Family, outer: Family) -> Vec<Case> {
     let name = |text: &str| format!("GUE decap {inner:?} in {outer:?}: {text}");
     let key = DecapKey { local: outer.backend(1).into(), vip: inner.vip().ip().into() };
-    let world = World { decap: vec![key], ..World::default() };
+    let world = World { decap: vec![(key, lb_bpf::abi::DecapKey::TO_STACK)], ..World::default() };
     let frame = request(inner, Transport::Tcp(SYN));
     let outside = Tunnel { eth_dst: OWN, eth_src: ROUTER, proto: 17, ..tunnel(outer, &frame, 1) };
     // As it left, with the hop already taken off.

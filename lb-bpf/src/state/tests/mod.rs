@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     maps::{Maps, Op, Sizes, fake::FakeMaps},
-    service::{Desired, Endpoint, Frontend, Protocol, Rules, Service, ServiceKey, Target},
+    service::{Desired, Endpoint, Frontend, Protocol, Rules, Scope, Service, ServiceKey, Target},
     tunnel_source::TunnelSources,
 };
 use lb_bpf_common::{Backend, Config, Counter, DropKey, Mode, Verdict};
@@ -34,7 +34,12 @@ fn endpoint(n: u8) -> Endpoint {
 }
 
 fn frontend(n: u8) -> Frontend {
-    Frontend { address: Ipv4Addr::new(203, 0, 113, n).into(), protocol: Protocol::Tcp, port: 80 }
+    Frontend {
+        address: Ipv4Addr::new(203, 0, 113, n).into(),
+        protocol: Protocol::Tcp,
+        port: 80,
+        scope: Scope::All,
+    }
 }
 
 fn key(name: &str) -> ServiceKey {
@@ -42,7 +47,7 @@ fn key(name: &str) -> ServiceKey {
 }
 
 fn service(frontends: &[u8], backends: &[(u8, u16, bool)]) -> Service {
-    let backend = |&(n, weight, up): &(u8, u16, bool)| (endpoint(n), Target { weight, up });
+    let backend = |&(n, weight, up): &(u8, u16, bool)| (endpoint(n), Target { weight, up, here: false });
     Service {
         frontends: frontends.iter().map(|n| frontend(*n)).collect(),
         mode: Mode::Ipip,
@@ -75,7 +80,8 @@ fn hops() -> NextHops {
 /// Up to two services with disjoint frontends, and up to six backends each.
 fn any_desired() -> impl Strategy<Value = Desired> {
     let weight = prop_oneof![1 => Just(0_u16), 4 => 1..4_u16];
-    let target = (weight, prop::bool::weighted(0.8)).prop_map(|(weight, up)| Target { weight, up });
+    let target =
+        (weight, prop::bool::weighted(0.8)).prop_map(|(weight, up)| Target { weight, up, here: false });
     let backends = prop::collection::btree_map((1..8_u8).prop_map(endpoint), target, 0..6);
     // Mostly the same mode and rules, so that not every change of a service is one of those, too.
     let mode = prop_oneof![6 => Just(Mode::Ipip), 4 => prop::sample::select(&Mode::ALL[..])];
@@ -294,7 +300,7 @@ fn only_ipip_takes_its_source_from_a_prefix() {
         let NextHop::Known(hop) = hops()[&endpoint(1).address] else { panic!("known") };
         NextHops::from([(endpoint(1).address, NextHop::Known(Hop { tunnel_source: sources(text), ..hop }))])
     };
-    for mode in Mode::ALL {
+    for mode in Mode::ALL.into_iter().filter(|mode| *mode != Mode::Here) {
         let mut maps = FakeMaps::new(SIZES);
         let mut state = State::restore(&maps).unwrap();
         let mut web = service(&[1], &[(1, 1, true)]);
@@ -332,12 +338,12 @@ fn each_mode_has_what_the_kernel_program_needs_of_it() {
         (endpoint(2).address, hop("10.0.0.254", false)),
         (v6.address, hop("2001:db8::fe", false)),
     ]);
-    for mode in Mode::ALL {
+    for mode in Mode::ALL.into_iter().filter(|mode| *mode != Mode::Here) {
         let mut maps = FakeMaps::new(SIZES);
         let mut state = State::restore(&maps).unwrap();
         let mut web = service(&[1], &[(1, 1, true), (2, 1, true)]);
         web.mode = mode;
-        web.backends.insert(v6, Target { weight: 1, up: true });
+        web.backends.insert(v6, Target { weight: 1, up: true, here: false });
         let one = desired([("web", web)]);
         for op in state.plan(&maps, &one, &hops, START).unwrap() {
             maps.apply(&op).unwrap();
@@ -352,7 +358,7 @@ fn each_mode_has_what_the_kernel_program_needs_of_it() {
         let flags = match mode {
             Mode::Nat => Config::NAT,
             Mode::Dnat => Config::DNAT,
-            Mode::Ipip | Mode::Gue | Mode::L2 => 0,
+            Mode::Ipip | Mode::Gue | Mode::L2 | Mode::Here => 0,
         };
         assert_eq!(maps.config.flags, flags, "{mode:?}");
         // Packets of flows that go on are translated back until the backends are free.

@@ -116,7 +116,7 @@ fn an_id_of_two_backends_is_nobodys() {
     install(&mut state, &mut maps, &desired([("web", web.clone())]), START);
     assert_eq!(named(&maps), [1, 2]);
     let twin = Endpoint { port: 8081, ..endpoint(2) };
-    web.backends.insert(twin, Target { weight: 1, up: true });
+    web.backends.insert(twin, Target { weight: 1, up: true, here: false });
     install(&mut state, &mut maps, &desired([("web", web.clone())]), START);
     assert_eq!(named(&maps), [1]);
     web.backends.remove(&endpoint(2));

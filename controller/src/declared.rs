@@ -1,14 +1,12 @@
 //! What users declared: all objects, typed and checked, as one value.
 use crate::{
     api::{
-        AddressPool, BGPAdvertisement, BGPPeer, BGPRouter, LoadBalancer, PacketFilter, Secret, ServicePolicy,
+        AddressPool, BGPAdvertisement, BGPPeer, BGPRouter, EndpointSlice, LoadBalancer, PacketFilter, Secret,
+        ServicePolicy,
     },
     status::StatusSet,
 };
-use k8s_openapi::api::{
-    core::v1::{Namespace, Node, Service},
-    discovery::v1::EndpointSlice,
-};
+use k8s_openapi::api::core::v1::{Namespace, Node, Service};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,

@@ -2,18 +2,15 @@
 //!
 //! An endpoint that is terminating and still serves drains; while a Service has no others, it serves. One that is not
 //! ready is down, unless the Service publishes such addresses.
-use crate::declared::Declared;
-use k8s_openapi::api::{
-    core::v1::{Service, ServicePort},
-    discovery::v1::{Endpoint, EndpointSlice},
+use crate::{
+    api::endpoint_slice::{Endpoint, EndpointSlice},
+    declared::Declared,
 };
+use k8s_openapi::api::core::v1::{Service, ServicePort};
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
 };
-
-/// Label of an EndpointSlice with the name of its Service.
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// The EndpointSlices by namespace and name of their Services.
 pub(super) struct Slices<'a>(HashMap<&'a str, HashMap<&'a str, Vec<&'a EndpointSlice>>>);
@@ -22,9 +19,8 @@ impl<'a> Slices<'a> {
     pub(super) fn new(declared: &'a Declared) -> Self {
         let mut slices: HashMap<_, HashMap<_, Vec<_>>> = HashMap::new();
         for (name, slice) in &declared.endpoint_slices {
-            let service = slice.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME));
-            if let (Some(service), Some((namespace, _))) = (service, name.split_once('/')) {
-                slices.entry(namespace).or_default().entry(service.as_str()).or_default().push(&**slice);
+            if let (Some(service), Some((namespace, _))) = (&slice.metadata.service, name.split_once('/')) {
+                slices.entry(namespace).or_default().entry(&**service).or_default().push(&**slice);
             }
         }
         Slices(slices)
@@ -40,14 +36,11 @@ impl<'a> Slices<'a> {
     pub(super) fn endpoints(&self, name: &str, service: &Service) -> Endpoints<'a> {
         let not_ready = service.spec.as_ref().and_then(|spec| spec.publish_not_ready_addresses);
         let mut found: BTreeMap<IpAddr, Found<'a>> = BTreeMap::new();
-        for slice in self.of(name).iter().filter(|slice| slice.address_type != "FQDN") {
-            for endpoint in slice.endpoints.iter().flatten() {
-                // Of several addresses, which mean the same, the first counts.
-                let Some(address) = endpoint.addresses.first().and_then(|text| text.parse().ok()) else {
-                    continue;
-                };
+        for slice in self.of(name) {
+            for endpoint in &slice.endpoints {
                 let state = State::of(endpoint, not_ready.unwrap_or(false));
-                let entry = found.entry(address).or_insert(Found { endpoint, state, slices: Vec::new() });
+                let entry =
+                    found.entry(endpoint.address).or_insert(Found { endpoint, state, slices: Vec::new() });
                 // In two slices for a moment: what stands better is the newer word.
                 if state < entry.state {
                     (entry.endpoint, entry.state) = (endpoint, state);
@@ -144,7 +137,7 @@ impl<'a> Endpoints<'a> {
         let name = port.name.as_deref().unwrap_or_default();
         let protocol = port.protocol.as_deref().unwrap_or("TCP");
         self.0.values().map(move |found| {
-            let mut ports = found.slices.iter().flat_map(|slice| slice.ports.iter().flatten());
+            let mut ports = found.slices.iter().flat_map(|slice| &slice.ports);
             let own = ports.find(|own| {
                 own.name.as_deref().unwrap_or_default() == name
                     && own.protocol.as_deref().unwrap_or("TCP") == protocol

@@ -88,7 +88,7 @@ const fn proto(packet: &Packet) -> &'static str {
 /// What there is to say, with its name.
 fn cells(row: &TraceRow) -> Vec<(&'static str, String)> {
     let TraceRow { trace, backend_status } = row;
-    let Trace { packet, filter, vip, hash, slot, flow, backend, reply, sent, next_hop, .. } = trace;
+    let Trace { packet, filter, vip, hash, slot, flow, host, backend, reply, sent, next_hop, .. } = trace;
     let opening = if packet.syn { ", SYN" } else { "" };
     let mut cells =
         vec![("PACKET", format!("{} {} -> {}{opening}", proto(packet), packet.source, packet.destination))];
@@ -108,6 +108,7 @@ fn cells(row: &TraceRow) -> Vec<(&'static str, String)> {
         cells.push(("SLOT", slot_text(slot, vip.table_size)));
     }
     cells.extend(flow.as_ref().map(|flow| ("FLOW", flow_text(flow))));
+    cells.extend(host.as_ref().map(|host| ("HOST", format!("this one, {}", host.endpoint.address))));
     if let (Some(backend), Some(vip)) = (backend, vip) {
         cells.push(("BACKEND", backend_text(backend, vip.table_size, backend_status.as_ref())));
         cells.push(("MODE", backend.mode.clone()));

@@ -4,5 +4,6 @@ mod conditions;
 mod control_plane;
 mod crds;
 mod manifests;
+mod outage;
 mod reuse;
 mod store;

@@ -2,18 +2,15 @@
 //!
 //! An endpoint that is terminating and still serves drains; while a Service has no others, it serves. One that is not
 //! ready is down, unless the Service publishes such addresses.
-use crate::declared::Declared;
-use k8s_openapi::api::{
-    core::v1::{Service, ServicePort},
-    discovery::v1::{Endpoint, EndpointSlice},
+use crate::{
+    api::endpoint_slice::{Endpoint, EndpointSlice},
+    declared::Declared,
 };
+use k8s_openapi::api::core::v1::{Service, ServicePort};
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
 };
-
-/// Label of an EndpointSlice with the name of its Service.
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// The EndpointSlices by namespace and name of their Services.
 pub(super) struct Slices<'a>(HashMap<&'a str, HashMap<&'a str, Vec<&'a EndpointSlice>>>);
@@ -22,9 +19,8 @@ impl<'a> Slices<'a> {
     pub(super) fn new(declared: &'a Declared) -> Self {
         let mut slices: HashMap<_, HashMap<_, Vec<_>>> = HashMap::new();
         for (name, slice) in &declared.endpoint_slices {
-            let service = slice.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME));
-            if let (Some(service), Some((namespace, _))) = (service, name.split_once('/')) {
-                slices.entry(namespace).or_default().entry(service.as_str()).or_default().push(&**slice);
+            if let (Some(service), Some((namespace, _))) = (&slice.metadata.service, name.split_once('/')) {
+                slices.entry(namespace).or_default().entry(&**service).or_default().push(&**slice);
             }
         }
         Slices(slices)
@@ -40,14 +36,11 @@ impl<'a> Slices<'a> {
     pub(super) fn endpoints(&self, name: &str, service: &Service) -> Endpoints<'a> {
         let not_ready = service.spec.as_ref().and_then(|spec| spec.publish_not_ready_addresses);
         let mut found: BTreeMap<IpAddr, Found<'a>> = BTreeMap::new();
-        for slice in self.of(name).iter().filter(|slice| slice.address_type != "FQDN") {
-            for endpoint in slice.endpoints.iter().flatten() {
-                // Of several addresses, which mean the same, the first counts.
-                let Some(address) = endpoint.addresses.first().and_then(|text| text.parse().ok()) else {
-                    continue;
-                };
+        for slice in self.of(name) {
+            for endpoint in &slice.endpoints {
                 let state = State::of(endpoint, not_ready.unwrap_or(false));
-                let entry = found.entry(address).or_insert(Found { endpoint, state, slices: Vec::new() });
+                let entry =
+                    found.entry(endpoint.address).or_insert(Found { endpoint, state, slices: Vec::new() });
                 // In two slices for a moment: what stands better is the newer word.
                 if state < entry.state {
                     (entry.endpoint, entry.state) = (endpoint, state);
@@ -96,7 +89,7 @@ struct Found<'a> {
     slices: Vec<&'a EndpointSlice>,
 }
 
-impl Endpoints<'_> {
+impl<'a> Endpoints<'a> {
     /// Leaves those of a node.
     pub(super) fn keep_local(&mut self, node: &str) {
         self.0.retain(|_, found| found.endpoint.node_name.as_deref() == Some(node));
@@ -111,12 +104,13 @@ impl Endpoints<'_> {
     }
 
     /// Leaves of those that are ready the nearest, as `trafficDistribution` asks for it, for a node of this name and
-    /// zone. Those that drain stay: they have connections.
+    /// zone. Those that drain stay: they have connections. What is on the node is in its zone.
     pub(super) fn keep_nearest(&mut self, distribution: &str, node: &str, zone: Option<&str>) {
         let by_node = distribution == "PreferSameNode";
         let by_zone = by_node || matches!(distribution, "PreferSameZone" | "PreferClose");
         let on_node = |endpoint: &Endpoint| endpoint.node_name.as_deref() == Some(node);
-        let in_zone = |endpoint: &Endpoint| zone.is_some() && endpoint.zone.as_deref() == zone;
+        let in_zone =
+            |endpoint: &Endpoint| zone.is_some() && (endpoint.zone.as_deref() == zone || on_node(endpoint));
         let _ = (by_node && self.keep_ready(on_node)) || (by_zone && self.keep_ready(in_zone));
     }
 
@@ -128,9 +122,9 @@ impl Endpoints<'_> {
         any
     }
 
-    /// Address and state of each.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (IpAddr, State)> {
-        self.0.iter().map(|(address, found)| (*address, found.state))
+    /// Address and state of each, and its node.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (IpAddr, State, Option<&'a str>)> {
+        self.0.iter().map(|(address, found)| (*address, found.state, found.endpoint.node_name.as_deref()))
     }
 
     /// How many are ready.
@@ -143,7 +137,7 @@ impl Endpoints<'_> {
         let name = port.name.as_deref().unwrap_or_default();
         let protocol = port.protocol.as_deref().unwrap_or("TCP");
         self.0.values().map(move |found| {
-            let mut ports = found.slices.iter().flat_map(|slice| slice.ports.iter().flatten());
+            let mut ports = found.slices.iter().flat_map(|slice| &slice.ports);
             let own = ports.find(|own| {
                 own.name.as_deref().unwrap_or_default() == name
                     && own.protocol.as_deref().unwrap_or("TCP") == protocol

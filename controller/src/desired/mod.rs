@@ -4,6 +4,7 @@
 //! datapath should hold; when that is done, [`Draft::finish`] says what is announced and how everything stands.
 mod addresses;
 mod cluster;
+mod delivery;
 mod endpoints;
 mod filters;
 mod fleet;
@@ -98,7 +99,8 @@ impl<'a> Draft<'a> {
         let mut assignments = addresses::assign(declared, &sources, observed);
         let claims = std::mem::take(&mut assignments.claims);
         let blocks = pod_cidrs::assign(declared, observed);
-        let mut services = services::Services::new(sources, observed, &node, claims);
+        let nodes = delivery::Nodes::new(declared, node.name);
+        let mut services = services::Services::new(sources, observed, &node, &nodes, claims);
         let mut filters = filters::Filters::new(declared, observed, &node);
         services.datapath.filters = std::mem::take(&mut filters.rules);
         let speaker = speaker::speaker(&node, &declared.secrets, observed, &services.datapath);

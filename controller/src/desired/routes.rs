@@ -23,6 +23,7 @@ use bgp_speaker::{
 };
 use ipam::Family;
 use ipnet::IpNet;
+use lb_bpf::service::Scope;
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
@@ -284,7 +285,8 @@ struct Serving {
 impl Serving {
     fn of(balanced: &Balanced<'_>, address: IpAddr, held: &Held<'_>) -> Self {
         let mut serving = Serving::default();
-        for port in balanced.services.iter().filter(|port| port.family == Family::of(address)) {
+        let of_clients = balanced.services.iter().filter(|port| port.scope == Scope::All);
+        for port in of_clients.filter(|port| port.family == Family::of(address)) {
             let Some((_, held)) = held.get(port) else { continue };
             if held.frontends.iter().any(|frontend| frontend.address == address) {
                 serving.installed = true;

@@ -22,6 +22,7 @@ pub mod flow;
 pub mod fragment;
 pub mod global;
 pub mod icmp;
+pub mod local;
 pub mod maps;
 pub mod nat;
 pub mod packet;

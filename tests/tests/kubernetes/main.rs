@@ -3,6 +3,7 @@
 mod conditions;
 mod control_plane;
 mod crds;
+mod helm;
 mod manifests;
 mod outage;
 mod reuse;

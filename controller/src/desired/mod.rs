@@ -28,11 +28,7 @@ pub use speaker::Speaker;
 pub(crate) use speaker::md5_key;
 
 use crate::{
-    api::{
-        BGPPeer, BGPRouter,
-        bgp_peer::Discover,
-        node::{is_cordoned, is_excluded},
-    },
+    api::{BGPPeer, BGPRouter, bgp_peer::Discover, node::is_excluded},
     declared::Declared,
     observed::{NodeInfo, Observed, Targets},
     status::{Conditions, StatusSet},
@@ -159,8 +155,6 @@ struct Node<'a> {
     balances: bool,
     /// Whether load balancers are not to use it.
     is_excluded: bool,
-    /// Whether it is cordoned: routers are asked to look for other ways (RFC 8326).
-    is_cordoned: bool,
 }
 
 impl<'a> Node<'a> {
@@ -195,7 +189,6 @@ impl<'a> Node<'a> {
             established,
             balances,
             is_excluded: own.is_some_and(|node| is_excluded(node)),
-            is_cordoned: own.is_some_and(|node| is_cordoned(node)),
         }
     }
 }

@@ -5,5 +5,6 @@ mod control_plane;
 mod crds;
 mod helm;
 mod manifests;
+mod outage;
 mod reuse;
 mod store;

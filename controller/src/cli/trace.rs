@@ -97,6 +97,10 @@ fn cells(row: &TraceRow) -> Vec<(&'static str, String)> {
             if trace.verdict == Verdict::Filtered { "drops it" } else { "may drop it: by length or bytes" };
         ("FILTER", format!("{name} {says}"))
     }));
+    cells.extend(host.as_ref().map(|host| {
+        let own = SocketAddr::new(host.endpoint.address, host.endpoint.port);
+        ("NODE", format!("{own}, which is this one; below is what it does for its own pods"))
+    }));
     if let Some(vip) = vip {
         let id = vip.service_id;
         let name =

@@ -112,7 +112,6 @@ fn cells(row: &TraceRow) -> Vec<(&'static str, String)> {
         cells.push(("SLOT", slot_text(slot, vip.table_size)));
     }
     cells.extend(flow.as_ref().map(|flow| ("FLOW", flow_text(flow))));
-    cells.extend(host.as_ref().map(|host| ("HOST", format!("this one, {}", host.endpoint.address))));
     if let (Some(backend), Some(vip)) = (backend, vip) {
         cells.push(("BACKEND", backend_text(backend, vip.table_size, backend_status.as_ref())));
         cells.push(("MODE", backend.mode.clone()));

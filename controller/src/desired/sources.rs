@@ -234,7 +234,7 @@ impl<'a> Source<'a> {
         let policies: Vec<_> = policies.iter().filter(|(_, policy)| selects(policy)).collect();
         let local_only = spec.external_traffic_policy.as_deref() == Some("Local");
         let mut endpoints = slices.endpoints(name, object);
-        let is_served = endpoints.iter().any(|(_, state)| state != State::Down);
+        let is_served = endpoints.iter().any(|(_, state, _)| state != State::Down);
         if local_only {
             endpoints.keep_local(node.name);
         }

@@ -7,7 +7,7 @@
 //! ```
 use crate::{
     declared::Declared,
-    desired::{self, Fleet},
+    desired::{self, Fleet, NodeReports},
     host,
     observed::Observed,
     serve::{serve, socket::bind_tcp},
@@ -26,7 +26,7 @@ use axum::{
     routing::get,
 };
 use futures::{FutureExt, StreamExt};
-use prometheus::{IntCounter, IntGauge, Registry, TextEncoder};
+use prometheus::{IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use std::{
     fs::File,
     io::{self, Read},
@@ -139,6 +139,7 @@ pub async fn reconcile(store: Arc<impl Store>, facts: Facts) {
         };
         let mut statuses: StatusSet = desired::cluster(declared, &observed);
         if let Some((generation, reports)) = reports {
+            facts.count(&reports);
             fleet.sum_up(declared, &observed, &reports, &mut statuses);
             summed = Some((generation, reports));
         }
@@ -176,6 +177,8 @@ pub struct Facts {
     passes: IntCounter,
     errors: IntCounter,
     generation: IntGauge,
+    /// Agents by whether they are there.
+    agents: IntGaugeVec,
     /// A snapshot was there.
     is_ready: Arc<watch::Sender<bool>>,
 }
@@ -197,8 +200,16 @@ impl Facts {
                 "fairlead_store_generation",
                 "Number of the snapshot in force; statuses that come back make a new one, too.",
             )?,
+            agents: IntGaugeVec::new(
+                Opts::new(
+                    "fairlead_agents",
+                    "Agents that have a NodeState, as the one that leads sees them.",
+                ),
+                &["state"],
+            )?,
             is_ready: Arc::new(watch::Sender::new(false)),
         };
+        facts.registry.register(Box::new(facts.agents.clone()))?;
         facts.registry.register(Box::new(facts.passes.clone()))?;
         facts.registry.register(Box::new(facts.errors.clone()))?;
         facts.registry.register(Box::new(facts.generation.clone()))?;
@@ -206,6 +217,13 @@ impl Facts {
             facts.registry.register(collector)?;
         }
         Ok(facts)
+    }
+
+    fn count(&self, reports: &NodeReports) {
+        let fresh = reports.values().filter(|report| report.is_fresh).count();
+        for (state, count) in [("fresh", fresh), ("silent", reports.len() - fresh)] {
+            self.agents.with_label_values(&[state]).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
     }
 }
 

@@ -5,6 +5,7 @@ mod control_plane;
 mod crds;
 mod helm;
 mod manifests;
+mod nodes;
 mod outage;
 mod reuse;
 mod store;

@@ -55,6 +55,7 @@ pub(super) async fn follow(source: Source, client: Client, shared: Arc<Shared>) 
                 Ok(Some(event)) => {
                     if !matches!(event, Event::Init) {
                         trouble.over(&format!("{kind}: watched again"));
+                        shared.metrics.watches(kind);
                     }
                     shared.change(epoch, &source, change(kind, event));
                 }

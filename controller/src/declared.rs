@@ -38,7 +38,7 @@ pub struct Declared {
     pub advertisements: BTreeMap<String, Arc<BGPAdvertisement>>,
     /// Rules against packets of death.
     pub packet_filters: BTreeMap<String, Arc<PacketFilter>>,
-    /// Nodes, for their labels, their addresses, their pod CIDRs, and whether they are cordoned.
+    /// Nodes, for their labels, their addresses and their pod CIDRs.
     pub nodes: BTreeMap<String, Arc<Node>>,
     /// What nobody else is to read.
     pub secrets: BTreeMap<String, Arc<Secret>>,

@@ -71,7 +71,7 @@ impl fmt::Display for ServiceKey {
 pub struct Service {
     /// Where clients connect to.
     pub frontends: BTreeSet<Frontend>,
-    /// How packets reach the backends.
+    /// How packets reach the backends, but for those that are [here](Target::here). Not [`Mode::Here`].
     #[serde(serialize_with = "mode_name")]
     pub mode: Mode,
     /// The backends, whatever their state.
@@ -80,6 +80,13 @@ pub struct Service {
     pub drain_seconds: u32,
     /// What else holds for its packets.
     pub rules: Rules,
+}
+
+impl Service {
+    /// How packets reach one of its backends.
+    pub const fn mode_of(&self, target: &Target) -> Mode {
+        if target.here { Mode::Here } else { self.mode }
+    }
 }
 
 /// What holds for the packets of a service beyond where they go.

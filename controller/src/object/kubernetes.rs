@@ -42,7 +42,7 @@ pub(super) fn namespace(metadata: ObjectMeta) -> Arc<Namespace> {
     Arc::new(Namespace { metadata, ..Namespace::default() })
 }
 
-/// Of a node the labels count, its addresses, its pod CIDRs, and whether it is cordoned.
+/// Of a node the labels count, its addresses, and its pod CIDRs.
 pub(super) fn node(metadata: ObjectMeta, map: &Map<String, Value>) -> Result<Arc<Node>, BadDocument> {
     let spec: Option<NodeSpec> = field(map, "spec")?;
     let addresses = match map.get("status") {

@@ -304,6 +304,13 @@ impl FlowKey {
 }
 
 impl FlowEntry {
+    /// Whether the connection has ended: both sides have said so, or one has reset it.
+    #[inline(always)]
+    pub const fn is_over(&self) -> bool {
+        const BOTH: u16 = FlowEntry::FIN_CLIENT | FlowEntry::FIN_BACKEND;
+        self.state & BOTH == BOTH || self.state & FlowEntry::RST != 0
+    }
+
     /// A FIN from the client was seen.
     pub const FIN_CLIENT: u16 = 1;
     /// A FIN from the backend was seen (NAT only).

@@ -8,7 +8,7 @@ use crate::{
     maps::{Scratch, config, flows, reverse, reverse_before},
     packet::{Eth, Macs, Tcp, Udp},
 };
-use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use core::mem::offset_of;
 use lb_bpf_common::{
     Addr, Backend, Config, FlowEntry, FlowKey, Mode, ReverseEntry, Tags, Verdict,
@@ -60,7 +60,37 @@ pub fn claim<C: Context>(ctx: &C) -> Result<(), Verdict> {
             Err(_) => return Err(Verdict::FlowTableFull),
         }
     }
+    // There is but one port, and it was another flow's of the client: to another VIP.
+    if first == last && is_over(&*key, flow.scope) && reverse.insert(&*key, &*value, BPF_ANY as u64).is_ok() {
+        choice.nat_port = key.dst_port;
+        return Ok(());
+    }
     Err(Verdict::NatPortsExhausted)
+}
+
+/// Whether the flow that has this way back, to a frontend of the scope `of`, has ended or is gone.
+#[inline(always)]
+fn is_over(key: &FlowKey, of: u8) -> bool {
+    let (Some(entry), Some(Scratch { sought, .. })) = (installed(key), Scratch::get()) else {
+        return false;
+    };
+    *sought = request_of(entry, key, of);
+    // SAFETY: entries are only freed after the program ends (RCU).
+    unsafe { flows.get(&*sought) }.is_none_or(|flow| flow.is_over())
+}
+
+/// The flow that has this way back, as the client sends it to a frontend of the scope `of`.
+#[inline(always)]
+const fn request_of(entry: &ReverseEntry, key: &FlowKey, of: u8) -> FlowKey {
+    FlowKey {
+        src: entry.client,
+        dst: entry.vip,
+        src_port: entry.client_port,
+        dst_port: entry.vip_port,
+        proto: key.proto,
+        scope: of,
+        zero: [0; 2],
+    }
 }
 
 /// Whether packets of a flow go to their backend by the routes of this host.
@@ -220,15 +250,8 @@ pub fn translate_reply<C: Context, F: Family>(
     (*ifindex, *tags) = (entry.ifindex, entry.tags);
     let state = state_bits(flags, FlowEntry::FIN_BACKEND);
     if state != 0 {
-        *sought = FlowKey {
-            src: entry.client,
-            dst: entry.vip,
-            src_port: entry.client_port,
-            dst_port: entry.vip_port,
-            // Flows within this host, which are redirected, wait for the idle time.
-            scope: is_routed as u8,
-            ..*flow
-        };
+        // Flows within this host, which are redirected, wait for the idle time.
+        *sought = request_of(entry, flow, is_routed as u8);
         if let Some(flow) = flows.get_ptr_mut(&*sought) {
             // SAFETY: entries are only freed after the program ends (RCU). Of bits that two CPUs set at once some
             // may be lost: then the sweep waits for the idle time.

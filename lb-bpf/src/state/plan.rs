@@ -120,9 +120,11 @@ impl State {
     }
 
     /// The addresses whose next hops a plan wants to know: of all backends that have an entry, those that drain included,
-    /// and of those that will get one.
+    /// and of those that will get one; not of this host itself.
     pub fn addresses(&self, changes: &Changes<'_>) -> BTreeSet<IpAddr> {
-        let mut addresses: BTreeSet<IpAddr> = self.by_address.keys().copied().collect();
+        let is_elsewhere = |index: &u32| self.backends[index].mode != Mode::Here as u8;
+        let known = self.by_address.iter().filter(|(_, indexes)| indexes.iter().any(is_elsewhere));
+        let mut addresses: BTreeSet<IpAddr> = known.map(|(address, _)| *address).collect();
         let targets = changes.changed.values().flat_map(|service| &service.backends);
         addresses.extend(targets.filter(|(_, target)| !target.here).map(|(endpoint, _)| endpoint.address));
         addresses
@@ -413,7 +415,7 @@ impl State {
         for (endpoint, target) in &service.backends {
             let hop = hops.get(&endpoint.address).unwrap_or(&NextHop::Pending);
             let last = before.as_ref().and_then(|before| before.entries.get(endpoint).copied());
-            let mode = if target.here { Mode::Here } else { service.mode };
+            let mode = service.mode_of(target);
             let index = self.set_backend(id, mode, endpoint, target.up, hop, last, ops)?;
             entries.insert(*endpoint, index);
         }

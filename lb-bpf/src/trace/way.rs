@@ -357,7 +357,15 @@ impl<M: Maps> Way<'_, M> {
         };
         for _ in 0..NAT_ATTEMPTS {
             let port = ports.port();
-            if entry(port)?.is_none() {
+            let there = entry(port)?;
+            // There is but one port, and it was another flow's.
+            if first == last
+                && let Some(there) = there
+                && self.is_over(&there)?
+            {
+                return Ok(port);
+            }
+            if there.is_none() {
                 if is_full(self.maps.sizes().flows, |from| self.maps.replies(from, CHUNK))? {
                     let why = "the flow needs a port of NAT, and the table of ways back is full";
                     return stop(Verdict::FlowTableFull, why);
@@ -367,6 +375,18 @@ impl<M: Maps> Way<'_, M> {
             ports.advance();
         }
         stop(Verdict::NatPortsExhausted, "the flow needs a port of NAT, and those that were tried are taken")
+    }
+
+    /// Whether the flow that has this way back has ended or is gone.
+    fn is_over(&self, entry: &ReverseEntry) -> Result<bool, MapError> {
+        let key = FlowKey {
+            src: entry.client,
+            dst: entry.vip,
+            src_port: entry.client_port,
+            dst_port: entry.vip_port,
+            ..self.key
+        };
+        Ok(self.maps.flow(&key)?.is_none_or(|flow| flow.is_over()))
     }
 
     fn slot(&self, number: u32, slot: Slot) -> Result<SlotEntry, MapError> {

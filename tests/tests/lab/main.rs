@@ -11,6 +11,7 @@ mod flood;
 mod handover;
 mod icmp;
 mod iperf;
+mod outage;
 mod peers;
 mod pods;
 mod quic;

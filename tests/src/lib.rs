@@ -23,6 +23,7 @@ use std::{
 pub mod bird;
 pub mod control_plane;
 pub mod echo;
+pub mod helm;
 pub mod load;
 
 /// What a test of the lab fails with.

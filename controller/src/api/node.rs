@@ -55,11 +55,6 @@ pub fn pod_cidr_blocks(node: &Node) -> Result<usize, String> {
     })
 }
 
-/// Whether it is cordoned.
-pub fn is_cordoned(node: &Node) -> bool {
-    node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false)
-}
-
 /// Whether load balancers are not to use it.
 pub fn is_excluded(node: &Node) -> bool {
     node.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(EXCLUDED))

@@ -46,6 +46,8 @@ pub(super) struct Source<'a> {
     pub(super) wish: Wish,
     /// Whether only hosts on this node are used, so that a node without any must not announce.
     pub(super) local_only: bool,
+    /// Whether, wherever they are, some of its hosts serve.
+    pub(super) is_served: bool,
     /// The node's port where it is asked for local endpoints.
     health_check_node_port: Option<u16>,
     /// What cannot be done for it.
@@ -209,6 +211,7 @@ impl<'a> Source<'a> {
             ports: ports.collect(),
             wish: Wish { request, sharing: Sharing::OnRequest, needs_all: false, fault: None },
             local_only: false,
+            is_served: true,
             health_check_node_port: None,
             refused,
         };
@@ -231,6 +234,7 @@ impl<'a> Source<'a> {
         let policies: Vec<_> = policies.iter().filter(|(_, policy)| selects(policy)).collect();
         let local_only = spec.external_traffic_policy.as_deref() == Some("Local");
         let mut endpoints = slices.endpoints(name, object);
+        let is_served = endpoints.iter().any(|(_, state, _)| state != State::Down);
         if local_only {
             endpoints.keep_local(node.name);
         }
@@ -262,6 +266,7 @@ impl<'a> Source<'a> {
             ports,
             wish: Wish::of_service(object, spec, before),
             local_only,
+            is_served,
             health_check_node_port: spec.health_check_node_port.and_then(|port| u16::try_from(port).ok()),
             refused,
         };

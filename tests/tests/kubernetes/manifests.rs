@@ -21,8 +21,10 @@ const READ: [&str; 11] = [
     "discovery.k8s.io/endpointslices",
 ];
 
-/// What the controller that leads writes, wherever it is, and reads again.
-const LEADER: [&str; 20] = [
+/// What the controller that leads writes, wherever it is, and reads again; and what it sums up.
+const LEADER: [&str; 22] = [
+    "list fairlead.dev/nodestates",
+    "watch fairlead.dev/nodestates",
     "get fairlead.dev/addresspools",
     "get fairlead.dev/bgpadvertisements",
     "get fairlead.dev/bgppeers",
@@ -111,16 +113,20 @@ fn the_manifests_are_taken_and_give_no_more_rights_than_needed() {
         );
     }
     apply().unwrap();
+    assert_rights(&plane);
+}
 
+/// Controller and agents have the rights that they need, and no others.
+pub(super) fn assert_rights(plane: &ControlPlane) {
     plane.kubectl(&["create", "serviceaccount", "nobody"]).unwrap();
-    let everybody = allowed(&plane, "nobody", "default", "default");
+    let everybody = allowed(plane, "nobody", "default", "default");
     for (account, namespace, want) in [
         ("fairlead-controller", "fairlead-system", rights(&[&LEADER, &LEASE])),
         ("fairlead-controller", "default", rights(&[&LEADER])),
         ("fairlead-agent", "fairlead-system", rights(&[&AGENT, &SECRETS])),
         ("fairlead-agent", "default", rights(&[&AGENT])),
     ] {
-        let found = allowed(&plane, account, "fairlead-system", namespace);
+        let found = allowed(plane, account, "fairlead-system", namespace);
         let found: Rights = found.difference(&everybody).cloned().collect();
         let (missing, more) = (want.difference(&found), found.difference(&want));
         let (missing, more): (Vec<_>, Vec<_>) = (missing.collect(), more.collect());

@@ -12,6 +12,7 @@ mod flood;
 mod handover;
 mod icmp;
 mod iperf;
+mod outage;
 mod peers;
 mod pods;
 mod quic;

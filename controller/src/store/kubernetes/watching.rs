@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{
     api::{API_VERSION, Kind, service},
+    trouble::Trouble,
     validate,
 };
 use futures::TryStreamExt;
@@ -23,7 +24,7 @@ use kube::{
     },
 };
 use serde_json::{Value, json};
-use std::{pin::pin, sync::Arc};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 /// Seconds after which a watch is made anew: a connection that has died in silence is found out a little later.
 pub(super) const WATCH_SECONDS: u32 = 120;
@@ -38,6 +39,7 @@ pub(super) async fn follow(source: Source, client: Client, shared: Arc<Shared>) 
         config = config.fields(&format!("metadata.name={name}"));
     }
     let mut epochs = shared.epochs.subscribe();
+    let mut trouble = Trouble::default();
     loop {
         let epoch = *epochs.borrow_and_update();
         let namespace = (kind == Kind::Secret).then_some(&*shared.namespace);
@@ -49,12 +51,21 @@ pub(super) async fn follow(source: Source, client: Client, shared: Arc<Shared>) 
                 Ok(()) = epochs.changed() => break,
             };
             match event {
-                Ok(Some(event)) => shared.change(epoch, &source, change(kind, event)),
+                // That a list begins says nothing yet of whether it will come.
+                Ok(Some(event)) => {
+                    if !matches!(event, Event::Init) {
+                        trouble.over(&format!("{kind}: watched again"));
+                        shared.metrics.watches(kind);
+                    }
+                    shared.change(epoch, &source, change(kind, event));
+                }
                 // It ends never.
                 Ok(None) => break,
                 Err(error) => {
                     shared.metrics.watch_failed(kind);
-                    tracing::warn!(%kind, %error, "watching failed; what was known stays in force");
+                    // When to try again the watcher knows.
+                    trouble.again(Duration::ZERO, Duration::ZERO);
+                    trouble.say(&format!("{kind}: watching failed; what was known stays in force"), &error);
                     // What we may not read is as good as not there; others may be served.
                     if matches!(source, Source::Secret(_)) && is_forbidden(&error) {
                         shared.change(epoch, &source, Change::Listing);

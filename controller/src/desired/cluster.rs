@@ -16,7 +16,7 @@ const OF_CLUSTER: [&str; 6] =
 
 /// What a controller publishes. Of `observed` only the faults and the time count.
 pub fn cluster(declared: &Declared, observed: &Observed) -> StatusSet {
-    let mut set = Draft::new(declared, observed).finish(&Installed::default()).status;
+    let mut set = Draft::of_cluster(declared, observed).finish(&Installed::default()).status;
     let before = &declared.statuses;
     keep(&mut set.pools, &before.pools, |status, before| {
         merge(&mut status.conditions, before.map(|before| &before.conditions));

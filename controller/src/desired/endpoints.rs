@@ -7,10 +7,7 @@ use crate::{
     declared::Declared,
 };
 use k8s_openapi::api::core::v1::{Service, ServicePort};
-use std::{
-    collections::{BTreeMap, HashMap},
-    net::IpAddr,
-};
+use std::{collections::HashMap, iter, net::IpAddr};
 
 /// The EndpointSlices by namespace and name of their Services.
 pub(super) struct Slices<'a>(HashMap<&'a str, HashMap<&'a str, Vec<&'a EndpointSlice>>>);
@@ -35,19 +32,29 @@ impl<'a> Slices<'a> {
     /// The endpoints of a Service, sorted by address.
     pub(super) fn endpoints(&self, name: &str, service: &Service) -> Endpoints<'a> {
         let not_ready = service.spec.as_ref().and_then(|spec| spec.publish_not_ready_addresses);
-        let mut found: BTreeMap<IpAddr, Found<'a>> = BTreeMap::new();
+        let mut found = Vec::new();
         for slice in self.of(name) {
-            for endpoint in &slice.endpoints {
-                let state = State::of(endpoint, not_ready.unwrap_or(false));
-                let entry =
-                    found.entry(endpoint.address).or_insert(Found { endpoint, state, slices: Vec::new() });
-                // In two slices for a moment: what stands better is the newer word.
-                if state < entry.state {
-                    (entry.endpoint, entry.state) = (endpoint, state);
-                }
-                entry.slices.push(slice);
-            }
+            let endpoints = slice.endpoints.iter();
+            found.extend(endpoints.map(|endpoint| Found {
+                endpoint,
+                state: State::of(endpoint, not_ready.unwrap_or(false)),
+                slice,
+                others: Vec::new(),
+            }));
         }
+        // Stable: of one address, those of the first slice come first.
+        found.sort_by_key(|found| found.endpoint.address);
+        found.dedup_by(|next, first| {
+            let is_same = next.endpoint.address == first.endpoint.address;
+            if is_same {
+                first.others.push(next.slice);
+                // In two slices for a moment: what stands better is the newer word.
+                if next.state < first.state {
+                    (first.endpoint, first.state) = (next.endpoint, next.state);
+                }
+            }
+            is_same
+        });
         Endpoints(found)
     }
 }
@@ -78,27 +85,29 @@ impl State {
     }
 }
 
-/// Endpoints of a Service by address.
-pub(super) struct Endpoints<'a>(BTreeMap<IpAddr, Found<'a>>);
+/// Endpoints of a Service, sorted by address.
+pub(super) struct Endpoints<'a>(Vec<Found<'a>>);
 
 /// An endpoint.
 struct Found<'a> {
     endpoint: &'a Endpoint,
     state: State,
-    /// The slices that have it: their ports are its.
-    slices: Vec<&'a EndpointSlice>,
+    /// The slice that has it: its ports are those of the endpoint.
+    slice: &'a EndpointSlice,
+    /// Other slices that have it, too.
+    others: Vec<&'a EndpointSlice>,
 }
 
 impl<'a> Endpoints<'a> {
     /// Leaves those of a node.
     pub(super) fn keep_local(&mut self, node: &str) {
-        self.0.retain(|_, found| found.endpoint.node_name.as_deref() == Some(node));
+        self.0.retain(|found| found.endpoint.node_name.as_deref() == Some(node));
     }
 
     /// While none is ready, those that drain serve.
     pub(super) fn serve_terminating(&mut self) {
-        if self.0.values().all(|found| found.state != State::Ready) {
-            let draining = self.0.values_mut().filter(|found| found.state == State::Draining);
+        if self.0.iter().all(|found| found.state != State::Ready) {
+            let draining = self.0.iter_mut().filter(|found| found.state == State::Draining);
             draining.for_each(|found| found.state = State::Ready);
         }
     }
@@ -117,27 +126,28 @@ impl<'a> Endpoints<'a> {
     /// Leaves of those that are ready the near ones, if there are any.
     fn keep_ready(&mut self, is_near: impl Fn(&Endpoint) -> bool) -> bool {
         let is_ready = |found: &Found<'_>| found.state == State::Ready;
-        let any = self.0.values().any(|found| is_ready(found) && is_near(found.endpoint));
-        self.0.retain(|_, found| !any || !is_ready(found) || is_near(found.endpoint));
+        let any = self.0.iter().any(|found| is_ready(found) && is_near(found.endpoint));
+        self.0.retain(|found| !any || !is_ready(found) || is_near(found.endpoint));
         any
     }
 
     /// Address and state of each, and its node.
     pub(super) fn iter(&self) -> impl Iterator<Item = (IpAddr, State, Option<&'a str>)> {
-        self.0.iter().map(|(address, found)| (*address, found.state, found.endpoint.node_name.as_deref()))
+        self.0.iter().map(|found| (found.endpoint.address, found.state, found.endpoint.node_name.as_deref()))
     }
 
     /// How many are ready.
     pub(super) fn ready(&self) -> usize {
-        self.0.values().filter(|found| found.state == State::Ready).count()
+        self.0.iter().filter(|found| found.state == State::Ready).count()
     }
 
     /// By endpoint, in their order: the port of its own that a port of the Service leads to; none: there is none.
     pub(super) fn ports<'b>(&'b self, port: &'b ServicePort) -> impl Iterator<Item = Option<u16>> + 'b {
         let name = port.name.as_deref().unwrap_or_default();
         let protocol = port.protocol.as_deref().unwrap_or("TCP");
-        self.0.values().map(move |found| {
-            let mut ports = found.slices.iter().flat_map(|slice| &slice.ports);
+        self.0.iter().map(move |found| {
+            let slices = iter::once(&found.slice).chain(&found.others);
+            let mut ports = slices.flat_map(|slice| &slice.ports);
             let own = ports.find(|own| {
                 own.name.as_deref().unwrap_or_default() == name
                     && own.protocol.as_deref().unwrap_or("TCP") == protocol

@@ -94,7 +94,16 @@ pub struct Draft<'a> {
 impl<'a> Draft<'a> {
     /// The first step.
     pub fn new(declared: &'a Declared, observed: &'a Observed) -> Self {
-        let node = Node::new(declared, observed);
+        Draft::of(Node::new(declared, observed), declared, observed)
+    }
+
+    /// What the cluster as a whole has to know: no node, so nothing for a datapath.
+    fn of_cluster(declared: &'a Declared, observed: &'a Observed) -> Self {
+        let node = Node { balances: false, ..Node::new(declared, observed) };
+        Draft::of(node, declared, observed)
+    }
+
+    fn of(node: Node<'a>, declared: &'a Declared, observed: &'a Observed) -> Self {
         let sources = sources::Source::all(declared, &node);
         let mut assignments = addresses::assign(declared, &sources, observed);
         let claims = std::mem::take(&mut assignments.claims);

@@ -49,7 +49,9 @@ pub(super) async fn follow(source: Source, client: Client, shared: Arc<Shared>) 
                 Ok(()) = epochs.changed() => break,
             };
             match event {
-                Ok(Some(event)) => shared.change(epoch, &source, change(kind, event)),
+                Ok(Some(event)) => {
+                    shared.change(epoch, &source, change(kind, event, shared.is_default_class))
+                }
                 // It ends never.
                 Ok(None) => break,
                 Err(error) => {
@@ -70,18 +72,18 @@ fn is_forbidden(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == 403)
 }
 
-fn change(kind: Kind, event: Event<DynamicObject>) -> Change {
+fn change(kind: Kind, event: Event<DynamicObject>, is_default_class: bool) -> Change {
     match event {
         Event::Init => Change::Listing,
-        Event::InitApply(object) => Change::Listed(seen(kind, object)),
+        Event::InitApply(object) => Change::Listed(seen(kind, object, is_default_class)),
         Event::InitDone => Change::ListDone,
-        Event::Apply(object) => Change::Applied(seen(kind, object)),
+        Event::Apply(object) => Change::Applied(seen(kind, object, is_default_class)),
         Event::Delete(object) => Change::Deleted(name(kind, &object.metadata)),
     }
 }
 
-/// What is kept of an object.
-pub(super) fn seen(kind: Kind, object: DynamicObject) -> Seen {
+/// What is kept of an object. `is_default_class`: Services that name no class are ours.
+pub(super) fn seen(kind: Kind, object: DynamicObject, is_default_class: bool) -> Seen {
     let DynamicObject { mut metadata, data: mut tree, .. } = object;
     let name = name(kind, &metadata);
     let version = metadata.resource_version.take().unwrap_or_default();
@@ -98,6 +100,9 @@ pub(super) fn seen(kind: Kind, object: DynamicObject) -> Seen {
         tree.insert("apiVersion".to_owned(), kind.api_version().into());
         tree.insert("kind".to_owned(), kind.name().into());
         tree.insert("metadata".to_owned(), json!(metadata));
+    }
+    if kind == Kind::Service && is_default_class {
+        service::adopt(&mut tree);
     }
     let object = validate::check_object(&tree);
     let status = match kind {

@@ -3,5 +3,6 @@
 mod control_plane;
 mod crds;
 mod helm;
+mod import;
 mod manifests;
 mod store;

@@ -56,6 +56,8 @@ pub struct Options {
     pub kubeconfig: Option<PathBuf>,
     /// Where the Lease is.
     pub namespace: Option<String>,
+    /// Services that name no class are ours.
+    pub default_class: bool,
     /// Where metrics and health are served.
     pub metrics: SocketAddr,
 }
@@ -69,6 +71,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let (mut terminate, mut interrupt) =
         caught().map_err(|source| StartError::Host { what: "catching signals", source })?;
     let access = Access::new(options.kubeconfig.as_deref(), options.namespace).await?;
+    let access = access.with_default_class(options.default_class);
     let address = options.metrics;
     let socket = bind_tcp(address).await.map_err(|source| StartError::Metrics { address, source })?;
     let identity = identity().map_err(|source| StartError::Host { what: "choosing an identity", source })?;

@@ -210,6 +210,10 @@ struct Cluster {
     /// fairlead-system].
     #[arg(long, value_name = "NAME")]
     namespace: Option<String>,
+    /// Services of type LoadBalancer that name no loadBalancerClass are ours, too. Say it to controllers and agents alike, and only
+    /// where nobody else gives such Services addresses.
+    #[arg(long)]
+    default_class: bool,
 }
 
 /// For processes that stay.

@@ -4,6 +4,7 @@ mod conditions;
 mod control_plane;
 mod crds;
 mod helm;
+mod import;
 mod manifests;
 mod nodes;
 mod outage;

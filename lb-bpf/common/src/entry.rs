@@ -263,7 +263,7 @@ pub struct FlowEntry {
     /// When a packet of the client was last seen: seconds of CLOCK_MONOTONIC. A NAT flow is idle only when
     /// `seen` of its [`ReverseEntry`] is old, too: the backend may be the only one who sends.
     pub seen: u32,
-    /// NAT: the source port towards the backend, network byte order; else 0.
+    /// Of a flow that is translated the source port towards the backend, network byte order; else 0.
     pub nat_port: u16,
     /// Bits `FlowEntry::FIN_*`, `FlowEntry::RST`, `FlowEntry::HALF_OPEN`.
     pub state: u16,
@@ -285,8 +285,8 @@ impl FlowKey {
         }
     }
 
-    /// The key in `reverse` of this flow when it is translated to `backend`, with the source port `nat_port` (network
-    /// byte order) in [`Mode::Nat`] and as it is in [`Mode::Dnat`].
+    /// The key in `reverse` of this flow when it is translated to `backend` with the source port `nat_port` (network
+    /// byte order): from this host in [`Mode::Nat`], from the client still in [`Mode::Dnat`].
     #[inline(always)]
     pub const fn answer(&self, backend: &Backend, nat_port: u16) -> FlowKey {
         let own = backend.mode == Mode::Dnat as u8;
@@ -295,7 +295,7 @@ impl FlowKey {
             src: backend.addr,
             dst: *dst,
             src_port: backend.port,
-            dst_port: if own { self.src_port } else { nat_port },
+            dst_port: nat_port,
             proto: self.proto,
             scope: 0,
             zero: [0; 2],
@@ -304,13 +304,6 @@ impl FlowKey {
 }
 
 impl FlowEntry {
-    /// Whether the connection has ended: both sides have said so, or one has reset it.
-    #[inline(always)]
-    pub const fn is_over(&self) -> bool {
-        const BOTH: u16 = FlowEntry::FIN_CLIENT | FlowEntry::FIN_BACKEND;
-        self.state & BOTH == BOTH || self.state & FlowEntry::RST != 0
-    }
-
     /// A FIN from the client was seen.
     pub const FIN_CLIENT: u16 = 1;
     /// A FIN from the backend was seen (NAT only).
@@ -672,6 +665,6 @@ mod tests {
     #[test]
     fn a_backend_answers_whom_it_sees() {
         assert_eq!(answered(Mode::Nat), (HOST, 20_000));
-        assert_eq!(answered(Mode::Dnat), (CLIENT, 1000));
+        assert_eq!(answered(Mode::Dnat), (CLIENT, 20_000));
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     maps::{Scratch, config, flows, reverse, reverse_before},
     packet::{Eth, Macs, Tcp, Udp},
 };
-use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::bindings::BPF_NOEXIST;
 use core::mem::offset_of;
 use lb_bpf_common::{
     Addr, Backend, Config, FlowEntry, FlowKey, Mode, ReverseEntry, Tags, Verdict,
@@ -41,42 +41,32 @@ pub fn claim<C: Context>(ctx: &C) -> Result<(), Verdict> {
         set_way_back(entry, flow, ctx, tags);
         return Ok(());
     }
-    let (first, last) = port_range(backend, flow)?;
+    let all = config.get(0).ok_or(Verdict::NatPortsExhausted)?;
+    // A client that keeps its address keeps its port, too, unless a flow of its own to another VIP has that.
+    let is_kept = backend.mode == Mode::Dnat as u8;
+    let own = u16::from_be(flow.src_port);
+    let (first, last) =
+        if is_kept && all.nat_port_first == 0 { (own, own) } else { (all.nat_port_first, all.nat_port_last) };
     // Not by the hash of the slot: all flows of a client may have that in common.
     let mut ports = NatPorts::new(first, last, flow_hash(flow)).ok_or(Verdict::NatPortsExhausted)?;
+    let mut is_first = is_kept;
     (value.client, value.client_port) = (flow.src, flow.src_port);
     (value.vip, value.vip_port) = (flow.dst, flow.dst_port);
     value.seen = now;
     set_way_back(value, flow, ctx, tags);
     for _ in 0..NAT_ATTEMPTS {
-        key.dst_port = ports.port();
+        key.dst_port = if is_first { flow.src_port } else { ports.port() };
         match reverse.insert(&*key, &*value, BPF_NOEXIST as u64) {
             Ok(()) => {
                 choice.nat_port = key.dst_port;
                 return Ok(());
             }
-            Err(EEXIST) if first == last => break,
+            Err(EEXIST) if is_first => is_first = false,
             Err(EEXIST) => ports.advance(),
             Err(_) => return Err(Verdict::FlowTableFull),
         }
     }
-    // There is but one port, and it was another flow's of the client: to another VIP.
-    if first == last && is_over(&*key, flow.scope) && reverse.insert(&*key, &*value, BPF_ANY as u64).is_ok() {
-        choice.nat_port = key.dst_port;
-        return Ok(());
-    }
     Err(Verdict::NatPortsExhausted)
-}
-
-/// Whether the flow that has this way back, to a frontend of the scope `of`, has ended or is gone.
-#[inline(always)]
-fn is_over(key: &FlowKey, of: u8) -> bool {
-    let (Some(entry), Some(Scratch { sought, .. })) = (installed(key), Scratch::get()) else {
-        return false;
-    };
-    *sought = request_of(entry, key, of);
-    // SAFETY: entries are only freed after the program ends (RCU).
-    unsafe { flows.get(&*sought) }.is_none_or(|flow| flow.is_over())
 }
 
 /// The flow that has this way back, as the client sends it to a frontend of the scope `of`.
@@ -97,18 +87,6 @@ const fn request_of(entry: &ReverseEntry, key: &FlowKey, of: u8) -> FlowKey {
 #[inline(always)]
 const fn is_routed<C: Context>(flow: &FlowKey) -> bool {
     C::ROUTES && flow.scope == scope::LOCAL
-}
-
-/// First and last source port of a flow towards `backend`, host byte order: those for NAT, or if the source is not
-/// translated the client's own.
-#[inline(always)]
-fn port_range(backend: &Backend, flow: &FlowKey) -> Result<(u16, u16), Verdict> {
-    if backend.mode == Mode::Dnat as u8 {
-        let own = u16::from_be(flow.src_port);
-        return Ok((own, own));
-    }
-    let all = config.get(0).ok_or(Verdict::NatPortsExhausted)?;
-    Ok((all.nat_port_first, all.nat_port_last))
 }
 
 /// Linux error: the entry exists.
@@ -205,7 +183,7 @@ pub fn translate_request<C: Context, F: Family>(ctx: &C, transport: usize) -> Ve
     };
     let own = backend.mode == Mode::Dnat as u8;
     let target = FlowKey {
-        src_port: if own { flow.src_port } else { choice.nat_port },
+        src_port: choice.nat_port,
         dst_port: backend.port,
         src: if own { flow.src } else { backend.source },
         dst: backend.addr,

@@ -167,7 +167,7 @@ impl<M: Maps> Way<'_, M> {
             Some(Mode::L2) => (Sent::Forwarded { backend: destination.address }, Verdict::Forwarded),
             Some(Mode::Nat | Mode::Dnat | Mode::Here) | None => {
                 let source = match mode {
-                    Some(Mode::Dnat) => SocketAddr::new(self.key.src.into(), u16::from_be(self.key.src_port)),
+                    Some(Mode::Dnat) => SocketAddr::new(self.key.src.into(), u16::from_be(nat_port)),
                     _ => SocketAddr::new(source, u16::from_be(nat_port)),
                 };
                 let destination = SocketAddr::new(destination.address, destination.port);
@@ -348,45 +348,29 @@ impl<M: Maps> Way<'_, M> {
             return Ok(port);
         }
         let Config { nat_port_first, nat_port_last, .. } = self.maps.config()?;
-        let (first, last) = match backend.mode == Mode::Dnat as u8 {
-            true => (u16::from_be(self.key.src_port), u16::from_be(self.key.src_port)),
-            false => (nat_port_first, nat_port_last),
-        };
+        let is_kept = backend.mode == Mode::Dnat as u8;
+        let own = u16::from_be(self.key.src_port);
+        let (first, last) =
+            if is_kept && nat_port_first == 0 { (own, own) } else { (nat_port_first, nat_port_last) };
         let Some(mut ports) = NatPorts::new(first, last, flow_hash(&self.key)) else {
             return stop(Verdict::NatPortsExhausted, "there are no ports for NAT");
         };
+        let mut is_first = is_kept;
         for _ in 0..NAT_ATTEMPTS {
-            let port = ports.port();
-            let there = entry(port)?;
-            // There is but one port, and it was another flow's.
-            if first == last
-                && let Some(there) = there
-                && self.is_over(&there)?
-            {
-                return Ok(port);
-            }
-            if there.is_none() {
+            let tried = if is_first { self.key.src_port } else { ports.port() };
+            if entry(tried)?.is_none() {
                 if is_full(self.maps.sizes().flows, |from| self.maps.replies(from, CHUNK))? {
                     let why = "the flow needs a port of NAT, and the table of ways back is full";
                     return stop(Verdict::FlowTableFull, why);
                 }
-                return Ok(port);
+                return Ok(tried);
             }
-            ports.advance();
+            match is_first {
+                true => is_first = false,
+                false => ports.advance(),
+            }
         }
         stop(Verdict::NatPortsExhausted, "the flow needs a port of NAT, and those that were tried are taken")
-    }
-
-    /// Whether the flow that has this way back has ended or is gone.
-    fn is_over(&self, entry: &ReverseEntry) -> Result<bool, MapError> {
-        let key = FlowKey {
-            src: entry.client,
-            dst: entry.vip,
-            src_port: entry.client_port,
-            dst_port: entry.vip_port,
-            ..self.key
-        };
-        Ok(self.maps.flow(&key)?.is_none_or(|flow| flow.is_over()))
     }
 
     fn slot(&self, number: u32, slot: Slot) -> Result<SlotEntry, MapError> {

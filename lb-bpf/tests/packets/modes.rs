@@ -3,8 +3,8 @@ use crate::{
     frame::{ACK, Frame, OWN, ROUTER, SYN, Transport, Tunnel, checksum, pseudo_header},
     rig::World,
     scene::{
-        BACKEND_PORT, Case, Expect, Family, V4, V6, backend, backend_macs, case, flow_key, request, returned,
-        tunnel, with_slots, world,
+        BACKEND_PORT, Case, Expect, Family, PORTS, V4, V6, backend, backend_macs, case, flow_key, request,
+        returned, tunnel, with_slots, world,
     },
 };
 use lb_bpf::abi::{Config, DecapKey, FlowEntry, FlowKey, Mode, Slot, Verdict, flow_hash};
@@ -217,13 +217,23 @@ fn dnat(family: Family) -> Vec<Case> {
         tags: lb_bpf::abi::Tags::NONE,
     };
     let of_backend = backend(family, Mode::Dnat, 1);
-    other_vip.reverse = vec![(key.answer(&of_backend, 0), taken)];
-    let of_other = FlowKey { dst: taken.vip, dst_port: taken.vip_port, ..key };
-    let other_flow = |state| {
-        let entry = FlowEntry { state, ..crate::scene::entry(&syn, 1, u16::from_be(key.src_port)) };
-        World { flows: vec![(of_other, entry)], ..other_vip.clone() }
+    other_vip.reverse = vec![(key.answer(&of_backend, key.src_port), taken)];
+    // It gets a port of NAT then, and keeps its address.
+    let mut with_ports = other_vip.clone();
+    (with_ports.config.nat_port_first, with_ports.config.nat_port_last) = PORTS;
+    let moved = |mut frame: Frame| {
+        let (eth_dst, eth_src) = backend_macs(1);
+        frame = frame.clone().ttl(frame.ttl - 1).macs(eth_dst, eth_src);
+        frame.src.set_port(PORTS.0);
+        frame.dst = SocketAddr::new(family.backend(1), BACKEND_PORT);
+        frame.bytes()
     };
-    let both = FlowEntry::FIN_CLIENT | FlowEntry::FIN_BACKEND;
+    let moved = |frame: &Frame, new| Expect::Sent { backend: 1, new, bytes: moved(frame.clone()) };
+    let moved_back = {
+        let mut frame = answer(Transport::Tcp(SYN | ACK));
+        frame.dst.set_port(PORTS.0);
+        frame
+    };
     vec![
         there_and_back("TCP", Transport::Tcp(SYN)),
         there_and_back("UDP", Transport::Udp),
@@ -242,17 +252,14 @@ fn dnat(family: Family) -> Vec<Case> {
             Expect::Untouched(Verdict::NotOurs),
         ),
         case(
-            name("the port is taken"),
-            other_flow(FlowEntry::FIN_CLIENT),
+            name("the port is taken, and there is no other"),
+            other_vip,
             syn.bytes(),
             Expect::Untouched(Verdict::NatPortsExhausted),
         ),
-        case(name("the port was taken"), other_flow(both), syn.bytes(), sent(&syn, true)).then(
-            answer(Transport::Tcp(SYN | ACK)).bytes(),
-            Expect::Returned(returned(family, &answer(Transport::Tcp(SYN | ACK)))),
-        ),
-        case(name("the port was reset"), other_flow(FlowEntry::RST), syn.bytes(), sent(&syn, true)),
-        case(name("the port is nobody's any more"), other_vip, syn.bytes(), sent(&syn, true)),
+        case(name("the port is taken"), with_ports, syn.bytes(), moved(&syn, true))
+            .then(moved_back.bytes(), Expect::Returned(returned(family, &moved_back)))
+            .then(ack.bytes(), moved(&ack, false)),
         case(name("FIN of the backend"), base.clone(), syn.bytes(), sent(&syn, true))
             .then(
                 answer(Transport::Tcp(ACK | crate::frame::FIN)).bytes(),
@@ -265,7 +272,7 @@ fn dnat(family: Family) -> Vec<Case> {
         case(name("a reply key is the flow's own"), base.clone(), syn.bytes(), sent(&syn, true)).check(
             move |rig| {
                 let keys: Vec<FlowKey> = rig.reverse().into_iter().map(|(key, _)| key).collect();
-                assert_eq!(keys, [key.answer(&of_backend, 0)]);
+                assert_eq!(keys, [key.answer(&of_backend, key.src_port)]);
             },
         ),
     ]

@@ -57,7 +57,7 @@ impl Nat {
         let key = flow(frontend, n);
         let backend = self.maps.backends().unwrap()[&1];
         let is_nat = backend.mode == Mode::Nat as u8;
-        let nat_port = if is_nat { (20_000 + n).to_be() } else { 0 };
+        let nat_port = if is_nat { (20_000 + n).to_be() } else { key.src_port };
         let reply_key = key.answer(&backend, nat_port);
         let seen = |age| START.seconds() - age;
         let entry = FlowEntry { backend: 1, slot: 0, seen: seen(flow_age), nat_port, state };

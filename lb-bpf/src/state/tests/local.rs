@@ -124,7 +124,7 @@ fn a_flow_lives_by_the_frontend_of_its_scope() {
         tags: Tags::NONE,
     };
     maps.flows.insert(key, entry);
-    maps.replies.insert(key.answer(&backend, 0), reply);
+    maps.replies.insert(key.answer(&backend, key.src_port), reply);
     let sweep = |state: &mut State, maps: &mut FakeMaps, seconds: u64| {
         for second in 0..3 {
             state.sweep(maps, Now(START.0 + (seconds + second) * 1000)).unwrap();

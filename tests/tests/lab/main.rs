@@ -13,6 +13,7 @@ mod icmp;
 mod iperf;
 mod peers;
 mod pods;
+mod privileges;
 mod quic;
 mod restart;
 mod routers;

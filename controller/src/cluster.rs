@@ -7,7 +7,8 @@
 //! ```
 use crate::{
     declared::Declared,
-    desired, host,
+    desired::{self, Fleet, NodeReports},
+    host,
     observed::Observed,
     serve::{serve, socket::bind_tcp},
     standalone::StartError,
@@ -25,7 +26,7 @@ use axum::{
     routing::get,
 };
 use futures::{FutureExt, StreamExt};
-use prometheus::{IntCounter, IntGauge, Registry, TextEncoder};
+use prometheus::{IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use std::{
     fs::File,
     io::{self, Read},
@@ -38,11 +39,13 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
     task::JoinSet,
-    time::{Instant, sleep_until},
+    time::{Instant, MissedTickBehavior, sleep_until},
 };
 
 /// A pass is made at least so often: reuse delays come to their ends.
 const SLOWEST: Duration = Duration::from_secs(30);
+/// What nodes tell is summed up so often.
+const SUM: Duration = Duration::from_secs(2);
 /// A pass that failed is repeated after this, then after twice as long, up to [`SLOWEST`].
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 
@@ -98,12 +101,21 @@ pub async fn reconcile(store: Arc<impl Store>, facts: Facts) {
     let (mut snapshots, mut leader, mut faults) = (store.watch(), store.leader(), store.faults());
     let mut declared: Option<Arc<Declared>> = None;
     let (mut retry, mut next) = (FIRST_RETRY, Instant::now() + SLOWEST);
+    // Whether a set was published since this process leads.
+    let mut has_published = false;
+    let (mut fleet, mut sums) = (Fleet::default(), tokio::time::interval(SUM));
+    sums.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // Of which snapshot and which reports the last sum was.
+    let mut summed = None;
     loop {
+        let mut is_sum = false;
         tokio::select! {
             Some(snapshot) = snapshots.next() => declared = Some(snapshot),
             Ok(()) = leader.changed() => {}
             Ok(()) = faults.changed() => {}
             () = sleep_until(next) => {}
+            // After a failure the next pass has its time.
+            _ = sums.tick(), if retry == FIRST_RETRY => is_sum = true,
         }
         let leads = *leader.borrow_and_update();
         // Asked after the lead: this snapshot is not older than that.
@@ -112,20 +124,36 @@ pub async fn reconcile(store: Arc<impl Store>, facts: Facts) {
         }
         let Some(declared) = &declared else { continue };
         facts.is_ready.send_replace(true);
+        let reports = store.node_reports().filter(|_| is_sum && leads);
+        let reports = reports.map(|reports| (declared.generation, reports));
+        if is_sum && (reports.is_none() || (reports == summed && fleet.is_settled())) {
+            continue;
+        }
         if !leads {
+            has_published = false;
             next = Instant::now() + SLOWEST;
             continue;
         }
-        let observed =
-            Observed { faults: faults.borrow_and_update().clone(), now: host::now(), ..Observed::default() };
-        let statuses: StatusSet = desired::cluster(declared, &observed);
+        let observed = Observed {
+            faults: faults.borrow_and_update().clone(),
+            now: host::now(),
+            takes_over: !has_published,
+            ..Observed::default()
+        };
+        let mut statuses: StatusSet = desired::cluster(declared, &observed);
+        if let Some((generation, reports)) = reports {
+            facts.count(&reports);
+            fleet.sum_up(declared, &observed, &reports, &mut statuses);
+            summed = Some((generation, reports));
+        }
         facts.passes.inc();
         let pause = match store.publish(&statuses).await {
             Ok(()) => {
-                retry = FIRST_RETRY;
+                (retry, has_published) = (FIRST_RETRY, true);
                 SLOWEST
             }
             Err(error) => {
+                has_published &= !matches!(error, StoreError::NotLeader);
                 match &error {
                     StoreError::Changed { .. } | StoreError::NotLeader => {
                         tracing::info!(%error, "not all is written")
@@ -152,6 +180,8 @@ pub struct Facts {
     passes: IntCounter,
     errors: IntCounter,
     generation: IntGauge,
+    /// Agents by whether they are there.
+    agents: IntGaugeVec,
     /// A snapshot was there.
     is_ready: Arc<watch::Sender<bool>>,
 }
@@ -173,8 +203,16 @@ impl Facts {
                 "fairlead_store_generation",
                 "Number of the snapshot in force; statuses that come back make a new one, too.",
             )?,
+            agents: IntGaugeVec::new(
+                Opts::new(
+                    "fairlead_agents",
+                    "Agents that have a NodeState, as the one that leads sees them.",
+                ),
+                &["state"],
+            )?,
             is_ready: Arc::new(watch::Sender::new(false)),
         };
+        facts.registry.register(Box::new(facts.agents.clone()))?;
         facts.registry.register(Box::new(facts.passes.clone()))?;
         facts.registry.register(Box::new(facts.errors.clone()))?;
         facts.registry.register(Box::new(facts.generation.clone()))?;
@@ -182,6 +220,13 @@ impl Facts {
             facts.registry.register(collector)?;
         }
         Ok(facts)
+    }
+
+    fn count(&self, reports: &NodeReports) {
+        let fresh = reports.values().filter(|report| report.is_fresh).count();
+        for (state, count) in [("fresh", fresh), ("silent", reports.len() - fresh)] {
+            self.agents.with_label_values(&[state]).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
     }
 }
 

@@ -1,20 +1,18 @@
 //! What users declared: all objects, typed and checked, as one value.
 use crate::{
     api::{
-        AddressPool, BGPAdvertisement, BGPPeer, BGPRouter, LoadBalancer, PacketFilter, Secret, ServicePolicy,
+        AddressPool, BGPAdvertisement, BGPPeer, BGPRouter, EndpointSlice, LoadBalancer, PacketFilter, Secret,
+        ServicePolicy,
     },
     status::StatusSet,
 };
-use k8s_openapi::api::{
-    core::v1::{Namespace, Node, Service},
-    discovery::v1::EndpointSlice,
-};
+use k8s_openapi::api::core::v1::{Namespace, Node, Service};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
-/// A complete snapshot. Objects are by name; their `status` is empty: what is known of them is in `statuses`. Snapshots
+/// A complete snapshot. Objects are by name; their `status` is empty, but for the addresses of nodes: what is known of them is in `statuses`. Snapshots
 /// share the objects that are the same.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Declared {
@@ -40,7 +38,7 @@ pub struct Declared {
     pub advertisements: BTreeMap<String, Arc<BGPAdvertisement>>,
     /// Rules against packets of death.
     pub packet_filters: BTreeMap<String, Arc<PacketFilter>>,
-    /// Nodes, for their labels, their pod CIDRs, and whether they are cordoned.
+    /// Nodes, for their labels, their addresses and their pod CIDRs.
     pub nodes: BTreeMap<String, Arc<Node>>,
     /// What nobody else is to read.
     pub secrets: BTreeMap<String, Arc<Secret>>,

@@ -40,3 +40,5 @@ pub mod store;
 pub mod succession;
 #[cfg(feature = "runtime")]
 pub mod telemetry;
+#[cfg(feature = "runtime")]
+mod trouble;

@@ -4,8 +4,8 @@
 //! then into the type that its `kind` names, so that a fault knows its field.
 use crate::{
     api::{
-        API_VERSION, AddressPool, BGPAdvertisement, BGPPeer, BGPRouter, Kind, LoadBalancer, PacketFilter,
-        Secret, ServicePolicy,
+        API_VERSION, AddressPool, BGPAdvertisement, BGPPeer, BGPRouter, EndpointSlice, Kind, LoadBalancer,
+        PacketFilter, Secret, ServicePolicy,
         scalar::quoted,
         selector::{is_dns_label, is_subdomain, key_fault, value_fault},
     },
@@ -13,10 +13,7 @@ use crate::{
     validate::limits,
 };
 use k8s_openapi::{
-    api::{
-        core::v1::{Namespace, Node, Service},
-        discovery::v1::EndpointSlice,
-    },
+    api::core::v1::{Namespace, Node, Service},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::core::object::HasSpec;
@@ -248,7 +245,7 @@ fn kind(map: &Map<String, Value>) -> Result<Kind, BadDocument> {
     }
 }
 
-/// Fields that every object may have. A status is ignored: users do not declare it.
+/// Fields that every object may have. A status is ignored, but for the addresses of a Node: users do not declare it.
 const FIELDS: [&str; 5] = ["apiVersion", "kind", "metadata", "spec", "status"];
 
 /// Fields of Kubernetes' ObjectMeta, which is lenient where a misspelt `labels` would go unnoticed.
@@ -352,7 +349,11 @@ where
 fn typed<T: DeserializeOwned>(value: &Value, root: &str) -> Result<T, BadDocument> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let path = error.path().to_string();
-        let field = if path == "." { root.to_owned() } else { format!("{root}.{path}") };
+        let field = match path.as_str() {
+            "." => root.to_owned(),
+            path if path.starts_with('[') => format!("{root}{path}"),
+            path => format!("{root}.{path}"),
+        };
         let reason = error.into_inner().to_string();
         // Serde names the object that lacks the field; a user looks for the field.
         let missing = reason.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`'));

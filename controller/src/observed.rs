@@ -30,6 +30,8 @@ pub struct Observed {
     pub faults: Vec<Fault>,
     /// Seconds since the epoch.
     pub now: u64,
+    /// Whether this process leads since a moment ago: it is looked for what went while nobody led.
+    pub takes_over: bool,
 }
 
 /// What rules of packet filters counted, by their names in the datapath.

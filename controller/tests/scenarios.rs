@@ -19,7 +19,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use lb_bpf::{
     Counter, Installed, InstalledService,
     filter::Filter,
-    service::{self, Endpoint, Rules, ServiceKey},
+    service::{self, Endpoint, Rules, Scope, ServiceKey},
 };
 use serde::Deserialize;
 use std::{
@@ -250,7 +250,10 @@ fn dump(desired: &Desired) -> String {
         let frontends: Vec<_> = service
             .frontends
             .iter()
-            .map(|f| format!("{}/{:?}", SocketAddr::new(f.address, f.port), f.protocol).to_uppercase())
+            .map(|f| {
+                let local = if f.scope == Scope::Local { " local" } else { "" };
+                format!("{}/{:?}", SocketAddr::new(f.address, f.port), f.protocol).to_uppercase() + local
+            })
             .collect();
         let mode = lb_bpf::service::mode_label(service.mode);
         let drain = service.drain_seconds;
@@ -258,12 +261,14 @@ fn dump(desired: &Desired) -> String {
         write_rules(&service.rules, &mut out);
         for (endpoint, target) in &service.backends {
             let up = if target.up { "up" } else { "down" };
+            let here = if target.here { " here" } else { "" };
             let address = SocketAddr::new(endpoint.address, endpoint.port);
-            writeln!(out, "    {address} weight {} {up}", target.weight).unwrap();
+            writeln!(out, "    {address} weight {} {up}{here}", target.weight).unwrap();
         }
     }
     for decap in &desired.datapath.decap {
-        writeln!(out, "  decap at {} for {}", decap.local, decap.vip).unwrap();
+        let pods = if decap.deliver { " and its pods" } else { "" };
+        writeln!(out, "  decap at {} for {}{pods}", decap.local, decap.vip).unwrap();
     }
     for vip in &desired.datapath.local_vips {
         writeln!(out, "  {vip} is local").unwrap();
@@ -414,7 +419,7 @@ fn status(status: &StatusSet, out: &mut String) {
             let pool = assigned.pool.as_ref().map_or_else(String::new, |pool| format!(" of {pool}"));
             write!(out, " {}{pool},", assigned.address).unwrap();
         }
-        writeln!(out, " {} of {} backends healthy", s.healthy_backends, s.backends).unwrap();
+        writeln!(out, " {} of {} backends healthy", s.healthy_backends.unwrap_or(0), s.backends).unwrap();
         conditions(&s.conditions, out);
     }
     for (name, s) in &status.policies {

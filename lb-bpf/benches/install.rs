@@ -89,7 +89,7 @@ async fn tables() -> Outcome<()> {
             let (base, backends) = (run % 2 * size, 1000);
             let slots = (0..size).map(|slot| Slot { current: 1 + (slot + run) % backends, previous: 0 });
             let write = Op::WriteTable(base, slots.collect());
-            let key = VipKey { addr: Addr::NONE, port: 80, proto: proto::TCP, zero: 0 };
+            let key = VipKey { addr: Addr::NONE, port: 80, proto: proto::TCP, scope: 0 };
             let switch = Op::SetVip(key, Vip { service: 1, flags: 0, base, size });
             let start = Instant::now();
             maps.apply(&write)?;

@@ -278,7 +278,7 @@ impl Bench {
             bench.fill_service(number)?;
         }
         for number in SERVICES..VIPS {
-            let key = VipKey { addr: vip(number).into(), port: 80_u16.to_be(), proto: proto::TCP, zero: 0 };
+            let key = VipKey { addr: vip(number).into(), port: 80_u16.to_be(), proto: proto::TCP, scope: 0 };
             let value = Vip { service: number, base: 0, size: SLOTS, flags: 0 };
             bench.add_vip(key, value)?;
         }
@@ -302,7 +302,7 @@ impl Bench {
     fn fill_service(&mut self, number: u32) -> Outcome<()> {
         let (base, first) = (number * SLOTS, 1 + number * BACKENDS);
         for proto in [proto::TCP, proto::UDP] {
-            let key = VipKey { addr: vip(number).into(), port: 80_u16.to_be(), proto, zero: 0 };
+            let key = VipKey { addr: vip(number).into(), port: 80_u16.to_be(), proto, scope: 0 };
             let value = Vip { service: number, base, size: SLOTS, flags: 0 };
             self.add_vip(key, value)?;
         }

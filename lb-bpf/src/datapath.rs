@@ -127,7 +127,7 @@ impl Datapath {
         let is_first = changes.is_first();
         self.resolver.heed(&desired.tunnel_protocols());
         let hops = self.resolver.resolve(&state.addresses(&changes)).await?;
-        let ends = desired.decap.iter().map(|end| end.vip);
+        let ends = desired.decap.iter().filter(|end| !end.deliver).map(|end| end.vip);
         let vips: BTreeSet<IpAddr> = ends.chain(desired.local_vips.iter().copied()).collect();
         loopback::add(self.resolver.handle(), &vips).await?;
         self.vips = Some(vips);

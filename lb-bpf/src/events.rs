@@ -160,7 +160,8 @@ mod tests {
             src_port: 4000_u16.to_be(),
             dst_port: 80_u16.to_be(),
             proto: proto::TCP,
-            zero: [0; 3],
+            scope: 0,
+            zero: [0; 2],
         };
         let event = Event {
             time: 5_999_999,

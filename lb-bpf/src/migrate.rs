@@ -132,8 +132,15 @@ fn copy_replies(before: &Before, pins: &Pins) -> Result<usize, MapError> {
         return Err(MapError::new(map::REVERSE, "convert", io::ErrorKind::InvalidData));
     }
     let mut new = HashMap::try_from(Map::HashMap(new)).map_err(of(map::REVERSE))?;
-    let no_key =
-        FlowKey { src: Addr::NONE, dst: Addr::NONE, src_port: 0, dst_port: 0, proto: 0, zero: [0; 3] };
+    let no_key = FlowKey {
+        src: Addr::NONE,
+        dst: Addr::NONE,
+        src_port: 0,
+        dst_port: 0,
+        proto: 0,
+        scope: 0,
+        zero: [0; 2],
+    };
     let (mut count, mut from) = (0, Some(0));
     while let Some(cursor) = from {
         let zero = (Plain(no_key), [0_u8; size_of::<OldReply>()]);
@@ -152,7 +159,7 @@ fn copy_replies(before: &Before, pins: &Pins) -> Result<usize, MapError> {
 }
 
 fn vip(key: &OldVipKey, [service, base, size, _]: OldVip) -> (VipKey, Vip) {
-    let key = VipKey { addr: addr(key), port: half(key, 16), proto: key[18], zero: 0 };
+    let key = VipKey { addr: addr(key), port: half(key, 16), proto: key[18], scope: 0 };
     (key, Vip { service, flags: 0, base, size })
 }
 
@@ -289,7 +296,7 @@ mod tests {
     fn frontends_ways_back_and_config_are_read_where_they_lie() {
         let (client, addr) = (address("192.0.2.7"), address("2001:db8::10"));
         let key: OldVipKey = [&bytes(addr)[..], &443_u16.to_be_bytes(), &[6, 0]].concat().try_into().unwrap();
-        let wanted = VipKey { addr, port: 443_u16.to_be(), proto: 6, zero: 0 };
+        let wanted = VipKey { addr, port: 443_u16.to_be(), proto: 6, scope: 0 };
         assert_eq!(vip(&key, [1, 2, 3, 0]), (wanted, Vip { service: 1, flags: 0, base: 2, size: 3 }));
 
         let parts: [&[u8]; 7] = [

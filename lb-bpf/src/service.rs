@@ -18,7 +18,7 @@ pub struct Desired {
     /// compared.
     #[serde(serialize_with = "shared")]
     pub services: BTreeMap<ServiceKey, Arc<Service>>,
-    /// Tunnel ends of this host. The VIPs are added to the loopback interface.
+    /// Tunnel ends of this host. VIPs whose packets go up the stack are added to the loopback interface.
     pub decap: BTreeSet<Decap>,
     /// More VIPs that are added to the loopback interface: this host is a backend that gets their packets as they are
     /// ([`Mode::L2`]).
@@ -35,7 +35,7 @@ impl Desired {
         let protocols = self.services.values().map(|service| match service.mode {
             Mode::Ipip => &[proto::IPIP, proto::IPV6][..],
             Mode::Gue => &[proto::UDP],
-            Mode::L2 | Mode::Nat | Mode::Dnat => &[],
+            Mode::L2 | Mode::Nat | Mode::Dnat | Mode::Here => &[],
         });
         protocols.flatten().copied().collect()
     }
@@ -71,7 +71,7 @@ impl fmt::Display for ServiceKey {
 pub struct Service {
     /// Where clients connect to.
     pub frontends: BTreeSet<Frontend>,
-    /// How packets reach the backends.
+    /// How packets reach the backends, but for those that are [here](Target::here). Not [`Mode::Here`].
     #[serde(serialize_with = "mode_name")]
     pub mode: Mode,
     /// The backends, whatever their state.
@@ -80,6 +80,13 @@ pub struct Service {
     pub drain_seconds: u32,
     /// What else holds for its packets.
     pub rules: Rules,
+}
+
+impl Service {
+    /// How packets reach one of its backends.
+    pub const fn mode_of(&self, target: &Target) -> Mode {
+        if target.here { Mode::Here } else { self.mode }
+    }
 }
 
 /// What holds for the packets of a service beyond where they go.
@@ -100,7 +107,7 @@ pub struct Rules {
     pub server_id_bytes: u8,
 }
 
-/// A VIP with protocol and port.
+/// A VIP with protocol and port, and whose packets it takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Frontend {
@@ -110,6 +117,21 @@ pub struct Frontend {
     pub protocol: Protocol,
     /// Port, 1 to 65535.
     pub port: u16,
+    /// Whose packets.
+    pub scope: Scope,
+}
+
+/// Which packets to a VIP a frontend takes. A service with pods on many hosts has one frontend of each scope on a host of
+/// theirs: the first one chooses the host, the second one a pod of this host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Scope {
+    /// Those that clients send.
+    #[default]
+    All,
+    /// Those that were sent to this host for its own backends: by another host through a tunnel end that
+    /// [delivers](Decap::deliver), or by a service of this host to a target that is [here](Target::here).
+    Local,
 }
 
 /// Transport protocol of a frontend.
@@ -150,9 +172,11 @@ pub struct Target {
     pub weight: u16,
     /// Whether the backend answers. The slots of a backend that does not move at once and leave no dirt.
     pub up: bool,
+    /// Whether it is this host itself: packets go on to the frontend of [`Scope::Local`], in no tunnel.
+    pub here: bool,
 }
 
-/// A tunnel end: packets to `local` whose inner destination is `vip` are decapsulated.
+/// A tunnel end: packets to `local` whose inner destination is `vip` are decapsulated. Unique by these two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Decap {
@@ -160,6 +184,8 @@ pub struct Decap {
     pub local: IpAddr,
     /// The VIP.
     pub vip: IpAddr,
+    /// Whether the packets go on to the frontend of [`Scope::Local`]; else up the stack of this host.
+    pub deliver: bool,
 }
 
 /// Name of a mode, as users write it.
@@ -170,6 +196,7 @@ pub const fn mode_label(mode: Mode) -> &'static str {
         Mode::Gue => "GUE",
         Mode::L2 => "L2",
         Mode::Dnat => "DNAT",
+        Mode::Here => "here",
     }
 }
 

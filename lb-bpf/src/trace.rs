@@ -38,6 +38,9 @@ pub struct Trace {
     pub slot: Option<SlotEntry>,
     /// The flow's entry. It is shown also where the program does not look at it: on clean slots that are not NAT's.
     pub flow: Option<Flow>,
+    /// The backend that was chosen first, if that is this host itself: then the entry, slot and backend below are those of
+    /// the frontend of local scope.
+    pub host: Option<Chosen>,
     /// The backend that gets the packet.
     pub backend: Option<Chosen>,
     /// For a reply of a backend to a port of NAT: what it answers.
@@ -113,7 +116,8 @@ impl Packet {
             src_port: self.source.port().to_be(),
             dst_port: self.destination.port().to_be(),
             proto: self.protocol.number(),
-            zero: [0; 3],
+            scope: 0,
+            zero: [0; 2],
         }
     }
 
@@ -212,7 +216,7 @@ pub struct Chosen {
     pub endpoint: Endpoint,
     /// Index of the map `backends`.
     pub index: u32,
-    /// How packets reach it: `NAT`, `DNAT`, `IPIP`, `GUE` or `L2`.
+    /// How packets reach it: `NAT`, `DNAT`, `IPIP`, `GUE`, `L2` or `here`.
     pub mode: String,
     /// Whether it is marked as not answering.
     pub down: bool,
@@ -299,12 +303,13 @@ pub fn trace(
         hash: None,
         slot: None,
         flow: None,
+        host: None,
         backend: None,
         reply: None,
         sent: None,
         next_hop: None,
     };
-    let way = Way { maps, key: packet.key(), phase: packet.phase(), now };
+    let way = Way { maps, key: packet.key(), phase: packet.phase(), now, made: 0 };
     (trace.verdict, trace.why) = match way.follow(&mut trace) {
         Ok(end) | Err(Stop::Verdict(end)) => end,
         Err(Stop::Map(error)) => return Err(error),

@@ -25,9 +25,11 @@ use std::{
 };
 
 mod api;
+mod proxy;
 mod server;
 
 pub use api::{Answer, Api};
+pub use proxy::{Fault, Proxy, Request};
 pub use server::programs;
 use server::{Server, inside};
 
@@ -157,6 +159,12 @@ impl ControlPlane {
     pub fn api(&self) -> Result<Api, Error> {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         Api::start(self, self.dir.join(format!("proxy{}.sock", COUNTER.fetch_add(1, Ordering::Relaxed))))
+    }
+
+    /// A proxy in front of it that can fail in many ways, for one process that has the rights of this kubeconfig.
+    pub fn proxy(&self, kubeconfig: &Path) -> Result<Proxy, Error> {
+        static COUNTER: AtomicU32 = AtomicU32::new(0);
+        Proxy::start(self, kubeconfig, COUNTER.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Creates or changes objects: YAML, several documents.

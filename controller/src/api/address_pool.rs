@@ -191,6 +191,10 @@ pub struct AddressPoolStatus {
     /// Blocks of nodes that rest until the reuse delay is over, sorted.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub released_blocks: Vec<ReleasedBlock>,
+    /// What is given, if the pool has a reuse delay: should its owner go while nobody leads, it rests all the same. At most
+    /// 1000 ranges, sorted.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub in_use: Vec<AddressRange>,
 }
 
 /// Addresses of one family in numbers; each is cut off at 9223372036854775807.
@@ -215,7 +219,7 @@ pub struct ReleasedAddress {
     pub address: Address,
     /// When it was given back.
     pub released_at: Time,
-    /// Who had it, `KIND/NAME`: the same owner may have it back at once.
+    /// Who had it, `KIND/NAME`: the same owner may have it back at once. Empty: it is not known.
     pub owner: String,
 }
 
@@ -228,8 +232,18 @@ pub struct ReleasedBlock {
     pub cidr: Cidr,
     /// When it was given back.
     pub released_at: Time,
-    /// The node that had it: should it come back, it may have it at once.
+    /// The node that had it: should it come back, it may have it at once. Empty: it is not known.
     pub owner: String,
+}
+
+/// Addresses from the first to the last, both included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AddressRange {
+    /// The first.
+    pub start: Address,
+    /// The last.
+    pub stop: Address,
 }
 
 fn default_true() -> bool {

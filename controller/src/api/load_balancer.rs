@@ -188,8 +188,15 @@ pub struct LoadBalancerStatus {
     pub addresses: Vec<AssignedAddress>,
     /// Backends declared.
     pub backends: i64,
-    /// Backends that count as healthy.
-    pub healthy_backends: i64,
+    /// Backends that count as healthy; in a cluster none: each node sees its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub healthy_backends: Option<i64>,
+    /// In a cluster: nodes whose datapath has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub programmed_nodes: Option<i64>,
+    /// In a cluster: nodes that announce all of its addresses.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub announcing_nodes: Option<i64>,
 }
 
 /// An address of a service.

@@ -1,5 +1,5 @@
 //! What users write: one file per kind, group `fairlead.dev`, version `v1alpha1`, cluster-scoped. Of Kubernetes' own kinds
-//! (Service, EndpointSlice, Namespace, Node, Secret) the types are Kubernetes' own, too.
+//! (Service, Namespace, Node) the types are Kubernetes' own, too; of EndpointSlice and Secret we keep less.
 //!
 //! The types are the single source of the custom resource definitions in `crds/` (see [`crds`]), of what the
 //! files of a configuration directory may say ([`crate::object`]), and of what a Kubernetes API server accepts.
@@ -14,6 +14,7 @@ pub mod bgp_peer;
 pub mod bgp_router;
 pub mod community;
 pub mod crds;
+pub mod endpoint_slice;
 pub mod kind;
 pub mod load_balancer;
 pub mod node;
@@ -32,6 +33,7 @@ pub use bgp_advertisement::{BGPAdvertisement, BGPAdvertisementSpec, BGPAdvertise
 pub use bgp_peer::{BGPPeer, BGPPeerSpec, BGPPeerStatus, PeerAsn};
 pub use bgp_router::{BGPRouter, BGPRouterSpec, BGPRouterStatus};
 pub use community::Community;
+pub use endpoint_slice::EndpointSlice;
 pub use kind::Kind;
 pub use load_balancer::{Backend, LoadBalancer, LoadBalancerSpec, LoadBalancerStatus, ServicePort};
 pub use node_state::{NodeState, NodeStateSpec, NodeStateStatus};

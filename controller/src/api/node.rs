@@ -1,11 +1,12 @@
-//! Kubernetes' Node (v1) as we read it: which pod CIDRs it has, how many it asks for, whether load balancers are to leave it;
-//! and our status of it.
-use super::scalar::Cidr;
+//! Kubernetes' Node (v1) as we read it: its addresses, which pod CIDRs it has, how many it asks for, whether load balancers
+//! are to leave it; and our status of it.
+use super::scalar::{Address, Cidr};
 use k8s_openapi::{
     api::core::v1::Node,
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
 };
 use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
 
 /// Annotation of a node: how many blocks of each family it needs, 1 to 64; 1 if it is not there.
 pub const POD_CIDR_BLOCKS: &str = "fairlead.dev/pod-cidr-blocks";
@@ -27,6 +28,18 @@ pub fn pod_cidrs(node: &Node) -> Vec<ipnet::IpNet> {
     nets
 }
 
+/// Its addresses of the type `InternalIP`, in which other nodes reach it, in the order of its status; what is no address is
+/// left out.
+pub fn internal_ips(node: &Node) -> impl Iterator<Item = IpAddr> {
+    internal_addresses(node).filter_map(|(_, text)| text.parse::<Address>().ok()).map(|address| address.0)
+}
+
+/// What `status.addresses` says to be of the type `InternalIP`, by index.
+pub(crate) fn internal_addresses(node: &Node) -> impl Iterator<Item = (usize, &str)> {
+    let all = node.status.iter().flat_map(|status| status.addresses.iter().flatten()).enumerate();
+    all.filter(|(_, own)| own.type_ == "InternalIP").map(|(index, own)| (index, own.address.as_str()))
+}
+
 /// How many blocks of each family it needs.
 ///
 /// # Errors
@@ -40,11 +53,6 @@ pub fn pod_cidr_blocks(node: &Node) -> Result<usize, String> {
     number.ok_or_else(|| {
         format!("{} is not a number of blocks (1 to {MAX_BLOCKS})", super::scalar::quoted(text))
     })
-}
-
-/// Whether it is cordoned.
-pub fn is_cordoned(node: &Node) -> bool {
-    node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false)
 }
 
 /// Whether load balancers are not to use it.

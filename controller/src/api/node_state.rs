@@ -1,5 +1,5 @@
 //! NodeState: how a node is, as its own instance says. Nobody declares it.
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -40,6 +40,10 @@ pub struct NodeStateStatus {
     pub conditions: Vec<Condition>,
     /// Version of fairlead.
     pub version: String,
+    /// When this was written, by the clock of the node: at least every 30 seconds. Who does not write any more is not there
+    /// any more: what it said does not count.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heartbeat_time: Option<Time>,
     /// Number of the snapshot in force.
     pub generation: i64,
     /// Interfaces of the datapath, by name.
@@ -51,6 +55,58 @@ pub struct NodeStateStatus {
     /// BGP sessions, by address of the neighbour.
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["peer"]))]
     pub sessions: Vec<SessionState>,
+    /// LoadBalancers and Services of our class in numbers.
+    pub services: ServiceCounts,
+    /// Advertisements that announce or withhold something here, by name; at most 100.
+    #[schemars(length(max = 100), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub advertisements: Vec<AdvertisementState>,
+    /// What is wrong on this node, by object; at most 100.
+    #[schemars(length(max = 100))]
+    pub faults: Vec<ObjectFault>,
+    /// How objects stand here, for the controller, in 64 pages: the first 16 digits of a page say for which versions of which
+    /// objects it is, and then each object has a digit.
+    #[schemars(length(max = 64))]
+    pub pages: Vec<String>,
+}
+
+/// Services in numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServiceCounts {
+    /// All of them.
+    pub declared: i64,
+    /// Those that the datapath holds.
+    pub programmed: i64,
+    /// Those whose addresses are all announced.
+    pub announced: i64,
+    /// Those with a healthy backend, as far as this node sees.
+    pub healthy: i64,
+}
+
+/// What became of an advertisement on a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AdvertisementState {
+    /// Its name.
+    pub name: String,
+    /// Prefixes that are announced.
+    pub announced_routes: i64,
+    /// Addresses that it selects and that are held back.
+    pub withheld_routes: i64,
+}
+
+/// Something that is wrong with an object on a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ObjectFault {
+    /// `KIND/NAME`; with a namespace `KIND/NAMESPACE/NAME`.
+    pub object: String,
+    /// The condition that does not hold.
+    pub condition: String,
+    /// Why, in one CamelCase word.
+    pub reason: String,
+    /// Why, in a sentence.
+    pub message: String,
 }
 
 /// An interface of the datapath.

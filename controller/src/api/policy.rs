@@ -91,12 +91,12 @@ pub enum ForwardingMode {
     /// Addresses are rewritten; replies come back through the same host. Works with any backend.
     #[default]
     NAT,
-    /// Encapsulated in IP; the backend decapsulates and answers the client directly.
+    /// Encapsulated in IP; the backend decapsulates and answers the client directly. For a pod its node does.
     IPIP,
-    /// Encapsulated in UDP, port 6080; the backend decapsulates and answers the client directly.
+    /// Encapsulated in UDP, port 6080; the backend decapsulates and answers the client directly. For a pod its node does.
     GUE,
     /// Sent to the backend's Ethernet address; the backend is on a segment with the load balancer, and answers the client
-    /// directly.
+    /// directly. Not for pods.
     L2,
 }
 

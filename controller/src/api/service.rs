@@ -122,6 +122,8 @@ pub fn source_ranges(spec: &ServiceSpec) -> Result<Vec<Cidr>, (usize, String)> {
     ranges.map(range).collect()
 }
 
+/// How the types of our conditions begin in the status of a Service: others have conditions there, too, which are theirs.
+const OURS: &str = "fairlead.dev/";
 /// Type of the condition that keeps, in the status of a Service, the pools of its addresses.
 const POOLS: &str = "Pools";
 
@@ -148,6 +150,7 @@ pub fn kubernetes_status(status: &LoadBalancerStatus) -> ServiceStatus {
         };
         conditions.insert(at, pools);
     }
+    conditions.iter_mut().for_each(|condition| condition.type_.insert_str(0, OURS));
     ServiceStatus {
         conditions: Some(conditions),
         load_balancer: Some(Ingress { ingress: Some(ingress).filter(|ingress| !ingress.is_empty()) }),
@@ -158,11 +161,17 @@ pub fn kubernetes_status(status: &LoadBalancerStatus) -> ServiceStatus {
 const NO_POOL: &str = "no pool";
 
 /// Our status from that of a Service, as [`kubernetes_status`] wrote it. Addresses that somebody else wrote are
-/// adopted, as of no pool; entries that are no addresses are not.
+/// adopted, as of no pool; entries that are no addresses are not, nor are conditions of others.
 pub fn status_of(service: &Service) -> LoadBalancerStatus {
     let Some(status) = &service.status else { return LoadBalancerStatus::default() };
-    let (pools, conditions): (Vec<_>, Vec<_>) =
-        status.conditions.iter().flatten().cloned().partition(|condition| condition.type_ == POOLS);
+    let own = |condition: &Condition| {
+        let type_ = condition.type_.strip_prefix(OURS)?.to_owned();
+        Some(Condition { type_, ..condition.clone() })
+    };
+    let own = status.conditions.iter().flatten().filter_map(own);
+    let (pools, mut conditions): (Vec<_>, Vec<_>) = own.partition(|condition| condition.type_ == POOLS);
+    // The API server appends what is new.
+    conditions.sort_by(|one, other| one.type_.cmp(&other.type_));
     let pools = pools.first();
     let pool = |address: Address| {
         let entries = pools?.message.split(", ").filter_map(|entry| entry.split_once(" of "));
@@ -257,9 +266,14 @@ mod tests {
         };
         let written = kubernetes_status(&status);
         let types: Vec<_> = written.conditions.iter().flatten().map(|c| c.type_.as_str()).collect();
-        assert_eq!(types, ["Announced", "Pools", "Programmed"]);
+        assert_eq!(types, ["fairlead.dev/Announced", "fairlead.dev/Pools", "fairlead.dev/Programmed"]);
         let mut service = service("metadata: {name: web}");
         service.status = Some(written);
+        // In any order, and beside those of others.
+        let all = service.status.as_mut().unwrap().conditions.as_mut().unwrap();
+        let others = ["Programmed", "example.com/Programmed"];
+        all.extend(others.map(|other| Condition { type_: other.to_owned(), ..all[0].clone() }));
+        all.reverse();
         assert_eq!(status_of(&service), status);
         let strange = "status: {loadBalancer: {ingress: [{hostname: a}, {ip: nonsense}, {ip: 192.0.2.1}, {ip: 192.0.2.1}]}}";
         assert_eq!(status_of(&self::service(strange)).addresses.len(), 1);

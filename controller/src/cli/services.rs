@@ -7,7 +7,8 @@ use crate::serve::rows::{BackendRow, ServiceRow};
 
 /// Shows the services of the datapath: frontends, backends, weights, health, slots and counters
 ///
-/// A service is one port of a LoadBalancer in one address family. PROGRAMMED says whether the kernel
+/// A service is one port of a LoadBalancer or Service in one address family. Pods that are reached through their nodes
+/// have two: its backends are nodes, and those of the one with /pods at the end the pods of this node. PROGRAMMED says whether the kernel
 /// has all its frontends; SHARE is the part of its Maglev
 /// table that points to the backend; PACKETS, BYTES (as received, Ethernet header included) and FLOWS (begun
 /// with the backend) count from when the backend was added, also across restarts. DROPS are packets of the whole service
@@ -78,9 +79,12 @@ fn drops(service: &ServiceRow) -> String {
 
 fn backend_cells(backend: &BackendRow) -> [String; 8] {
     [
-        std::net::SocketAddr::new(backend.address, backend.port).to_string(),
+        match (std::net::SocketAddr::new(backend.address, backend.port), &backend.node) {
+            (address, Some(node)) => format!("{address} (node {node})"),
+            (address, None) => address.to_string(),
+        },
         match backend.weight {
-            Some(0) => "0 (drain)".to_owned(),
+            Some(0) if backend.health != "Unhealthy" => "0 (drain)".to_owned(),
             weight => or_dash(weight),
         },
         match &backend.health_reason {

@@ -88,7 +88,7 @@ const fn proto(packet: &Packet) -> &'static str {
 /// What there is to say, with its name.
 fn cells(row: &TraceRow) -> Vec<(&'static str, String)> {
     let TraceRow { trace, backend_status } = row;
-    let Trace { packet, filter, vip, hash, slot, flow, backend, reply, sent, next_hop, .. } = trace;
+    let Trace { packet, filter, vip, hash, slot, flow, host, backend, reply, sent, next_hop, .. } = trace;
     let opening = if packet.syn { ", SYN" } else { "" };
     let mut cells =
         vec![("PACKET", format!("{} {} -> {}{opening}", proto(packet), packet.source, packet.destination))];
@@ -96,6 +96,10 @@ fn cells(row: &TraceRow) -> Vec<(&'static str, String)> {
         let says =
             if trace.verdict == Verdict::Filtered { "drops it" } else { "may drop it: by length or bytes" };
         ("FILTER", format!("{name} {says}"))
+    }));
+    cells.extend(host.as_ref().map(|host| {
+        let own = SocketAddr::new(host.endpoint.address, host.endpoint.port);
+        ("NODE", format!("{own}, which is this one; below is what it does for its own pods"))
     }));
     if let Some(vip) = vip {
         let id = vip.service_id;

@@ -3,7 +3,7 @@
 //! What is given out is published first. It takes effect when it has come back in the statuses: so no address is
 //! in use that is not written where it survives.
 use super::{
-    NO_LABELS, labels,
+    NO_LABELS, in_use, labels,
     sources::{self, Source, claim},
 };
 use crate::{
@@ -14,6 +14,7 @@ use crate::{
         scalar::Address,
     },
     declared::Declared,
+    observed::Observed,
     status::{StatusSet, seconds, time},
 };
 use ipam::{
@@ -26,7 +27,7 @@ use std::{
 };
 
 /// Gives addresses to all sources.
-pub(super) fn assign(declared: &Declared, sources: &[Source<'_>], now: u64) -> Assignments {
+pub(super) fn assign(declared: &Declared, sources: &[Source<'_>], observed: &Observed) -> Assignments {
     let pools = service_pools(declared).map(|(name, p)| (name.as_str().into(), pool(p))).collect();
     let mut matching = Matching::new(declared);
     let mut claim_of = |source: &Source<'_>| {
@@ -41,7 +42,9 @@ pub(super) fn assign(declared: &Declared, sources: &[Source<'_>], now: u64) -> A
     };
     let claims = sources.iter().map(|source| (source.claim(), claim_of(source)));
     let claims = claims.chain(refused(declared)).collect();
-    let mut assignments = ipam::allocate(&pools, &claims, &held(declared), now);
+    let mut held = held(declared);
+    in_use::release(declared, observed, &mut held);
+    let mut assignments = ipam::allocate(&pools, &claims, &held, observed.now);
     // Nothing is said of it here: there is an assignment for each source.
     for object in &declared.refused {
         assignments.claims.remove(object.as_str());

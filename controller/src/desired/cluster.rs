@@ -1,6 +1,6 @@
-//! Statuses as the whole cluster sees them: addresses, pools, and what is accepted. How things are on a node its own agent
-//! says.
-use super::Draft;
+//! Statuses as the whole cluster sees them: addresses, pools, and what is accepted. How things are on its nodes stays as it was
+//! said before: see [`Fleet`](super::Fleet).
+use super::{Draft, fleet::OF_NODES};
 use crate::{
     declared::Declared,
     observed::Observed,
@@ -11,50 +11,70 @@ use lb_bpf::Installed;
 use std::sync::Arc;
 
 /// Conditions that are the same wherever one looks from.
-const OF_CLUSTER: [&str; 4] = ["Accepted", "AddressAssigned", "AddressesAvailable", "Disjoint"];
+const OF_CLUSTER: [&str; 6] =
+    ["Accepted", "Active", "AddressAssigned", "AddressesAvailable", "Disjoint", "PolicyApplied"];
 
 /// What a controller publishes. Of `observed` only the faults and the time count.
 pub fn cluster(declared: &Declared, observed: &Observed) -> StatusSet {
-    let mut set = Draft::new(declared, observed).finish(&Installed::default()).status;
+    let mut set = Draft::of_cluster(declared, observed).finish(&Installed::default()).status;
     let before = &declared.statuses;
-    keep(&mut set.pools, &before.pools, |status| of_cluster(&mut status.conditions));
+    keep(&mut set.pools, &before.pools, |status, before| {
+        merge(&mut status.conditions, before.map(|before| &before.conditions));
+    });
     for (after, before) in
         [(&mut set.load_balancers, &before.load_balancers), (&mut set.services, &before.services)]
     {
-        keep(after, before, |status| {
-            of_cluster(&mut status.conditions);
-            status.healthy_backends = 0;
+        keep(after, before, |status, before| {
+            merge(&mut status.conditions, before.map(|before| &before.conditions));
+            status.healthy_backends = None;
+            status.programmed_nodes = before.and_then(|before| before.programmed_nodes);
+            status.announcing_nodes = before.and_then(|before| before.announcing_nodes);
         });
     }
-    keep(&mut set.policies, &before.policies, |status| of_cluster(&mut status.conditions));
-    keep(&mut set.routers, &before.routers, |status| {
-        of_cluster(&mut status.conditions);
-        (status.sessions, status.established_sessions) = (0, 0);
+    keep(&mut set.policies, &before.policies, |status, before| {
+        merge(&mut status.conditions, before.map(|before| &before.conditions));
     });
-    keep(&mut set.peers, &before.peers, |status| {
-        of_cluster(&mut status.conditions);
-        (status.sessions, status.established_sessions) = (0, 0);
+    keep(&mut set.routers, &before.routers, |status, before| {
+        merge(&mut status.conditions, before.map(|before| &before.conditions));
+        status.sessions = before.map_or(0, |before| before.sessions);
+        status.established_sessions = before.map_or(0, |before| before.established_sessions);
     });
-    keep(&mut set.advertisements, &before.advertisements, |status| {
-        of_cluster(&mut status.conditions);
-        (status.announced_routes, status.withheld_routes) = (0, 0);
+    keep(&mut set.peers, &before.peers, |status, before| {
+        merge(&mut status.conditions, before.map(|before| &before.conditions));
+        status.sessions = before.map_or(0, |before| before.sessions);
+        status.established_sessions = before.map_or(0, |before| before.established_sessions);
     });
-    keep(&mut set.packet_filters, &before.packet_filters, |status| {
-        of_cluster(&mut status.conditions);
+    keep(&mut set.advertisements, &before.advertisements, |status, before| {
+        merge(&mut status.conditions, before.map(|before| &before.conditions));
+        status.announced_routes = before.map_or(0, |before| before.announced_routes);
+        status.withheld_routes = before.map_or(0, |before| before.withheld_routes);
+    });
+    keep(&mut set.packet_filters, &before.packet_filters, |status, before| {
+        merge(&mut status.conditions, before.map(|before| &before.conditions));
         status.rules.clear();
     });
     set
 }
 
-fn of_cluster(conditions: &mut Vec<Condition>) {
-    conditions.retain(|condition| OF_CLUSTER.contains(&condition.type_.as_str()));
+/// Of the conditions those of the cluster, with those of nodes from before.
+fn merge(conditions: &mut Vec<Condition>, before: Option<&Vec<Condition>>) {
+    let is_one_of = |types: &[&str], condition: &Condition| types.contains(&condition.type_.as_str());
+    conditions.retain(|condition| is_one_of(&OF_CLUSTER, condition));
+    let of_nodes = before.into_iter().flatten().filter(|condition| is_one_of(&OF_NODES, condition));
+    conditions.extend(of_nodes.cloned());
+    conditions.sort_by(|one, other| one.type_.cmp(&other.type_));
 }
 
-/// Leaves out of each status what is not said here; what is as it was before is shared with it.
-fn keep<T: Clone + PartialEq>(statuses: &mut Statuses<T>, before: &Statuses<T>, leave_out: impl Fn(&mut T)) {
+/// Adapts each status to the one before; what is as it was before is shared with it.
+fn keep<T: Clone + PartialEq>(
+    statuses: &mut Statuses<T>,
+    before: &Statuses<T>,
+    adapt: impl Fn(&mut T, Option<&T>),
+) {
     for (name, status) in statuses {
-        leave_out(Arc::make_mut(status));
-        if let Some(before) = before.get(name).filter(|before| *before == status) {
+        let before = before.get(name);
+        adapt(Arc::make_mut(status), before.map(|before| &**before));
+        if let Some(before) = before.filter(|before| *before == status) {
             *status = Arc::clone(before);
         }
     }
@@ -89,6 +109,7 @@ mod tests {
         };
         assert_eq!(types(&first.load_balancers["web"].conditions), ["Accepted", "AddressAssigned"]);
         assert_eq!(types(&first.pools["vips"].conditions), ["Accepted", "AddressesAvailable", "Disjoint"]);
+        assert_eq!(first.routers["all"].nodes, 0, "the controller is no node");
         assert_eq!(types(&first.routers["all"].conditions), ["Accepted"]);
         // Come back, they are what they were.
         declared.statuses = first.clone();

@@ -2,18 +2,12 @@
 //!
 //! An endpoint that is terminating and still serves drains; while a Service has no others, it serves. One that is not
 //! ready is down, unless the Service publishes such addresses.
-use crate::declared::Declared;
-use k8s_openapi::api::{
-    core::v1::{Service, ServicePort},
-    discovery::v1::{Endpoint, EndpointSlice},
+use crate::{
+    api::endpoint_slice::{Endpoint, EndpointSlice},
+    declared::Declared,
 };
-use std::{
-    collections::{BTreeMap, HashMap},
-    net::IpAddr,
-};
-
-/// Label of an EndpointSlice with the name of its Service.
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
+use k8s_openapi::api::core::v1::{Service, ServicePort};
+use std::{collections::HashMap, iter, net::IpAddr};
 
 /// The EndpointSlices by namespace and name of their Services.
 pub(super) struct Slices<'a>(HashMap<&'a str, HashMap<&'a str, Vec<&'a EndpointSlice>>>);
@@ -22,9 +16,8 @@ impl<'a> Slices<'a> {
     pub(super) fn new(declared: &'a Declared) -> Self {
         let mut slices: HashMap<_, HashMap<_, Vec<_>>> = HashMap::new();
         for (name, slice) in &declared.endpoint_slices {
-            let service = slice.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME));
-            if let (Some(service), Some((namespace, _))) = (service, name.split_once('/')) {
-                slices.entry(namespace).or_default().entry(service.as_str()).or_default().push(&**slice);
+            if let (Some(service), Some((namespace, _))) = (&slice.metadata.service, name.split_once('/')) {
+                slices.entry(namespace).or_default().entry(&**service).or_default().push(&**slice);
             }
         }
         Slices(slices)
@@ -39,22 +32,29 @@ impl<'a> Slices<'a> {
     /// The endpoints of a Service, sorted by address.
     pub(super) fn endpoints(&self, name: &str, service: &Service) -> Endpoints<'a> {
         let not_ready = service.spec.as_ref().and_then(|spec| spec.publish_not_ready_addresses);
-        let mut found: BTreeMap<IpAddr, Found<'a>> = BTreeMap::new();
-        for slice in self.of(name).iter().filter(|slice| slice.address_type != "FQDN") {
-            for endpoint in slice.endpoints.iter().flatten() {
-                // Of several addresses, which mean the same, the first counts.
-                let Some(address) = endpoint.addresses.first().and_then(|text| text.parse().ok()) else {
-                    continue;
-                };
-                let state = State::of(endpoint, not_ready.unwrap_or(false));
-                let entry = found.entry(address).or_insert(Found { endpoint, state, slices: Vec::new() });
-                // In two slices for a moment: what stands better is the newer word.
-                if state < entry.state {
-                    (entry.endpoint, entry.state) = (endpoint, state);
-                }
-                entry.slices.push(slice);
-            }
+        let mut found = Vec::new();
+        for slice in self.of(name) {
+            let endpoints = slice.endpoints.iter();
+            found.extend(endpoints.map(|endpoint| Found {
+                endpoint,
+                state: State::of(endpoint, not_ready.unwrap_or(false)),
+                slice,
+                others: Vec::new(),
+            }));
         }
+        // Stable: of one address, those of the first slice come first.
+        found.sort_by_key(|found| found.endpoint.address);
+        found.dedup_by(|next, first| {
+            let is_same = next.endpoint.address == first.endpoint.address;
+            if is_same {
+                first.others.push(next.slice);
+                // In two slices for a moment: what stands better is the newer word.
+                if next.state < first.state {
+                    (first.endpoint, first.state) = (next.endpoint, next.state);
+                }
+            }
+            is_same
+        });
         Endpoints(found)
     }
 }
@@ -85,65 +85,69 @@ impl State {
     }
 }
 
-/// Endpoints of a Service by address.
-pub(super) struct Endpoints<'a>(BTreeMap<IpAddr, Found<'a>>);
+/// Endpoints of a Service, sorted by address.
+pub(super) struct Endpoints<'a>(Vec<Found<'a>>);
 
 /// An endpoint.
 struct Found<'a> {
     endpoint: &'a Endpoint,
     state: State,
-    /// The slices that have it: their ports are its.
-    slices: Vec<&'a EndpointSlice>,
+    /// The slice that has it: its ports are those of the endpoint.
+    slice: &'a EndpointSlice,
+    /// Other slices that have it, too.
+    others: Vec<&'a EndpointSlice>,
 }
 
-impl Endpoints<'_> {
+impl<'a> Endpoints<'a> {
     /// Leaves those of a node.
     pub(super) fn keep_local(&mut self, node: &str) {
-        self.0.retain(|_, found| found.endpoint.node_name.as_deref() == Some(node));
+        self.0.retain(|found| found.endpoint.node_name.as_deref() == Some(node));
     }
 
     /// While none is ready, those that drain serve.
     pub(super) fn serve_terminating(&mut self) {
-        if self.0.values().all(|found| found.state != State::Ready) {
-            let draining = self.0.values_mut().filter(|found| found.state == State::Draining);
+        if self.0.iter().all(|found| found.state != State::Ready) {
+            let draining = self.0.iter_mut().filter(|found| found.state == State::Draining);
             draining.for_each(|found| found.state = State::Ready);
         }
     }
 
     /// Leaves of those that are ready the nearest, as `trafficDistribution` asks for it, for a node of this name and
-    /// zone. Those that drain stay: they have connections.
+    /// zone. Those that drain stay: they have connections. What is on the node is in its zone.
     pub(super) fn keep_nearest(&mut self, distribution: &str, node: &str, zone: Option<&str>) {
         let by_node = distribution == "PreferSameNode";
         let by_zone = by_node || matches!(distribution, "PreferSameZone" | "PreferClose");
         let on_node = |endpoint: &Endpoint| endpoint.node_name.as_deref() == Some(node);
-        let in_zone = |endpoint: &Endpoint| zone.is_some() && endpoint.zone.as_deref() == zone;
+        let in_zone =
+            |endpoint: &Endpoint| zone.is_some() && (endpoint.zone.as_deref() == zone || on_node(endpoint));
         let _ = (by_node && self.keep_ready(on_node)) || (by_zone && self.keep_ready(in_zone));
     }
 
     /// Leaves of those that are ready the near ones, if there are any.
     fn keep_ready(&mut self, is_near: impl Fn(&Endpoint) -> bool) -> bool {
         let is_ready = |found: &Found<'_>| found.state == State::Ready;
-        let any = self.0.values().any(|found| is_ready(found) && is_near(found.endpoint));
-        self.0.retain(|_, found| !any || !is_ready(found) || is_near(found.endpoint));
+        let any = self.0.iter().any(|found| is_ready(found) && is_near(found.endpoint));
+        self.0.retain(|found| !any || !is_ready(found) || is_near(found.endpoint));
         any
     }
 
-    /// Address and state of each.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (IpAddr, State)> {
-        self.0.iter().map(|(address, found)| (*address, found.state))
+    /// Address and state of each, and its node.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (IpAddr, State, Option<&'a str>)> {
+        self.0.iter().map(|found| (found.endpoint.address, found.state, found.endpoint.node_name.as_deref()))
     }
 
     /// How many are ready.
     pub(super) fn ready(&self) -> usize {
-        self.0.values().filter(|found| found.state == State::Ready).count()
+        self.0.iter().filter(|found| found.state == State::Ready).count()
     }
 
     /// By endpoint, in their order: the port of its own that a port of the Service leads to; none: there is none.
     pub(super) fn ports<'b>(&'b self, port: &'b ServicePort) -> impl Iterator<Item = Option<u16>> + 'b {
         let name = port.name.as_deref().unwrap_or_default();
         let protocol = port.protocol.as_deref().unwrap_or("TCP");
-        self.0.values().map(move |found| {
-            let mut ports = found.slices.iter().flat_map(|slice| slice.ports.iter().flatten());
+        self.0.iter().map(move |found| {
+            let slices = iter::once(&found.slice).chain(&found.others);
+            let mut ports = slices.flat_map(|slice| &slice.ports);
             let own = ports.find(|own| {
                 own.name.as_deref().unwrap_or_default() == name
                     && own.protocol.as_deref().unwrap_or("TCP") == protocol

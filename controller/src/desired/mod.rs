@@ -4,9 +4,14 @@
 //! datapath should hold; when that is done, [`Draft::finish`] says what is announced and how everything stands.
 mod addresses;
 mod cluster;
+mod delivery;
 mod endpoints;
 mod filters;
+mod fleet;
+mod in_use;
+mod pages;
 mod pod_cidrs;
+mod report;
 mod routes;
 mod services;
 mod sources;
@@ -15,17 +20,15 @@ mod status;
 
 pub use cluster::cluster;
 pub use filters::rule_key;
+pub use fleet::{Fleet, NodeReport, NodeReports};
+pub use report::Report;
 pub use routes::NotAnnounced;
 pub use services::{BackendHealth, backend_health};
 pub use speaker::Speaker;
 pub(crate) use speaker::md5_key;
 
 use crate::{
-    api::{
-        BGPPeer, BGPRouter,
-        bgp_peer::Discover,
-        node::{is_cordoned, is_excluded},
-    },
+    api::{BGPPeer, BGPRouter, bgp_peer::Discover, node::is_excluded},
     declared::Declared,
     observed::{NodeInfo, Observed, Targets},
     status::{Conditions, StatusSet},
@@ -91,12 +94,22 @@ pub struct Draft<'a> {
 impl<'a> Draft<'a> {
     /// The first step.
     pub fn new(declared: &'a Declared, observed: &'a Observed) -> Self {
-        let node = Node::new(declared, observed);
+        Draft::of(Node::new(declared, observed), declared, observed)
+    }
+
+    /// What the cluster as a whole has to know: no node, so nothing for a datapath.
+    fn of_cluster(declared: &'a Declared, observed: &'a Observed) -> Self {
+        let node = Node { balances: false, ..Node::new(declared, observed) };
+        Draft::of(node, declared, observed)
+    }
+
+    fn of(node: Node<'a>, declared: &'a Declared, observed: &'a Observed) -> Self {
         let sources = sources::Source::all(declared, &node);
-        let mut assignments = addresses::assign(declared, &sources, observed.now);
+        let mut assignments = addresses::assign(declared, &sources, observed);
         let claims = std::mem::take(&mut assignments.claims);
-        let blocks = pod_cidrs::assign(declared, observed.now);
-        let mut services = services::Services::new(sources, observed, &node, claims);
+        let blocks = pod_cidrs::assign(declared, observed);
+        let nodes = delivery::Nodes::new(declared, node.name);
+        let mut services = services::Services::new(sources, observed, &node, &nodes, claims);
         let mut filters = filters::Filters::new(declared, observed, &node);
         services.datapath.filters = std::mem::take(&mut filters.rules);
         let speaker = speaker::speaker(&node, &declared.secrets, observed, &services.datapath);
@@ -151,8 +164,6 @@ struct Node<'a> {
     balances: bool,
     /// Whether load balancers are not to use it.
     is_excluded: bool,
-    /// Whether it is cordoned: routers are asked to look for other ways (RFC 8326).
-    is_cordoned: bool,
 }
 
 impl<'a> Node<'a> {
@@ -187,7 +198,6 @@ impl<'a> Node<'a> {
             established,
             balances,
             is_excluded: own.is_some_and(|node| is_excluded(node)),
-            is_cordoned: own.is_some_and(|node| is_cordoned(node)),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Pod CIDRs: from pools and nodes to the pools and claims of `ipam`, and back to statuses. As of addresses, what is given
 //! takes effect when it comes back: in the status, or in `spec.podCIDRs` of the node.
-use super::{Draft, Node, conditions, labels};
+use super::{Draft, Node, conditions, in_use, labels};
 use crate::{
     api::{
         AddressPool, PoolUse,
@@ -9,6 +9,7 @@ use crate::{
         scalar::Cidr,
     },
     declared::Declared,
+    observed::Observed,
     status::{Conditions, Statuses, seconds, time},
 };
 use ipam::{
@@ -19,7 +20,7 @@ use ipnet::IpNet;
 use std::{collections::BTreeSet, sync::Arc};
 
 /// Gives blocks to all nodes.
-pub(super) fn assign(declared: &Declared, now: u64) -> BlockAssignments {
+pub(super) fn assign(declared: &Declared, observed: &Observed) -> BlockAssignments {
     let pools: Vec<_> = pools(declared).collect();
     let statuses = &declared.statuses;
     // Nobody asked for it: a cluster whose pod CIDRs are another's business.
@@ -52,9 +53,10 @@ pub(super) fn assign(declared: &Declared, now: u64) -> BlockAssignments {
         let record = Released { claim: block.owner.as_str().into(), at: seconds(&block.released_at) };
         (block.cidr.0, record)
     });
-    let held = HeldBlocks { given: given.collect(), released: released.collect() };
+    let mut held = HeldBlocks { given: given.collect(), released: released.collect() };
+    in_use::release_blocks(declared, observed, &mut held);
     let pools = pools.iter().map(|(name, object)| (Name::from(name.as_str()), pool(object))).collect();
-    assign_blocks(&pools, &nodes, &held, now)
+    assign_blocks(&pools, &nodes, &held, observed.now)
 }
 
 /// The blocks of this node in effect, and their pools.
@@ -63,9 +65,26 @@ pub(super) fn effective<'a>(
     node: &Node<'_>,
     assignments: &'a BlockAssignments,
 ) -> impl Iterator<Item = (IpNet, Option<&'a Name>)> {
-    let own = assignments.nodes.get(node.name);
-    let declares = declared.nodes.get(node.name).map(|node| pod_cidrs(node)).unwrap_or_default();
-    let published = declared.statuses.nodes.get(node.name);
+    effective_of(declared, node.name, assignments)
+}
+
+/// Those of all nodes.
+pub(super) fn all_effective<'a>(
+    declared: &'a Declared,
+    assignments: &'a BlockAssignments,
+) -> impl Iterator<Item = IpNet> {
+    let nodes = assignments.nodes.keys();
+    nodes.flat_map(|name| effective_of(declared, name, assignments).map(|(net, _)| net))
+}
+
+fn effective_of<'a>(
+    declared: &'a Declared,
+    name: &str,
+    assignments: &'a BlockAssignments,
+) -> impl Iterator<Item = (IpNet, Option<&'a Name>)> + use<'a> {
+    let own = assignments.nodes.get(name);
+    let declares = declared.nodes.get(name).map(|node| pod_cidrs(node)).unwrap_or_default();
+    let published = declared.statuses.nodes.get(name);
     let is_in_effect = move |net: &IpNet| {
         declares.contains(net)
             || published.is_some_and(|status| status.pod_cidrs.iter().any(|block| block.cidr.0 == *net))

@@ -1,7 +1,9 @@
 //! Routes: which addresses are announced, to whom, with which attributes, and why the others are not.
 //!
 //! An address is announced while at least one service behind it is installed, can reach a backend, and has as many
-//! healthy backends as the advertisement asks for. Two advertisements that announce the same prefix to a peer are
+//! healthy backends as the advertisement asks for. If a Service behind it uses endpoints of this node only, and has them on
+//! others only, the others announce it, and this node does not: what came here for that Service would be lost. A Service
+//! that is served nowhere keeps nobody from the address. Two advertisements that announce the same prefix to a peer are
 //! merged for it: all communities of both, the highest LOCAL_PREF, the lowest MED, the fewest prepends, link bandwidth if one has it (a value that
 //! neither names stays unset): an advertisement added never makes a route less attractive.
 use super::{
@@ -21,6 +23,7 @@ use bgp_speaker::{
 };
 use ipam::Family;
 use ipnet::IpNet;
+use lb_bpf::service::Scope;
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
@@ -49,6 +52,8 @@ pub enum NotAnnounced {
     NoPeer,
     /// The datapath does not hold it yet.
     NotInstalled,
+    /// A Service that shares it has its endpoints on other nodes, and uses them only there.
+    LocalElsewhere,
     /// The datapath knows no next hop for any of its backends.
     NoNextHop,
     /// No backend is healthy.
@@ -73,6 +78,7 @@ impl NotAnnounced {
             NotAnnounced::NoAdvertisement => "NoAdvertisement",
             NotAnnounced::NoPeer => "NoPeer",
             NotAnnounced::NotInstalled => "NotInstalled",
+            NotAnnounced::LocalElsewhere => "LocalElsewhere",
             NotAnnounced::NoNextHop => "NoNextHop",
             NotAnnounced::NoHealthyBackend => "NoHealthyBackend",
             NotAnnounced::TooFewHealthy { .. } => "TooFewHealthy",
@@ -90,6 +96,9 @@ impl fmt::Display for NotAnnounced {
             NotAnnounced::NoAdvertisement => f.write_str("no BGPAdvertisement selects it on this node"),
             NotAnnounced::NoPeer => f.write_str("its BGPAdvertisements select no peer of this node"),
             NotAnnounced::NotInstalled => f.write_str("the datapath does not hold it yet"),
+            NotAnnounced::LocalElsewhere => {
+                f.write_str("a Service that shares it uses local endpoints only, and they are on other nodes")
+            }
             NotAnnounced::NoNextHop => f.write_str("no backend has a next hop"),
             NotAnnounced::NoHealthyBackend => f.write_str("no backend is healthy"),
             NotAnnounced::TooFewHealthy { healthy, needed } => {
@@ -128,6 +137,7 @@ pub(super) struct Advertised {
 
 pub(super) fn announce(draft: &Draft<'_>, held: &Held<'_>) -> Announcements {
     let rules = Rule::all(draft);
+    let elsewhere = local_elsewhere(draft, held);
     let mut advertisements: Vec<Advertised> = vec![Advertised::default(); rules.len()];
     let mut prefixes: Vec<(IpNet, usize, u64)> = Vec::new();
     let mut outcomes = Vec::with_capacity(draft.services.all.len());
@@ -161,7 +171,9 @@ pub(super) fn announce(draft: &Draft<'_>, held: &Held<'_>) -> Announcements {
                 }
                 // A node that uses only its own must have one.
                 let least = u32::from(balanced.source.local_only);
-                match serving.meets(rule.advertisement.spec.min_healthy.get().max(least)) {
+                let verdict = serving.meets(rule.advertisement.spec.min_healthy.get().max(least));
+                let is_free = !elsewhere.contains(address);
+                match verdict.and_then(|()| is_free.then_some(()).ok_or(NotAnnounced::LocalElsewhere)) {
                     Ok(()) => {
                         prefixes.push((rule.prefix((*address).into()), *index, serving.weight));
                         match peers.is_empty() {
@@ -205,6 +217,20 @@ pub(super) fn announce(draft: &Draft<'_>, held: &Held<'_>) -> Announcements {
     }
     let names = rules.iter().map(|rule| rule.name.to_owned());
     Announcements { routes, outcomes, advertisements: names.zip(advertisements).collect() }
+}
+
+/// Addresses that other nodes serve better: of Services that use local endpoints only, and have them there.
+fn local_elsewhere(draft: &Draft<'_>, held: &Held<'_>) -> BTreeSet<IpAddr> {
+    let local = draft.services.all.iter().filter(|b| b.source.local_only && b.source.is_served);
+    let addresses = local.flat_map(|balanced| {
+        // What is not installed is so perhaps everywhere: it takes the address from nobody.
+        let is_elsewhere = |address: &&IpAddr| {
+            let verdict = Serving::of(balanced, **address, held).meets(1);
+            verdict.is_err_and(|reason| reason != NotAnnounced::NotInstalled)
+        };
+        balanced.addresses.iter().filter(is_elsewhere)
+    });
+    addresses.copied().collect()
 }
 
 /// The pod CIDRs of this node.
@@ -259,7 +285,8 @@ struct Serving {
 impl Serving {
     fn of(balanced: &Balanced<'_>, address: IpAddr, held: &Held<'_>) -> Self {
         let mut serving = Serving::default();
-        for port in balanced.services.iter().filter(|port| port.family == Family::of(address)) {
+        let of_clients = balanced.services.iter().filter(|port| port.scope == Scope::All);
+        for port in of_clients.filter(|port| port.family == Family::of(address)) {
             let Some((_, held)) = held.get(port) else { continue };
             if held.frontends.iter().any(|frontend| frontend.address == address) {
                 serving.installed = true;

@@ -1,8 +1,11 @@
 //! Services: every port of a LoadBalancer or of a Service, in every address family, becomes a service of the datapath; its
-//! backends are up or down as the checks say.
+//! backends are up or down as the checks say. With pods that are reached through their nodes there are two: one that
+//! chooses the node, and on a node that has some, one that chooses among them.
 use super::{
-    Node, addresses, joined,
-    sources::{self, Source, policy_of},
+    Node, addresses,
+    delivery::{Nodes, Pods, Via},
+    joined,
+    sources::{self, Host, Source, policy_of},
 };
 use crate::{
     api::{
@@ -17,7 +20,8 @@ use ipam::{Assignment, Family, Name};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lb_bpf::{
     Installed, InstalledService,
-    service::{Decap, Desired, Endpoint, Frontend, Rules, Service, ServiceKey, Target},
+    abi::Mode,
+    service::{Decap, Desired, Endpoint, Frontend, Rules, Scope, Service, ServiceKey, Target},
 };
 use std::{
     cell::LazyCell,
@@ -43,7 +47,7 @@ pub(super) struct Balanced<'a> {
     pub(super) assignment: Assignment,
     /// The addresses in effect.
     pub(super) addresses: Vec<IpAddr>,
-    /// Its services in the datapath; none when the node does not balance.
+    /// Its services in the datapath; when the node does not balance, only those that choose among its pods.
     pub(super) services: Vec<Port>,
     pub(super) backends: Backends,
 }
@@ -52,6 +56,7 @@ pub(super) struct Balanced<'a> {
 pub(super) struct Port {
     /// Among the services of all sources.
     index: usize,
+    pub(super) scope: Scope,
     pub(super) family: Family,
     /// Backends that are up and have a weight.
     pub(super) serving: u32,
@@ -77,13 +82,14 @@ impl<'a> Services<'a> {
         sources: Vec<Source<'a>>,
         observed: &Observed,
         node: &Node<'_>,
+        nodes: &Nodes<'_>,
         claims: BTreeMap<Name, Assignment>,
     ) -> Self {
         let mut all = Vec::with_capacity(sources.len());
         let mut services = Vec::with_capacity(sources.len());
         let mut datapath = Desired::default();
-        let checked =
-            if node.balances { Checked::new(&sources, &observed.health) } else { Checked::default() };
+        let scene = Scene { balances: node.balances, nodes, installed: &observed.installed };
+        let checked = Checked::new(&sources, &observed.health, &scene);
         let mut healths = checked.healths.as_slice();
         // In the same order: LoadBalancers come before Services, and those of a kind have the same prefix.
         for (source, assignment) in sources.into_iter().zip(claims.into_values()) {
@@ -94,15 +100,21 @@ impl<'a> Services<'a> {
                 services: Vec::new(),
                 backends: Backends::default(),
             };
-            balanced.take(&observed.node.addresses, &mut datapath);
-            if node.balances {
-                let own = healths.split_off(..checks_of(&balanced.source)).unwrap_or_default();
-                balanced.plan(own, &observed.installed, &mut services);
-            } else {
-                balanced.backends.declared = balanced.source.hosts.len() as u32;
+            balanced.take(&observed.node.addresses, nodes, &mut datapath);
+            if scene.serves(&balanced.source) {
+                let own = healths.split_off(..scene.checks_of(&balanced.source)).unwrap_or_default();
+                balanced.plan(own, &scene, &mut services);
+            }
+            if !node.balances {
+                let declared = balanced.source.hosts.len() as u32;
+                balanced.backends = Backends { declared, ..Backends::default() };
             }
             all.push(balanced);
         }
+        // One end is for all services of a VIP: packets that go up the stack go to the pods of the others, too.
+        let delivered = |end: &Decap| datapath.decap.contains(&Decap { deliver: true, ..*end });
+        let decap = datapath.decap.iter().filter(|end| end.deliver || !delivered(end)).copied();
+        datapath.decap = decap.collect();
         // No key is there twice: validation has refused two ports of one name.
         services.sort_by(|(one, ..), (other, ..)| one.cmp(other));
         let order = services.iter().map(|(.., index)| *index).collect();
@@ -111,29 +123,58 @@ impl<'a> Services<'a> {
     }
 }
 
+/// This node among the others, and what it did so far.
+struct Scene<'a> {
+    balances: bool,
+    nodes: &'a Nodes<'a>,
+    installed: &'a Installed,
+}
+
+impl Scene<'_> {
+    /// Whether this node has a part in a source: it balances, or has pods to deliver to.
+    fn serves(&self, source: &Source<'_>) -> bool {
+        self.balances || self.nodes.delivers(source)
+    }
+
+    /// Whether this node sends packets to a host.
+    fn uses(&self, host: &Host<'_>) -> bool {
+        self.balances || host.node.is_some_and(|node| self.nodes.is_own(node))
+    }
+
+    /// How many checks a source asks for: one for each target of each port.
+    fn checks_of(&self, source: &Source<'_>) -> usize {
+        let targets = || source.ports.iter().map(|port| port.targets.len()).sum();
+        if source.policy.health_check.is_some() && self.serves(source) { targets() } else { 0 }
+    }
+}
+
 /// What is to be checked, and what came of it so far.
 #[derive(Default)]
 struct Checked {
     targets: Targets,
-    /// For each source that has a check, in their order, [`checks_of`] it: by port, then by target.
+    /// For each source that has a check, in their order, [`Scene::checks_of`] it: by port, then by target. Nothing for what
+    /// is not used.
     healths: Vec<Option<Health>>,
 }
 
 impl Checked {
     /// Whether or not there is an address yet: so the first pass that has one can announce. There may be very many
     /// endpoints: they are sorted once, for the targets, and walked beside the results then.
-    fn new(sources: &[Source<'_>], results: &Healths) -> Self {
+    fn new(sources: &[Source<'_>], results: &Healths, scene: &Scene<'_>) -> Self {
         let mut by_check: BTreeMap<Check, Vec<(Endpoint, usize)>> = BTreeMap::new();
         let mut length = 0;
-        for source in sources {
+        for source in sources.iter().filter(|source| scene.serves(source)) {
             let Some((check, port)) = source.policy.health_check.as_ref().map(Check::of) else { continue };
             let endpoints = by_check.entry(check).or_default();
             let targets = source.ports.iter().flat_map(|port| &port.targets);
             for (index, (host, number)) in targets.enumerate() {
-                let address = source.hosts[*host].address;
-                endpoints.push((Endpoint { address, port: port.unwrap_or(*number) }, length + index));
+                let host = &source.hosts[*host];
+                if scene.uses(host) {
+                    let endpoint = Endpoint { address: host.address, port: port.unwrap_or(*number) };
+                    endpoints.push((endpoint, length + index));
+                }
             }
-            length += checks_of(source);
+            length += scene.checks_of(source);
         }
         let mut healths = vec![None; length];
         let targets = by_check.into_iter().map(|(check, mut endpoints)| {
@@ -152,22 +193,17 @@ impl Checked {
     }
 }
 
-/// How many checks a source asks for: one for each target of each port.
-fn checks_of(source: &Source<'_>) -> usize {
-    let targets = || source.ports.iter().map(|port| port.targets.len()).sum();
-    if source.policy.health_check.is_some() { targets() } else { 0 }
-}
-
 impl Balanced<'_> {
     /// The services and their backends; `healths` as in [`Checked`].
     fn plan(
         &mut self,
         mut healths: &[Option<Health>],
-        installed: &Installed,
+        scene: &Scene<'_>,
         services: &mut Vec<(ServiceKey, Arc<Service>, usize)>,
     ) {
         let source = &self.source;
         let only = only_family(source);
+        let vias = scene.nodes.vias(source, only);
         self.backends.declared = source.hosts.len() as u32;
         // By host: whether it is up on all ports, and whether some port was not checked yet.
         let mut standing: Vec<_> = source.hosts.iter().map(|host| (host.is_up, false)).collect();
@@ -175,39 +211,49 @@ impl Balanced<'_> {
             // Empty without a check.
             let healths = healths.split_off(..port.targets.len()).unwrap_or_default();
             for family in Family::ALL {
-                let frontends: BTreeSet<_> = self
-                    .addresses
-                    .iter()
-                    .filter(|address| Family::of(**address) == family)
-                    .map(|address| Frontend {
-                        address: *address,
-                        protocol: port.protocol.into(),
-                        port: port.number,
-                    })
-                    .collect();
+                let frontends = |scope| -> BTreeSet<_> {
+                    let own = self.addresses.iter().filter(|address| Family::of(**address) == family);
+                    let (protocol, port) = (port.protocol.into(), port.number);
+                    own.map(|address| Frontend { address: *address, protocol, port, scope }).collect()
+                };
+                let of_clients = frontends(Scope::All);
                 // The backends count with the service that they are of.
-                if frontends.is_empty() && only.is_some() && !self.addresses.is_empty() {
-                    continue;
-                }
+                let counts_elsewhere = of_clients.is_empty() && only.is_some() && !self.addresses.is_empty();
                 // Without a frontend there is no service; its backends count all the same.
-                let key = (!frontends.is_empty()).then(|| service_key(source, port, family));
-                let before = LazyCell::new(|| installed.services.get(key.as_ref()?));
+                let key = (!of_clients.is_empty()).then(|| service_key(source, port, family));
+                let before = LazyCell::new(|| scene.installed.services.get(key.as_ref()?));
+                let before_here = LazyCell::new(|| scene.installed.services.get(&pods_key(key.as_ref()?)));
                 let (mut serving, mut healthy_weight) = (0, 0);
                 let mut backends = Vec::with_capacity(port.targets.len());
+                let mut pods = Pods::default();
                 for (index, (at, number)) in port.targets.iter().enumerate() {
                     let (host, standing) = (source.hosts[*at], &mut standing[*at]);
-                    if Family::of(host.address) != only.unwrap_or(family) {
+                    let via = vias.get(*at).copied().flatten();
+                    let is_of_service = match via {
+                        Some(_) => Family::of(host.address) == family,
+                        None => Family::of(host.address) == only.unwrap_or(family) && !counts_elsewhere,
+                    };
+                    if !is_of_service || !scene.uses(&host) {
                         continue;
                     }
                     let endpoint = Endpoint { address: host.address, port: *number };
                     let weight = host.weight;
                     let health = healths.get(index).copied();
-                    let up = host.is_up
+                    let is_up = host.is_up && via.is_none_or(|via| via.end.is_some());
+                    let up = is_up
                         && match health {
                             // No check is declared.
                             None => true,
                             Some(Some(health)) => health == Health::Healthy,
-                            Some(None) => was_up(*before, endpoint, weight),
+                            Some(None) => match via {
+                                None => was_up(*before, endpoint, weight),
+                                Some(via) if via.here => was_up(*before_here, endpoint, weight),
+                                // What is known of it is known of its node.
+                                Some(Via { end: Some(address), .. }) => {
+                                    was_up(*before, Endpoint { address, port: port.number }, weight)
+                                }
+                                Some(_) => false,
+                            },
                         };
                     if let Some(Some(Health::Unhealthy(failure))) = health {
                         let check = source.policy.health_check.as_ref().map(Check::of);
@@ -215,53 +261,85 @@ impl Balanced<'_> {
                         self.backends.failed.get_or_insert((Endpoint { port, ..endpoint }, failure));
                     }
                     // What drains is up as long as nobody knows better; that is not to be healthy.
-                    let is_unknown = host.is_up && health == Some(None) && (!up || weight == 0);
+                    let is_unknown = is_up && health == Some(None) && (!up || weight == 0);
                     standing.0 &= up && !is_unknown;
                     standing.1 |= is_unknown;
                     serving += u32::from(up && weight > 0);
                     healthy_weight += if up { u64::from(weight) } else { 0 };
-                    backends.push((endpoint, Target { weight, up }));
+                    let target = Target { weight, up, here: false };
+                    match via {
+                        None => backends.push((endpoint, target)),
+                        Some(via) => pods.add(via, port.number, endpoint, target),
+                    }
                 }
                 let Some(key) = key else { continue };
-                let service = Service {
-                    frontends,
-                    mode: source.policy.forwarding.datapath_mode(),
-                    backends: backends.into_iter().collect(),
-                    drain_seconds: source.policy.drain_seconds.get(),
-                    rules: rules(&source.policy, port, family),
+                let mut rules = rules(&source.policy, port, family);
+                let (nodes, own) = pods.levels();
+                let mut add = |key, scope, service| {
+                    let index = services.len();
+                    self.services.push(Port { index, scope, family, serving, weight: healthy_weight });
+                    services.push((key, Arc::new(service), index));
                 };
-                self.services.push(Port { index: services.len(), family, serving, weight: healthy_weight });
-                services.push((key, Arc::new(service), services.len()));
+                if !own.is_empty() {
+                    let service = Service {
+                        frontends: frontends(Scope::Local),
+                        mode: Mode::Dnat,
+                        backends: own,
+                        drain_seconds: source.policy.drain_seconds.get(),
+                        // Who may come in has been decided before.
+                        rules: Rules { client_affinity: rules.client_affinity, ..Rules::default() },
+                    };
+                    add(pods_key(&key), Scope::Local, service);
+                }
+                if scene.balances {
+                    if !nodes.is_empty() {
+                        rules.server_id_bytes = 0;
+                    }
+                    let service = Service {
+                        frontends: of_clients,
+                        mode: source.policy.forwarding.datapath_mode(),
+                        backends: backends.into_iter().chain(nodes).collect(),
+                        drain_seconds: source.policy.drain_seconds.get(),
+                        rules,
+                    };
+                    add(key, Scope::All, service);
+                }
             }
         }
         self.backends.healthy = standing.iter().filter(|(up, _)| *up).count() as u32;
         self.backends.unknown = standing.iter().filter(|(_, unknown)| *unknown).count() as u32;
+        self.source.refused.extend(scene.nodes.refusal(&self.source, &vias));
     }
 
     /// Adds what a node with these addresses needs that is a backend, whether or not it balances: tunnel ends, or the
     /// VIPs as its own.
-    fn take(&self, local: &BTreeSet<IpAddr>, datapath: &mut Desired) {
+    fn take(&self, local: &BTreeSet<IpAddr>, nodes: &Nodes<'_>, datapath: &mut Desired) {
         let source = &self.source;
         let mode = source.policy.forwarding.datapath_mode();
         if mode.is_translated() {
             return;
         }
         let only = only_family(source);
-        let hosts = source.hosts.iter().map(|host| host.address);
-        for local in hosts.filter(|address| local.contains(address)) {
+        let plain = source.hosts.iter().filter(|host| host.node.is_none()).map(|host| host.address);
+        for local in plain.filter(|address| local.contains(address)) {
             let serves = |vip: &IpAddr| Family::of(local) == only.unwrap_or(Family::of(*vip));
             let vips = self.addresses.iter().copied().filter(serves);
             match mode.is_tunnel() {
-                true => datapath.decap.extend(vips.map(|vip| Decap { local, vip })),
+                true => datapath.decap.extend(vips.map(|vip| Decap { local, vip, deliver: false })),
                 false => datapath.local_vips.extend(vips),
             }
+        }
+        if mode.is_tunnel() {
+            datapath.decap.extend(nodes.decap(source, &self.addresses));
         }
     }
 }
 
-/// The one address family of all backends, if that of the frontend does not matter: a tunnel carries either in either.
+/// The one address family of all backends but for pods, if that of the frontend does not matter: a tunnel carries either in
+/// either.
 fn only_family(source: &Source<'_>) -> Option<Family> {
-    let mut families = source.hosts.iter().map(|host| Family::of(host.address));
+    let plain = source.hosts.iter().filter(|host| host.node.is_none());
+    let mut families = plain.map(|host| Family::of(host.address));
     let first = families.next().filter(|_| source.policy.forwarding.datapath_mode().is_tunnel())?;
     families.all(|family| family == first).then_some(first)
 }
@@ -334,6 +412,14 @@ fn service_key(source: &Source<'_>, port: &sources::Port<'_>, family: Family) ->
     ServiceKey([kind, source.name, "/", &port.label, "/", family].concat().into())
 }
 
+/// What follows the name of a service in that of the one that chooses among the pods of this node.
+const PODS: &str = "/pods";
+
+/// Name of the service that chooses among the pods of this node.
+fn pods_key(service: &ServiceKey) -> ServiceKey {
+    ServiceKey([&service.0, PODS].concat().into())
+}
+
 /// What is known of the health of a service's backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BackendHealth {
@@ -353,7 +439,8 @@ pub fn backend_health(
     endpoint: Endpoint,
 ) -> BackendHealth {
     // Kind, name, port, family; the name of a Service has its namespace.
-    let policy = service.0.rsplitn(3, '/').nth(2).and_then(|object| object.split_once('/'));
+    let service = service.0.strip_suffix(PODS).unwrap_or(&service.0);
+    let policy = service.rsplitn(3, '/').nth(2).and_then(|object| object.split_once('/'));
     let policy = policy.and_then(|(kind, name)| policy_of(declared, kind, name));
     let Some(check) = policy.and_then(|policy| policy.health_check.as_ref()) else {
         return BackendHealth::Unchecked;

@@ -8,7 +8,7 @@ use crate::{
     api::{
         Cidr, Kind, LoadBalancer, LoadBalancerStatus, Policy, ServicePolicy,
         load_balancer::Protocol,
-        policy::Affinity,
+        policy::{Affinity, ForwardingMode},
         service::{Requested, is_ours, source_ranges},
     },
     declared::Declared,
@@ -41,11 +41,13 @@ pub(super) struct Source<'a> {
     pub(super) policy: Cow<'a, Policy>,
     /// The ServicePolicies that select it; the first counts.
     pub(super) policies: Vec<&'a str>,
-    pub(super) hosts: Vec<Host>,
+    pub(super) hosts: Vec<Host<'a>>,
     pub(super) ports: Vec<Port<'a>>,
     pub(super) wish: Wish,
     /// Whether only hosts on this node are used, so that a node without any must not announce.
     pub(super) local_only: bool,
+    /// Whether, wherever they are, some of its hosts serve.
+    pub(super) is_served: bool,
     /// The node's port where it is asked for local endpoints.
     health_check_node_port: Option<u16>,
     /// What cannot be done for it.
@@ -54,11 +56,13 @@ pub(super) struct Source<'a> {
 
 /// Where backends are.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Host {
+pub(super) struct Host<'a> {
     pub(super) address: IpAddr,
     pub(super) weight: u16,
     /// Whether it may be up at all.
     pub(super) is_up: bool,
+    /// The node that delivers to it; none: packets go to it itself, as under NAT all do.
+    pub(super) node: Option<&'a str>,
 }
 
 /// A port, and who serves it.
@@ -151,7 +155,7 @@ impl<'a> Source<'a> {
                 for (port, targets) in spec.ports.iter().zip(&mut targets) {
                     targets.push((hosts.len(), port.target().get()));
                 }
-                hosts.push(Host { address: address.0, weight, is_up: true });
+                hosts.push(Host { address: address.0, weight, is_up: true, node: None });
             }
             let Some(reference) = &backend.service else { continue };
             let name = [&reference.namespace, "/", &reference.name].concat();
@@ -163,7 +167,7 @@ impl<'a> Source<'a> {
             endpoints.serve_terminating();
             let share = if weight == 0 { 0 } else { (weight as usize / endpoints.ready().max(1)).max(1) };
             let first = hosts.len();
-            hosts.extend(endpoints.iter().map(|(address, state)| host(address, state, share as u16)));
+            hosts.extend(endpoints.iter().map(|endpoint| host(endpoint, share as u16)));
             for (port, targets) in spec.ports.iter().zip(&mut targets) {
                 let named = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
                 let number = port.target().get();
@@ -207,11 +211,12 @@ impl<'a> Source<'a> {
             ports: ports.collect(),
             wish: Wish { request, sharing: Sharing::OnRequest, needs_all: false, fault: None },
             local_only: false,
+            is_served: true,
             health_check_node_port: None,
             refused,
         };
         if spreads {
-            source.refuse_translation();
+            source.refuse_unreachable();
         }
         source
     }
@@ -229,6 +234,7 @@ impl<'a> Source<'a> {
         let policies: Vec<_> = policies.iter().filter(|(_, policy)| selects(policy)).collect();
         let local_only = spec.external_traffic_policy.as_deref() == Some("Local");
         let mut endpoints = slices.endpoints(name, object);
+        let is_served = endpoints.iter().any(|(_, state, _)| state != State::Down);
         if local_only {
             endpoints.keep_local(node.name);
         }
@@ -256,30 +262,50 @@ impl<'a> Source<'a> {
             before,
             policy: policy(policies.first().map(|(_, policy)| &policy.spec.policy), spec),
             policies: policies.iter().map(|(name, _)| *name).collect(),
-            hosts: endpoints.iter().map(|(address, state)| host(address, state, 1)).collect(),
+            hosts: endpoints.iter().map(|endpoint| host(endpoint, 1)).collect(),
             ports,
             wish: Wish::of_service(object, spec, before),
             local_only,
+            is_served,
             health_check_node_port: spec.health_check_node_port.and_then(|port| u16::try_from(port).ok()),
             refused,
         };
-        source.refuse_translation();
+        source.refuse_unreachable();
         Some(source)
     }
 
-    /// With direct server return the backend sees the port of the frontend: others cannot serve.
-    fn refuse_translation(&mut self) {
-        let mode = self.policy.forwarding.mode;
-        for port in self.ports.iter_mut().filter(|_| mode.is_direct_return()) {
-            let before = port.targets.len();
-            port.targets.retain(|(_, number)| *number == port.number);
-            if port.targets.len() < before {
-                self.refused.push(format!(
-                    "port {}: the target port of {} backends is another, which the mode {mode:?} does not translate",
-                    port.label,
-                    before - port.targets.len()
+    /// Leaves out what the mode of forwarding cannot reach. With direct server return a backend sees the port of the
+    /// frontend; a pod sees its own, since its node translates, to which packets have to come in a tunnel.
+    fn refuse_unreachable(&mut self) {
+        let Source { policy, hosts, ports, refused, .. } = self;
+        let mode = policy.forwarding.mode;
+        if !mode.is_direct_return() {
+            hosts.iter_mut().for_each(|host| host.node = None);
+            return;
+        }
+        let is_pod = |host: usize| hosts[host].node.is_some();
+        for Port { label, number, targets, .. } in ports {
+            let before = targets.len();
+            targets.retain(|(host, own)| is_pod(*host) || own == number);
+            if targets.len() < before {
+                refused.push(format!(
+                    "port {label}: the target port of {} backends is another, which the mode {mode:?} does not translate",
+                    before - targets.len()
                 ));
             }
+            let before = targets.len();
+            targets.retain(|(host, _)| !is_pod(*host) || mode != ForwardingMode::L2);
+            if targets.len() < before {
+                refused.push(format!(
+                    "port {label}: {} backends are on nodes (nodeName), which deliver to pods in the modes IPIP and GUE, not {mode:?}",
+                    before - targets.len()
+                ));
+            }
+        }
+        if policy.quic.is_some() && hosts.iter().any(|host| host.node.is_some()) {
+            refused.push(
+                "quic: connection IDs lead to no pods; UDP packets go by addresses and ports".to_owned(),
+            );
         }
     }
 }
@@ -297,9 +323,9 @@ fn created(metadata: &ObjectMeta) -> u64 {
     metadata.creation_timestamp.as_ref().map_or(0, seconds)
 }
 
-fn host(address: IpAddr, state: State, weight: u16) -> Host {
+fn host((address, state, node): (IpAddr, State, Option<&str>), weight: u16) -> Host<'_> {
     let weight = if state == State::Draining { 0 } else { weight };
-    Host { address, weight, is_up: state != State::Down }
+    Host { address, weight, is_up: state != State::Down, node }
 }
 
 fn protocol(port: &ServicePort) -> Option<Protocol> {
@@ -312,7 +338,7 @@ fn protocol(port: &ServicePort) -> Option<Protocol> {
 
 /// The families that hosts can serve. One that was given stays while the service stays: backends come and go, and clients
 /// know the address.
-fn served(hosts: &[Host], before: Option<&LoadBalancerStatus>) -> BTreeSet<Family> {
+fn served(hosts: &[Host<'_>], before: Option<&LoadBalancerStatus>) -> BTreeSet<Family> {
     let given = before.into_iter().flat_map(|status| status.addresses.iter().map(|a| a.address.0));
     let addresses = hosts.iter().map(|host| host.address).chain(given);
     let mut families = BTreeSet::new();

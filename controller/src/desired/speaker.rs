@@ -63,11 +63,7 @@ pub(super) fn speaker(
             Some(auth) => Some(key(&auth.md5_secret_ref)?),
             None => None,
         };
-        let mut config = peer_config(*id, peer, asn, md5);
-        for policy in config.export.values_mut().filter(|_| node.is_cordoned) {
-            policy.graceful_shutdown = true;
-        }
-        Some(config)
+        Some(peer_config(*id, peer, asn, md5))
     };
     let (mut peers, mut ranges) = (Vec::new(), Vec::new());
     for config in node.peers.iter() {

@@ -3,7 +3,7 @@
 use super::{
     Draft, NotAnnounced, addresses, conditions,
     filters::{Filtering, ROOM, Standing},
-    labels, peer_id, pod_cidrs,
+    in_use, labels, peer_id, pod_cidrs,
     routes::{Announced, Announcements},
     services::{Backends, Balanced, Held},
     sources::Wish,
@@ -23,6 +23,7 @@ use lb_bpf::{InstalledService, service::Service};
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -102,7 +103,8 @@ fn load_balancer(
     programmed(draft, balanced, held, &mut conditions);
     healthy(draft, balanced, &mut conditions);
     announced(balanced, outcomes, &mut conditions);
-    let (backends, healthy_backends) = (balanced.backends.declared.into(), balanced.backends.healthy.into());
+    let (backends, healthy_backends) =
+        (balanced.backends.declared.into(), Some(balanced.backends.healthy.into()));
     // Mostly nothing has changed. Compared, the status need not be built.
     if let Some(before) = before
         && before.observed_generation == generation
@@ -118,6 +120,7 @@ fn load_balancer(
         addresses: addresses::assigned(&balanced.assignment, before.map(|b| &**b), draft.observed.now),
         backends,
         healthy_backends,
+        ..LoadBalancerStatus::default()
     })
 }
 
@@ -272,6 +275,7 @@ fn pools(draft: &Draft<'_>, faults: &Faults<'_>) -> Statuses<AddressPoolStatus> 
             status.ipv4 = addresses::counts(&usage.ipv4);
             status.ipv6 = addresses::counts(&usage.ipv6);
             status.released = addresses::released(&draft.assignments, object);
+            status.in_use = in_use::ranges(object, in_effect(draft).map(|address| (address, address)));
             available(object, "addresses", &status, &mut conditions);
             disjoint(name, &draft.assignments.overlaps, &mut conditions);
         }
@@ -279,12 +283,27 @@ fn pools(draft: &Draft<'_>, faults: &Faults<'_>) -> Statuses<AddressPoolStatus> 
             status.ipv4 = addresses::counts(&usage.ipv4);
             status.ipv6 = addresses::counts(&usage.ipv6);
             status.released_blocks = pod_cidrs::released(&draft.blocks, object);
+            let blocks = pod_cidrs::all_effective(draft.declared, &draft.blocks);
+            status.in_use = in_use::ranges(object, blocks.map(|net| (net.network(), net.broadcast())));
             available(object, "blocks", &status, &mut conditions);
         }
         status.conditions = conditions.finish();
         (name.clone(), Arc::new(status))
     };
     draft.declared.pools.iter().map(pool).collect()
+}
+
+/// The addresses in effect, those of refused objects included.
+fn in_effect(draft: &Draft<'_>) -> impl Iterator<Item = IpAddr> {
+    let in_effect = draft.services.all.iter().flat_map(|balanced| balanced.addresses.iter().copied());
+    let StatusSet { load_balancers, services, .. } = &draft.declared.statuses;
+    let of_refused = |object: &String| match object.split_once('/')? {
+        ("LoadBalancer", name) => load_balancers.get(name),
+        ("Service", name) => services.get(name),
+        _ => None,
+    };
+    let refused = draft.declared.refused.iter().filter_map(of_refused);
+    in_effect.chain(refused.flat_map(|status| status.addresses.iter().map(|assigned| assigned.address.0)))
 }
 
 fn available(object: &AddressPool, what: &str, status: &AddressPoolStatus, conditions: &mut Conditions<'_>) {
@@ -380,7 +399,8 @@ fn nodes(draft: &Draft<'_>, router: &crate::api::BGPRouter) -> i64 {
     let own = &draft.observed.node.name;
     let others = draft.declared.nodes.iter().filter(|(name, _)| *name != own);
     let selected = others.filter(|(_, node)| selector.matches(labels(&node.metadata))).count() as i64;
-    selected + i64::from(selector.matches(&draft.node.labels))
+    // The controller is on none.
+    selected + i64::from(!own.is_empty() && selector.matches(&draft.node.labels))
 }
 
 /// Sessions of this node, and how many of them are established. A range has those that are.

@@ -1,11 +1,9 @@
 //! Kubernetes' own kinds in files. Their types are Kubernetes' own, which ignore fields that they do not know; only
 //! fields that count here are kept, so that a manifest written for a cluster is legal as it is.
 use super::{BadDocument, typed};
+use crate::api::endpoint_slice::{AddressType, Endpoint, EndpointSlice};
 use k8s_openapi::{
-    api::{
-        core::v1::{Namespace, Node, NodeSpec, Service, ServiceSpec},
-        discovery::v1::EndpointSlice,
-    },
+    api::core::v1::{Namespace, Node, NodeSpec, NodeStatus, Service, ServiceSpec},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use serde::de::DeserializeOwned;
@@ -25,12 +23,17 @@ pub(super) fn endpoint_slice(
     metadata: ObjectMeta,
     map: &Map<String, Value>,
 ) -> Result<Arc<EndpointSlice>, BadDocument> {
-    let address_type: Option<String> = field(map, "addressType")?;
+    let address_type: Option<AddressType> = field(map, "addressType")?;
+    let address_type = address_type.ok_or_else(|| BadDocument::new("addressType", "is missing"))?;
+    let endpoints: Option<Box<[Endpoint]>> = match address_type {
+        AddressType::IPv4 | AddressType::IPv6 => field(map, "endpoints")?,
+        AddressType::FQDN => None,
+    };
     Ok(Arc::new(EndpointSlice {
-        metadata,
-        address_type: address_type.ok_or_else(|| BadDocument::new("addressType", "is missing"))?,
-        endpoints: field(map, "endpoints")?,
-        ports: field(map, "ports")?,
+        metadata: metadata.into(),
+        address_type,
+        endpoints: endpoints.unwrap_or_default(),
+        ports: field::<Vec<_>>(map, "ports")?.unwrap_or_default().into(),
     }))
 }
 
@@ -39,10 +42,16 @@ pub(super) fn namespace(metadata: ObjectMeta) -> Arc<Namespace> {
     Arc::new(Namespace { metadata, ..Namespace::default() })
 }
 
-/// Of a node the labels count, its pod CIDRs, and whether it is cordoned.
+/// Of a node the labels count, its addresses, and its pod CIDRs.
 pub(super) fn node(metadata: ObjectMeta, map: &Map<String, Value>) -> Result<Arc<Node>, BadDocument> {
     let spec: Option<NodeSpec> = field(map, "spec")?;
-    Ok(Arc::new(Node { metadata, spec, status: None }))
+    let addresses = match map.get("status") {
+        Some(Value::Object(status)) => status.get("addresses").filter(|addresses| !addresses.is_null()),
+        _ => None,
+    };
+    let addresses = addresses.map(|addresses| typed(addresses, "status.addresses")).transpose()?;
+    let status = addresses.map(|addresses| NodeStatus { addresses, ..NodeStatus::default() });
+    Ok(Arc::new(Node { metadata, spec, status }))
 }
 
 /// A field of an object; none if it is missing or null.

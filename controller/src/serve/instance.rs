@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     api::{NodeState, PacketFilterStatus, kind::Kind, packet_filter::RuleStatus},
-    desired::{peer_id, rule_key},
+    desired::{Report, peer_id, rule_key},
     fault::Fault,
     flows::Flows,
     host,
@@ -122,7 +122,7 @@ impl Instance {
         let view = self.view.borrow().clone();
         let now = host::now();
         let mut conditions = self.conditions.lock().await;
-        let state = node_state(
+        let mut state = node_state(
             &self.status(),
             view.installed.as_deref(),
             &self.map_sizes,
@@ -131,6 +131,9 @@ impl Instance {
             &conditions,
             now,
         );
+        if let Some(status) = &mut state.status {
+            Report::new(&view.declared, &view.desired.status, &view.observed.faults).tell(status);
+        }
         conditions
             .clone_from(&state.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default());
         state

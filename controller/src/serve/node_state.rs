@@ -6,30 +6,51 @@ use crate::{
         node_state::{InterfaceState, MapState, NodeStateSpec, NodeStateStatus, SessionState},
     },
     desired::peer_of,
-    status::Conditions,
+    host,
+    status::{Conditions, time},
     store::KubernetesStore,
+    trouble::{Trouble, jittered},
 };
 use bgp_speaker::{PeerId, config::PeerStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use lb_bpf::{Installed, Sizes};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 /// How often it is looked whether there is something new to tell.
 const PERIOD: Duration = Duration::from_secs(5);
+/// It is written at least so often: see [`Nodes`](crate::store::kubernetes::nodes::Nodes).
+const HEARTBEAT: Duration = Duration::from_secs(30);
+/// Longest time from a try that failed to the next; the first comes after [`PERIOD`], then each after twice as long.
+const SLOWEST: Duration = Duration::from_secs(20);
 
 /// Keeps the NodeState in the API server as the node is, for ever.
 pub(crate) async fn tell(instance: Instance, store: Arc<KubernetesStore>) {
-    let mut told = None;
+    let mut told: Option<(NodeState, Instant)> = None;
+    let mut trouble = Trouble::default();
     loop {
-        let state = instance.node_state().await;
-        if told.as_ref() != Some(&state) {
-            match store.publish_node(&state).await {
-                Ok(()) => told = Some(state),
-                Err(error) => tracing::warn!(%error, "the NodeState is not written; it is tried again"),
+        let mut state = instance.node_state().await;
+        let is_told =
+            |(before, at): &(NodeState, Instant)| *before == state && at.elapsed() + PERIOD < HEARTBEAT;
+        let mut pause = PERIOD;
+        if !told.as_ref().is_some_and(is_told) {
+            let bare = state.clone();
+            if let Some(status) = &mut state.status {
+                status.heartbeat_time = Some(time(host::now()));
+            }
+            let owner = instance.view.borrow().declared.nodes.get(&instance.node).cloned();
+            match store.publish_node(&state, owner.as_deref()).await {
+                Ok(()) => {
+                    told = Some((bare, Instant::now()));
+                    trouble.over("the NodeState is written again");
+                }
+                Err(error) => {
+                    pause = trouble.again(PERIOD, SLOWEST);
+                    trouble.say("the NodeState is not written; it is tried again", &error);
+                }
             }
         }
-        sleep(PERIOD).await;
+        sleep(jittered(pause)).await;
     }
 }
 
@@ -75,6 +96,7 @@ pub(super) fn node_state(
         interfaces: status.interfaces.iter().map(interface).collect(),
         maps: installed.map(|installed| maps(installed, sizes)).unwrap_or_default(),
         sessions: peers.iter().map(session).collect(),
+        ..NodeStateStatus::default()
     });
     state
 }

@@ -8,15 +8,16 @@ use lb_bpf::{
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt, net::IpAddr};
 
-/// A service of the datapath: one port of a LoadBalancer in one address family.
+/// A service of the datapath: one port of a LoadBalancer or Service in one address family.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceRow {
-    /// Kind, name, port and family: `LoadBalancer/web/http/ipv4`.
+    /// Kind, name, port and family: `LoadBalancer/web/http/ipv4`. With `/pods` behind it: the one that chooses among the pods
+    /// of this node, when the other has chosen this node.
     pub name: String,
     /// Where clients connect to.
     pub frontends: Vec<FrontendRow>,
-    /// `NAT`, `DNAT` (without translation of the source), `IPIP`, `GUE` or `L2`.
+    /// `NAT`, `DNAT` (without translation of the source; so pods are reached, too), `IPIP`, `GUE` or `L2`.
     pub mode: String,
     /// Whether the kernel has all of the frontends.
     pub programmed: bool,
@@ -86,7 +87,10 @@ pub struct BackendRow {
     pub address: IpAddr,
     /// Port.
     pub port: u16,
-    /// Weight as declared; 0 drains. None: no longer declared, its flows are running out.
+    /// Name of the node that it is, and which delivers to its pods; none: it is none.
+    #[serde(default)]
+    pub node: Option<String>,
+    /// Weight as declared, of a node the sum of those of its pods that are healthy; 0 drains. None: no longer declared, its flows are running out.
     pub weight: Option<u16>,
     /// `Healthy`, `Unhealthy`, `Unknown` (not checked yet) or `Unchecked` (no check is declared).
     pub health: String,

@@ -1,20 +1,25 @@
 //! Services as an operator sees them: what is desired, what is installed, and what was counted, side by side.
 use super::rows::{BackendRow, BackendStatus, DropRow, FrontendRow, ServiceRow, TraceRow};
 use crate::{
+    api::node::internal_ips,
     desired::{BackendHealth, backend_health},
     observed::Health,
     reconcile::View,
 };
 use lb_bpf::{
     Counter, InstalledService,
-    service::{Endpoint, Service, ServiceKey, mode_label},
+    service::{Endpoint, Service, ServiceKey, Target, mode_label},
     trace::Trace,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+};
 
 /// One row per desired service.
 pub(super) fn service_rows(view: &View) -> Vec<ServiceRow> {
     let services = view.desired.datapath.services.iter();
+    let nodes = Nodes::new(view);
     services
         .map(|(key, service)| {
             let held = view.installed.as_ref().and_then(|installed| installed.services.get(key));
@@ -29,7 +34,7 @@ pub(super) fn service_rows(view: &View) -> Vec<ServiceRow> {
                 table_size: held.map_or(0, |held| held.table_size),
                 learning_slots: dirt.learning,
                 settled_slots: dirt.settled,
-                backends: backend_rows(view, key, service, held, counted),
+                backends: backend_rows(view, &nodes, key, service, held, counted),
                 drops: drop_rows(view, key),
             }
         })
@@ -42,15 +47,32 @@ pub(super) fn trace_row(view: &View, trace: Trace) -> TraceRow {
     let backend_status = key.zip(trace.backend.as_ref()).map(|(key, backend)| {
         let service = view.desired.datapath.services.get(key);
         let target = service.and_then(|service| service.backends.get(&backend.endpoint));
-        let (health, health_reason) = health(view, key, backend.endpoint);
+        let node = service.and_then(|service| Nodes::new(view).of(service, backend.endpoint));
+        let (health, health_reason) = health(view, key, backend.endpoint, node.and(target));
         BackendStatus { weight: target.map(|target| target.weight), health: health.to_owned(), health_reason }
     });
     TraceRow { trace, backend_status }
 }
 
+/// Names of nodes by their addresses.
+struct Nodes<'a>(HashMap<IpAddr, &'a str>);
+
+impl<'a> Nodes<'a> {
+    fn new(view: &'a View) -> Self {
+        let nodes = view.declared.nodes.iter();
+        Nodes(nodes.flat_map(|(name, node)| internal_ips(node).map(|ip| (ip, name.as_str()))).collect())
+    }
+
+    /// The node that a backend is, which delivers to its pods.
+    fn of(&self, service: &Service, endpoint: Endpoint) -> Option<&'a str> {
+        service.mode.is_tunnel().then(|| self.0.get(&endpoint.address).copied()).flatten()
+    }
+}
+
 /// Backends that are declared, and those that are no longer but still have slots or are counted while they drain.
 fn backend_rows(
     view: &View,
+    nodes: &Nodes<'_>,
     key: &ServiceKey,
     service: &Service,
     held: Option<&InstalledService>,
@@ -66,11 +88,13 @@ fn backend_rows(
         let size = held.map_or(0, |held| held.table_size).max(1);
         let Counter { packets, bytes, flows } =
             counted.and_then(|counted| counted.get(endpoint)).copied().unwrap_or_default();
-        let (health, health_reason) = health(view, key, *endpoint);
+        let (target, node) = (service.backends.get(endpoint), nodes.of(service, *endpoint));
+        let (health, health_reason) = health(view, key, *endpoint, node.and(target));
         BackendRow {
             address: endpoint.address,
             port: endpoint.port,
-            weight: service.backends.get(endpoint).map(|target| target.weight),
+            node: node.map(str::to_owned),
+            weight: target.map(|target| target.weight),
             health: health.to_owned(),
             health_reason,
             slots: owned,
@@ -92,11 +116,21 @@ fn drop_rows(view: &View, key: &ServiceKey) -> BTreeMap<String, DropRow> {
         .collect()
 }
 
-fn health(view: &View, key: &ServiceKey, endpoint: Endpoint) -> (&'static str, Option<String>) {
+/// `node`: how the backend stands, if it is a node: of that, only the pods are checked.
+fn health(
+    view: &View,
+    key: &ServiceKey,
+    endpoint: Endpoint,
+    node: Option<&Target>,
+) -> (&'static str, Option<String>) {
     match backend_health(&view.declared, &view.observed.health, key, endpoint) {
         BackendHealth::Known(Health::Healthy) => ("Healthy", None),
         BackendHealth::Known(Health::Unhealthy(failure)) => ("Unhealthy", Some(failure.to_string())),
-        BackendHealth::Unknown => ("Unknown", None),
+        BackendHealth::Unknown => match node {
+            Some(Target { up: true, .. }) => ("Healthy", None),
+            Some(_) => ("Unhealthy", Some("none of its pods".to_owned())),
+            None => ("Unknown", None),
+        },
         BackendHealth::Unchecked => ("Unchecked", None),
     }
 }

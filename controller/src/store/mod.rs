@@ -1,5 +1,5 @@
 //! Where declared objects come from and where their statuses go.
-use crate::{declared::Declared, fault::Fault, status::StatusSet};
+use crate::{declared::Declared, desired::NodeReports, fault::Fault, status::StatusSet};
 use futures::{future::BoxFuture, stream::BoxStream};
 use prometheus::core::Collector;
 use std::{
@@ -31,6 +31,11 @@ pub trait Store: Send + Sync + 'static {
 
     /// What is wrong with the newest generation, if it was refused; empty when it is in force.
     fn faults(&self) -> watch::Receiver<Vec<Fault>>;
+
+    /// What the nodes tell of themselves; none: that cannot be said now, or never.
+    fn node_reports(&self) -> Option<NodeReports> {
+        None
+    }
 
     /// What it counts, for the page of metrics.
     fn collectors(&self) -> Vec<Box<dyn Collector>> {

@@ -1,15 +1,13 @@
 //! Rules for Kubernetes' own kinds in files: what an API server would refuse, as far as it counts here.
 use super::object::{Found, not_a_host, not_a_service};
 use crate::api::{
-    Address, Cidr,
-    node::{POD_CIDR_BLOCKS, pod_cidr_blocks},
+    Address, Cidr, EndpointSlice,
+    endpoint_slice::AddressType,
+    node::{POD_CIDR_BLOCKS, internal_addresses, pod_cidr_blocks},
     scalar::quoted,
     service::{Requested, is_ours, source_ranges},
 };
-use k8s_openapi::api::{
-    core::v1::{Node, Service, ServicePort},
-    discovery::v1::EndpointSlice,
-};
+use k8s_openapi::api::core::v1::{Node, Service, ServicePort};
 use std::collections::BTreeMap;
 
 /// Services that are none of ours are Kubernetes' business.
@@ -86,30 +84,21 @@ fn ports(ports: &[ServicePort], found: &mut Vec<Found>) {
 
 pub(super) fn endpoint_slice(slice: &EndpointSlice) -> Vec<Found> {
     let mut found = Vec::new();
-    if let Some(reason) = none_of(&slice.address_type, &["IPv4", "IPv6", "FQDN"]) {
-        found.push(("addressType".into(), reason));
-        return found;
-    }
-    for (index, port) in slice.ports.iter().flatten().enumerate() {
+    for (index, port) in slice.ports.iter().enumerate() {
         if let Some(number) = port.port.filter(|number| !is_port(*number)) {
             found.push((format!("ports[{index}].port"), format!("{number} is not a port (1 to 65535)")));
         }
     }
-    let endpoints = slice.endpoints.iter().flatten().enumerate();
-    for (index, endpoint) in endpoints.filter(|_| slice.address_type != "FQDN") {
-        for (place, text) in endpoint.addresses.iter().enumerate() {
-            let reason = match text.parse::<Address>() {
-                Err(reason) => reason,
-                Ok(address) if address.0.is_ipv4() != (slice.address_type == "IPv4") => {
-                    format!("{address} is not of the type {}", slice.address_type)
-                }
-                Ok(address) => match not_a_host(address.0) {
-                    Some(reason) => format!("{address} is {reason}"),
-                    None => continue,
-                },
-            };
-            found.push((format!("endpoints[{index}].addresses[{place}]"), reason));
-        }
+    for (index, endpoint) in slice.endpoints.iter().enumerate() {
+        let address = Address(endpoint.address);
+        let reason = match not_a_host(address.0) {
+            _ if address.0.is_ipv4() != (slice.address_type == AddressType::IPv4) => {
+                format!("{address} is not of the type {:?}", slice.address_type)
+            }
+            Some(reason) => format!("{address} is {reason}"),
+            None => continue,
+        };
+        found.push((format!("endpoints[{index}].addresses[0]"), reason));
     }
     found
 }
@@ -119,7 +108,19 @@ pub(super) fn node(node: &Node) -> Vec<Found> {
     let bad = cidrs
         .filter_map(|(index, text)| Some((format!("spec.podCIDRs[{index}]"), text.parse::<Cidr>().err()?)));
     let count = pod_cidr_blocks(node).err();
-    bad.chain(count.map(|reason| (format!("metadata.annotations.{POD_CIDR_BLOCKS}"), reason))).collect()
+    let count = count.map(|reason| (format!("metadata.annotations.{POD_CIDR_BLOCKS}"), reason));
+    let addresses = internal_addresses(node).filter_map(|(index, text)| {
+        Some((format!("status.addresses[{index}].address"), not_an_address(text)?))
+    });
+    bad.chain(count).chain(addresses).collect()
+}
+
+/// Why a text is no address of a host.
+fn not_an_address(text: &str) -> Option<String> {
+    match text.parse::<Address>() {
+        Err(reason) => Some(reason),
+        Ok(address) => not_a_host(address.0).map(|reason| format!("{address} is {reason}")),
+    }
 }
 
 fn is_port(number: i32) -> bool {

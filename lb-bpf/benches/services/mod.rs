@@ -2,7 +2,7 @@
 use lb_bpf::{
     Sizes,
     abi::Mode,
-    service::{Desired, Endpoint, Frontend, Protocol, Rules, Service, ServiceKey, Target},
+    service::{Desired, Endpoint, Frontend, Protocol, Rules, Scope, Service, ServiceKey, Target},
 };
 use std::{net::Ipv4Addr, sync::Arc};
 
@@ -32,9 +32,9 @@ pub(crate) fn service(n: u32, backends: u32) -> (ServiceKey, Arc<Service>) {
     let endpoint =
         |b| Endpoint { address: Ipv4Addr::from(0x0a00_0000 + (n * 7 + b) % 5000).into(), port: 80 };
     let service = Service {
-        frontends: [Frontend { address, protocol: Protocol::Tcp, port: 80 }].into(),
+        frontends: [Frontend { address, protocol: Protocol::Tcp, port: 80, scope: Scope::All }].into(),
         mode: Mode::Ipip,
-        backends: (0..backends).map(|b| (endpoint(b), Target { weight: 1, up: true })).collect(),
+        backends: (0..backends).map(|b| (endpoint(b), Target { weight: 1, up: true, here: false })).collect(),
         drain_seconds: 300,
         rules: Rules::default(),
     };

@@ -158,8 +158,8 @@ mod tests {
         let overhead = |mode: Mode, header_sum| {
             overhead(&Backend { mode: mode as u8, header_sum, ..Backend::default() })
         };
-        assert_eq!(Mode::ALL.map(|mode| overhead(mode, 1)), [0, 20, 28, 0, 0]);
-        assert_eq!(Mode::ALL.map(|mode| overhead(mode, 0)), [0, 40, 48, 0, 0]);
+        assert_eq!(Mode::ALL.map(|mode| overhead(mode, 1)), [0, 20, 28, 0, 0, 0]);
+        assert_eq!(Mode::ALL.map(|mode| overhead(mode, 0)), [0, 40, 48, 0, 0, 0]);
         assert_eq!((gue_source(0), gue_source(u32::MAX)), (0xc000, 0xffff));
         let config = Config { nat_port_first: 9, nat_port_last: 10, ..Config::default() };
         let is_port = |port: u16| is_nat_port(&config, port.to_be());

@@ -12,8 +12,8 @@ pub struct VipKey {
     pub port: u16,
     /// IANA protocol number.
     pub proto: u8,
-    /// Always 0.
-    pub zero: u8,
+    /// A [`scope`](crate::scope) of a frontend; else 0.
+    pub scope: u8,
 }
 
 /// What a frontend has in `vips`: where its Maglev table lies in `slots`, and what holds for its packets. Replaced as
@@ -154,11 +154,13 @@ pub enum Mode {
     L2 = 4,
     /// Only the destination is translated; this host is the backend's gateway, so replies come back through it.
     Dnat = 5,
+    /// No way at all: the backend is this host itself, and the frontend of [`LOCAL`](crate::scope::LOCAL) scope chooses one of its own.
+    Here = 6,
 }
 
 impl Mode {
     /// Every mode.
-    pub const ALL: [Mode; 5] = [Mode::Nat, Mode::Ipip, Mode::Gue, Mode::L2, Mode::Dnat];
+    pub const ALL: [Mode; 6] = [Mode::Nat, Mode::Ipip, Mode::Gue, Mode::L2, Mode::Dnat, Mode::Here];
 
     /// The mode with this number.
     #[inline(always)]
@@ -169,6 +171,7 @@ impl Mode {
             3 => Some(Mode::Gue),
             4 => Some(Mode::L2),
             5 => Some(Mode::Dnat),
+            6 => Some(Mode::Here),
             _ => None,
         }
     }
@@ -243,8 +246,10 @@ pub struct FlowKey {
     pub dst_port: u16,
     /// IANA protocol number.
     pub proto: u8,
+    /// In `flows` that of the frontend, a [`scope`](crate::scope): a flow may have an entry of each. In `reverse` 0.
+    pub scope: u8,
     /// Always 0.
-    pub zero: [u8; 3],
+    pub zero: [u8; 2],
 }
 
 /// Value of `flows`: only for flows of dirty slots, and for every flow of a NAT service.
@@ -275,7 +280,8 @@ impl FlowKey {
             src_port: backend.port,
             dst_port: nat_port,
             proto,
-            zero: [0; 3],
+            scope: 0,
+            zero: [0; 2],
         }
     }
 
@@ -291,12 +297,20 @@ impl FlowKey {
             src_port: backend.port,
             dst_port: if own { self.src_port } else { nat_port },
             proto: self.proto,
-            zero: [0; 3],
+            scope: 0,
+            zero: [0; 2],
         }
     }
 }
 
 impl FlowEntry {
+    /// Whether the connection has ended: both sides have said so, or one has reset it.
+    #[inline(always)]
+    pub const fn is_over(&self) -> bool {
+        const BOTH: u16 = FlowEntry::FIN_CLIENT | FlowEntry::FIN_BACKEND;
+        self.state & BOTH == BOTH || self.state & FlowEntry::RST != 0
+    }
+
     /// A FIN from the client was seen.
     pub const FIN_CLIENT: u16 = 1;
     /// A FIN from the backend was seen (NAT only).
@@ -326,7 +340,8 @@ pub struct ReverseEntry {
     pub client_port: u16,
     /// Network byte order.
     pub vip_port: u16,
-    /// Interface where the client's packets arrive; 0: they are of this host itself.
+    /// Interface where the client's packets arrive; 0: they are of this host itself; [`ReverseEntry::ROUTED`]: the backend is
+    /// of this host.
     pub ifindex: u32,
     /// When a packet of either side was last seen: seconds of CLOCK_MONOTONIC.
     pub seen: u32,
@@ -336,6 +351,12 @@ pub struct ReverseEntry {
     pub source_mac: [u8; 6],
     /// The VLAN tags of the client's packets, the outer one first; see [`Tags`].
     pub tags: Tags,
+}
+
+impl ReverseEntry {
+    /// `ifindex`: packets go to the backend by the stack of this host, and its replies come back by it: they are translated
+    /// where they leave.
+    pub const ROUTED: u32 = u32::MAX;
 }
 
 /// Up to two VLAN tags (IEEE 802.1Q) of a frame, the outer one first: the two words behind the Ethernet addresses, as
@@ -367,7 +388,8 @@ impl Tags {
     }
 }
 
-/// Key of `decap` (hash; the value is a `u32`, 1): a tunnel end of this host and the VIP accepted through it.
+/// Key of `decap` (hash; the value is a `u32`, [`DecapKey::TO_STACK`] or [`DecapKey::TO_LOCAL`]): a tunnel end of this host and
+/// the VIP accepted through it.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct DecapKey {
@@ -375,6 +397,13 @@ pub struct DecapKey {
     pub local: Addr,
     /// Destination of the inner header.
     pub vip: Addr,
+}
+
+impl DecapKey {
+    /// Value: the inner packet goes up the stack.
+    pub const TO_STACK: u32 = 1;
+    /// Value: the inner packet goes to the frontend of [`LOCAL`](crate::scope::LOCAL) scope.
+    pub const TO_LOCAL: u32 = 2;
 }
 
 /// The one value of `config` (array of one).
@@ -624,8 +653,15 @@ mod tests {
 
     /// To whom and which port the backend answers a flow.
     fn answered(mode: Mode) -> (Addr, u16) {
-        let flow =
-            FlowKey { src: CLIENT, dst: Addr::v4(9), src_port: 1000, dst_port: 80, proto: 6, zero: [0; 3] };
+        let flow = FlowKey {
+            src: CLIENT,
+            dst: Addr::v4(9),
+            src_port: 1000,
+            dst_port: 80,
+            proto: 6,
+            scope: 0,
+            zero: [0; 2],
+        };
         let backend =
             Backend { addr: REAL, source: HOST, port: 8080, mode: mode as u8, ..Backend::default() };
         let key = flow.answer(&backend, 20_000);

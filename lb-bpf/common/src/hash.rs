@@ -21,7 +21,7 @@ pub const fn slot_hash(key: &FlowKey, affinity: bool) -> u32 {
 /// but the operator chooses VIPs.
 #[inline(always)]
 pub const fn vip_hash(key: &VipKey) -> u64 {
-    let port = (key.port as u64) << 8 | key.proto as u64;
+    let port = (key.scope as u64) << 24 | (key.port as u64) << 8 | key.proto as u64;
     let h = destination(&key.addr).wrapping_add(port.wrapping_mul(L));
     let h = (h ^ h >> 31).wrapping_mul(K);
     h ^ h >> 32
@@ -96,7 +96,8 @@ mod tests {
             src_port: src_port.to_be(),
             dst_port: 80_u16.to_be(),
             proto: 6,
-            zero: [0; 3],
+            scope: 0,
+            zero: [0; 2],
         }
     }
 
@@ -163,7 +164,7 @@ mod tests {
     fn frontends_are_spread_over_their_index() {
         let frontend = |addr: &str, port: u16, proto| {
             let addr = addr.parse::<IpAddr>().unwrap().into();
-            vip_hash(&VipKey { addr, port: port.to_be(), proto, zero: 0 })
+            vip_hash(&VipKey { addr, port: port.to_be(), proto, scope: 0 })
         };
         let mut places = vec![0_u32; 4096];
         let mut tags = vec![];

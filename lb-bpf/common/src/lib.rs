@@ -90,6 +90,15 @@ pub mod program {
     pub const PASS: &str = "fairlead_pass";
 }
 
+/// Whose packets a frontend takes.
+pub mod scope {
+    /// Those of clients.
+    pub const ALL: u8 = 0;
+    /// Those that were sent to this host for its own backends, through a tunnel end ([`DecapKey::TO_LOCAL`]) or
+    /// by a backend that is [here](Mode::Here).
+    pub const LOCAL: u8 = 1;
+}
+
 /// IANA protocol numbers that the datapath knows.
 pub mod proto {
     /// ICMP (RFC 792).

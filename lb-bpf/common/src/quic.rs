@@ -65,7 +65,7 @@ impl VipKey {
     #[inline(always)]
     pub const fn server_id(service: u32, bytes: u32, id: u64) -> VipKey {
         let addr = Addr([bytes, service, (id >> 32) as u32, id as u32]);
-        VipKey { addr, port: 0, proto: proto::SERVER_ID, zero: 0 }
+        VipKey { addr, port: 0, proto: proto::SERVER_ID, scope: 0 }
     }
 }
 

@@ -2,8 +2,9 @@
 //! decided is written once, for any [`Context`].
 use crate::{
     datapath::Outcome,
-    family::{Family, Network},
-    global,
+    decap,
+    family::{Family, Network, V4},
+    global, local,
     maps::Scratch,
     packet::{Macs, Packet},
     vlan,
@@ -20,7 +21,7 @@ use aya_ebpf::{
     },
     programs::XdpContext,
 };
-use lb_bpf_common::{Action, Tags, Verdict, fold, proto};
+use lb_bpf_common::{Action, Tags, Verdict, fold, proto, scope};
 
 /// A packet and what the kernel lets do with it.
 pub trait Context {
@@ -29,6 +30,13 @@ pub trait Context {
 
     /// Whether packets are reported if somebody wants to know. Everywhere but in the bench, which compares.
     const REPORTS: bool = true;
+
+    /// Whether packets to backends of this host are left to the stack, which routes them and their replies; else they are
+    /// redirected.
+    const ROUTES: bool;
+
+    /// Whether packets are about to leave this host.
+    const LEAVES: bool;
 
     /// The packet as it is now: pointers from before a change of its size are void.
     fn packet(&self) -> Packet;
@@ -80,7 +88,7 @@ pub trait Context {
     fn quic_server(&self, transport: u32, service: u32, bytes: u32) -> u32;
 
     /// Handles UDP to the port of GUE, as a tunnel end; not ours: it is not for a tunnel end here.
-    fn gue(&self) -> Verdict;
+    fn gue(&self) -> Outcome;
 
     /// Handles what is neither TCP nor UDP.
     fn control<F: Family>(&self, network: &Network) -> Outcome;
@@ -97,6 +105,8 @@ pub trait Context {
 
 impl Context for XdpContext {
     const FIRST: bool = true;
+    const ROUTES: bool = true;
+    const LEAVES: bool = false;
 
     #[inline(always)]
     fn packet(&self) -> Packet {
@@ -190,28 +200,15 @@ impl Context for XdpContext {
     }
 
     #[inline(always)]
-    fn gue(&self) -> Verdict {
-        global::verdict(global::fairlead_gue(self.ctx))
+    fn gue(&self) -> Outcome {
+        out_of_tunnel(self, global::fairlead_gue(self.ctx))
     }
 
     #[inline(always)]
     fn control<F: Family>(&self, network: &Network) -> Outcome {
         match network.proto {
-            proto::IPIP | proto::IPV6 => {
-                Outcome::verdict(global::verdict(global::fairlead_decapsulate(self.ctx)))
-            }
-            proto if proto == F::ICMP => {
-                let verdict = global::verdict(match F::ICMP {
-                    proto::ICMP => global::fairlead_icmp(self.ctx),
-                    _ => global::fairlead_icmpv6(self.ctx),
-                });
-                match Scratch::get() {
-                    Some(Scratch { ifindex, vlan, .. }) => {
-                        Outcome { verdict, ifindex: *ifindex, vlan: *vlan }
-                    }
-                    None => Outcome::verdict(Verdict::NotOurs),
-                }
-            }
+            proto::IPIP | proto::IPV6 => out_of_tunnel(self, global::fairlead_decapsulate(self.ctx)),
+            proto if proto == F::ICMP => control_message(self, F::ETHER_TYPE, scope::ALL),
             _ => Outcome::verdict(Verdict::NotOurs),
         }
     }
@@ -231,11 +228,36 @@ impl Context for XdpContext {
         let action = match verdict.action() {
             Action::Pass => xdp_action::XDP_PASS,
             Action::Drop => xdp_action::XDP_DROP,
+            Action::Transmit if ifindex == 0 => xdp_action::XDP_PASS,
             Action::Transmit if ifindex == self.interface() => xdp_action::XDP_TX,
             // SAFETY: no pointer is passed.
             Action::Transmit => return (unsafe { bpf_redirect(ifindex, 0) }) as i32,
         };
         action as i32
+    }
+}
+
+/// What becomes of a packet that a tunnel end here has looked at; `given` is what [`global::fairlead_decapsulate`] gave.
+#[inline(always)]
+fn out_of_tunnel(ctx: &XdpContext, given: u32) -> Outcome {
+    match global::unknown(given) {
+        decap::TO_LOCAL => local::arrive(ctx),
+        number => Outcome::verdict(global::verdict(number)),
+    }
+}
+
+/// Handles an ICMP message to a VIP, about packets of a frontend of the scope `of`.
+#[inline(always)]
+pub fn control_message(ctx: &XdpContext, ether_type: u16, of: u8) -> Outcome {
+    let verdict = global::verdict(match ether_type {
+        V4::ETHER_TYPE => global::fairlead_icmp(ctx.ctx, of.into()),
+        _ => global::fairlead_icmpv6(ctx.ctx, of.into()),
+    });
+    match Scratch::get() {
+        Some(Scratch { ifindex, vlan, .. }) => {
+            Outcome { verdict, ifindex: *ifindex, vlan: *vlan, is_local: false }
+        }
+        None => Outcome::verdict(Verdict::NotOurs),
     }
 }
 
@@ -263,6 +285,8 @@ impl<const EGRESS: bool> Skb<EGRESS> {
 
 impl<const EGRESS: bool> Context for Skb<EGRESS> {
     const FIRST: bool = !EGRESS;
+    const ROUTES: bool = false;
+    const LEAVES: bool = EGRESS;
 
     #[inline(always)]
     fn packet(&self) -> Packet {
@@ -363,8 +387,8 @@ impl<const EGRESS: bool> Context for Skb<EGRESS> {
     }
 
     #[inline(always)]
-    fn gue(&self) -> Verdict {
-        Verdict::NotOurs
+    fn gue(&self) -> Outcome {
+        Outcome::verdict(Verdict::NotOurs)
     }
 
     #[inline(always)]
@@ -388,6 +412,7 @@ impl<const EGRESS: bool> Context for Skb<EGRESS> {
             // The next program decides.
             Action::Pass => TC_ACT_UNSPEC,
             Action::Drop => TC_ACT_SHOT as i32,
+            Action::Transmit if ifindex == 0 => TC_ACT_UNSPEC,
             // SAFETY: no pointer is passed.
             Action::Transmit => (unsafe { bpf_redirect(ifindex, 0) }) as i32,
         }

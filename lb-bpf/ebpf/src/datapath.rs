@@ -3,8 +3,8 @@ use crate::{
     context::Context,
     encap::{encapsulate, forward_on_link},
     family::{Family, Network, Part, V4, V6, extensions},
-    flow::{Choice, Tracked, backend_at},
-    fragment, global,
+    flow::{self, Choice, Tracked, backend_at},
+    fragment, global, local,
     maps::{self, Scratch, backend_counters, slots, verdict_counters},
     packet::{ETH, Packet, ether_type},
     parse::Segment,
@@ -13,7 +13,7 @@ use crate::{
 use lb_bpf_common::{
     Action, Addr, Backend, Config, Counter, GUE_PORT, Mode, Slot, Tags, Verdict, Vip,
     decide::{self, Phase},
-    proto, slot_hash, slot_of,
+    proto, scope, slot_hash, slot_of,
 };
 
 /// What was decided about a packet.
@@ -25,6 +25,8 @@ pub struct Outcome {
     pub ifindex: u32,
     /// The VLAN of a packet that goes to a backend. See [`lb_bpf_common::Backend::vlan`].
     pub vlan: u16,
+    /// Nothing is decided but that the packet, which is in [`Scratch`], goes to a backend of this host.
+    pub is_local: bool,
 }
 
 impl Outcome {
@@ -37,8 +39,11 @@ impl Outcome {
     /// A verdict that sends an answer out through an interface.
     #[inline(always)]
     pub const fn answer(verdict: Verdict, ifindex: u32) -> Self {
-        Outcome { verdict, ifindex, vlan: 0 }
+        Outcome { verdict, ifindex, vlan: 0, is_local: false }
     }
+
+    /// See [`Outcome::is_local`].
+    pub const LOCAL: Outcome = Outcome { verdict: Verdict::Translated, ifindex: 0, vlan: 0, is_local: true };
 }
 
 /// Handles one packet; gives what the program returns.
@@ -46,13 +51,17 @@ impl Outcome {
 pub fn run<C: Context>(ctx: &C) -> i32 {
     let bytes = ctx.packet().len() as u64;
     let mut own = Tags::NONE;
-    let outcome = match ctx.strip(&mut own) {
+    let mut outcome = match ctx.strip(&mut own) {
         true => handle(ctx, &own, bytes),
         false => Outcome::verdict(Verdict::NotOurs),
     };
-    let Outcome { mut verdict, ifindex, vlan } = outcome;
+    if outcome.is_local {
+        outcome = local::deliver(ctx);
+    }
+    let Outcome { mut verdict, ifindex, vlan, .. } = outcome;
     let tags = match verdict {
-        verdict if verdict.is_to_backend() => Tags::one(vlan),
+        // Without an interface it goes up the stack, as it came.
+        verdict if verdict.is_to_backend() && ifindex != 0 => Tags::one(vlan),
         Verdict::Returned => Scratch::get().map_or(Tags::NONE, |all| all.tags),
         _ => own,
     };
@@ -131,9 +140,9 @@ fn balance<C: Context, F: Family>(ctx: &C, packet: &Packet, tags: &Tags, bytes: 
     let segment = Segment::new(network, ports);
     let mut packet = *packet;
     if segment.flow.dst_port == GUE_PORT.to_be() && network.proto == proto::UDP && !later {
-        let verdict = ctx.gue();
-        if !matches!(verdict, Verdict::NotOurs) {
-            return Outcome::verdict(verdict);
+        let outcome = ctx.gue();
+        if !matches!(outcome.verdict, Verdict::NotOurs) {
+            return outcome;
         }
         packet = ctx.packet();
     }
@@ -147,7 +156,7 @@ fn balance<C: Context, F: Family>(ctx: &C, packet: &Packet, tags: &Tags, bytes: 
     }
     let way = Way { ctx, packet: &packet, config, tags, bytes };
     let Some(found) =
-        vip::find(&segment.flow.dst, segment.flow.dst_port, segment.flow.proto, config.vip_mask)
+        vip::find(&segment.flow.dst, segment.flow.dst_port, segment.flow.proto, scope::ALL, config.vip_mask)
     else {
         return if config.flags & Config::DNAT != 0 {
             way.reply(&segment)
@@ -194,7 +203,7 @@ impl<C: Context> Way<'_, C> {
         let Some(all) = self.stash(segment) else {
             return Outcome::verdict(Verdict::NotOurs);
         };
-        let judged = global::reply(segment.judge(self.packet));
+        let judged = global::reply(segment.judge(self.packet), C::LEAVES);
         let verdict = self.ctx.translate_reply(segment.transport() as u32, judged);
         let (ifindex, tags) = (all.ifindex, all.tags);
         if !matches!(verdict, Verdict::NotOurs) {
@@ -243,12 +252,17 @@ impl<C: Context> Way<'_, C> {
                 flags: transport.flags,
                 zero: [0; 2],
             };
-            choice = self
-                .choose(all)
+            flow::decide(self.ctx)
                 .map_err(|verdict| if matches!(verdict, Verdict::NoBackend) { nobody } else { verdict })?;
+            choice = all.choice;
             backend = backend_at(choice.index);
         }
         let backend = backend.ok_or(nobody)?;
+        if backend.mode == Mode::Here as u8 {
+            let all = Scratch::get().ok_or(Verdict::NoBackend)?;
+            all.arrive(self.ctx, segment, transport, self.tags, choice.index);
+            return Ok(Outcome::LOCAL);
+        }
         let ifindex = backend.ifindex;
         if ifindex == 0 {
             return Err(Verdict::Unresolved);
@@ -267,7 +281,7 @@ impl<C: Context> Way<'_, C> {
         };
         count(backend_counters.get_ptr_mut(choice.index), self.bytes, choice.new != 0);
         self.report(segment, vip.service, verdict, choice);
-        Ok(Outcome { verdict, ifindex, vlan: backend.vlan })
+        Ok(Outcome { verdict, ifindex, vlan: backend.vlan, is_local: false })
     }
 
     /// The slot of a packet; if its QUIC connection ID names a backend, as if it were clean and of that backend. Fragments
@@ -281,22 +295,6 @@ impl<C: Context> Way<'_, C> {
         match self.ctx.quic_server(transport, vip.service, bytes) {
             0 => slot,
             current => Slot { current, previous: 0 },
-        }
-    }
-
-    /// Where a tracked flow goes.
-    #[inline(always)]
-    fn choose(&self, all: &Scratch) -> Result<Choice, Verdict> {
-        let mut verdict = global::verdict(global::fairlead_choose(0));
-        if matches!(verdict, Verdict::Unresolved) {
-            verdict = self.ctx.claim();
-            if matches!(verdict, Verdict::Translated) {
-                verdict = global::verdict(global::fairlead_choose(1));
-            }
-        }
-        match verdict {
-            Verdict::Translated => Ok(all.choice),
-            verdict => Err(verdict),
         }
     }
 }

@@ -8,10 +8,13 @@ use crate::{
 use aya_ebpf::{helpers::bpf_xdp_adjust_head, programs::XdpContext};
 use lb_bpf_common::{DecapKey, Verdict, proto};
 
+/// What the functions here give beside verdicts: the inner packet is for a backend of this host.
+pub const TO_LOCAL: u32 = 0x100;
+
 /// Strips the outer header of IPIP, of the family `Outer`, if this host accepts the inner destination through this tunnel
 /// end.
 #[inline(always)]
-pub fn decapsulate<Outer: Family>(ctx: &XdpContext) -> Verdict {
+pub fn decapsulate<Outer: Family>(ctx: &XdpContext) -> u32 {
     let packet = ctx.packet();
     let result = match Outer::network(&packet, ETH) {
         Some(outer) if outer.proto == proto::IPIP => strip::<V4>(ctx, &packet, &outer, 0),
@@ -19,24 +22,24 @@ pub fn decapsulate<Outer: Family>(ctx: &XdpContext) -> Verdict {
         // Behind extension headers.
         _ => Err(Verdict::NotOurs),
     };
-    result.unwrap_or_else(|verdict| verdict)
+    result.unwrap_or_else(|verdict| verdict as u32)
 }
 
 /// Likewise the outer headers of GUE: the short form (version 1, the IP packet at once), and the long one without fields
 /// (version 0, four bytes; draft-ietf-intarea-gue-09, section 3). The UDP checksum is not looked at: it covers nothing that
 /// the inner checksums do not (RFC 6936, section 3). Not ours: it is not for a tunnel end of this host.
 #[inline(always)]
-pub fn decapsulate_gue<Outer: Family>(ctx: &XdpContext) -> Verdict {
+pub fn decapsulate_gue<Outer: Family>(ctx: &XdpContext) -> u32 {
     let packet = ctx.packet();
     let Some(outer) = Outer::network(&packet, ETH) else {
-        return Verdict::NotOurs;
+        return Verdict::NotOurs as u32;
     };
     if outer.proto != proto::UDP {
-        return Verdict::NotOurs; // behind extension headers
+        return Verdict::NotOurs as u32; // behind extension headers
     }
     let start = outer.end + size_of::<Udp>();
     let Some(first) = packet.at::<[u8; 4]>(start) else {
-        return Verdict::NotOurs;
+        return Verdict::NotOurs as u32;
     };
     // SAFETY: `at` has checked the bounds.
     let first = unsafe { *first };
@@ -51,8 +54,9 @@ pub fn decapsulate_gue<Outer: Family>(ctx: &XdpContext) -> Verdict {
         _ => Err(Verdict::NotOurs),
     };
     match result {
-        Err(Verdict::DecapRefused) => Verdict::NotOurs,
-        Ok(verdict) | Err(verdict) => verdict,
+        Err(Verdict::DecapRefused) => Verdict::NotOurs as u32,
+        Err(verdict) => verdict as u32,
+        Ok(given) => given,
     }
 }
 
@@ -63,11 +67,11 @@ fn strip<Inner: Family>(
     packet: &Packet,
     outer: &Network,
     between: usize,
-) -> Result<Verdict, Verdict> {
+) -> Result<u32, Verdict> {
     let inner = Inner::network(packet, outer.end + between).ok_or(Verdict::DecapRefused)?;
     let key = DecapKey { local: outer.dst, vip: inner.dst };
-    // SAFETY: nothing here changes `decap`, and the value is not used.
-    unsafe { decap.get(&key) }.ok_or(Verdict::DecapRefused)?;
+    // SAFETY: the value is one word.
+    let end = *unsafe { decap.get(&key) }.ok_or(Verdict::DecapRefused)?;
     if outer.part != Part::Whole {
         return Err(Verdict::Fragment);
     }
@@ -87,5 +91,5 @@ fn strip<Inner: Family>(
         macs.write(eth.cast());
         (*eth).ether_type = Inner::ETHER_TYPE;
     }
-    Ok(Verdict::Decapsulated)
+    Ok(if end == DecapKey::TO_LOCAL { TO_LOCAL } else { Verdict::Decapsulated as u32 })
 }

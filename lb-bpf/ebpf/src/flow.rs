@@ -1,5 +1,6 @@
 //! Flows that are tracked: those of dirty slots, and all of NAT services.
 use crate::{
+    context::Context,
     global,
     maps::{Scratch, backends, flows},
     nat,
@@ -64,6 +65,22 @@ pub fn now() -> u32 {
 pub fn backend_at(index: u32) -> Option<&'static Backend> {
     // The array lives as long as the program.
     backends.get(index).filter(|backend| backend.mode != 0)
+}
+
+/// Chooses the backend of the flow in [`Scratch`], and if it needs a port claims one: all is in [`Scratch`] then.
+#[inline(always)]
+pub fn decide<C: Context>(ctx: &C) -> Result<(), Verdict> {
+    let mut verdict = global::verdict(global::fairlead_choose(0));
+    if matches!(verdict, Verdict::Unresolved) {
+        verdict = ctx.claim();
+        if matches!(verdict, Verdict::Translated) {
+            verdict = global::verdict(global::fairlead_choose(1));
+        }
+    }
+    match verdict {
+        Verdict::Translated => Ok(()),
+        verdict => Err(verdict),
+    }
 }
 
 /// What [`choose`] comes to.

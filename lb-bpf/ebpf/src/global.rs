@@ -8,7 +8,7 @@ use crate::{
     family::{Family, V4, V6},
     filter,
     flow::{self, Chosen},
-    icmp, nat,
+    icmp, local, nat,
     packet::ether_type,
     parse::Transport,
     quic,
@@ -45,7 +45,7 @@ macro_rules! by_family {
         let verdict = match ether_type(&ctx.packet()) {
             V4::ETHER_TYPE => $v4(&ctx),
             V6::ETHER_TYPE => $v6(&ctx),
-            _ => Verdict::NotOurs,
+            _ => Verdict::NotOurs as _,
         };
         verdict as u32
     }};
@@ -92,7 +92,7 @@ pub extern "C" fn fairlead_tc_extensions(skb: *mut __sk_buff) -> u64 {
 pub extern "C" fn fairlead_is_vip(a: u32, b: u32, c: u32, d: u32, mask: u32) -> u32 {
     let addr = Addr([a, b, c, d]);
     let icmp = if addr.is_v4() { proto::ICMP } else { proto::ICMPV6 };
-    vip::find(&addr, 0, icmp, mask).is_some() as u32
+    vip::find(&addr, 0, icmp, 0, mask).is_some() as u32
 }
 
 /// Whether a service lets a client in, given as the words of its address. See [`vip::lets_in`].
@@ -151,13 +151,14 @@ pub extern "C" fn fairlead_tc_report(skb: *mut __sk_buff, verdict: u32, rule: u3
 }
 
 /// What [`fairlead_xdp_reply`] and [`fairlead_tc_reply`] take as `judged`: the TCP flags of a packet that is good, or the
-/// verdict on it.
+/// verdict on it; and whether it leaves this host.
 #[inline(always)]
-pub const fn reply(judged: Result<Transport, Verdict>) -> u32 {
-    match judged {
+pub const fn reply(judged: Result<Transport, Verdict>, leaves: bool) -> u32 {
+    let judged = match judged {
         Ok(transport) => transport.flags as u32,
         Err(verdict) => 0x100 | (verdict as u32) << 16,
-    }
+    };
+    judged | (leaves as u32) << 9
 }
 
 /// Remembers that a flow goes to `backend`; 0: forgets where it went. See [`Place::note`].
@@ -218,10 +219,10 @@ macro_rules! translate {
         pub extern "C" fn $reply(raw: *mut $raw, transport: u32, judged: u32) -> u32 {
             let (ctx, transport) = ($context(raw), (transport & 0xfff) as usize);
             let fault = if judged & 0x100 != 0 { Verdict::of(judged >> 16) } else { None };
-            let flags = judged as u8;
+            let (flags, leaves) = (judged as u8, judged & 0x200 != 0);
             let verdict = match ether_type(&ctx.packet()) {
-                V4::ETHER_TYPE => nat::translate_reply::<_, V4>(&ctx, transport, flags, fault),
-                _ => nat::translate_reply::<_, V6>(&ctx, transport, flags, fault),
+                V4::ETHER_TYPE => nat::translate_reply::<_, V4>(&ctx, transport, flags, leaves, fault),
+                _ => nat::translate_reply::<_, V6>(&ctx, transport, flags, leaves, fault),
             };
             verdict as u32
         }
@@ -230,6 +231,24 @@ macro_rules! translate {
 
 translate!(fairlead_xdp_request, fairlead_xdp_reply, xdp_md, XdpContext::new);
 translate!(fairlead_tc_request, fairlead_tc_reply, __sk_buff, Skb::<false>);
+
+/// Finds the place of the flow in [`crate::maps::Scratch`] among the backends of this host; `Translated`: it is there. See
+/// [`local::locate`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fairlead_locate() -> u32 {
+    (match local::locate() {
+        Ok(()) => Verdict::Translated,
+        Err(verdict) => verdict,
+    }) as u32
+}
+
+/// Reads a packet that has come out of a tunnel; `Translated`: it is in [`crate::maps::Scratch`]. See [`local::receive`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fairlead_receive(ctx: *mut xdp_md) -> u32 {
+    by_family!(ctx, local::receive::<V4>, local::receive::<V6>)
+}
 
 /// Takes the outer header of GUE off. See [`decap::decapsulate_gue`].
 #[unsafe(no_mangle)]
@@ -248,15 +267,15 @@ pub extern "C" fn fairlead_decapsulate(ctx: *mut xdp_md) -> u32 {
 /// Handles an ICMP message; where it goes is in [`crate::maps::Scratch`]. See [`icmp::message`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn fairlead_icmp(ctx: *mut xdp_md) -> u32 {
-    icmp::message::<V4>(&XdpContext::new(ctx)) as u32
+pub extern "C" fn fairlead_icmp(ctx: *mut xdp_md, of: u32) -> u32 {
+    icmp::message::<V4>(&XdpContext::new(ctx), of as u8) as u32
 }
 
 /// Likewise of ICMPv6: a function of its own for the stack's sake.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn fairlead_icmpv6(ctx: *mut xdp_md) -> u32 {
-    icmp::message::<V6>(&XdpContext::new(ctx)) as u32
+pub extern "C" fn fairlead_icmpv6(ctx: *mut xdp_md, of: u32) -> u32 {
+    icmp::message::<V6>(&XdpContext::new(ctx), of as u8) as u32
 }
 
 /// Answers that only `mtu` bytes fit. See [`icmp::too_big`].

@@ -19,12 +19,13 @@ use core::{mem::offset_of, ptr};
 use lb_bpf_common::{
     Addr, Backend, FlowKey, Limit, Mode, ReverseEntry, Tags, Verdict, Vip,
     decide::{self, Phase},
-    fold, proto, slot_hash, slot_of,
+    fold, proto, scope, slot_hash, slot_of,
 };
 
-/// Handles an ICMP message that did not come in fragments, and says in [`Scratch`] where it goes.
+/// Handles an ICMP message that did not come in fragments, and says in [`Scratch`] where it goes. `of` is the scope of the
+/// frontends that it is for.
 #[inline(always)]
-pub fn message<F: Family>(ctx: &XdpContext) -> Verdict {
+pub fn message<F: Family>(ctx: &XdpContext, of: u8) -> Verdict {
     let packet = ctx.packet();
     let Some(network) = F::network(&packet, ETH) else {
         return Verdict::NotOurs;
@@ -41,11 +42,11 @@ pub fn message<F: Family>(ctx: &XdpContext) -> Verdict {
     (out.ifindex, out.vlan, out.tags) = (ctx.interface(), 0, Tags::NONE);
     // SAFETY: `at` has checked the bounds.
     let kind = unsafe { (*icmp).kind };
-    let decided = if kind == F::ECHO {
+    let decided = if kind == F::ECHO && of == scope::ALL {
         echo::<F>(&packet, &network)
     } else if F::is_error(kind) {
-        match Quote::read::<F>(ctx, &packet, &network, &mut out.flow) {
-            Some(quote) => quote.relay::<F>(&mut out.ifindex, &mut out.vlan, &mut out.tags),
+        match Quote::read::<F>(ctx, &packet, &network, &mut out.flow, of) {
+            Some(mut quote) => quote.relay::<F>(&mut out.ifindex, &mut out.vlan, &mut out.tags),
             None => Err(Verdict::NotOurs),
         }
     } else {
@@ -58,7 +59,7 @@ pub fn message<F: Family>(ctx: &XdpContext) -> Verdict {
 #[inline(always)]
 fn echo<F: Family>(packet: &Packet, network: &Network) -> Result<Verdict, Verdict> {
     let all = config.get(0).ok_or(Verdict::NotOurs)?;
-    vip::find(&network.dst, 0, F::ICMP, all.vip_mask).ok_or(Verdict::NotOurs)?;
+    vip::find(&network.dst, 0, F::ICMP, scope::ALL, all.vip_mask).ok_or(Verdict::NotOurs)?;
     if !network.holds(packet, size_of::<Icmp>()) {
         return Err(Verdict::Malformed);
     }
@@ -85,7 +86,7 @@ struct Quote<'a> {
     ctx: &'a XdpContext,
     packet: &'a Packet,
     /// The flow that the quoted packet is of, as its receiver sends.
-    flow: &'a FlowKey,
+    flow: &'a mut FlowKey,
     /// The message.
     outer: &'a Network,
     /// Offset of the quoted packet.
@@ -102,8 +103,8 @@ struct Ends<'a> {
     dst: &'a Addr,
     /// Source, then destination.
     ports: u32,
-    /// Ethernet destination and source of the message.
-    macs: *const u8,
+    /// Ethernet destination and source of the message; none: as they are.
+    macs: Option<*const u8>,
 }
 
 impl<'a> Quote<'a> {
@@ -114,6 +115,7 @@ impl<'a> Quote<'a> {
         packet: &'a Packet,
         outer: &'a Network,
         flow: &'a mut FlowKey,
+        of: u8,
     ) -> Option<Self> {
         let start = outer.end + size_of::<Icmp>();
         let inner = F::network(packet, start)?;
@@ -124,8 +126,15 @@ impl<'a> Quote<'a> {
         let ports = packet.at::<[u16; 2]>(inner.end)?;
         // SAFETY: `at` has checked the bounds.
         let [dst_port, src_port] = unsafe { *ports };
-        *flow =
-            FlowKey { src: inner.dst, dst: inner.src, src_port, dst_port, proto: inner.proto, zero: [0; 3] };
+        *flow = FlowKey {
+            src: inner.dst,
+            dst: inner.src,
+            src_port,
+            dst_port,
+            proto: inner.proto,
+            scope: of,
+            zero: [0; 2],
+        };
         let fault = if !outer.holds(packet, inner.end + 8 - outer.end) {
             Err(Verdict::Malformed) // 8 bytes of transport are the least (RFC 792)
         } else if outer.hops <= 1 {
@@ -138,12 +147,13 @@ impl<'a> Quote<'a> {
 
     #[inline(always)]
     fn relay<F: Family>(
-        &self,
+        &mut self,
         ifindex: &mut u32,
         vlan: &mut u16,
         tags: &mut Tags,
     ) -> Result<Verdict, Verdict> {
-        match nat::entry_of_reply(self.flow) {
+        let entry = if self.flow.scope == scope::ALL { nat::entry_of_reply(self.flow) } else { None };
+        match entry {
             Some(entry) => self.to_client::<F>(entry, ifindex, tags),
             None => self.to_backend::<F>(ifindex, vlan),
         }
@@ -151,20 +161,26 @@ impl<'a> Quote<'a> {
 
     /// From a client's side, about a packet of the VIP: to the backend of the flow.
     #[inline(always)]
-    fn to_backend<F: Family>(&self, ifindex: &mut u32, vlan: &mut u16) -> Result<Verdict, Verdict> {
-        let flow = self.flow;
-        let all = config.get(0).ok_or(Verdict::NotOurs)?;
-        let vip = vip::find(&flow.dst, flow.dst_port, flow.proto, all.vip_mask).ok_or(Verdict::NotOurs)?.vip;
+    fn to_backend<F: Family>(&mut self, ifindex: &mut u32, vlan: &mut u16) -> Result<Verdict, Verdict> {
+        let mut vip = frontend(self.flow)?;
         self.fault?;
-        let hash = slot_hash(flow, vip.flags & Vip::AFFINITY != 0);
-        let (index, backend, nat_port) = owner(flow, hash, &vip)?;
-        if backend.ifindex == 0 {
+        let mut hash = slot_hash(self.flow, vip.flags & Vip::AFFINITY != 0);
+        let (mut index, mut backend, mut nat_port) = owner(self.flow, hash, &vip)?;
+        if backend.mode == Mode::Here as u8 {
+            self.flow.scope = scope::LOCAL;
+            vip = frontend(self.flow)?;
+            hash = slot_hash(self.flow, vip.flags & Vip::AFFINITY != 0);
+            (index, backend, nat_port) = owner(self.flow, hash, &vip)?;
+        }
+        let is_local = self.flow.scope == scope::LOCAL;
+        if backend.ifindex == 0 && !is_local {
             return Err(Verdict::Unresolved);
         }
         if !fits(self.outer.length, decide::overhead(backend), backend) {
             return Err(Verdict::TooBig); // no error about an error (RFC 1122, section 3.2.2)
         }
-        (*ifindex, *vlan) = (backend.ifindex, backend.vlan);
+        // The stack has the way to backends of this host.
+        (*ifindex, *vlan) = (if is_local { 0 } else { backend.ifindex }, backend.vlan);
         let bytes = self.packet.len() as u64;
         let verdict = if decide::is_tunnel(backend.mode) {
             encapsulate::<XdpContext, F>(self.ctx, self.packet, self.outer, hash, backend)?
@@ -175,9 +191,9 @@ impl<'a> Quote<'a> {
             let own = backend.mode == Mode::Dnat as u8;
             let ends = Ends {
                 src: &backend.addr,
-                dst: if own { &flow.src } else { &backend.source },
+                dst: if own { &self.flow.src } else { &backend.source },
                 ports: backend.port as u32 | (nat_port as u32) << 16,
-                macs: backend.next_hop.as_ptr(),
+                macs: if is_local { None } else { Some(backend.next_hop.as_ptr()) },
             };
             self.translate::<F>(&ends).ok_or(Verdict::Malformed)?;
             Verdict::Translated
@@ -194,7 +210,7 @@ impl<'a> Quote<'a> {
         ifindex: &mut u32,
         tags: &mut Tags,
     ) -> Result<Verdict, Verdict> {
-        if entry.ifindex == 0 {
+        if matches!(entry.ifindex, 0 | ReverseEntry::ROUTED) {
             return Err(Verdict::NotOurs); // of this host itself, which knows its own errors
         }
         self.fault?;
@@ -204,7 +220,7 @@ impl<'a> Quote<'a> {
             src: &entry.client,
             dst: &entry.vip,
             ports: entry.client_port as u32 | (entry.vip_port as u32) << 16,
-            macs: entry.next_hop.as_ptr(),
+            macs: Some(entry.next_hop.as_ptr()),
         };
         self.translate::<F>(&ends).ok_or(Verdict::Malformed)?;
         Ok(Verdict::Returned)
@@ -251,10 +267,20 @@ impl<'a> Quote<'a> {
         // SAFETY: `at` has checked the bounds; `macs` points to 12 bytes of a map's value.
         unsafe {
             (*icmp).checksum = !fold((!(*icmp).checksum) as u64 + sum);
-            Macs::read(ends.macs).write(eth.cast());
+            if let Some(macs) = ends.macs {
+                Macs::read(macs).write(eth.cast());
+            }
         }
         Some(())
     }
+}
+
+/// What the frontend of a flow has.
+#[inline(always)]
+fn frontend(flow: &FlowKey) -> Result<Vip, Verdict> {
+    let mask = config.get(0).ok_or(Verdict::NotOurs)?.vip_mask;
+    let found = vip::find(&flow.dst, flow.dst_port, flow.proto, flow.scope, mask);
+    Ok(found.ok_or(Verdict::NotOurs)?.vip)
 }
 
 /// Where the flow's packets go, without making an entry: a router's word does not start a flow. Index, backend and

@@ -3,6 +3,7 @@
 #![expect(non_upper_case_globals, reason = "the name of the static is the name of the map")]
 use crate::{
     flow::{Choice, Tracked},
+    local::Arrival,
     nat::WayBack,
 };
 use aya_ebpf::{
@@ -117,14 +118,16 @@ pub struct Scratch {
     pub way_back: WayBack,
     /// A key that is looked up: of a way back that is taken over from the version before, or of the flow that a reply is of.
     pub sought: FlowKey,
-    /// Interface where a reply or an ICMP message goes out.
+    /// Interface where a reply, an ICMP message or a packet to a backend of this host goes out.
     pub ifindex: u32,
-    /// The VLAN of an ICMP message that goes to a backend.
+    /// The VLAN of what goes to a backend.
     pub vlan: u16,
     /// Reserved.
     pub zero: u16,
     /// The VLAN tags that a reply to a client leaves with; of a tracked flow those that it came with.
     pub tags: Tags,
+    /// Of a packet that is sent to this host itself.
+    pub arrival: Arrival,
     /// What the packet filters go by.
     pub facts: Facts,
 }

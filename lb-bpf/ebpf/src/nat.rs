@@ -8,12 +8,12 @@ use crate::{
     maps::{Scratch, config, flows, reverse, reverse_before},
     packet::{Eth, Macs, Tcp, Udp},
 };
-use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use core::mem::offset_of;
 use lb_bpf_common::{
     Addr, Backend, Config, FlowEntry, FlowKey, Mode, ReverseEntry, Tags, Verdict,
     decide::{NAT_ATTEMPTS, NatPorts, is_nat_port},
-    flow_hash, proto,
+    flow_hash, proto, scope,
 };
 
 /// An entry of `reverse` while it is made: in [`Scratch`], for it is large. The value is written in words of 8 bytes, too.
@@ -38,7 +38,7 @@ pub fn claim<C: Context>(ctx: &C) -> Result<(), Verdict> {
         && is_of(entry, flow)
     {
         entry.seen = now;
-        set_way_back(entry, ctx, tags);
+        set_way_back(entry, flow, ctx, tags);
         return Ok(());
     }
     let (first, last) = port_range(backend, flow)?;
@@ -47,7 +47,7 @@ pub fn claim<C: Context>(ctx: &C) -> Result<(), Verdict> {
     (value.client, value.client_port) = (flow.src, flow.src_port);
     (value.vip, value.vip_port) = (flow.dst, flow.dst_port);
     value.seen = now;
-    set_way_back(value, ctx, tags);
+    set_way_back(value, flow, ctx, tags);
     for _ in 0..NAT_ATTEMPTS {
         key.dst_port = ports.port();
         match reverse.insert(&*key, &*value, BPF_NOEXIST as u64) {
@@ -60,7 +60,43 @@ pub fn claim<C: Context>(ctx: &C) -> Result<(), Verdict> {
             Err(_) => return Err(Verdict::FlowTableFull),
         }
     }
+    // There is but one port, and it was another flow's of the client: to another VIP.
+    if first == last && is_over(&*key, flow.scope) && reverse.insert(&*key, &*value, BPF_ANY as u64).is_ok() {
+        choice.nat_port = key.dst_port;
+        return Ok(());
+    }
     Err(Verdict::NatPortsExhausted)
+}
+
+/// Whether the flow that has this way back, to a frontend of the scope `of`, has ended or is gone.
+#[inline(always)]
+fn is_over(key: &FlowKey, of: u8) -> bool {
+    let (Some(entry), Some(Scratch { sought, .. })) = (installed(key), Scratch::get()) else {
+        return false;
+    };
+    *sought = request_of(entry, key, of);
+    // SAFETY: entries are only freed after the program ends (RCU).
+    unsafe { flows.get(&*sought) }.is_none_or(|flow| flow.is_over())
+}
+
+/// The flow that has this way back, as the client sends it to a frontend of the scope `of`.
+#[inline(always)]
+const fn request_of(entry: &ReverseEntry, key: &FlowKey, of: u8) -> FlowKey {
+    FlowKey {
+        src: entry.client,
+        dst: entry.vip,
+        src_port: entry.client_port,
+        dst_port: entry.vip_port,
+        proto: key.proto,
+        scope: of,
+        zero: [0; 2],
+    }
+}
+
+/// Whether packets of a flow go to their backend by the routes of this host.
+#[inline(always)]
+const fn is_routed<C: Context>(flow: &FlowKey) -> bool {
+    C::ROUTES && flow.scope == scope::LOCAL
 }
 
 /// First and last source port of a flow towards `backend`, host byte order: those for NAT, or if the source is not
@@ -100,11 +136,11 @@ pub const fn same(a: &Addr, b: &Addr) -> bool {
     a.0[0] == b.0[0] && a.0[1] == b.0[1] && a.0[2] == b.0[2] && a.0[3] == b.0[3]
 }
 
-/// Replies leave where this packet came in.
+/// Replies leave where this packet came in, or by the routes of this host.
 #[inline(always)]
-fn set_way_back<C: Context>(entry: &mut ReverseEntry, ctx: &C, tags: &Tags) {
+fn set_way_back<C: Context>(entry: &mut ReverseEntry, flow: &FlowKey, ctx: &C, tags: &Tags) {
     const { assert!(offset_of!(ReverseEntry, source_mac) == offset_of!(ReverseEntry, next_hop) + 6) };
-    entry.ifindex = ctx.way_back();
+    entry.ifindex = if is_routed::<C>(flow) { ReverseEntry::ROUTED } else { ctx.way_back() };
     entry.tags = *tags;
     if let Some(eth) = ctx.packet().at::<Eth>(0) {
         // SAFETY: `at` has checked the bounds; `next_hop` and `source_mac` are 12 bytes in a row.
@@ -178,7 +214,7 @@ pub fn translate_request<C: Context, F: Family>(ctx: &C, transport: usize) -> Ve
     // SAFETY: `next_hop` and `source_mac` are 12 bytes in a row (asserted in `encap`).
     let macs =
         unsafe { Macs::read((backend as *const Backend).cast::<u8>().add(offset_of!(Backend, next_hop))) };
-    match rewrite::<C, F>(ctx, flow, transport, &target, Some(macs)) {
+    match rewrite::<C, F>(ctx, flow, transport, &target, (!is_routed::<C>(flow)).then_some(macs)) {
         Some(()) => Verdict::Translated,
         None => Verdict::Malformed,
     }
@@ -191,6 +227,7 @@ pub fn translate_reply<C: Context, F: Family>(
     ctx: &C,
     transport: usize,
     flags: u8,
+    leaves: bool,
     judged: Option<Verdict>,
 ) -> Verdict {
     let Some(Scratch { flow, sought, ifindex, tags, .. }) = Scratch::get() else {
@@ -199,6 +236,10 @@ pub fn translate_reply<C: Context, F: Family>(
     let Some(entry) = entry_of(flow) else {
         return Verdict::NotOurs;
     };
+    let is_routed = entry.ifindex == ReverseEntry::ROUTED;
+    if is_routed && !leaves {
+        return Verdict::NotOurs;
+    }
     if let Some(verdict) = judged {
         return verdict;
     }
@@ -209,13 +250,8 @@ pub fn translate_reply<C: Context, F: Family>(
     (*ifindex, *tags) = (entry.ifindex, entry.tags);
     let state = state_bits(flags, FlowEntry::FIN_BACKEND);
     if state != 0 {
-        *sought = FlowKey {
-            src: entry.client,
-            dst: entry.vip,
-            src_port: entry.client_port,
-            dst_port: entry.vip_port,
-            ..*flow
-        };
+        // Flows within this host, which are redirected, wait for the idle time.
+        *sought = request_of(entry, flow, is_routed as u8);
         if let Some(flow) = flows.get_ptr_mut(&*sought) {
             // SAFETY: entries are only freed after the program ends (RCU). Of bits that two CPUs set at once some
             // may be lost: then the sweep waits for the idle time.
@@ -233,7 +269,7 @@ pub fn translate_reply<C: Context, F: Family>(
     let macs = unsafe {
         Macs::read((entry as *const ReverseEntry).cast::<u8>().add(offset_of!(ReverseEntry, next_hop)))
     };
-    let is_away = entry.ifindex != 0;
+    let is_away = entry.ifindex != 0 && !is_routed;
     match rewrite::<C, F>(ctx, flow, transport, &target, is_away.then_some(macs)) {
         Some(()) if !is_away => Verdict::ReturnedHere,
         Some(()) => Verdict::Returned,

@@ -4,7 +4,7 @@ use crate::{
     fragment,
     packet::{Packet, Tcp, Udp},
 };
-use lb_bpf_common::{FlowKey, Verdict, decide::Phase, proto};
+use lb_bpf_common::{FlowKey, Verdict, decide::Phase, proto, scope};
 
 /// A TCP or UDP packet, or a part of one.
 #[derive(Clone, Copy)]
@@ -35,7 +35,8 @@ impl Segment {
             src_port: ports[0],
             dst_port: ports[1],
             proto: network.proto,
-            zero: [0; 3],
+            scope: scope::ALL,
+            zero: [0; 2],
         };
         Segment { network, flow }
     }

@@ -24,7 +24,7 @@ fn owner(service: u32, bytes: u32, id: u64) -> u32 {
         return 0;
     };
     let key = VipKey::server_id(service, bytes, id);
-    let Some(found) = vip::find(&key.addr, key.port, key.proto, config.vip_mask) else {
+    let Some(found) = vip::find(&key.addr, key.port, key.proto, key.scope, config.vip_mask) else {
         return 0;
     };
     match usable(found.vip.base, service) {

@@ -16,10 +16,10 @@ pub struct Found {
     pub edition: u32,
 }
 
-/// The entry of a frontend. `mask` is [`lb_bpf_common::Config::vip_mask`].
+/// The entry of a frontend; `of` is its [`lb_bpf_common::scope`]. `mask` is [`lb_bpf_common::Config::vip_mask`].
 #[inline(always)]
-pub fn find(addr: &Addr, port: u16, proto: u8, mask: u32) -> Option<Found> {
-    let hash = vip_hash(&VipKey { addr: *addr, port, proto, zero: 0 });
+pub fn find(addr: &Addr, port: u16, proto: u8, of: u8, mask: u32) -> Option<Found> {
+    let hash = vip_hash(&VipKey { addr: *addr, port, proto, scope: of });
     let mut place = VipWord::place(hash, mask);
     for _ in 0..VipWord::PROBES {
         let word = vip_index.get_ptr(place)?;
@@ -33,7 +33,8 @@ pub fn find(addr: &Addr, port: u16, proto: u8, mask: u32) -> Option<Found> {
         {
             // SAFETY: an element of the array; its key is not written while a word leads to it.
             let key = unsafe { &(*frontend).key };
-            if same(&key.addr, addr) && key.port == port && key.proto == proto && word.index() != 0 {
+            let is_it = key.port == port && key.proto == proto && key.scope == of;
+            if is_it && same(&key.addr, addr) && word.index() != 0 {
                 return Some(read(frontend));
             }
         }

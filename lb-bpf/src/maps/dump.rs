@@ -1,7 +1,7 @@
 //! The maps as text: one entry a line, sorted, for people and for tests that compare.
 use super::{MapError, Maps};
 use crate::service::mode_label;
-use lb_bpf_common::{Addr, FlowEntry, FlowKey, Mode, RangeKey, Slot, Verdict, Vip, proto};
+use lb_bpf_common::{Addr, DecapKey, FlowEntry, FlowKey, Mode, RangeKey, Slot, Verdict, Vip, proto};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
@@ -69,9 +69,10 @@ pub fn dump(maps: &impl Maps) -> Result<String, MapError> {
             format_args!("backend {index} service={service} {mode} {to} from={from} flags={flags} {way}"),
         );
     }
-    for key in maps.decap()? {
+    for (key, value) in maps.decap()? {
         let (local, vip) = (IpAddr::from(key.local), IpAddr::from(key.vip));
-        line(&mut text, format_args!("decap {local} vip={vip}"));
+        let to = if value == DecapKey::TO_LOCAL { " to=local" } else { "" };
+        line(&mut text, format_args!("decap {local} vip={vip}{to}"));
     }
     for (key, is_let_in) in maps.ranges()? {
         let (service, net) = (key.service, net(&key));

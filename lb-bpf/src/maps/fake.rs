@@ -5,10 +5,7 @@ use lb_bpf_common::{
     Addr, Backend, Config, Counter, DecapKey, DropKey, Filter, FlowEntry, FlowKey, RangeKey, ReverseEntry,
     Slot, Verdict, Vip, VipKey, flow_hash, recent_lines, slot_of,
 };
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io,
-};
+use std::{collections::BTreeMap, io};
 
 /// All maps of one datapath. The fields are what the kernel program would see.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +26,7 @@ pub struct FakeMaps {
     /// The map `reverse`.
     pub replies: BTreeMap<FlowKey, ReverseEntry>,
     /// The map `decap`.
-    pub decap: BTreeSet<DecapKey>,
+    pub decap: BTreeMap<DecapKey, u32>,
     /// The map `config`.
     pub config: Config,
     /// The map `backend_counters`.
@@ -60,7 +57,7 @@ impl FakeMaps {
             backends: vec![Backend::default(); sizes.backends as usize],
             flows: BTreeMap::new(),
             replies: BTreeMap::new(),
-            decap: BTreeSet::new(),
+            decap: BTreeMap::new(),
             config: Config {
                 vip_mask: vip_index::words(sizes.vips) - 1,
                 recent_mask: recent_lines(sizes.flows) - 1,
@@ -117,7 +114,7 @@ impl Maps for FakeMaps {
         Ok(self.names.clone())
     }
 
-    fn decap(&self) -> Result<BTreeSet<DecapKey>, MapError> {
+    fn decap(&self) -> Result<BTreeMap<DecapKey, u32>, MapError> {
         Ok(self.decap.clone())
     }
 
@@ -227,8 +224,8 @@ impl Maps for FakeMaps {
                 self.vips.remove(key);
                 self.learning.remove(key);
             }
-            Op::AddDecap(key) => {
-                self.decap.insert(*key);
+            Op::SetDecap(key, value) => {
+                self.decap.insert(*key, *value);
             }
             Op::RemoveDecap(key) => {
                 self.decap.remove(key);

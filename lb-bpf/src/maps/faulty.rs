@@ -5,10 +5,7 @@ use lb_bpf_common::{
     Addr, Backend, Config, Counter, DecapKey, DropKey, Filter, FlowEntry, FlowKey, RangeKey, ReverseEntry,
     Slot, Vip, VipKey,
 };
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io,
-};
+use std::{collections::BTreeMap, io};
 
 /// Passes everything on until a number of operations is done, then refuses.
 #[derive(Debug)]
@@ -65,7 +62,7 @@ impl<M: Maps> Maps for FaultyMaps<M> {
         self.maps.names()
     }
 
-    fn decap(&self) -> Result<BTreeSet<DecapKey>, MapError> {
+    fn decap(&self) -> Result<BTreeMap<DecapKey, u32>, MapError> {
         self.maps.decap()
     }
 

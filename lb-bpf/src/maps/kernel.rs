@@ -14,7 +14,7 @@ use lb_bpf_common::{
 };
 use std::{
     borrow::Borrow,
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     io,
     os::fd::{AsFd, BorrowedFd},
     path::Path,
@@ -242,10 +242,10 @@ impl Maps for KernelMaps {
         Ok(all.map(|(id, name)| (id, ServiceKey(name.into()))).collect())
     }
 
-    fn decap(&self) -> Result<BTreeSet<DecapKey>, MapError> {
+    fn decap(&self) -> Result<BTreeMap<DecapKey, u32>, MapError> {
         let no_key = DecapKey { local: Addr::NONE, vip: Addr::NONE };
         let all = read_all("decap", fd(&self.decap), 1, (Plain(no_key), 0_u32))?;
-        Ok(all.keys.into_iter().map(|key| key.0).collect())
+        Ok(all.keys.into_iter().map(|key| key.0).zip(all.values).collect())
     }
 
     fn config(&self) -> Result<Config, MapError> {
@@ -374,7 +374,9 @@ impl Maps for KernelMaps {
                 let frontends = VipIndex { index: self.vip_index.words(), vips: self.vips.words() };
                 frontends.remove(key, &mut self.unused);
             }
-            Op::AddDecap(key) => self.decap.insert(Plain(*key), 1, 0).map_err(of("decap", "update"))?,
+            Op::SetDecap(key, value) => {
+                self.decap.insert(Plain(*key), *value, 0).map_err(of("decap", "update"))?;
+            }
             Op::RemoveDecap(key) => ignore_absent(self.decap.remove(&Plain(*key)), "decap")?,
             Op::SetRange(key, is_let_in) => {
                 let value = u32::from(*is_let_in);
@@ -541,8 +543,15 @@ fn chunk<V>(
 where
     Plain<V>: aya::Pod,
 {
-    let no_key =
-        FlowKey { src: Addr::NONE, dst: Addr::NONE, src_port: 0, dst_port: 0, proto: 0, zero: [0; 3] };
+    let no_key = FlowKey {
+        src: Addr::NONE,
+        dst: Addr::NONE,
+        src_port: 0,
+        dst_port: 0,
+        proto: 0,
+        scope: 0,
+        zero: [0; 2],
+    };
     let batch = raw::lookup_batch(fd, from, limit.min(BATCH), 1, (Plain(no_key), zero))
         .map_err(|error| MapError::new(map, "lookup", error))?;
     let entries = batch.keys.into_iter().zip(batch.values).map(|(key, value)| (key.0, value.0)).collect();

@@ -17,10 +17,7 @@ use lb_bpf_common::{
     Slot, Vip, VipKey,
 };
 use serde::Serialize;
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io,
-};
+use std::{collections::BTreeMap, io};
 
 /// How many entries each map has room for. Takes effect when the maps are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -87,8 +84,8 @@ pub trait Maps {
     fn backends(&self) -> Result<BTreeMap<u32, Backend>, MapError>;
     /// Who the service ids are.
     fn names(&self) -> Result<BTreeMap<u32, ServiceKey>, MapError>;
-    /// All of `decap`.
-    fn decap(&self) -> Result<BTreeSet<DecapKey>, MapError>;
+    /// All of `decap`, with what becomes of the inner packets: [`DecapKey::TO_STACK`] or [`DecapKey::TO_LOCAL`].
+    fn decap(&self) -> Result<BTreeMap<DecapKey, u32>, MapError>;
     /// The entry of `config`.
     fn config(&self) -> Result<Config, MapError>;
     /// A part of `flows`.
@@ -149,8 +146,8 @@ pub enum Op {
     SetLearning(VipKey, u32),
     /// Removes a frontend.
     RemoveVip(VipKey),
-    /// Adds a tunnel end.
-    AddDecap(DecapKey),
+    /// Adds or replaces a tunnel end: what becomes of the inner packets.
+    SetDecap(DecapKey, u32),
     /// Removes a tunnel end.
     RemoveDecap(DecapKey),
     /// Adds or replaces a source range: whether clients are let in.

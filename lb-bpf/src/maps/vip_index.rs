@@ -217,7 +217,7 @@ impl<M: Memory + ?Sized> VipIndex<'_, M> {
             addr: Addr([a, b, c, d]),
             port: last as u16,
             proto: (last >> 16) as u8,
-            zero: (last >> 24) as u8,
+            scope: (last >> 24) as u8,
         };
         let ([service, flags], [base, size]) = (halves(KEY_WORDS), halves(KEY_WORDS + 1));
         let (vip, [edition, learns_until]) = (Vip { service, flags, base, size }, halves(EDITION));
@@ -226,7 +226,7 @@ impl<M: Memory + ?Sized> VipIndex<'_, M> {
 
     fn write(&self, index: u32, key: &VipKey, vip: Vip, edition: u32) {
         let [a, b, c, d] = key.addr.0;
-        let last = u32::from(key.port) | u32::from(key.proto) << 16 | u32::from(key.zero) << 24;
+        let last = u32::from(key.port) | u32::from(key.proto) << 16 | u32::from(key.scope) << 24;
         let [first, second] = words_of(vip);
         let at = index as usize * WORDS;
         let words = [pair(a, b), pair(c, d), last.into(), first, second, edition.into()];
@@ -312,7 +312,7 @@ mod tests {
                     addr: Addr([number(0), number(4), number(8), number(12)]),
                     port: u16::from_ne_bytes([bytes[16], bytes[17]]),
                     proto: bytes[18],
-                    zero: bytes[19],
+                    scope: bytes[19],
                 };
                 if found == *key {
                     let [service, flags, base, size] = [24, 28, 32, 36].map(number);
@@ -328,7 +328,7 @@ mod tests {
             addr: Addr::v4((0xcb00_7100 + n / 3).to_be()),
             port: (80 + n as u16 % 3).to_be(),
             proto: 6,
-            zero: 0,
+            scope: 0,
         }
     }
 

@@ -135,6 +135,7 @@ fn through(backend: Backend, hop: &Hop) -> Backend {
 /// itself may get its packets.
 fn reach(mode: u8, hop: &NextHop) -> NextHop {
     match hop {
+        _ if mode == Mode::Here as u8 => NextHop::Unreachable,
         NextHop::Known(hop) if hop.gateway && mode == Mode::L2 as u8 => NextHop::Unreachable,
         NextHop::Known(hop) if mode == Mode::Ipip as u8 => {
             let source = hop.tunnel_source.map_or(hop.source, |prefix| prefix.first);

@@ -16,11 +16,13 @@ mod tests;
 use crate::{
     ids::{Indexes, Ranges},
     maps::{MapError, Maps, Op, vip_index},
-    service::{Endpoint, Frontend, Protocol, Service, ServiceKey},
+    service::{Endpoint, Frontend, Protocol, Scope, Service, ServiceKey},
     status::{Counter, Counters, DirtySlots, InstalledService},
     tunnel_source::TunnelSource,
 };
-use lb_bpf_common::{Addr, Backend, Config, DecapKey, Filter, RangeKey, Verdict, Vip, VipKey, proto};
+use lb_bpf_common::{
+    Addr, Backend, Config, DecapKey, Filter, Mode, RangeKey, Verdict, Vip, VipKey, proto, scope,
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
@@ -99,7 +101,7 @@ pub struct State {
     names: BTreeMap<u32, ServiceKey>,
     /// Those of the last plan.
     hops: NextHops,
-    decap: BTreeSet<DecapKey>,
+    decap: BTreeMap<DecapKey, u32>,
     config: Config,
     /// Source ranges by service id.
     sources: BTreeMap<u32, BTreeMap<RangeKey, bool>>,
@@ -244,7 +246,7 @@ impl State {
             service.table_size = slots.len() as u32;
             for backend in slots.iter().filter_map(|slot| self.backends.get(&slot.current)) {
                 *service.slots.entry(endpoint_of(backend)).or_default() += 1;
-                service.resolved |= backend.ifindex != 0;
+                service.resolved |= is_resolved(backend);
             }
             services.insert(name.clone(), Arc::new(service));
         }
@@ -352,8 +354,8 @@ impl State {
                     self.leave(key, before);
                 }
             }
-            Op::AddDecap(key) => {
-                self.decap.insert(*key);
+            Op::SetDecap(key, value) => {
+                self.decap.insert(*key, *value);
             }
             Op::RemoveDecap(key) => {
                 self.decap.remove(key);
@@ -416,19 +418,28 @@ pub fn vip_key(frontend: &Frontend) -> VipKey {
         addr: frontend.address.into(),
         port: frontend.port.to_be(),
         proto: frontend.protocol.number(),
-        zero: 0,
+        scope: match frontend.scope {
+            Scope::All => scope::ALL,
+            Scope::Local => scope::LOCAL,
+        },
     }
 }
 
 /// The entry by which a frontend's address answers pings.
 pub fn ping_key(frontend: &Frontend) -> VipKey {
     let proto = if frontend.address.is_ipv4() { proto::ICMP } else { proto::ICMPV6 };
-    VipKey { addr: frontend.address.into(), port: 0, proto, zero: 0 }
+    VipKey { addr: frontend.address.into(), port: 0, proto, scope: 0 }
 }
 
 fn frontend_of(key: &VipKey) -> Option<Frontend> {
     let protocol = [Protocol::Tcp, Protocol::Udp].into_iter().find(|p| p.number() == key.proto)?;
-    Some(Frontend { address: key.addr.into(), protocol, port: u16::from_be(key.port) })
+    let scope = if key.scope == scope::LOCAL { Scope::Local } else { Scope::All };
+    Some(Frontend { address: key.addr.into(), protocol, port: u16::from_be(key.port), scope })
+}
+
+/// Whether packets can be sent to a backend, or need not be.
+fn is_resolved(backend: &Backend) -> bool {
+    backend.ifindex != 0 || backend.mode == Mode::Here as u8
 }
 
 pub(crate) fn endpoint_of(backend: &Backend) -> Endpoint {

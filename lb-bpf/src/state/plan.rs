@@ -5,13 +5,13 @@
 //! frontends, each by one update. What a frontend pointed to before is given back when no packet can be reading it any
 //! more.
 use super::{
-    Named, NextHop, NextHops, Now, Programmed, State, dirt::Dirt, entries::moved, filters, ping_key,
-    server_ids::server_id_bytes, sources, tables::Table, vip_key,
+    Named, NextHop, NextHops, Now, Programmed, State, dirt::Dirt, entries::moved, filters, is_resolved,
+    ping_key, server_ids::server_id_bytes, sources, tables::Table, vip_key,
 };
 use crate::{
     maglev,
     maps::{MapError, Maps, NAME_LENGTH, Op},
-    service::{Desired, Endpoint, Frontend, Service, ServiceKey},
+    service::{Desired, Endpoint, Frontend, Scope, Service, ServiceKey},
     status::InstalledService,
 };
 use lb_bpf_common::{Addr, Config, DecapKey, Mode, Vip, VipKey};
@@ -120,11 +120,13 @@ impl State {
     }
 
     /// The addresses whose next hops a plan wants to know: of all backends that have an entry, those that drain included,
-    /// and of those that will get one.
+    /// and of those that will get one; not of this host itself.
     pub fn addresses(&self, changes: &Changes<'_>) -> BTreeSet<IpAddr> {
-        let mut addresses: BTreeSet<IpAddr> = self.by_address.keys().copied().collect();
-        let endpoints = changes.changed.values().flat_map(|service| service.backends.keys());
-        addresses.extend(endpoints.map(|endpoint| endpoint.address));
+        let is_elsewhere = |index: &u32| self.backends[index].mode != Mode::Here as u8;
+        let known = self.by_address.iter().filter(|(_, indexes)| indexes.iter().any(is_elsewhere));
+        let mut addresses: BTreeSet<IpAddr> = known.map(|(address, _)| *address).collect();
+        let targets = changes.changed.values().flat_map(|service| &service.backends);
+        addresses.extend(targets.filter(|(_, target)| !target.here).map(|(endpoint, _)| endpoint.address));
         addresses
     }
 
@@ -192,7 +194,8 @@ impl State {
             let before = known.remove(&id).map(|(_, programmed)| programmed);
             let programmed = self.program(maps, id, service, before, &claimed, hops, now, &mut ops)?;
             self.services.insert(key.clone(), programmed);
-            for ping in service.frontends.iter().map(ping_key) {
+            let of_clients = service.frontends.iter().filter(|frontend| frontend.scope == Scope::All);
+            for ping in of_clients.map(ping_key) {
                 if self.vips.get(&ping) != Some(&PING) {
                     self.push(Op::SetVip(ping, PING), &mut ops);
                 }
@@ -204,8 +207,9 @@ impl State {
         }
         for decap in &desired.decap {
             let key = DecapKey { local: decap.local.into(), vip: decap.vip.into() };
-            if !self.decap.contains(&key) {
-                self.push(Op::AddDecap(key), &mut ops);
+            let value = if decap.deliver { DecapKey::TO_LOCAL } else { DecapKey::TO_STACK };
+            if self.decap.get(&key) != Some(&value) {
+                self.push(Op::SetDecap(key, value), &mut ops);
             }
         }
         self.leaving = known;
@@ -221,7 +225,7 @@ impl State {
     pub fn plan_prune(&mut self, now: Now) -> Vec<Op> {
         let Some(named) = &self.named else { return Vec::new() };
         let mut ops = Vec::new();
-        let ends: Vec<_> = self.decap.difference(&named.decap).copied().collect();
+        let ends: Vec<_> = self.decap.keys().filter(|key| !named.decap.contains(key)).copied().collect();
         let left = if std::mem::take(&mut self.has_leftovers) {
             self.leftovers()
         } else {
@@ -411,7 +415,8 @@ impl State {
         for (endpoint, target) in &service.backends {
             let hop = hops.get(&endpoint.address).unwrap_or(&NextHop::Pending);
             let last = before.as_ref().and_then(|before| before.entries.get(endpoint).copied());
-            let index = self.set_backend(id, service.mode, endpoint, target.up, hop, last, ops)?;
+            let mode = service.mode_of(target);
+            let index = self.set_backend(id, mode, endpoint, target.up, hop, last, ops)?;
             entries.insert(*endpoint, index);
         }
         let members: Vec<(Endpoint, u16, u32)> = service
@@ -481,7 +486,7 @@ impl State {
             frontends: programmed.desired.frontends.clone(),
             table_size: programmed.vip.size,
             slots: programmed.entries.keys().map(|endpoint| (*endpoint, owned(endpoint))).collect(),
-            resolved: programmed.members.iter().any(|(_, _, index)| self.backends[index].ifindex != 0),
+            resolved: programmed.members.iter().any(|(_, _, index)| is_resolved(&self.backends[index])),
         });
     }
 }

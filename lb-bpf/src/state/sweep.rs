@@ -13,7 +13,7 @@ use crate::{
 };
 use lb_bpf_common::{
     Backend, DropKey, FlowEntry, FlowKey, Mode, ReverseEntry, Slot, Vip, VipKey, decide::is_tracked, proto,
-    slot_hash, slot_of,
+    scope, slot_hash, slot_of,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -328,7 +328,7 @@ impl<'a> View<'a> {
     }
 
     fn judge(&self, maps: &impl Maps, key: &FlowKey, entry: &FlowEntry) -> Result<Fate, MapError> {
-        let vip = VipKey { addr: key.dst, port: key.dst_port, proto: key.proto, zero: 0 };
+        let vip = VipKey { addr: key.dst, port: key.dst_port, proto: key.proto, scope: key.scope };
         let (Some(vip), Some(backend)) = (self.vips.get(&vip), self.backends.get(&entry.backend)) else {
             return Ok(Fate::Remove);
         };
@@ -432,10 +432,16 @@ impl<'a> View<'a> {
             src_port: reply.client_port,
             dst_port: reply.vip_port,
             proto: key.proto,
-            zero: [0; 3],
+            scope: scope::ALL,
+            zero: [0; 2],
         };
-        let flow = maps.flow(&request)?;
-        Ok(flow.and_then(|flow| self.reply_key(&request, &flow)) != Some(*key))
+        for request in [request, FlowKey { scope: scope::LOCAL, ..request }] {
+            let flow = maps.flow(&request)?;
+            if flow.and_then(|flow| self.reply_key(&request, &flow)) == Some(*key) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Where the way back of a flow is that is translated.

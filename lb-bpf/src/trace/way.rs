@@ -9,7 +9,7 @@ use lb_bpf_common::{
     Backend, Config, Facts, Filter, FlowEntry, FlowKey, GUE_PORT, Mode, ReverseEntry, Slot, Verdict, Vip,
     VipKey,
     decide::{self, NAT_ATTEMPTS, NatPorts, Phase},
-    flow_hash, proto, slot_hash, slot_of,
+    flow_hash, proto, scope, slot_hash, slot_of,
 };
 use std::net::{IpAddr, SocketAddr};
 
@@ -39,6 +39,8 @@ pub(super) struct Way<'a, M> {
     pub(super) phase: Phase,
     /// Seconds of CLOCK_MONOTONIC.
     pub(super) now: u32,
+    /// Entries of `flows` that the packet has made already.
+    pub(super) made: u32,
 }
 
 /// Where a tracked flow goes.
@@ -47,6 +49,8 @@ struct Choice {
     backend: Backend,
     /// Network byte order.
     nat_port: u16,
+    /// Whether the flow gets an entry.
+    makes_entry: bool,
     why: String,
 }
 
@@ -62,7 +66,8 @@ impl<M: Maps> Way<'_, M> {
             return Ok(self.reply(&entry, trace));
         }
         let FlowKey { dst, dst_port, proto, .. } = self.key;
-        let Some(vip) = self.maps.vip(&VipKey { addr: dst, port: dst_port, proto, zero: 0 })? else {
+        let Some(vip) = self.maps.vip(&VipKey { addr: dst, port: dst_port, proto, scope: scope::ALL })?
+        else {
             if config.flags & Config::DNAT != 0
                 && let Some(entry) = self.maps.reply(&self.key)?
             {
@@ -73,7 +78,13 @@ impl<M: Maps> Way<'_, M> {
                 "no service has this address, port and protocol: up the stack".to_owned(),
             ));
         };
+        self.request(vip, trace)
+    }
+
+    /// Follows a packet to the frontend that has this entry.
+    fn request(&self, vip: Vip, trace: &mut Trace) -> Result<End, Stop> {
         let Vip { service, base, size, flags } = vip;
+        let is_local = self.key.scope == scope::LOCAL;
         let hash = slot_hash(&self.key, flags & Vip::AFFINITY != 0);
         trace.hash = Some(hash);
         trace.vip = Some(VipEntry {
@@ -84,10 +95,11 @@ impl<M: Maps> Way<'_, M> {
         });
         let known = self.maps.flow(&self.key)?;
         trace.flow = known.map(|entry| self.flow(&entry)).transpose()?;
-        if flags & Vip::RANGES != 0 && self.maps.lets_in(service, self.key.src)? != Some(true) {
+        if flags & Vip::RANGES != 0 && !is_local && self.maps.lets_in(service, self.key.src)? != Some(true) {
             return stop(Verdict::SourceDenied, "the service does not let this client in");
         }
-        let nobody = if flags & Vip::PASS == 0 { Verdict::NoBackend } else { Verdict::NoBackendPassed };
+        let is_passed = flags & Vip::PASS != 0 && !is_local;
+        let nobody = if is_passed { Verdict::NoBackendPassed } else { Verdict::NoBackend };
         if size == 0 {
             return stop(nobody, "the service has no backend: its table is empty");
         }
@@ -102,25 +114,36 @@ impl<M: Maps> Way<'_, M> {
             Stop::Verdict((Verdict::NoBackend, why)) => Stop::Verdict((nobody, why)),
             stop => stop,
         });
-        let Choice { index, backend, nat_port, mut why } = chosen?;
-        if flags & Vip::QUIC != 0 && self.key.proto == proto::UDP {
+        let Choice { index, backend, nat_port, makes_entry, mut why } = chosen?;
+        if flags & Vip::QUIC != 0 && !is_local && self.key.proto == proto::UDP {
             why.push_str("; a QUIC packet whose connection ID names another backend goes to that one");
         }
         let table = self.maps.slots(base, size)?;
-        trace.backend = Some(Chosen {
+        let chosen = Chosen {
             endpoint: endpoint_of(&backend),
             index,
             mode: Mode::of(backend.mode).map_or("unknown", mode_label).to_owned(),
             down: backend.flags & Backend::DOWN != 0,
             slots: table.iter().filter(|slot| slot.current == index).count() as u32,
-        });
-        if backend.ifindex == 0 {
+        };
+        if backend.mode == Mode::Here as u8 && !is_local {
+            trace.host = Some(chosen);
+            return self.deliver(&why, makes_entry, trace);
+        }
+        trace.backend = Some(chosen);
+        if is_local && !decide::is_tracked(backend.mode) {
+            return stop(
+                Verdict::NoBackend,
+                "the backend of this host is not one that packets are translated to",
+            );
+        }
+        if backend.ifindex == 0 && !is_local {
             let why = format!("{why}; the next hop towards it is not resolved: up the stack");
             return Ok((Verdict::Unresolved, why));
         }
         let mode = Mode::of(backend.mode);
         let outer = decide::overhead(&backend) as u32;
-        trace.next_hop = Some(NextHop {
+        trace.next_hop = (backend.ifindex != 0).then(|| NextHop {
             interface_index: backend.ifindex,
             interface: None,
             mac: mac(backend.next_hop),
@@ -142,7 +165,7 @@ impl<M: Maps> Way<'_, M> {
                 (Sent::InUdp { source, destination }, Verdict::Encapsulated)
             }
             Some(Mode::L2) => (Sent::Forwarded { backend: destination.address }, Verdict::Forwarded),
-            Some(Mode::Nat | Mode::Dnat) | None => {
+            Some(Mode::Nat | Mode::Dnat | Mode::Here) | None => {
                 let source = match mode {
                     Some(Mode::Dnat) => SocketAddr::new(self.key.src.into(), u16::from_be(self.key.src_port)),
                     _ => SocketAddr::new(source, u16::from_be(nat_port)),
@@ -153,6 +176,24 @@ impl<M: Maps> Way<'_, M> {
         };
         trace.sent = Some(sent);
         Ok((verdict, why))
+    }
+
+    /// Follows a packet that is for a backend of this host itself; `why` that is so.
+    fn deliver(&self, why: &str, makes_entry: bool, trace: &mut Trace) -> Result<End, Stop> {
+        let key = FlowKey { scope: scope::LOCAL, ..self.key };
+        let local = Way { key, made: makes_entry.into(), ..*self };
+        let FlowKey { dst, dst_port, proto, scope, .. } = local.key;
+        let entry = self.maps.vip(&VipKey { addr: dst, port: dst_port, proto, scope })?;
+        let end = match entry {
+            Some(vip) => local.request(vip, trace),
+            None => stop(Verdict::NoBackend, "which has none of its own"),
+        };
+        let here = |(verdict, rest): End| (verdict, format!("{why}: this host; {rest}"));
+        match end {
+            Ok(end) => Ok(here(end)),
+            Err(Stop::Verdict(end)) => Err(Stop::Verdict(here(end))),
+            Err(error) => Err(error),
+        }
     }
 
     /// Applies the packet filters, as far as they look at what is known of the packet.
@@ -195,6 +236,10 @@ impl<M: Maps> Way<'_, M> {
         let client = SocketAddr::new(entry.client.into(), u16::from_be(entry.client_port));
         let vip = SocketAddr::new(entry.vip.into(), u16::from_be(entry.vip_port));
         trace.reply = Some(Reply { client, vip, age_seconds: self.now.saturating_sub(entry.seen) });
+        if entry.ifindex == ReverseEntry::ROUTED {
+            let why = "a reply of a backend of this host: the stack routes it, and it is from the VIP where it leaves";
+            return (Verdict::NotOurs, why.to_owned());
+        }
         trace.sent = Some(Sent::Translated { source: vip, destination: client });
         if entry.ifindex == 0 {
             let why = "a backend's reply to this host itself: up the stack, from the VIP";
@@ -220,7 +265,8 @@ impl<M: Maps> Way<'_, M> {
                 return stop(Verdict::NoBackend, "the slot names no backend that is in use");
             };
             if !decide::is_tracked(backend.mode) {
-                return Ok(Choice { index: slot.current, backend, nat_port: 0, why: CLEAN.to_owned() });
+                let why = CLEAN.to_owned();
+                return Ok(Choice { index: slot.current, backend, nat_port: 0, makes_entry: false, why });
             }
         }
         let usable = |index: u32| -> Result<Option<Backend>, MapError> {
@@ -265,13 +311,16 @@ impl<M: Maps> Way<'_, M> {
             _ if is_nat => self.nat_port(&backend, entry.map_or(0, |entry| entry.nat_port))?,
             entry => entry.map_or(0, |entry| entry.nat_port),
         };
-        if known.is_none() && is_full(self.maps.sizes().flows, |from| self.maps.flows(from, CHUNK))? {
+        let room = self.maps.sizes().flows.saturating_sub(self.made);
+        let mut makes_entry = known.is_none();
+        if makes_entry && is_full(room, |from| self.maps.flows(from, CHUNK))? {
+            makes_entry = false;
             if is_nat || !decide::stays_without_entry(slot, self.phase, index) {
                 return stop(Verdict::FlowTableFull, "the flow needs an entry, and the flow table is full");
             }
             why.push_str("; the flow table is full: it goes without an entry");
         }
-        Ok(Choice { index, backend, nat_port, why })
+        Ok(Choice { index, backend, nat_port, makes_entry, why })
     }
 
     /// The rule for a flow without an entry.
@@ -308,7 +357,15 @@ impl<M: Maps> Way<'_, M> {
         };
         for _ in 0..NAT_ATTEMPTS {
             let port = ports.port();
-            if entry(port)?.is_none() {
+            let there = entry(port)?;
+            // There is but one port, and it was another flow's.
+            if first == last
+                && let Some(there) = there
+                && self.is_over(&there)?
+            {
+                return Ok(port);
+            }
+            if there.is_none() {
                 if is_full(self.maps.sizes().flows, |from| self.maps.replies(from, CHUNK))? {
                     let why = "the flow needs a port of NAT, and the table of ways back is full";
                     return stop(Verdict::FlowTableFull, why);
@@ -318,6 +375,18 @@ impl<M: Maps> Way<'_, M> {
             ports.advance();
         }
         stop(Verdict::NatPortsExhausted, "the flow needs a port of NAT, and those that were tried are taken")
+    }
+
+    /// Whether the flow that has this way back has ended or is gone.
+    fn is_over(&self, entry: &ReverseEntry) -> Result<bool, MapError> {
+        let key = FlowKey {
+            src: entry.client,
+            dst: entry.vip,
+            src_port: entry.client_port,
+            dst_port: entry.vip_port,
+            ..self.key
+        };
+        Ok(self.maps.flow(&key)?.is_none_or(|flow| flow.is_over()))
     }
 
     fn slot(&self, number: u32, slot: Slot) -> Result<SlotEntry, MapError> {

@@ -14,7 +14,7 @@ mod v1;
 use lb_bpf::{
     Datapath, DatapathError, Installed, Options, Sizes, TunnelSources, XdpMode,
     abi::Mode,
-    service::{Decap, Desired, Endpoint, Frontend, Protocol, Rules, Service, ServiceKey, Target},
+    service::{Decap, Desired, Endpoint, Frontend, Protocol, Rules, Scope, Service, ServiceKey, Target},
 };
 use network::{Network, run};
 use std::{net::IpAddr, sync::Arc, time::Duration};
@@ -41,8 +41,8 @@ fn options(network: &Network) -> Options {
 }
 
 fn service(vip: &str, port: u16, mode: Mode, backends: &[&str]) -> Service {
-    let frontend = Frontend { address: ip(vip), protocol: Protocol::Tcp, port };
-    let target = Target { weight: 1, up: true };
+    let frontend = Frontend { address: ip(vip), protocol: Protocol::Tcp, port, scope: Scope::All };
+    let target = Target { weight: 1, up: true, here: false };
     Service {
         frontends: [frontend].into(),
         mode,
@@ -237,7 +237,7 @@ fn vips_of_tunnel_ends_are_on_the_loopback_interface() {
         let mut datapath = Datapath::open(options(network)).await.unwrap();
         let ends = ["203.0.113.10", "2001:db8:ffff::10"].map(|vip| {
             let local = if vip.contains(':') { "2001:db8::1" } else { "10.0.0.1" };
-            Decap { local: ip(local), vip: ip(vip) }
+            Decap { local: ip(local), vip: ip(vip), deliver: false }
         });
         let desired = Desired { decap: ends.into(), ..Desired::default() };
         for _ in 0..2 {

@@ -4,7 +4,7 @@ use super::{DEADLINE, ip, traffic};
 use crate::network::Network;
 use lb_bpf::{
     abi::Mode,
-    service::{Desired, Endpoint, Frontend, Protocol, Rules, Service, ServiceKey, Target},
+    service::{Desired, Endpoint, Frontend, Protocol, Rules, Scope, Service, ServiceKey, Target},
 };
 use socket2::{Domain, Socket, Type};
 use std::{
@@ -38,9 +38,9 @@ pub(crate) fn desired() -> Desired {
         ("connections", Mode::Nat, Protocol::Tcp, "203.0.113.10", 80, &["10.0.0.2", "10.0.0.3"]),
     ];
     let services = services.map(|(name, mode, protocol, vip, port, backends)| {
-        let target = Target { weight: 1, up: true };
+        let target = Target { weight: 1, up: true, here: false };
         let backends = backends.iter().map(|b| (Endpoint { address: ip(b), port }, target)).collect();
-        let frontends = [Frontend { address: ip(vip), protocol, port }].into();
+        let frontends = [Frontend { address: ip(vip), protocol, port, scope: Scope::All }].into();
         let rules = Rules::default();
         let service = Service { frontends, mode, backends, drain_seconds: 300, rules };
         (ServiceKey(name.into()), Arc::new(service))

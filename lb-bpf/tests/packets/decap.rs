@@ -19,7 +19,7 @@ pub(crate) fn cases() -> Vec<Case> {
 fn pair_cases(outer: Family, inner: Family) -> Vec<Case> {
     let name = |text: &str| format!("decap {inner:?} in {outer:?}: {text}");
     let key = DecapKey { local: outer.backend(1).into(), vip: inner.vip().ip().into() };
-    let world = World { decap: vec![key], ..World::default() };
+    let world = World { decap: vec![(key, DecapKey::TO_STACK)], ..World::default() };
     let tunnel = Tunnel {
         eth_dst: OWN,
         eth_src: ROUTER,

@@ -28,8 +28,8 @@ pub(crate) fn cases() -> Vec<Case> {
 #[derive(Clone)]
 pub(crate) struct Message {
     pub(crate) macs: ([u8; 6], [u8; 6]),
-    src: IpAddr,
-    dst: IpAddr,
+    pub(crate) src: IpAddr,
+    pub(crate) dst: IpAddr,
     kind: u8,
     code: u8,
     rest: [u8; 4],
@@ -76,7 +76,7 @@ impl Message {
         Message { macs, src, dst, kind, ttl: 64, ..self.clone() }
     }
 
-    fn ip(&self) -> Vec<u8> {
+    pub(crate) fn ip(&self) -> Vec<u8> {
         let mut icmp = [&[self.kind, self.code, 0, 0][..], &self.rest, &self.body].concat();
         let mut bytes = match (self.src, self.dst) {
             (IpAddr::V4(src), IpAddr::V4(dst)) => {
@@ -114,7 +114,7 @@ fn router(family: Family) -> IpAddr {
 }
 
 /// Types, codes and second words of errors.
-fn errors(family: Family) -> Vec<((u8, u8), [u8; 4])> {
+pub(crate) fn errors(family: Family) -> Vec<((u8, u8), [u8; 4])> {
     if family == V4 {
         vec![((3, 1), [0; 4]), ((3, 4), [0, 0, 5, 120]), ((11, 0), [0; 4]), ((12, 0), [20, 0, 0, 0])]
     } else {
@@ -127,12 +127,12 @@ fn transports() -> [Transport; 3] {
 }
 
 /// A packet of the VIP to the client, as a router on the way sees it.
-fn answered(family: Family, transport: Transport) -> Frame {
+pub(crate) fn answered(family: Family, transport: Transport) -> Frame {
     Frame::new(transport, family.vip(), family.client()).ttl(57)
 }
 
 /// An error to the VIP about one of its packets, of which `length` bytes of transport are quoted.
-fn error(family: Family, about: &Frame, length: usize, kind: ((u8, u8), [u8; 4])) -> Message {
+pub(crate) fn error(family: Family, about: &Frame, length: usize, kind: ((u8, u8), [u8; 4])) -> Message {
     let quote = about.ip();
     let length = (family.header() + length).min(quote.len());
     Message::new(router(family), about.src.ip(), kind.0, kind.1, &quote[..length])

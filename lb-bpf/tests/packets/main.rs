@@ -7,6 +7,7 @@ mod dirty;
 mod frame;
 mod icmp;
 mod ipip;
+mod local;
 mod model;
 mod modes;
 mod nat;
@@ -71,6 +72,11 @@ fn rules_of_services_and_filters() {
 #[test]
 fn quic() {
     run(quic::cases());
+}
+
+#[test]
+fn backends_of_this_host() {
+    run(local::cases());
 }
 
 #[test]

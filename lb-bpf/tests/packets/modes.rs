@@ -94,7 +94,7 @@ fn gue(inner: Family, outer: Family) -> Vec<Case> {
 fn gue_decap(inner: Family, outer: Family) -> Vec<Case> {
     let name = |text: &str| format!("GUE decap {inner:?} in {outer:?}: {text}");
     let key = DecapKey { local: outer.backend(1).into(), vip: inner.vip().ip().into() };
-    let world = World { decap: vec![key], ..World::default() };
+    let world = World { decap: vec![(key, lb_bpf::abi::DecapKey::TO_STACK)], ..World::default() };
     let frame = request(inner, Transport::Tcp(SYN));
     let outside = Tunnel { eth_dst: OWN, eth_src: ROUTER, proto: 17, ..tunnel(outer, &frame, 1) };
     // As it left, with the hop already taken off.
@@ -218,6 +218,12 @@ fn dnat(family: Family) -> Vec<Case> {
     };
     let of_backend = backend(family, Mode::Dnat, 1);
     other_vip.reverse = vec![(key.answer(&of_backend, 0), taken)];
+    let of_other = FlowKey { dst: taken.vip, dst_port: taken.vip_port, ..key };
+    let other_flow = |state| {
+        let entry = FlowEntry { state, ..crate::scene::entry(&syn, 1, u16::from_be(key.src_port)) };
+        World { flows: vec![(of_other, entry)], ..other_vip.clone() }
+    };
+    let both = FlowEntry::FIN_CLIENT | FlowEntry::FIN_BACKEND;
     vec![
         there_and_back("TCP", Transport::Tcp(SYN)),
         there_and_back("UDP", Transport::Udp),
@@ -237,10 +243,16 @@ fn dnat(family: Family) -> Vec<Case> {
         ),
         case(
             name("the port is taken"),
-            other_vip,
+            other_flow(FlowEntry::FIN_CLIENT),
             syn.bytes(),
             Expect::Untouched(Verdict::NatPortsExhausted),
         ),
+        case(name("the port was taken"), other_flow(both), syn.bytes(), sent(&syn, true)).then(
+            answer(Transport::Tcp(SYN | ACK)).bytes(),
+            Expect::Returned(returned(family, &answer(Transport::Tcp(SYN | ACK)))),
+        ),
+        case(name("the port was reset"), other_flow(FlowEntry::RST), syn.bytes(), sent(&syn, true)),
+        case(name("the port is nobody's any more"), other_vip, syn.bytes(), sent(&syn, true)),
         case(name("FIN of the backend"), base.clone(), syn.bytes(), sent(&syn, true))
             .then(
                 answer(Transport::Tcp(ACK | crate::frame::FIN)).bytes(),

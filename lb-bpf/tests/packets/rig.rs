@@ -5,7 +5,7 @@ use aya::{
         Array, HashMap, MapData, PerCpuArray, PerCpuHashMap, PerCpuValues,
         lpm_trie::{Key, LpmTrie},
     },
-    programs::{TestRunOptions, Xdp},
+    programs::{SchedClassifier, TestRunOptions, Xdp},
 };
 use lb_bpf::abi::{
     Backend, Config, Counter, DecapKey, DropKey, Filter, FlowEntry, FlowKey, FragmentEntry, FragmentKey,
@@ -23,11 +23,13 @@ pub(crate) const REDIRECT: u32 = 4;
 pub(crate) const INGRESS: u32 = 1;
 
 /// Size of the smaller maps.
-const ENTRIES: u32 = 16;
+const ENTRIES: u32 = 32;
+/// Size of `slots`.
+pub(crate) const SLOTS: u32 = 96;
 /// Lines of `recent`.
 const RECENT: u32 = 16;
 /// Words of `vip_index`.
-const WORDS: u32 = 64;
+const WORDS: u32 = 128;
 
 /// A value of a map. The types of the ABI have no padding, and any bytes are a valid value of each.
 #[repr(transparent)]
@@ -46,7 +48,7 @@ pub(crate) struct World {
     pub(crate) backends: Vec<Backend>,
     pub(crate) flows: Vec<(FlowKey, FlowEntry)>,
     pub(crate) reverse: Vec<(FlowKey, ReverseEntry)>,
-    pub(crate) decap: Vec<DecapKey>,
+    pub(crate) decap: Vec<(DecapKey, u32)>,
     pub(crate) ranges: Vec<(RangeKey, u32)>,
     /// From index 0 on.
     pub(crate) filters: Vec<Filter>,
@@ -80,7 +82,7 @@ impl Rig {
     pub(crate) fn load(max_flows: u32, max_reverse: u32) -> Self {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(map::VIPS, ENTRIES)
-            .map_max_entries(map::SLOTS, 64)
+            .map_max_entries(map::SLOTS, SLOTS)
             .map_max_entries(map::BACKENDS, ENTRIES)
             .map_max_entries(map::BACKEND_COUNTERS, ENTRIES)
             .map_max_entries(map::FLOWS, max_flows)
@@ -106,8 +108,8 @@ impl Rig {
         for index in 0..RECENT {
             self.array(map::RECENT).set(index, Plain([Memo::default(); MEMOS]), 0).unwrap();
         }
-        self.replace(map::DECAP, &world.decap.iter().map(|&key| (key, 1_u32)).collect::<Vec<_>>());
-        for index in 0..64 {
+        self.replace(map::DECAP, &world.decap);
+        for index in 0..SLOTS {
             let slot = world.slots.get(index as usize).copied().unwrap_or_default();
             self.set_slot(index, slot);
         }
@@ -218,6 +220,20 @@ impl Rig {
                 ..TestRunOptions::new()
             })
             .unwrap();
+        bytes.truncate(run.data_size_out as usize);
+        Result { action: run.return_value, bytes }
+    }
+
+    /// Runs one packet through a program of TC.
+    pub(crate) fn run_tc(&mut self, name: &str, packet: &[u8]) -> Result {
+        let program: &mut SchedClassifier = self.ebpf.program_mut(name).unwrap().try_into().unwrap();
+        if program.fd().is_err() {
+            program.load().expect("the verifier accepts the program");
+        }
+        let mut bytes = vec![0; 4096];
+        let options =
+            TestRunOptions { data_in: Some(packet), data_out: Some(&mut bytes), ..TestRunOptions::new() };
+        let run = program.test_run(options).unwrap();
         bytes.truncate(run.data_size_out as usize);
         Result { action: run.return_value, bytes }
     }

@@ -92,7 +92,7 @@ pub(crate) fn out(index: u32) -> u32 {
 pub(crate) fn world(family: Family, mode: Mode) -> World {
     let vip = Vip { service: SERVICE, base: BASE, size: SLOTS, flags: 0 };
     let key =
-        |proto| VipKey { addr: family.vip().ip().into(), port: family.vip().port().to_be(), proto, zero: 0 };
+        |proto| VipKey { addr: family.vip().ip().into(), port: family.vip().port().to_be(), proto, scope: 0 };
     let ping = VipKey { port: 0, ..key(if family == V4 { 1 } else { 58 }) };
     World {
         vips: vec![(key(6), vip), (key(17), vip), (ping, Vip { service: 0, base: 0, size: 0, flags: 0 })],
@@ -127,7 +127,8 @@ pub(crate) fn flow_key(frame: &Frame) -> FlowKey {
         src_port: frame.src.port().to_be(),
         dst_port: frame.dst.port().to_be(),
         proto: if matches!(frame.transport, Transport::Tcp(_)) { 6 } else { 17 },
-        zero: [0; 3],
+        scope: 0,
+        zero: [0; 2],
     }
 }
 
@@ -199,6 +200,8 @@ pub(crate) enum Expect {
     Answered(Verdict, Vec<u8>),
     /// Passed, changed.
     Passed(Verdict, Vec<u8>),
+    /// Passed, translated to the backend of this host at this index; sent through the backend `here`, if there is one.
+    Delivered { here: Option<u32>, backend: u32, new: bool, bytes: Vec<u8> },
 }
 
 /// One line of the table: packets in order through one world.
@@ -236,14 +239,22 @@ impl Case {
             let (action, bytes) = match expect {
                 Expect::Sent { backend, bytes, .. } => (out(*backend), bytes),
                 Expect::Returned(bytes) | Expect::Answered(_, bytes) => (TX, bytes),
-                Expect::Passed(_, bytes) => (PASS, bytes),
+                Expect::Passed(_, bytes) | Expect::Delivered { bytes, .. } => (PASS, bytes),
                 Expect::Untouched(verdict) => (untouched(*verdict), packet),
             };
             let step = format!("{}, packet {}", self.name, number + 1);
             assert_eq!(result.action, action, "{step}: XDP action (counted: {:?})", rig.counted());
             assert_eq!(hex(&result.bytes), hex(bytes), "{step}: bytes");
+            if let Expect::Delivered { here: Some(here), new, .. } = expect {
+                let counter = backends.entry(*here).or_default();
+                counter.packets += 1;
+                counter.bytes += packet.len() as u64;
+                counter.flows += u64::from(*new);
+            }
             let (counter, new) = match expect {
-                Expect::Sent { backend, new, .. } => (Some(backends.entry(*backend).or_default()), *new),
+                Expect::Sent { backend, new, .. } | Expect::Delivered { backend, new, .. } => {
+                    (Some(backends.entry(*backend).or_default()), *new)
+                }
                 Expect::Untouched(Verdict::NotOurs) => (None, false),
                 Expect::Untouched(verdict) | Expect::Passed(verdict, _) | Expect::Answered(verdict, _) => {
                     (Some(verdicts.entry(*verdict).or_default()), false)
@@ -252,7 +263,7 @@ impl Case {
             };
             if let Some(counter) = counter {
                 counter.packets += 1;
-                counter.bytes += packet.len() as u64;
+                counter.bytes += counted_length(packet, expect);
                 counter.flows += u64::from(new);
             }
             let expected = (verdicts.clone().into_iter().collect(), backends.clone().into_iter().collect());
@@ -306,6 +317,14 @@ fn untouched(verdict: Verdict) -> u32 {
         | Verdict::ReturnedHere => {
             panic!("{verdict:?} changes the packet")
         }
+    }
+}
+
+/// What comes out of a tunnel is counted without it.
+fn counted_length(packet: &[u8], expect: &Expect) -> u64 {
+    match expect {
+        Expect::Delivered { bytes, .. } => bytes.len() as u64,
+        _ => packet.len() as u64,
     }
 }
 

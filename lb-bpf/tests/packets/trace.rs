@@ -3,14 +3,14 @@
 //! interface must be those that were said.
 use crate::{
     frame::{ACK, FIN, Frame, RST, SYN, Transport},
-    rig::{DROP, INGRESS, PASS, REDIRECT, Rig, TX, World},
+    rig::{DROP, INGRESS, PASS, REDIRECT, Rig, SLOTS as ROOM, TX, World},
     scene::{Family, V4, V6, backend, flow_key, reply, request},
 };
 use lb_bpf::{
     Sizes,
     abi::{
         Action, Addr, Backend, Config, FlowEntry, FlowKey, Mode, RangeKey, ReverseEntry, Slot, Tags, Verdict,
-        Vip, VipKey, outer_header_sum, slot_hash, slot_of,
+        Vip, VipKey, outer_header_sum, scope, slot_hash, slot_of,
     },
     filter::{Filter, FilterAction},
     maps::fake::FakeMaps,
@@ -75,6 +75,16 @@ fn service(family: Family, number: u32) -> u32 {
     number + if family == V4 { 1 } else { 3 }
 }
 
+/// The service of this host's own backends, which both services of a family have in common.
+fn local(family: Family) -> u32 {
+    if family == V4 { 6 } else { 7 }
+}
+
+/// Where its table begins: behind the four others.
+fn own_base(family: Family) -> u32 {
+    if family == V4 { 4 * TABLE } else { 5 * TABLE }
+}
+
 /// The VIPs of a family: of its two services, of the one without a backend, and one that there is not.
 fn vip(family: Family, number: u32) -> SocketAddr {
     let mut vip = family.vip();
@@ -112,15 +122,23 @@ fn some_world(dice: &mut Dice, max: u32, now: u32) -> World {
         for proto in [6, 17] {
             let vip = |number| {
                 let vip = vip(family, number);
-                VipKey { addr: vip.ip().into(), port: vip.port().to_be(), proto, zero: 0 }
+                VipKey { addr: vip.ip().into(), port: vip.port().to_be(), proto, scope: 0 }
             };
             let flags = if proto == 6 { tcp_flags } else { 0 };
             let entry = Vip { service: service(family, number), base: table * TABLE, size: TABLE, flags };
             world.vips.push((vip(number), entry));
+            // Backends of this host itself: mostly there is a table of theirs.
+            if !dice.one_in(4) {
+                let key = VipKey { scope: scope::LOCAL, ..vip(number) };
+                let size = dice.of(&[TABLE, TABLE, TABLE, 0]);
+                world.vips.push((key, Vip { service: local(family), base: own_base(family), size, flags }));
+            }
             if number == 0 {
                 world.vips.push((vip(2), Vip { service: 5, base: 0, size: 0, flags: 0 }));
             }
         }
+    }
+    for family in [V4, V4, V6, V6, V4, V6] {
         for _ in 0..TABLE {
             let current = some_backend(dice, family);
             let previous = match dice.below(3) {
@@ -133,9 +151,22 @@ fn some_world(dice: &mut Dice, max: u32, now: u32) -> World {
     }
     for index in 1..=2 * OF_FAMILY {
         let family = if index <= OF_FAMILY { V4 } else { V6 };
-        let mode = dice.of(&[Mode::Ipip, Mode::Nat, Mode::Nat, Mode::Gue, Mode::L2, Mode::Dnat]);
+        let mode = dice.of(&[
+            Mode::Ipip,
+            Mode::Nat,
+            Mode::Nat,
+            Mode::Gue,
+            Mode::L2,
+            Mode::Dnat,
+            Mode::Dnat,
+            Mode::Here,
+            Mode::Here,
+        ]);
         let mut entry = Backend {
-            service: service(family, dice.below(2)),
+            service: match dice.below(3) {
+                2 => local(family),
+                number => service(family, number),
+            },
             flags: if dice.one_in(4) { Backend::DOWN } else { 0 },
             ifindex: dice.of(&[INGRESS, INGRESS, 777, 777, 0]),
             mtu: dice.of(&[0, 1500]),
@@ -166,7 +197,8 @@ fn some_world(dice: &mut Dice, max: u32, now: u32) -> World {
     let (mut flows, mut replies) = (BTreeMap::new(), BTreeMap::new());
     for _ in 0..dice.below(max + 1) {
         let family = dice.of(&[V4, V6]);
-        let key = flow_key(&some_request(dice, family));
+        let of = dice.of(&[scope::ALL, scope::LOCAL]);
+        let key = FlowKey { scope: of, ..flow_key(&some_request(dice, family)) };
         let index = some_backend(dice, family);
         let port = (first + dice.below(4) as u16).to_be();
         let entry = FlowEntry {
@@ -183,7 +215,7 @@ fn some_world(dice: &mut Dice, max: u32, now: u32) -> World {
                 vip: owner.dst,
                 client_port: owner.src_port,
                 vip_port: owner.dst_port,
-                ifindex: dice.of(&[INGRESS, INGRESS, 777, 777, 0]),
+                ifindex: dice.of(&[INGRESS, INGRESS, 777, 777, 0, ReverseEntry::ROUTED]),
                 seen: now - 3,
                 next_hop: [2, 0, 0, 0, 3, 1],
                 source_mac: [2, 0, 0, 0, 3, 2],
@@ -219,7 +251,7 @@ fn some_filter(dice: &mut Dice) -> lb_bpf::abi::Filter {
 /// The same maps for the trace.
 fn mirror(world: &World, max: u32) -> FakeMaps {
     let mut maps =
-        FakeMaps::new(Sizes { vips: 16, slots: 64, backends: 16, flows: max, decap: 16, ..Sizes::DEFAULT });
+        FakeMaps::new(Sizes { vips: 32, slots: ROOM, backends: 32, flows: max, decap: 16, ..Sizes::DEFAULT });
     maps.vips = world.vips.iter().copied().collect();
     maps.slots[..world.slots.len()].copy_from_slice(&world.slots);
     maps.backends[1..=world.backends.len()].copy_from_slice(&world.backends);
@@ -284,7 +316,7 @@ fn compare(said: &Trace, frame: &Frame, result: &crate::rig::Result, counted: Op
         Some(Counted::Verdict(verdict)) => assert_eq!(said.verdict, verdict, "{why}"),
         Some(Counted::Backend(index, mode)) => {
             let verdict = match Mode::of(mode).unwrap() {
-                Mode::Nat | Mode::Dnat => Verdict::Translated,
+                Mode::Nat | Mode::Dnat | Mode::Here => Verdict::Translated,
                 Mode::Ipip | Mode::Gue => Verdict::Encapsulated,
                 Mode::L2 => Verdict::Forwarded,
             };
@@ -303,6 +335,13 @@ fn compare(said: &Trace, frame: &Frame, result: &crate::rig::Result, counted: Op
         assert_eq!((result.action, &result.bytes), (action, &frame.bytes()), "{why}");
         return;
     };
+    if said.host.is_some() {
+        // The stack routes it.
+        let Sent::Translated { source, destination } = sent else { panic!("{why}") };
+        assert_eq!((result.action, addresses(&result.bytes)), (PASS, (source, destination)), "{why}");
+        assert_eq!(result.bytes[..12], frame.bytes()[..12], "{why}");
+        return;
+    }
     let hop = said.next_hop.as_ref().unwrap();
     let action = if hop.interface_index == INGRESS { TX } else { REDIRECT };
     assert!(said.is_sent(), "{why}");
@@ -330,10 +369,24 @@ enum Counted {
 }
 
 /// What the last packet was counted as.
-fn counted(rig: &Rig, before: &crate::rig::Counted, maps: &FakeMaps) -> Option<Counted> {
+fn counted(rig: &Rig, before: &crate::rig::Counted, maps: &FakeMaps, said: &Trace) -> Option<Counted> {
     let after = rig.counted();
     let verdict = after.0.iter().find(|entry| !before.0.contains(entry));
-    let backend = after.1.iter().find(|entry| !before.1.contains(entry));
+    let mut backends: Vec<_> = after.1.iter().filter(|entry| !before.1.contains(entry)).collect();
+    if let Some(host) = &said.host
+        && said.is_sent()
+    {
+        let count = backends.len();
+        backends.retain(|(index, _)| *index != host.index);
+        assert!(
+            backends.len() + 1 == count,
+            "counted with this host, too: {:?} {:?} {said:#?}",
+            before,
+            after
+        );
+    }
+    assert!(backends.len() <= 1, "a packet is counted once");
+    let backend = backends.first();
     assert!(verdict.is_none() || backend.is_none(), "a packet is counted once");
     match (verdict, backend) {
         (Some((verdict, _)), _) => Some(Counted::Verdict(*verdict)),
@@ -360,10 +413,11 @@ fn a_trace_says_what_the_kernel_does() {
                 let result = rig.run(&frame.bytes());
                 if now() == start {
                     let why = format!("tables of {max}, seed {seed}, packet {number}");
-                    compare(&said, &frame, &result, counted(&rig, &before, &maps), &why);
+                    compare(&said, &frame, &result, counted(&rig, &before, &maps, &said), &why);
                     let key = flow_key(&frame);
                     if let Some(vip) = said.vip.as_ref().filter(|vip| vip.table_size > 0) {
-                        let key = VipKey { addr: key.dst, port: key.dst_port, proto: key.proto, zero: 0 };
+                        let of = if vip.service_id >= local(V4) { scope::LOCAL } else { scope::ALL };
+                        let key = VipKey { addr: key.dst, port: key.dst_port, proto: key.proto, scope: of };
                         let hash = slot_hash(&flow_key(&frame), maps.vips[&key].flags & Vip::AFFINITY != 0);
                         assert_eq!(said.hash, Some(hash), "{why}");
                         if let Some(slot) = said.slot {
@@ -371,6 +425,9 @@ fn a_trace_says_what_the_kernel_does() {
                         }
                     }
                     *seen.entry(said.verdict.label().to_owned()).or_default() += 1;
+                    if said.host.is_some() {
+                        *seen.entry(format!("here: {}", said.verdict.label())).or_default() += 1;
+                    }
                     if let Some(slot) = said.slot {
                         *seen.entry(format!("{:?}", slot.state)).or_default() += 1;
                     }
@@ -402,6 +459,10 @@ fn a_trace_says_what_the_kernel_does() {
         Verdict::ReturnedHere,
     ] {
         assert!(seen.get(what.label()).is_some_and(|count| *count >= 20), "{what:?}: {seen:#?}");
+    }
+    for what in [Verdict::Translated, Verdict::NoBackend] {
+        let what = format!("here: {}", what.label());
+        assert!(seen.get(&what).is_some_and(|count| *count >= 20), "{what}: {seen:#?}");
     }
     for state in [SlotState::Clean, SlotState::Learning, SlotState::Settled] {
         assert!(seen.get(&format!("{state:?}")).is_some_and(|count| *count >= 100), "{state:?}: {seen:#?}");

@@ -18,7 +18,8 @@ pub(crate) fn approves(cases: &[Case]) {
             if let Expect::Sent { bytes, .. }
             | Expect::Returned(bytes)
             | Expect::Answered(_, bytes)
-            | Expect::Passed(_, bytes) = expect
+            | Expect::Passed(_, bytes)
+            | Expect::Delivered { bytes, .. } = expect
             {
                 names.push(format!("{}, packet {step}", case.name));
                 came.push(packet.clone());

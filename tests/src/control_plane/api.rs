@@ -65,6 +65,11 @@ impl Api {
         self.send("POST", path, &[("Content-Type", "application/json")], object)
     }
 
+    /// PUT of an object: what was there before is replaced.
+    pub fn put(&self, path: &str, object: &Value) -> Result<Answer, Error> {
+        self.send("PUT", path, &[("Content-Type", "application/json")], object)
+    }
+
     fn send(
         &self,
         method: &str,

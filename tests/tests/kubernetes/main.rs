@@ -1,8 +1,12 @@
 //! Fairlead and a real Kubernetes API server (`tests/control-plane` builds it). Needs no root, but Go.
 #![expect(clippy::unwrap_used, reason = "tests")]
+mod conditions;
 mod control_plane;
 mod crds;
 mod helm;
 mod import;
 mod manifests;
+mod nodes;
+mod outage;
+mod reuse;
 mod store;

@@ -21,8 +21,10 @@ const READ: [&str; 11] = [
     "discovery.k8s.io/endpointslices",
 ];
 
-/// What the controller that leads writes, wherever it is, and reads again.
-const LEADER: [&str; 20] = [
+/// What the controller that leads writes, wherever it is, and reads again; and what it sums up.
+const LEADER: [&str; 22] = [
+    "list fairlead.dev/nodestates",
+    "watch fairlead.dev/nodestates",
     "get fairlead.dev/addresspools",
     "get fairlead.dev/bgpadvertisements",
     "get fairlead.dev/bgppeers",

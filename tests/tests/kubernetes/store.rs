@@ -22,7 +22,7 @@ use std::{
 use tokio::runtime::Runtime;
 
 /// A control plane that knows our kinds.
-fn plane() -> Result<ControlPlane, Error> {
+pub(super) fn plane() -> Result<ControlPlane, Error> {
     let plane = ControlPlane::start()?;
     let crds: Vec<_> = crds::crds().iter().map(crds::yaml).collect();
     plane.apply(&crds.join("---\n"))?;
@@ -31,20 +31,25 @@ fn plane() -> Result<ControlPlane, Error> {
     Ok(plane)
 }
 
-const NAMESPACE: &str = "fairlead-system";
+pub(super) const NAMESPACE: &str = "fairlead-system";
 
 /// A process with a store. Dropped it is as if it were killed: nothing is given back, nothing is finished.
-struct Process {
-    store: Arc<KubernetesStore>,
+pub(super) struct Process {
+    pub(super) store: Arc<KubernetesStore>,
     /// All snapshots that were given out.
     snapshots: Arc<Mutex<Vec<Arc<Declared>>>>,
-    faults: Faults,
+    pub(super) faults: Faults,
     /// Dropped last: ends everything.
     _runtime: Runtime,
 }
 
 impl Process {
-    fn start(kubeconfig: &Path, role: Role, identity: &str, cut: Option<Cut>) -> Result<Self, Error> {
+    pub(super) fn start(
+        kubeconfig: &Path,
+        role: Role,
+        identity: &str,
+        cut: Option<Cut>,
+    ) -> Result<Self, Error> {
         Process::start_with(kubeconfig, role, identity, cut, false)
     }
 
@@ -79,36 +84,44 @@ impl Process {
         Ok(Process { store, snapshots, faults, _runtime: runtime })
     }
 
-    fn last(&self) -> Option<Arc<Declared>> {
+    pub(super) fn last(&self) -> Option<Arc<Declared>> {
         self.snapshots.lock().unwrap().last().cloned()
     }
 
-    fn wait(&self, what: &str, good: impl Fn(&Declared) -> bool) -> Result<Arc<Declared>, Error> {
+    pub(super) fn wait(&self, what: &str, good: impl Fn(&Declared) -> bool) -> Result<Arc<Declared>, Error> {
         let found = wait_until(what, || Ok(self.last().is_some_and(|last| good(&last))));
         found.map_err(|error| format!("{error}: {:#?}", self.last()))?;
         self.last().ok_or_else(|| "no snapshot".into())
     }
 
-    fn leads(&self) -> bool {
+    pub(super) fn snapshots(&self) -> Vec<Arc<Declared>> {
+        self.snapshots.lock().unwrap().clone()
+    }
+
+    pub(super) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self._runtime.block_on(future)
+    }
+
+    pub(super) fn leads(&self) -> bool {
         *self.store.leader().borrow()
     }
 }
 
-fn pool(cidr: &str) -> String {
+pub(super) fn pool(cidr: &str) -> String {
     format!(
         "apiVersion: fairlead.dev/v1alpha1\nkind: AddressPool\nmetadata: {{name: vips}}\n\
          spec: {{use: LoadBalancer, blocks: [{{cidr: {cidr}}}]}}\n"
     )
 }
 
-fn balancer(name: &str) -> String {
+pub(super) fn balancer(name: &str) -> String {
     format!(
         "apiVersion: fairlead.dev/v1alpha1\nkind: LoadBalancer\nmetadata: {{name: {name}}}\n\
          spec: {{ports: [{{port: 80}}], backends: [{{address: 10.0.0.1}}]}}\n"
     )
 }
 
-fn service(name: &str, annotations: &str) -> String {
+pub(super) fn service(name: &str, annotations: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: default, annotations: {{{annotations}}}}}\n\
          spec: {{type: LoadBalancer, loadBalancerClass: fairlead.dev/lb, allocateLoadBalancerNodePorts: false,\n\
@@ -116,18 +129,18 @@ fn service(name: &str, annotations: &str) -> String {
     )
 }
 
-fn apply(plane: &ControlPlane, objects: &[String]) -> Result<(), Error> {
+pub(super) fn apply(plane: &ControlPlane, objects: &[String]) -> Result<(), Error> {
     plane.apply(&objects.join("---\n")).map(drop)
 }
 
-fn get(plane: &ControlPlane, kind: &str) -> Result<Vec<Value>, Error> {
+pub(super) fn get(plane: &ControlPlane, kind: &str) -> Result<Vec<Value>, Error> {
     let text = plane.kubectl(&["get", kind, "-A", "-o", "json"])?;
     let list: Value = serde_json::from_str(&text)?;
     Ok(list["items"].as_array().cloned().unwrap_or_default())
 }
 
 /// The addresses that everybody has, as the API server says.
-fn given(plane: &ControlPlane) -> Result<BTreeMap<String, Vec<String>>, Error> {
+pub(super) fn given(plane: &ControlPlane) -> Result<BTreeMap<String, Vec<String>>, Error> {
     let texts = |list: &Value, field: &str| -> Vec<String> {
         let all = list.as_array().into_iter().flatten();
         all.filter_map(|entry| Some(entry[field].as_str()?.to_owned())).collect()
@@ -144,7 +157,7 @@ fn given(plane: &ControlPlane) -> Result<BTreeMap<String, Vec<String>>, Error> {
     Ok(given)
 }
 
-fn assert_nothing_twice(given: &BTreeMap<String, Vec<String>>) {
+pub(super) fn assert_nothing_twice(given: &BTreeMap<String, Vec<String>>) {
     let mut owners = BTreeMap::new();
     for (name, addresses) in given {
         for address in addresses {
@@ -155,7 +168,10 @@ fn assert_nothing_twice(given: &BTreeMap<String, Vec<String>>) {
 }
 
 /// Waits until all of them have one address each.
-fn wait_given(plane: &ControlPlane, names: &[&str]) -> Result<BTreeMap<String, Vec<String>>, Error> {
+pub(super) fn wait_given(
+    plane: &ControlPlane,
+    names: &[&str],
+) -> Result<BTreeMap<String, Vec<String>>, Error> {
     let want: BTreeSet<_> = names.iter().map(|name| (*name).to_owned()).collect();
     let mut last = BTreeMap::new();
     let done = wait_until("everybody has an address", || {

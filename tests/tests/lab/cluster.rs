@@ -14,10 +14,10 @@ use std::{
     time::Duration,
 };
 
-const NAMESPACE: &str = "fairlead-system";
+pub(super) const NAMESPACE: &str = "fairlead-system";
 
 /// A Service of both families that asks for the VIPs of `web`.
-fn service() -> String {
+pub(super) fn service() -> String {
     let addresses = WEB.join(",");
     format!(
         "apiVersion: v1\nkind: Service\n\
@@ -28,7 +28,7 @@ fn service() -> String {
 }
 
 /// Its endpoints, as their controller would write them: some of b1, b2, b3.
-fn slices(backends: &[u8]) -> String {
+pub(super) fn slices(backends: &[u8]) -> String {
     let slice = |family: &str, prefix: &str| {
         let endpoints = backends
             .iter()
@@ -45,7 +45,7 @@ fn slices(backends: &[u8]) -> String {
 }
 
 /// Starts a process of the cluster in a namespace of the lab.
-fn start(
+pub(super) fn start(
     lab: &Lab,
     host: &controller::demo::topology::Host,
     arguments: &[&str],
@@ -58,7 +58,7 @@ fn start(
     Ok(host.namespace.spawn(command, &log)?)
 }
 
-fn start_agent(lab: &Lab, balancer: usize, config: &Path) -> Result<Process, Error> {
+pub(super) fn start_agent(lab: &Lab, balancer: usize, config: &Path) -> Result<Process, Error> {
     let instance = &lab.instances[balancer];
     let socket: PathBuf = instance.socket();
     let socket = socket.to_str().ok_or("a path that is no text")?;
@@ -67,7 +67,7 @@ fn start_agent(lab: &Lab, balancer: usize, config: &Path) -> Result<Process, Err
 }
 
 /// Waits until a balancer has these backends, and no others, in the tables of all its services.
-fn wait_backends(lab: &mut Lab, balancer: usize, backends: usize) -> Result<(), Error> {
+pub(super) fn wait_backends(lab: &mut Lab, balancer: usize, backends: usize) -> Result<(), Error> {
     let has = |row: &controller::serve::rows::ServiceRow| {
         row.programmed && row.backends.iter().filter(|backend| backend.slots > 0).count() == backends
     };

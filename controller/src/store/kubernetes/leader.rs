@@ -7,6 +7,7 @@ use super::{
     lease::{Action, Candidate, DURATION, REQUEST, RETRY, Record},
     lock,
 };
+use crate::trouble::{Trouble, jittered};
 use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
@@ -33,16 +34,21 @@ pub(super) struct Leadership {
 pub(super) async fn stand(client: Client, identity: String, shared: Arc<Shared>) {
     lock(&shared.leadership).candidate = Some(Candidate::new(identity));
     let api: Api<Lease> = Api::namespaced(client, &shared.namespace);
+    let mut trouble = Trouble::default();
     loop {
         if lock(&shared.leadership).has_resigned {
             return;
         }
-        if let Err(error) = turn(&api, &shared).await {
-            tracing::warn!(%error, "the Lease could not be read or written");
+        match turn(&api, &shared).await {
+            Ok(()) => trouble.over("the Lease is read and written again"),
+            Err(error) => {
+                trouble.again(RETRY, RETRY);
+                trouble.say("the Lease could not be read or written; it is tried again", &error);
+            }
         }
         // What was not renewed in time is lost, whatever the API server says meanwhile.
-        let left = shared.leads_for();
-        sleep(left.map_or(RETRY, |left| left.min(RETRY))).await;
+        let (left, retry) = (shared.leads_for(), jittered(RETRY));
+        sleep(left.map_or(retry, |left| left.min(retry))).await;
         shared.lose_if_late();
     }
 }
@@ -194,6 +200,6 @@ async fn in_time<T>(request: impl Future<Output = kube::Result<T>>) -> kube::Res
 
 /// A clock that goes on while the machine sleeps, unlike [`std::time::Instant`]: who wakes up must not believe that it
 /// still leads.
-fn now() -> Duration {
+pub(super) fn now() -> Duration {
     clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
 }

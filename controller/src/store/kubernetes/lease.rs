@@ -156,6 +156,32 @@ mod tests {
         assert_eq!(two.read(Some(patient), seconds(230)), Action::Wait, "the holder asked for more");
     }
 
+    /// Clocks of two machines, years apart: only what passes on each of them counts.
+    #[test]
+    fn clocks_are_not_compared() {
+        for (ahead, behind) in [(0, 1_000_000_000), (1_000_000_000, 0), (0, 0)] {
+            let (one_at, two_at) = (|at| seconds(ahead + at), |at| seconds(behind + at));
+            let (mut one, mut two) = (Candidate::new("one"), Candidate::new("two"));
+            assert_eq!(one.read(None, one_at(0)), Action::Create);
+            one.wrote(record(Some("one"), 1), one_at(0));
+            // It renews for an hour, and the other one sees that it does.
+            for turn in 0..720 {
+                let (at, version) = (5 * turn, turn + 1);
+                assert_eq!(two.read(Some(record(Some("one"), version)), two_at(at + 1)), Action::Wait);
+                assert_eq!(one.leads_until(one_at(at + 1)), Some(one_at(at + 10)));
+                let renewed = Action::Renew(version.to_string());
+                assert_eq!(one.read(Some(record(Some("one"), version)), one_at(at + 5)), renewed);
+                one.wrote(record(Some("one"), version + 1), one_at(at + 5));
+            }
+            // Its last write was at 3600; it is first seen at 3601, and taken after 15 seconds more, not before.
+            for (at, takes) in [(3601, false), (3616, false), (3617, true)] {
+                let action = two.read(Some(record(Some("one"), 721)), two_at(at));
+                assert_eq!(action != Action::Wait, takes, "at {at}");
+            }
+            assert_eq!(one.leads_until(one_at(3610)), None, "it has given up long before");
+        }
+    }
+
     #[test]
     fn who_sees_another_one_leads_no_more() {
         let mut one = Candidate::new("one");

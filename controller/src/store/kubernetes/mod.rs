@@ -4,7 +4,7 @@
 //! the controller, of which one leads and writes statuses (addresses are in them), and the agent of each node, which
 //! only reads, but for its own NodeState. An API server that is away changes nothing: the last snapshot stays.
 use super::{Store, StoreError};
-use crate::{api::Kind, declared::Declared, fault::Fault, status::StatusSet};
+use crate::{api::Kind, declared::Declared, desired::NodeReports, fault::Fault, status::StatusSet};
 use futures::{
     StreamExt,
     future::{self, BoxFuture, FutureExt},
@@ -38,6 +38,7 @@ mod leader;
 pub mod lease;
 mod metrics;
 mod node_state;
+pub mod nodes;
 mod plan;
 mod publish;
 mod snapshot;
@@ -90,6 +91,8 @@ struct Shared {
     faults: watch::Sender<Vec<Fault>>,
     leader: watch::Sender<bool>,
     leadership: Mutex<leader::Leadership>,
+    /// What agents tell; the controller asks.
+    nodes: Mutex<nodes::Nodes>,
     metrics: metrics::Metrics,
 }
 
@@ -111,6 +114,7 @@ impl KubernetesStore {
             faults: watch::Sender::new(Vec::new()),
             leader: watch::Sender::new(false),
             leadership: Mutex::default(),
+            nodes: Mutex::default(),
             metrics: metrics::Metrics::new()?,
         });
         let mut tasks = JoinSet::new();
@@ -120,6 +124,7 @@ impl KubernetesStore {
         tasks.spawn(give_out(client.clone(), Arc::clone(&shared)));
         if role == Role::Controller {
             tasks.spawn(leader::stand(client.clone(), identity.to_owned(), Arc::clone(&shared)));
+            tasks.spawn(nodes::follow(client.clone(), Arc::clone(&shared)));
         }
         let publisher = publish::Publisher::new(client, identity, Arc::clone(&shared));
         Ok(KubernetesStore { shared, publisher, _tasks: tasks })
@@ -130,12 +135,16 @@ impl KubernetesStore {
         leader::resign(&self.publisher.client(), &self.shared).await;
     }
 
-    /// Writes how this node is, if that is not what was written last.
+    /// Writes how this node is. `node`: the Node that it is, if the cluster has it.
     ///
     /// # Errors
     /// The API server does not take it.
-    pub async fn publish_node(&self, state: &crate::api::NodeState) -> Result<(), StoreError> {
-        node_state::publish(&self.publisher.client(), state).await
+    pub async fn publish_node(
+        &self,
+        state: &crate::api::NodeState,
+        node: Option<&Node>,
+    ) -> Result<(), StoreError> {
+        node_state::publish(&self.publisher.client(), state, node).await
     }
 }
 
@@ -160,6 +169,10 @@ impl Store for KubernetesStore {
 
     fn faults(&self) -> watch::Receiver<Vec<Fault>> {
         self.shared.faults.subscribe()
+    }
+
+    fn node_reports(&self) -> Option<NodeReports> {
+        lock(&self.shared.nodes).reports(leader::now())
     }
 
     fn collectors(&self) -> Vec<Box<dyn Collector>> {

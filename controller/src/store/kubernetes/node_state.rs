@@ -4,8 +4,9 @@ use crate::{
     api::{API_VERSION, NodeState, NodeStateSpec},
     store::StoreError,
 };
+use k8s_openapi::api::core::v1::Node;
 use kube::{
-    Api, Client, ResourceExt,
+    Api, Client, Resource, ResourceExt,
     api::{Patch, PatchParams, PostParams},
 };
 use serde_json::json;
@@ -14,8 +15,13 @@ use tokio::time::timeout;
 /// Who owns the fields.
 const MANAGER: &str = "fairlead-agent";
 
-/// Writes the status; makes the object first if it is not there.
-pub(super) async fn publish(client: &Client, state: &NodeState) -> Result<(), StoreError> {
+/// Writes the status; makes the object first if it is not there. It goes with its Node (`ownerReferences`), if the cluster has
+/// one of its name.
+pub(super) async fn publish(
+    client: &Client,
+    state: &NodeState,
+    node: Option<&Node>,
+) -> Result<(), StoreError> {
     let api: Api<NodeState> = Api::all(client.clone());
     let name = state.name_any();
     let failed = |source| StoreError::Api { object: format!("NodeState/{name}"), source: Box::new(source) };
@@ -30,7 +36,9 @@ pub(super) async fn publish(client: &Client, state: &NodeState) -> Result<(), St
     let write = async {
         match api.patch_status(&name, &parameters, &status).await {
             Err(kube::Error::Api(answer)) if answer.code == 404 => {
-                let empty = NodeState::new(&name, NodeStateSpec {});
+                let mut empty = NodeState::new(&name, NodeStateSpec {});
+                empty.metadata.owner_references =
+                    node.and_then(|node| node.owner_ref(&())).map(|own| vec![own]);
                 api.create(&PostParams::default(), &empty).await?;
                 api.patch_status(&name, &parameters, &status).await
             }

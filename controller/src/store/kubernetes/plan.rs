@@ -42,7 +42,7 @@ impl Step {
 pub(super) struct Write {
     pub(super) kind: Kind,
     pub(super) name: String,
-    /// A merge patch (RFC 7386) that is refused if the object has changed since.
+    /// A merge patch (RFC 7386), of a Service a strategic one, that is refused if the object has changed since.
     pub(super) patch: Value,
     /// What people may want to hear of.
     pub(super) news: Vec<News>,
@@ -167,7 +167,12 @@ impl Writes<'_> {
 
     fn write(&mut self, kind: Kind, name: &str, before: &Value, after: &Value) {
         let Some(version) = self.assembly.version(kind, name) else { return };
-        let Some(status) = merge_patch(before, after) else { return };
+        let Some(mut status) = merge_patch(before, after) else { return };
+        if kind == Kind::Service
+            && let Some(conditions) = status.get_mut("conditions")
+        {
+            *conditions = by_type(before, after);
+        }
         self.writes.push(Write {
             kind,
             name: name.to_owned(),
@@ -199,6 +204,17 @@ pub(super) fn merge_patch(before: &Value, after: &Value) -> Option<Value> {
     });
     let patch: Map<_, _> = gone.chain(changed).collect();
     (!patch.is_empty()).then_some(Value::Object(patch))
+}
+
+/// The strategic merge patch of conditions: those that have changed, and that others of ours are gone. What is not named
+/// stays.
+fn by_type(before: &Value, after: &Value) -> Value {
+    let list = |status: &Value| status["conditions"].as_array().cloned().unwrap_or_default();
+    let (before, after) = (list(before), list(after));
+    let is_gone = |known: &&Value| after.iter().all(|condition| condition["type"] != known["type"]);
+    let gone = before.iter().filter(is_gone).map(|gone| json!({"$patch": "delete", "type": gone["type"]}));
+    let changed = after.iter().filter(|condition| !before.contains(condition));
+    changed.cloned().chain(gone).collect()
 }
 
 /// Conditions that have come to another verdict or reason. That all is well from the beginning is no news, but for an
@@ -305,6 +321,29 @@ mod tests {
             assert_eq!(patched, *after);
             assert_eq!(merge_patch(before, after).is_none(), before == after);
         }
+    }
+
+    #[test]
+    fn of_a_service_only_our_conditions_are_written() {
+        let status = |types: &[&str], addresses: &[&str]| {
+            let mut conditions = Conditions::new(&[], None, 1);
+            for type_ in ["Accepted", "Announced", "Healthy"].into_iter().filter(|t| types.contains(t)) {
+                conditions.set(type_, true, "Tested", "");
+            }
+            LoadBalancerStatus { conditions: conditions.finish(), ..(*status(addresses)).clone() }
+        };
+        let known = service(&status(&["Accepted", "Announced"], &["192.0.2.1"]));
+        let object = json!({"kind": "Service", "metadata": {"name": "a", "namespace": "n", "resourceVersion": "7"},
+            "spec": {"type": "LoadBalancer", "loadBalancerClass": "fairlead.dev/lb"}, "status": known});
+        let after = Arc::new(status(&["Announced", "Healthy"], &["192.0.2.1"]));
+        let after = StatusSet { services: BTreeMap::from([("n/a".to_owned(), after)]), ..Default::default() };
+        let writes = plan(Step::Services, &assembly([object]), &after, 0);
+        let patch = &writes[0].patch["status"];
+        assert_eq!(patch["loadBalancer"], Value::Null, "the addresses are the same");
+        let said: Vec<_> =
+            patch["conditions"].as_array().unwrap().iter().map(|c| (&c["type"], &c["$patch"])).collect();
+        let (healthy, accepted) = (json!("fairlead.dev/Healthy"), json!("fairlead.dev/Accepted"));
+        assert_eq!(said, [(&healthy, &Value::Null), (&accepted, &json!("delete"))]);
     }
 
     /// RFC 7386 section 2.

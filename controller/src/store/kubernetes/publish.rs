@@ -66,8 +66,13 @@ impl Publisher {
         let reporter = Reporter { controller: REPORTER.to_owned(), instance: Some(identity.to_owned()) };
         let recorder = Recorder::new(client.clone(), reporter);
         let mut tasks = JoinSet::new();
+        let leads = Arc::clone(&shared);
         tasks.spawn(async move {
             while let Some((object, news)) = waiting.recv().await {
+                // Others may have other news by now.
+                if leads.leads_for().is_none() {
+                    continue;
+                }
                 let event = Event {
                     type_: if news.is_warning { EventType::Warning } else { EventType::Normal },
                     reason: news.reason,
@@ -171,7 +176,12 @@ impl Publisher {
 
     async fn send(&self, write: &Write) -> Outcome {
         let (api, name) = self.place(write);
-        let (parameters, patch) = (PatchParams::default(), Patch::Merge(&write.patch));
+        let parameters = PatchParams::default();
+        let patch = match write.kind {
+            // Others have conditions there: they are merged by type.
+            Kind::Service => Patch::Strategic(&write.patch),
+            _ => Patch::Merge(&write.patch),
+        };
         let written = async {
             match write.kind {
                 Kind::Node => api.patch(name, &parameters, &patch).await,

@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{
     api::{API_VERSION, Kind, service},
+    trouble::Trouble,
     validate,
 };
 use futures::TryStreamExt;
@@ -23,7 +24,7 @@ use kube::{
     },
 };
 use serde_json::{Value, json};
-use std::{pin::pin, sync::Arc};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 /// Seconds after which a watch is made anew: a connection that has died in silence is found out a little later.
 pub(super) const WATCH_SECONDS: u32 = 120;
@@ -38,6 +39,7 @@ pub(super) async fn follow(source: Source, client: Client, shared: Arc<Shared>) 
         config = config.fields(&format!("metadata.name={name}"));
     }
     let mut epochs = shared.epochs.subscribe();
+    let mut trouble = Trouble::default();
     loop {
         let epoch = *epochs.borrow_and_update();
         let namespace = (kind == Kind::Secret).then_some(&*shared.namespace);
@@ -49,14 +51,21 @@ pub(super) async fn follow(source: Source, client: Client, shared: Arc<Shared>) 
                 Ok(()) = epochs.changed() => break,
             };
             match event {
+                // That a list begins says nothing yet of whether it will come.
                 Ok(Some(event)) => {
-                    shared.change(epoch, &source, change(kind, event, shared.is_default_class))
+                    if !matches!(event, Event::Init) {
+                        trouble.over(&format!("{kind}: watched again"));
+                        shared.metrics.watches(kind);
+                    }
+                    shared.change(epoch, &source, change(kind, event, shared.is_default_class));
                 }
                 // It ends never.
                 Ok(None) => break,
                 Err(error) => {
                     shared.metrics.watch_failed(kind);
-                    tracing::warn!(%kind, %error, "watching failed; what was known stays in force");
+                    // When to try again the watcher knows.
+                    trouble.again(Duration::ZERO, Duration::ZERO);
+                    trouble.say(&format!("{kind}: watching failed; what was known stays in force"), &error);
                     // What we may not read is as good as not there; others may be served.
                     if matches!(source, Source::Secret(_)) && is_forbidden(&error) {
                         shared.change(epoch, &source, Change::Listing);
@@ -100,6 +109,12 @@ pub(super) fn seen(kind: Kind, object: DynamicObject, is_default_class: bool) ->
         tree.insert("apiVersion".to_owned(), kind.api_version().into());
         tree.insert("kind".to_owned(), kind.name().into());
         tree.insert("metadata".to_owned(), json!(metadata));
+        // Of what a kubelet tells, which is a lot and often something new.
+        if let Some(addresses) =
+            status.as_ref().and_then(|status| status.get("addresses")).filter(|_| kind == Kind::Node)
+        {
+            tree.insert("status".to_owned(), json!({"addresses": addresses}));
+        }
     }
     if kind == Kind::Service && is_default_class {
         service::adopt(&mut tree);

@@ -123,6 +123,8 @@ macro_rules! delegate {
 impl Context for Bare<'_> {
     const FIRST: bool = false;
     const REPORTS: bool = false;
+    const ROUTES: bool = true;
+    const LEAVES: bool = false;
 
     delegate! {
         packet() -> Packet;
@@ -140,7 +142,7 @@ impl Context for Bare<'_> {
         behind_extensions() -> u64;
         filter(limit: u32) -> u32;
         quic_server(transport: u32, service: u32, bytes: u32) -> u32;
-        gue() -> Verdict;
+        gue() -> Outcome;
         too_big(mtu: u32) -> Verdict;
         time_exceeded() -> Verdict;
         action(verdict: Verdict, ifindex: u32) -> i32;

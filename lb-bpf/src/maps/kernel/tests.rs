@@ -85,7 +85,15 @@ fn addr(n: u8) -> Addr {
 }
 
 fn flow(n: u16) -> FlowKey {
-    FlowKey { src: addr(1), dst: addr(2), src_port: n, dst_port: 80, proto: proto::TCP, zero: [0; 3] }
+    FlowKey {
+        src: addr(1),
+        dst: addr(2),
+        src_port: n,
+        dst_port: 80,
+        proto: proto::TCP,
+        scope: 0,
+        zero: [0; 2],
+    }
 }
 
 fn entry(n: u16) -> FlowEntry {
@@ -127,7 +135,7 @@ fn backend() -> impl Strategy<Value = Backend> {
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    let vip_key = (0..6_u8).prop_map(|n| VipKey { addr: addr(n), port: 80, proto: proto::TCP, zero: 0 });
+    let vip_key = (0..6_u8).prop_map(|n| VipKey { addr: addr(n), port: 80, proto: proto::TCP, scope: 0 });
     let vip = (1..4_u32, 0..3_u32).prop_map(|(service, n)| Vip { service, base: n * 50, size: 50, flags: 0 });
     let decap = (0..4_u8).prop_map(|n| DecapKey { local: addr(n), vip: addr(9) });
     let slot = (0..9_u32, 0..3_u32).prop_map(|(current, previous)| Slot { current, previous });
@@ -150,7 +158,7 @@ fn op() -> impl Strategy<Value = Op> {
         (vip_key.clone(), vip).prop_map(|(key, vip)| Op::SetVip(key, vip)),
         (vip_key.clone(), 1..9_u32).prop_map(|(key, until)| Op::SetLearning(key, until)),
         vip_key.prop_map(Op::RemoveVip),
-        decap.clone().prop_map(Op::AddDecap),
+        (decap.clone(), 1..=2_u32).prop_map(|(key, value)| Op::SetDecap(key, value)),
         decap.prop_map(Op::RemoveDecap),
         flows.clone().prop_map(Op::RemoveFlows),
         flows.prop_map(Op::RemoveReplies),
@@ -224,7 +232,7 @@ fn the_kernel_holds_what_the_fake_holds() {
         for n in 0..=SIZES.backends {
             assert_eq!(kernel.backend(n).unwrap(), fake.backend(n).unwrap(), "{op:?}: backend {n}");
             assert_eq!(kernel.name(n).unwrap(), fake.name(n).unwrap(), "{op:?}: name {n}");
-            let key = VipKey { addr: addr(n as u8), port: 80, proto: proto::TCP, zero: 0 };
+            let key = VipKey { addr: addr(n as u8), port: 80, proto: proto::TCP, scope: 0 };
             assert_eq!(kernel.vip(&key).unwrap(), fake.vip(&key).unwrap(), "{op:?}: VIP {n}");
         }
         assert_eq!(kernel.decap().unwrap(), fake.decap, "{op:?}");
@@ -291,7 +299,7 @@ fn what_lies_outside_is_refused() {
 fn frontends_outlive_the_process() {
     let mut kernel = kernel_maps();
     let vip = |service| Vip { service, ..Vip::default() };
-    let key = |n| VipKey { addr: addr(n), port: 80, proto: proto::TCP, zero: 0 };
+    let key = |n| VipKey { addr: addr(n), port: 80, proto: proto::TCP, scope: 0 };
     for n in 0..6 {
         kernel.apply(&Op::SetVip(key(n), vip(n.into()))).unwrap();
     }

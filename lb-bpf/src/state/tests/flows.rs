@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     maps::{Maps, fake::FakeMaps},
-    service::{Desired, Endpoint, ServiceKey},
+    service::{Desired, Endpoint, Service, ServiceKey},
 };
 use lb_bpf_common::{Backend, FlowKey};
 use proptest::prelude::*;
@@ -66,16 +66,13 @@ impl Model {
                 && target.is_none_or(|target| target.up)
         });
         for (name, service) in &old.services {
-            for (endpoint, target) in
-                service.backends.iter().filter(|(_, target)| target.up && target.weight > 0)
-            {
-                let _ = target;
-                self.left.entry((name.clone(), *endpoint, service.mode as u8)).or_insert(now.0);
+            for (endpoint, mode) in members(service) {
+                self.left.entry((name.clone(), endpoint, mode)).or_insert(now.0);
             }
         }
         for (name, service) in &desired.services {
-            for endpoint in service.backends.iter().filter(|(_, t)| t.up && t.weight > 0).map(|(e, _)| e) {
-                self.left.remove(&(name.clone(), *endpoint, service.mode as u8));
+            for (endpoint, mode) in members(service) {
+                self.left.remove(&(name.clone(), endpoint, mode));
             }
         }
     }
@@ -104,6 +101,12 @@ impl Model {
             true
         });
     }
+}
+
+/// The backends in the table of a service, and how packets reach them.
+fn members(service: &Service) -> impl Iterator<Item = (Endpoint, u8)> {
+    let members = service.backends.iter().filter(|(_, target)| target.up && target.weight > 0);
+    members.map(|(endpoint, target)| (*endpoint, service.mode_of(target) as u8))
 }
 
 /// No slot names a backend that is free.

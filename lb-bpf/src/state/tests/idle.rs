@@ -7,14 +7,18 @@ use super::{
 };
 use crate::{
     maps::{Maps, fake::FakeMaps},
-    service::{Frontend, Protocol},
+    service::{Frontend, Protocol, Scope},
 };
 use lb_bpf_common::{FlowEntry, FlowKey, Mode, ReverseEntry, Tags};
 use std::net::{IpAddr, Ipv4Addr};
 
 /// The UDP frontend.
-const DATAGRAMS: Frontend =
-    Frontend { address: IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1)), protocol: Protocol::Udp, port: 53 };
+const DATAGRAMS: Frontend = Frontend {
+    address: IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1)),
+    protocol: Protocol::Udp,
+    port: 53,
+    scope: Scope::All,
+};
 
 struct Nat {
     maps: FakeMaps,

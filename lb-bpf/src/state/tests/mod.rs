@@ -3,6 +3,7 @@ mod crash;
 mod filters;
 mod flows;
 mod idle;
+mod local;
 mod packets;
 mod server_ids;
 mod sources;
@@ -13,7 +14,7 @@ use super::{
 };
 use crate::{
     maps::{Maps, Op, Sizes, fake::FakeMaps},
-    service::{Desired, Endpoint, Frontend, Protocol, Rules, Service, ServiceKey, Target},
+    service::{Desired, Endpoint, Frontend, Protocol, Rules, Scope, Service, ServiceKey, Target},
     tunnel_source::TunnelSources,
 };
 use lb_bpf_common::{Backend, Config, Counter, DropKey, Mode, Verdict};
@@ -27,6 +28,8 @@ use std::{
 
 const SIZES: Sizes =
     Sizes { vips: 64, slots: 1 << 15, backends: 200, flows: 10_000, decap: 16, filters: 4, ..Sizes::DEFAULT };
+/// Of services: [`Mode::Here`] is of single targets.
+const MODES: [Mode; 5] = [Mode::Nat, Mode::Ipip, Mode::Gue, Mode::L2, Mode::Dnat];
 const START: Now = Now(1_000_000_000);
 
 fn endpoint(n: u8) -> Endpoint {
@@ -34,7 +37,12 @@ fn endpoint(n: u8) -> Endpoint {
 }
 
 fn frontend(n: u8) -> Frontend {
-    Frontend { address: Ipv4Addr::new(203, 0, 113, n).into(), protocol: Protocol::Tcp, port: 80 }
+    Frontend {
+        address: Ipv4Addr::new(203, 0, 113, n).into(),
+        protocol: Protocol::Tcp,
+        port: 80,
+        scope: Scope::All,
+    }
 }
 
 fn key(name: &str) -> ServiceKey {
@@ -42,7 +50,7 @@ fn key(name: &str) -> ServiceKey {
 }
 
 fn service(frontends: &[u8], backends: &[(u8, u16, bool)]) -> Service {
-    let backend = |&(n, weight, up): &(u8, u16, bool)| (endpoint(n), Target { weight, up });
+    let backend = |&(n, weight, up): &(u8, u16, bool)| (endpoint(n), Target { weight, up, here: false });
     Service {
         frontends: frontends.iter().map(|n| frontend(*n)).collect(),
         mode: Mode::Ipip,
@@ -75,10 +83,16 @@ fn hops() -> NextHops {
 /// Up to two services with disjoint frontends, and up to six backends each.
 fn any_desired() -> impl Strategy<Value = Desired> {
     let weight = prop_oneof![1 => Just(0_u16), 4 => 1..4_u16];
-    let target = (weight, prop::bool::weighted(0.8)).prop_map(|(weight, up)| Target { weight, up });
+    let target = (weight, prop::bool::weighted(0.8));
+    let target = target.prop_map(|(weight, up)| Target { weight, up, here: false });
     let backends = prop::collection::btree_map((1..8_u8).prop_map(endpoint), target, 0..6);
+    // One of them is always the host itself.
+    let backends = backends.prop_map(|mut backends| {
+        backends.entry(endpoint(7)).and_modify(|target| target.here = true);
+        backends
+    });
     // Mostly the same mode and rules, so that not every change of a service is one of those, too.
-    let mode = prop_oneof![6 => Just(Mode::Ipip), 4 => prop::sample::select(&Mode::ALL[..])];
+    let mode = prop_oneof![6 => Just(Mode::Ipip), 4 => prop::sample::select(&MODES[..])];
     let rules = prop_oneof![3 => Just(Rules::default()), 1 => sources::any_rules()];
     let server_id_bytes = prop_oneof![2 => Just(0), 1 => Just(1), 1 => Just(3), 1 => Just(5)];
     let rules = (rules, prop::bool::weighted(0.2), server_id_bytes);
@@ -116,9 +130,10 @@ fn any_desired() -> impl Strategy<Value = Desired> {
 /// Plans, applies, and checks that the mirror is what the maps hold, and that the plan says what it touches.
 fn install(state: &mut State, maps: &mut FakeMaps, desired: &Desired, now: Now) -> Vec<Op> {
     let changes = state.compare(desired);
-    let declared = desired.services.values().flat_map(|service| service.backends.keys());
-    let entries = maps.backends().unwrap().into_values().map(|backend| IpAddr::from(backend.addr));
-    let addresses: BTreeSet<IpAddr> = declared.map(|endpoint| endpoint.address).chain(entries).collect();
+    let declared = desired.services.values().flat_map(|service| &service.backends);
+    let declared = declared.filter(|(_, target)| !target.here).map(|(endpoint, _)| endpoint.address);
+    let entries = maps.backends().unwrap().into_values().filter(|backend| backend.mode != Mode::Here as u8);
+    let addresses: BTreeSet<IpAddr> = declared.chain(entries.map(|backend| backend.addr.into())).collect();
     assert_eq!(state.addresses(&changes), addresses);
     let mut report = state.installed();
     let Plan { mut ops, touched } = state.plan_changes(maps, changes, &hops(), now).unwrap();
@@ -294,7 +309,7 @@ fn only_ipip_takes_its_source_from_a_prefix() {
         let NextHop::Known(hop) = hops()[&endpoint(1).address] else { panic!("known") };
         NextHops::from([(endpoint(1).address, NextHop::Known(Hop { tunnel_source: sources(text), ..hop }))])
     };
-    for mode in Mode::ALL {
+    for mode in MODES {
         let mut maps = FakeMaps::new(SIZES);
         let mut state = State::restore(&maps).unwrap();
         let mut web = service(&[1], &[(1, 1, true)]);
@@ -332,12 +347,12 @@ fn each_mode_has_what_the_kernel_program_needs_of_it() {
         (endpoint(2).address, hop("10.0.0.254", false)),
         (v6.address, hop("2001:db8::fe", false)),
     ]);
-    for mode in Mode::ALL {
+    for mode in MODES {
         let mut maps = FakeMaps::new(SIZES);
         let mut state = State::restore(&maps).unwrap();
         let mut web = service(&[1], &[(1, 1, true), (2, 1, true)]);
         web.mode = mode;
-        web.backends.insert(v6, Target { weight: 1, up: true });
+        web.backends.insert(v6, Target { weight: 1, up: true, here: false });
         let one = desired([("web", web)]);
         for op in state.plan(&maps, &one, &hops, START).unwrap() {
             maps.apply(&op).unwrap();
@@ -352,7 +367,7 @@ fn each_mode_has_what_the_kernel_program_needs_of_it() {
         let flags = match mode {
             Mode::Nat => Config::NAT,
             Mode::Dnat => Config::DNAT,
-            Mode::Ipip | Mode::Gue | Mode::L2 => 0,
+            Mode::Ipip | Mode::Gue | Mode::L2 | Mode::Here => 0,
         };
         assert_eq!(maps.config.flags, flags, "{mode:?}");
         // Packets of flows that go on are translated back until the backends are free.

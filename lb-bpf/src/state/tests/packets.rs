@@ -16,7 +16,8 @@ pub(super) fn flow(frontend: Frontend, n: u16) -> FlowKey {
         src_port: (1024 + n).to_be(),
         dst_port: frontend.port.to_be(),
         proto: frontend.protocol.number(),
-        zero: [0; 3],
+        scope: 0,
+        zero: [0; 2],
     }
 }
 

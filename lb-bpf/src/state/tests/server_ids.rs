@@ -116,7 +116,7 @@ fn an_id_of_two_backends_is_nobodys() {
     install(&mut state, &mut maps, &desired([("web", web.clone())]), START);
     assert_eq!(named(&maps), [1, 2]);
     let twin = Endpoint { port: 8081, ..endpoint(2) };
-    web.backends.insert(twin, Target { weight: 1, up: true });
+    web.backends.insert(twin, Target { weight: 1, up: true, here: false });
     install(&mut state, &mut maps, &desired([("web", web.clone())]), START);
     assert_eq!(named(&maps), [1]);
     web.backends.remove(&endpoint(2));
@@ -173,7 +173,7 @@ fn wanted(desired: &Desired) -> BTreeMap<(ServiceKey, u32, u64), (Endpoint, u8)>
             if let (Some(id), 1..) = (Addr::from(endpoint.address).server_id(bytes), target.weight)
                 && target.up
             {
-                wanted.insert((key.clone(), bytes, id), (*endpoint, service.mode as u8));
+                wanted.insert((key.clone(), bytes, id), (*endpoint, service.mode_of(target) as u8));
             }
         }
     }

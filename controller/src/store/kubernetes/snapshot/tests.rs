@@ -96,6 +96,24 @@ fn what_is_the_same_is_no_news() {
     assert_eq!(assembly.version(Kind::LoadBalancer, "a"), Some("2"));
 }
 
+/// A kubelet tells every few seconds that its node lives.
+#[test]
+fn of_the_status_of_a_node_its_addresses_are_news() {
+    let node = |version: u64, address: &str, beat: u64| {
+        json!({"kind": "Node", "metadata": {"name": "n1", "resourceVersion": version.to_string()}, "status": {
+            "addresses": [{"type": "InternalIP", "address": address}],
+            "conditions": [{"type": "Ready", "lastHeartbeatTime": format!("2026-01-01T00:00:0{beat}Z")}],
+        }})
+    };
+    let mut assembly = assembly([node(1, "10.0.0.2", 0)]);
+    apply(&mut assembly, node(2, "10.0.0.2", 1));
+    assert!(assembly.take().is_none());
+    apply(&mut assembly, node(3, "10.0.0.3", 1));
+    let declared = assembly.take().unwrap();
+    let addresses: Vec<_> = crate::api::node::internal_ips(&declared.nodes["n1"]).collect();
+    assert_eq!(addresses, ["10.0.0.3".parse::<std::net::IpAddr>().unwrap()]);
+}
+
 #[test]
 fn own_writes_are_taken_in_before_the_watch_tells() {
     let mut assembly = assembly([balancer("a", 5, 80)]);

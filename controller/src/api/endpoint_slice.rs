@@ -1,0 +1,114 @@
+//! Kubernetes' EndpointSlice (discovery.k8s.io/v1) as we keep it. A cluster may have hundreds of thousands of endpoints: what
+//! does not count here is left out, and addresses are read once.
+use super::{kind::Kind, scalar::Address};
+use k8s_openapi::{
+    api::discovery::v1::{EndpointConditions, EndpointPort},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer, de,
+    ser::{SerializeMap, SerializeStruct},
+};
+use std::{collections::BTreeMap, net::IpAddr};
+
+/// Label with the name of the Service.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// Endpoints of a Service, which have the same ports.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EndpointSlice {
+    /// Which it is, and of which Service.
+    pub metadata: SliceMetadata,
+    /// What the addresses are.
+    pub address_type: AddressType,
+    /// The endpoints; of a slice of names none are kept.
+    pub endpoints: Box<[Endpoint]>,
+    /// The ports of each.
+    pub ports: Box<[EndpointPort]>,
+}
+
+/// What is kept of a slice's metadata.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SliceMetadata {
+    /// Its namespace, if it names one.
+    pub namespace: Option<Box<str>>,
+    /// Its name.
+    pub name: Box<str>,
+    /// The Service, of the same namespace, by the label `kubernetes.io/service-name`.
+    pub service: Option<Box<str>>,
+}
+
+/// What the addresses of a slice are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "Kubernetes' own words")]
+pub enum AddressType {
+    IPv4,
+    IPv6,
+    /// Names: they cannot be balanced.
+    FQDN,
+}
+
+/// Who serves.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Endpoint {
+    /// Where. Several addresses mean the same: the first counts.
+    #[serde(rename = "addresses", serialize_with = "write_address", deserialize_with = "read_address")]
+    pub address: IpAddr,
+    /// How it stands; none: it is ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conditions: Option<EndpointConditions>,
+    /// The node that it is on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_name: Option<Box<str>>,
+    /// The zone that it is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<Box<str>>,
+}
+
+impl From<ObjectMeta> for SliceMetadata {
+    fn from(mut metadata: ObjectMeta) -> Self {
+        SliceMetadata {
+            namespace: metadata.namespace.map(String::into_boxed_str),
+            name: metadata.name.unwrap_or_default().into(),
+            service: metadata.labels.as_mut().and_then(|labels| labels.remove(SERVICE_NAME)).map(Into::into),
+        }
+    }
+}
+
+/// For who asks: as Kubernetes has it.
+impl Serialize for EndpointSlice {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut object = serializer.serialize_struct("EndpointSlice", 6)?;
+        object.serialize_field("apiVersion", Kind::EndpointSlice.api_version())?;
+        object.serialize_field("kind", &Kind::EndpointSlice.name())?;
+        object.serialize_field("metadata", &self.metadata)?;
+        object.serialize_field("addressType", &self.address_type)?;
+        object.serialize_field("endpoints", &self.endpoints)?;
+        object.serialize_field("ports", &self.ports)?;
+        object.end()
+    }
+}
+
+impl Serialize for SliceMetadata {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        if let Some(namespace) = &self.namespace {
+            map.serialize_entry("namespace", namespace)?;
+        }
+        map.serialize_entry("name", &self.name)?;
+        if let Some(service) = &self.service {
+            map.serialize_entry("labels", &BTreeMap::from([(SERVICE_NAME, service)]))?;
+        }
+        map.end()
+    }
+}
+
+fn write_address<S: Serializer>(address: &IpAddr, serializer: S) -> Result<S::Ok, S::Error> {
+    [Address(*address)].serialize(serializer)
+}
+
+fn read_address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<IpAddr, D::Error> {
+    let addresses = Vec::<Address>::deserialize(deserializer)?;
+    addresses.first().map(|address| address.0).ok_or_else(|| de::Error::custom("is empty"))
+}

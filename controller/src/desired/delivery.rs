@@ -1,0 +1,305 @@
+//! Delivery to pods: in the tunnel modes a pod is reached through its node, and is chosen in two steps.
+//!
+//! ```text
+//! client ──> any node: the frontend of clients chooses a node, by what its pods weigh; alike on all nodes
+//!                 │ through a tunnel, or here
+//!                 v
+//!            that node: its local frontend chooses among its own pods, and writes address and port of the pod in
+//! ```
+use super::sources::Source;
+use crate::{api::node::internal_ips, declared::Declared};
+use ipam::Family;
+use lb_bpf::service::{Decap, Endpoint, Target};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+};
+
+/// Where the nodes of the cluster take packets for their pods.
+pub(super) struct Nodes<'a> {
+    own: &'a str,
+    ends: HashMap<&'a str, Ends>,
+}
+
+/// The address of a node in each [`Family`]; none: it has none.
+type Ends = [Option<IpAddr>; 2];
+
+impl<'a> Nodes<'a> {
+    /// Those that are declared, seen from the node with the name `own`.
+    pub(super) fn new(declared: &'a Declared, own: &'a str) -> Self {
+        let ends = declared.nodes.iter().map(|(name, node)| {
+            let of = |family| internal_ips(node).find(|address| Family::of(*address) == family);
+            (name.as_str(), Family::ALL.map(of))
+        });
+        Nodes { own, ends: ends.collect() }
+    }
+
+    /// Whether a node is this one.
+    pub(super) fn is_own(&self, node: &str) -> bool {
+        node == self.own
+    }
+
+    /// Whether a source has pods on this node that this node delivers to.
+    pub(super) fn delivers(&self, source: &Source<'_>) -> bool {
+        source.policy.forwarding.datapath_mode().is_tunnel() && self.own_families(source).next().is_some()
+    }
+
+    /// The tunnel ends of this node for the pods that a source has on it, by its VIPs: all that other nodes may send to,
+    /// which may have other pods in view.
+    pub(super) fn decap(&self, source: &Source<'_>, vips: &[IpAddr]) -> impl Iterator<Item = Decap> {
+        let families: BTreeSet<Family> = self.own_families(source).collect();
+        let ends = self.ends.get(self.own).copied().unwrap_or_default();
+        let vips = vips.iter().filter(move |vip| families.contains(&Family::of(**vip)));
+        vips.flat_map(move |vip| {
+            let vip = *vip;
+            ends.into_iter().flatten().map(move |local| Decap { local, vip, deliver: true })
+        })
+    }
+
+    /// How each host of a source is reached, by index: nothing for one that is no pod, and nothing at all without pods.
+    /// `plain`: the one family of those that are none, if that of the VIP does not matter.
+    ///
+    /// All backends of a service are of one family. For pods it is that of the VIP if all their nodes have an address
+    /// of it, else the other, if they all have that.
+    pub(super) fn vias(&self, source: &Source<'_>, plain: Option<Family>) -> Vec<Option<Via>> {
+        let is_tunnel = source.policy.forwarding.datapath_mode().is_tunnel();
+        if !is_tunnel || source.hosts.iter().all(|host| host.node.is_none()) {
+            return Vec::new();
+        }
+        let is_mixed = source.hosts.iter().any(|host| host.node.is_none());
+        let ways = Family::ALL.map(|family| {
+            let pods = source.hosts.iter().filter(|host| Family::of(host.address) == family);
+            let known = pods.filter_map(|host| self.ends.get(host.node?));
+            let has = |way: Family| known.clone().all(|ends| ends[way as usize].is_some());
+            match plain {
+                _ if is_mixed => plain.unwrap_or(family),
+                _ => [family, other(family)].into_iter().find(|way| has(*way)).unwrap_or(family),
+            }
+        });
+        let via = |node: &str, address: IpAddr| Via {
+            end: self.ends.get(node).and_then(|ends| ends[ways[Family::of(address) as usize] as usize]),
+            here: self.is_own(node),
+        };
+        source.hosts.iter().map(|host| host.node.map(|node| via(node, host.address))).collect()
+    }
+
+    /// What is to be said of pods whose nodes cannot be reached.
+    pub(super) fn refusal(&self, source: &Source<'_>, vias: &[Option<Via>]) -> Option<String> {
+        let lost = source.hosts.iter().zip(vias).filter(|(_, via)| via.is_some_and(|via| via.end.is_none()));
+        let nodes: BTreeSet<&str> = lost.clone().filter_map(|(host, _)| host.node).collect();
+        let first = nodes.first()?;
+        let what = if self.ends.contains_key(first) {
+            "has no InternalIP of the right family"
+        } else {
+            "is not known"
+        };
+        let others = match nodes.len() - 1 {
+            0 => String::new(),
+            others => format!(", and {others} more"),
+        };
+        Some(format!("Node {first} {what}{others}: {} endpoints count as down", lost.count()))
+    }
+
+    fn own_families(&self, source: &Source<'_>) -> impl Iterator<Item = Family> {
+        let own = source.hosts.iter().filter(|host| host.node.is_some_and(|node| self.is_own(node)));
+        own.map(|host| Family::of(host.address))
+    }
+}
+
+fn other(family: Family) -> Family {
+    match family {
+        Family::Ipv4 => Family::Ipv6,
+        Family::Ipv6 => Family::Ipv4,
+    }
+}
+
+/// How a pod is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Via {
+    /// Where its node takes packets for it; none: nobody knows.
+    pub(super) end: Option<IpAddr>,
+    /// Whether it is on this node.
+    pub(super) here: bool,
+}
+
+/// The pods among the backends of a service.
+#[derive(Default)]
+pub(super) struct Pods {
+    nodes: BTreeMap<Endpoint, Target>,
+    own: BTreeMap<Endpoint, Target>,
+}
+
+impl Pods {
+    /// Adds a pod, which takes packets to `port` of the VIP.
+    pub(super) fn add(&mut self, via: Via, port: u16, pod: Endpoint, target: Target) {
+        if via.here {
+            self.own.insert(pod, target);
+        }
+        let Some(address) = via.end else { return };
+        let fresh = Target { weight: 0, up: false, here: via.here };
+        let node = self.nodes.entry(Endpoint { address, port }).or_insert(fresh);
+        node.up |= target.up;
+        node.weight = node.weight.saturating_add(if target.up { target.weight } else { 0 });
+    }
+
+    /// The nodes as backends, and the pods of this node. While none of these is up and has a weight, those that drain
+    /// serve: whoever sends here does not know yet.
+    pub(super) fn levels(self) -> (BTreeMap<Endpoint, Target>, BTreeMap<Endpoint, Target>) {
+        let Pods { nodes, mut own } = self;
+        if !own.values().any(|target| target.up && target.weight > 0) {
+            own.values_mut().filter(|target| target.up).for_each(|target| target.weight = 1);
+        }
+        (nodes, own)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        desired::desired,
+        observed::{NodeInfo, Observed},
+        validate::parse_directory,
+    };
+    use lb_bpf::service::{Scope, Service};
+    use proptest::prelude::*;
+    use std::fmt::Write;
+
+    const NODES: u8 = 4;
+
+    /// An endpoint of the Service.
+    #[derive(Clone, Copy, Debug)]
+    struct Pod {
+        /// From 1; beyond [`NODES`]: not known. 0: no node.
+        node: u8,
+        state: State,
+        is_v6: bool,
+    }
+
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum State {
+        Ready,
+        Draining,
+        Down,
+    }
+
+    fn pod() -> impl Strategy<Value = Pod> {
+        let state = prop::sample::select(vec![State::Ready, State::Ready, State::Draining, State::Down]);
+        (0..=NODES + 1, state, any::<bool>()).prop_map(|(node, state, is_v6)| Pod { node, state, is_v6 })
+    }
+
+    /// What the node `own` installs for a Service with these endpoints; `has_v6` says which nodes have an IPv6 address.
+    fn services(pods: &[Pod], has_v6: &[bool], mode: &str, own: u8) -> lb_bpf::service::Desired {
+        let mut text = format!(
+            "kind: Service\nmetadata: {{name: a, annotations: {{fairlead.dev/addresses: \"192.0.2.1,2001:db8::1\"}}}}\n\
+             spec: {{type: LoadBalancer, loadBalancerClass: fairlead.dev/lb, ports: [{{port: 80, targetPort: 8080}}]}}\n---\n\
+             kind: ServicePolicy\nmetadata: {{name: a}}\nspec: {{policy: {{forwarding: {{mode: {mode}}}}}}}\n"
+        );
+        for (number, has_v6) in (1..).zip(has_v6) {
+            let v6 = if *has_v6 {
+                format!(", {{type: InternalIP, address: \"fd00::{number}\"}}")
+            } else {
+                String::new()
+            };
+            write!(
+                text,
+                "---\nkind: Node\nmetadata: {{name: n{number}}}\n\
+                 status: {{addresses: [{{type: InternalIP, address: 10.0.0.{number}}}{v6}]}}\n"
+            )
+            .unwrap();
+        }
+        for is_v6 in [false, true] {
+            let family = if is_v6 { "IPv6" } else { "IPv4" };
+            write!(
+                text,
+                "---\nkind: EndpointSlice\nmetadata: {{name: {}, labels: {{kubernetes.io/service-name: a}}}}\n\
+                 addressType: {family}\nports: [{{port: 8080}}]\nendpoints:\n",
+                family.to_lowercase()
+            )
+            .unwrap();
+            for (number, pod) in (1..).zip(pods).filter(|(_, pod): &(u8, _)| pod.is_v6 == is_v6) {
+                let address = if is_v6 { format!("fd01::{number}") } else { format!("10.1.0.{number}") };
+                let node = if pod.node > 0 { format!(", nodeName: n{}", pod.node) } else { String::new() };
+                let conditions = match pod.state {
+                    State::Ready => "{ready: true}",
+                    State::Draining => "{ready: false, serving: true, terminating: true}",
+                    State::Down => "{ready: false}",
+                };
+                writeln!(text, "- {{addresses: [\"{address}\"], conditions: {conditions}{node}}}").unwrap();
+            }
+        }
+        let mut declared = parse_directory(&BTreeMap::from([("a.yaml".into(), text)])).unwrap();
+        let node = NodeInfo { name: format!("n{own}"), ..NodeInfo::default() };
+        let observed = Observed { node, ..Observed::default() };
+        declared.statuses = desired(&declared, &observed).status;
+        desired(&declared, &observed).datapath
+    }
+
+    fn of_scope(datapath: &lb_bpf::service::Desired, scope: Scope) -> impl Iterator<Item = &Service> {
+        let services = datapath.services.values().map(|service| &**service);
+        services.filter(move |service| service.frontends.iter().all(|frontend| frontend.scope == scope))
+    }
+
+    fn serving(service: &Service) -> BTreeSet<Endpoint> {
+        let members = service.backends.iter().filter(|(_, target)| target.up && target.weight > 0);
+        members.map(|(endpoint, _)| *endpoint).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Whichever node a packet comes to, the same node is chosen, and that one has the pods for it.
+        #[test]
+        fn nodes_choose_alike_and_have_what_the_others_count_on(
+            pods in prop::collection::vec(pod(), 0..12),
+            has_v6 in prop::collection::vec(any::<bool>(), usize::from(NODES)),
+            mode in prop::sample::select(vec!["IPIP", "GUE"]),
+        ) {
+            let all: Vec<_> = (1..=NODES).map(|own| services(&pods, &has_v6, mode, own)).collect();
+            let alike = |service: &Service| {
+                let mut service = service.clone();
+                service.backends.values_mut().for_each(|target| target.here = false);
+                service
+            };
+            let first: Vec<_> = of_scope(&all[0], Scope::All).map(alike).collect();
+            prop_assert_eq!(first.len(), 2);
+            for (own, datapath) in (1..).zip(&all) {
+                prop_assert_eq!(&of_scope(datapath, Scope::All).map(alike).collect::<Vec<_>>(), &first);
+                for service in of_scope(datapath, Scope::All) {
+                    let families: BTreeSet<_> = service.backends.keys().map(|e| Family::of(e.address)).collect();
+                    prop_assert!(families.len() < 2, "{:?}", service);
+                    let vip = service.frontends.first().unwrap().address;
+                    let local = |service: &&Service| service.frontends.first().unwrap().address == vip;
+                    let local = of_scope(datapath, Scope::Local).find(local);
+                    for (endpoint, target) in &service.backends {
+                        let [.., number] = match endpoint.address {
+                            IpAddr::V4(v4) => v4.octets(),
+                            IpAddr::V6(v6) => v6.octets()[12..].try_into().unwrap(),
+                        };
+                        let is_node = endpoint.address.to_string().starts_with("10.0.")
+                            || endpoint.address.to_string().starts_with("fd00:");
+                        prop_assert_eq!(target.here, is_node && number == own);
+                        if !target.here {
+                            continue;
+                        }
+                        let local = local.expect("who is sent to has a frontend for it");
+                        let sum: u16 = local.backends.values().filter(|t| t.up).map(|t| t.weight).sum();
+                        // Those that drain weigh something only when they are alone.
+                        prop_assert!(target.weight == 0 || target.weight == sum, "{:?} {:?}", target, local);
+                        prop_assert_eq!(target.up, !serving(local).is_empty());
+                        let end = Decap { local: endpoint.address, vip, deliver: true };
+                        prop_assert!(datapath.decap.contains(&end), "{:?}", datapath.decap);
+                    }
+                    // Whoever is not sent to has no pods that serve.
+                    if !service.backends.values().any(|target| target.here) {
+                        prop_assert!(local.is_none_or(|local| serving(local).is_empty()));
+                    }
+                }
+            }
+            // Each pod is reached on one node, if its node is known.
+            let reached = |datapath| of_scope(datapath, Scope::Local).map(|service| service.backends.len()).sum::<usize>();
+            let on_nodes = pods.iter().filter(|pod| (1..=NODES).contains(&pod.node)).count();
+            prop_assert_eq!(all.iter().map(reached).sum::<usize>(), on_nodes);
+        }
+    }
+}

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Every check of the repository, from nothing: installs what it needs (Debian 12, Rust's stable toolchain with
 # rustfmt and clippy is there), then lints, documentation, the kernel programs from source, all tests (root, for the
-# lab), fuzz targets, benches, and the demo. A step that fails ends it, by name.
+# lab), the image, fuzz targets, benches, and the demo. A step that fails ends it, by name.
 #
 # usage: tests/run.sh
 set -euo pipefail
@@ -12,7 +12,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # Debian packages: of the demo; routers and tools of the lab and its bench; the compiler of the kernel programs.
 PACKAGES="gcc g++ libc6-dev frr iproute2 ethtool curl ca-certificates
     bird2 gobgpd openbgpd tshark jq nftables haproxy bpftool procps iputils-ping tcpdump iperf3
-    rustc-web cargo-web rust-web-src llvm python3-venv"
+    rustc-web cargo-web rust-web-src llvm python3-venv
+    podman buildah runc systemd"
 BPF_LINKER_VERSION=0.13.0
 CACHE=$HOME/.cache/fairlead
 LOGS=$(mktemp -d)
@@ -98,6 +99,7 @@ step "clippy" cargo clippy --quiet --locked --workspace --all-targets -- -D warn
 step "clippy of the pure cores" cores
 step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --workspace --no-deps
 step "tests" tests
+step "the image" tests/image.sh
 step "fuzz targets" fuzz
 step "benches are built" cargo bench --quiet --locked --workspace --no-run
 step "demo, as a newcomer runs it" deploy/quickstart.sh -o json

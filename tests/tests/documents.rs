@@ -1,7 +1,12 @@
 //! What the documents show must work: the YAML of the README and of `deploy/examples` is valid.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 use controller::{declared::Declared, validate::parse_directory};
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+    process::Command,
+};
 
 fn parse(files: BTreeMap<std::path::PathBuf, String>) -> Declared {
     parse_directory(&files).unwrap_or_else(|faults| panic!("{faults:#?}"))
@@ -42,6 +47,37 @@ fn the_examples_are_valid_and_the_demo_takes_all_of_them() {
     let declared = parse(files);
     assert_eq!(declared.load_balancers.keys().map(String::as_str).collect::<Vec<_>>(), ["api", "web"]);
     assert_eq!(declared.nodes.len(), 5);
+}
+
+/// The unit as systemd reads it, with another program in its place; exposure in tenths, from 0 to 100, as
+/// `systemd-analyze security` counts.
+#[test]
+fn the_unit_is_sound_and_hardened_and_has_the_capabilities_of_the_manifest() {
+    const EXPOSURE: u8 = 29;
+    let unit = fs::read_to_string(root().join("deploy/systemd/fairlead.service")).unwrap();
+    let dir = std::env::temp_dir().join(format!("fairlead-unit-{}", std::process::id()));
+    fs::create_dir(&dir).unwrap();
+    let path = dir.join("fairlead.service");
+    fs::write(&path, unit.replace("/usr/bin/fairlead", "/bin/true")).unwrap();
+    let analyze = |arguments: &[&str]| {
+        let output = Command::new("systemd-analyze").args(arguments).arg(&path).output();
+        let output = output.expect("systemd-analyze is missing: apt-get install systemd");
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+    };
+    let verified = analyze(&["verify", "--man=no"]);
+    let threshold = format!("--threshold={EXPOSURE}");
+    let (is_hardened, said) = analyze(&["security", "--offline=yes", "--no-pager", &threshold]);
+    fs::remove_dir_all(&dir).unwrap();
+    assert_eq!(verified, (true, String::new()));
+    assert!(is_hardened, "{said}");
+
+    let bounding = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).unwrap();
+    let of_unit: BTreeSet<_> = bounding.split(' ').map(|name| name.replace("CAP_", "")).collect();
+    let manifest = fs::read_to_string(root().join("deploy/kubernetes/agent.yaml")).unwrap();
+    let added = manifest.split("add:\n").nth(1).and_then(|rest| rest.split("ports:").next()).unwrap();
+    let names = added.lines().filter_map(|line| line.trim().strip_prefix("- ")?.split(' ').next());
+    assert_eq!(names.map(str::to_owned).collect::<BTreeSet<_>>(), of_unit);
 }
 
 #[test]

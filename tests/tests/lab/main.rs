@@ -15,6 +15,7 @@ mod iperf;
 mod outage;
 mod peers;
 mod pods;
+mod privileges;
 mod quic;
 mod restart;
 mod routers;

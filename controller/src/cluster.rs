@@ -7,7 +7,7 @@
 //! ```
 use crate::{
     declared::Declared,
-    desired::{self, Fleet},
+    desired::{self, Fleet, NodeReports},
     host,
     observed::Observed,
     serve::{serve, socket::bind_tcp},
@@ -26,7 +26,7 @@ use axum::{
     routing::get,
 };
 use futures::{FutureExt, StreamExt};
-use prometheus::{IntCounter, IntGauge, Registry, TextEncoder};
+use prometheus::{IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use std::{
     fs::File,
     io::{self, Read},
@@ -56,6 +56,8 @@ pub struct Options {
     pub kubeconfig: Option<PathBuf>,
     /// Where the Lease is.
     pub namespace: Option<String>,
+    /// Services that name no class are ours.
+    pub default_class: bool,
     /// Where metrics and health are served.
     pub metrics: SocketAddr,
 }
@@ -69,6 +71,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let (mut terminate, mut interrupt) =
         caught().map_err(|source| StartError::Host { what: "catching signals", source })?;
     let access = Access::new(options.kubeconfig.as_deref(), options.namespace).await?;
+    let access = access.with_default_class(options.default_class);
     let address = options.metrics;
     let socket = bind_tcp(address).await.map_err(|source| StartError::Metrics { address, source })?;
     let identity = identity().map_err(|source| StartError::Host { what: "choosing an identity", source })?;
@@ -139,6 +142,7 @@ pub async fn reconcile(store: Arc<impl Store>, facts: Facts) {
         };
         let mut statuses: StatusSet = desired::cluster(declared, &observed);
         if let Some((generation, reports)) = reports {
+            facts.count(&reports);
             fleet.sum_up(declared, &observed, &reports, &mut statuses);
             summed = Some((generation, reports));
         }
@@ -176,6 +180,8 @@ pub struct Facts {
     passes: IntCounter,
     errors: IntCounter,
     generation: IntGauge,
+    /// Agents by whether they are there.
+    agents: IntGaugeVec,
     /// A snapshot was there.
     is_ready: Arc<watch::Sender<bool>>,
 }
@@ -197,8 +203,16 @@ impl Facts {
                 "fairlead_store_generation",
                 "Number of the snapshot in force; statuses that come back make a new one, too.",
             )?,
+            agents: IntGaugeVec::new(
+                Opts::new(
+                    "fairlead_agents",
+                    "Agents that have a NodeState, as the one that leads sees them.",
+                ),
+                &["state"],
+            )?,
             is_ready: Arc::new(watch::Sender::new(false)),
         };
+        facts.registry.register(Box::new(facts.agents.clone()))?;
         facts.registry.register(Box::new(facts.passes.clone()))?;
         facts.registry.register(Box::new(facts.errors.clone()))?;
         facts.registry.register(Box::new(facts.generation.clone()))?;
@@ -206,6 +220,13 @@ impl Facts {
             facts.registry.register(collector)?;
         }
         Ok(facts)
+    }
+
+    fn count(&self, reports: &NodeReports) {
+        let fresh = reports.values().filter(|report| report.is_fresh).count();
+        for (state, count) in [("fresh", fresh), ("silent", reports.len() - fresh)] {
+            self.agents.with_label_values(&[state]).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
     }
 }
 

@@ -13,6 +13,8 @@ pub mod validate;
 #[cfg(feature = "runtime")]
 pub mod appliers;
 #[cfg(feature = "runtime")]
+pub mod capabilities;
+#[cfg(feature = "runtime")]
 pub mod cli;
 #[cfg(feature = "runtime")]
 pub mod client;

@@ -5,6 +5,7 @@
 //! what the process before left in the kernel goes on as it is.
 use crate::{
     appliers::ThisHost,
+    capabilities::{self, Missing},
     flows::Flows,
     health::Checks,
     host,
@@ -63,6 +64,8 @@ pub enum Source {
         kubeconfig: Option<PathBuf>,
         /// Where the Secrets are that peers name.
         namespace: Option<String>,
+        /// Services that name no class are ours.
+        default_class: bool,
     },
 }
 
@@ -95,6 +98,14 @@ pub enum StartError {
     NotRoot {
         /// `standalone` or `agent`.
         command: &'static str,
+    },
+    /// Root may not do all that is to be done.
+    #[error("`fairlead {command}` lacks {missing}: give it in the unit or manifest that starts it")]
+    Capabilities {
+        /// `standalone` or `agent`.
+        command: &'static str,
+        /// What it lacks.
+        missing: Missing,
     },
     /// The directory of the files cannot be read.
     #[error("--config-dir {}: {source}", .path.display())]
@@ -293,8 +304,9 @@ async fn open(
         Source::Files { config_dir, state_dir } => {
             Ok((Arc::new(FileStore::open(config_dir, state_dir)?), None))
         }
-        Source::Kubernetes { kubeconfig, namespace } => {
+        Source::Kubernetes { kubeconfig, namespace, default_class } => {
             let access = Access::new(kubeconfig.as_deref(), namespace.clone()).await?;
+            let access = access.with_default_class(*default_class);
             let store = Arc::new(KubernetesStore::start(&access, Role::Agent, node)?);
             Ok((Arc::clone(&store) as Arc<dyn Store>, Some(store)))
         }
@@ -349,12 +361,17 @@ struct Checked {
 }
 
 fn check(options: &Options) -> Result<Checked, StartError> {
+    let command = match options.source {
+        Source::Files { .. } => "standalone",
+        Source::Kubernetes { .. } => "agent",
+    };
     if !geteuid().is_root() {
-        let command = match options.source {
-            Source::Files { .. } => "standalone",
-            Source::Kubernetes { .. } => "agent",
-        };
         return Err(StartError::NotRoot { command });
+    }
+    let missing = capabilities::missing()
+        .map_err(|source| StartError::Host { what: "reading this process's capabilities", source })?;
+    if let Some(missing) = missing {
+        return Err(StartError::Capabilities { command, missing });
     }
     if let Source::Files { config_dir: path, .. } = &options.source {
         // Opening it for reading is what the store will do.

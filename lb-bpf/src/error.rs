@@ -6,8 +6,10 @@ use std::{io, path::PathBuf};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DatapathError {
-    /// Only root (or CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN) may.
-    #[error("the datapath needs root (CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN): {0}")]
+    /// Only root with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN may, where no filter of system calls (seccomp) forbids it.
+    #[error(
+        "the kernel refuses it (root, CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are needed, and a seccomp profile that allows bpf): {0}"
+    )]
     NotPermitted(io::Error),
     /// The directory for pins cannot be used.
     #[error("{}: {source}", path.display())]

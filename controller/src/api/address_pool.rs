@@ -1,7 +1,7 @@
 //! AddressPool: blocks of addresses that services are given from, or the pods of nodes.
 use super::{
     crds::rules,
-    scalar::{Address, Cidr, Ipv4Length, Ipv6Length, Seconds},
+    scalar::{Address, Cidr, Ipv4Length, Ipv6Length, LINK_LOCAL, LOOPBACK, Seconds, UNSPECIFIED},
     selector::Selector,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -122,6 +122,12 @@ pub enum PoolUse {
         "!has(self.start) || !has(self.stop) || ip(self.start).family() == ip(self.stop).family()",
         ONE_FAMILY
     ),
+    ("!has(self.cidr) || !isCIDR(self.cidr) || !cidr(self.cidr).ip().isUnspecified()", UNSPECIFIED),
+    ("!has(self.cidr) || !isCIDR(self.cidr) || !cidr(self.cidr).ip().isLoopback()", LOOPBACK),
+    ("!has(self.cidr) || !isCIDR(self.cidr) || !cidr(self.cidr).ip().isLinkLocalUnicast()", LINK_LOCAL),
+    ("!has(self.start) || !isIP(self.start) || !ip(self.start).isUnspecified()", UNSPECIFIED),
+    ("!has(self.start) || !isIP(self.start) || !ip(self.start).isLoopback()", LOOPBACK),
+    ("!has(self.start) || !isIP(self.start) || !ip(self.start).isLinkLocalUnicast()", LINK_LOCAL),
 ])))]
 pub struct Block {
     /// The prefix; all its addresses are given, the first and the last too.

@@ -3,7 +3,7 @@ use super::community::Community;
 use super::crds::rules;
 use super::scalar::{
     Address, Asn, Cidr, HoldSeconds, Hops, LongLivedSeconds, Metric, Millis, Multiplier, PeerLimit, Port,
-    Prefix, PrefixLimit, Prepend, RestartSeconds, RetrySeconds, Seconds, Ttl, quoted,
+    Prefix, PrefixLimit, Prepend, RestartSeconds, RetrySeconds, Seconds, Ttl, UNSPECIFIED, quoted,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::CustomResource;
@@ -45,6 +45,17 @@ use std::{borrow::Cow, fmt};
     (
         "!has(self.localAddress) || !has(self.address) || self.localAddress != self.address",
         LOCAL_IS_NEIGHBOUR,
+    ),
+    ("!has(self.interface) || !has(self.ebgpMultihop)", ON_LINK),
+    ("!has(self.interface) || !has(self.ttlSecurity) || self.ttlSecurity.hops <= 1", ON_LINK),
+    ("!has(self.interface) || !has(self.auth)", KEYS_OF_ADDRESSES),
+    (
+        "!has(self.address) || !isIP(self.address) || !ip(self.address).isUnspecified()",
+        UNSPECIFIED,
+    ),
+    (
+        "!has(self.address) || !isIP(self.address) || ip(self.address).family() == 4 || !ip(self.address).isLinkLocalUnicast()",
+        LINK_LOCAL_NEIGHBOUR,
     ),
 ])))]
 pub struct BGPPeerSpec {
@@ -141,6 +152,8 @@ pub(crate) const EVERYBODY: &str = "is everybody";
 
 /// Why an unnumbered peer is not further away.
 pub(crate) const ON_LINK: &str = "has no sense with an interface: the neighbour is on the link";
+/// Why an address is that of no neighbour.
+const LINK_LOCAL_NEIGHBOUR: &str = "is link-local, and no interface is known";
 /// Why the session of an unnumbered peer cannot be signed.
 pub(crate) const KEYS_OF_ADDRESSES: &str = "has no sense with an interface: keys belong to addresses";
 

@@ -2,7 +2,7 @@
 use super::{
     crds::rules,
     policy::Policy,
-    scalar::{Address, Port, Weight},
+    scalar::{Address, LINK_LOCAL, LOOPBACK, Port, UNSPECIFIED, Weight},
     selector::DNS_LABEL,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -41,6 +41,9 @@ use serde::{Deserialize, Serialize};
         "self.policy.forwarding.mode == 'NAT' || self.ports.all(p, !has(p.targetPort) || p.targetPort == p.port)",
         DIRECT_RETURN_PORT
     ),
+    ("!has(self.addresses) || self.addresses.all(a, !isIP(a) || !ip(a).isUnspecified())", UNSPECIFIED),
+    ("!has(self.addresses) || self.addresses.all(a, !isIP(a) || !ip(a).isLoopback())", LOOPBACK),
+    ("!has(self.addresses) || self.addresses.all(a, !isIP(a) || !ip(a).isLinkLocalUnicast())", LINK_LOCAL),
     ("!has(self.policy.quic) || self.ports.exists(p, p.protocol == 'UDP')", QUIC_PORT),
 ])))]
 pub struct LoadBalancerSpec {
@@ -134,6 +137,7 @@ impl From<Protocol> for lb_bpf::service::Protocol {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("x-kubernetes-validations" = rules(&[
     ("has(self.address) != has(self.service)", ONE_BACKEND),
+    ("!has(self.address) || !isIP(self.address) || !ip(self.address).isUnspecified()", UNSPECIFIED),
 ])))]
 pub struct Backend {
     /// Address of the backend.

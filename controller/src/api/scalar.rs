@@ -11,6 +11,13 @@ use std::{
     str::FromStr,
 };
 
+/// Why an address is nobody's.
+pub(super) const UNSPECIFIED: &str = "is the unspecified address";
+/// Why an address is not a service's.
+pub(super) const LOOPBACK: &str = "is a loopback address";
+/// The same.
+pub(super) const LINK_LOCAL: &str = "is link-local";
+
 /// Declares an integer newtype with an inclusive range: `$name`, its inner type, its JSON schema format, what
 /// it is called in an error, and the range.
 macro_rules! ranged {

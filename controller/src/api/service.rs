@@ -11,6 +11,7 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
 };
+use serde_json::Value;
 use std::collections::BTreeSet;
 
 /// `spec.loadBalancerClass` of the Services that are ours.
@@ -22,6 +23,17 @@ pub fn is_ours(service: &Service) -> bool {
     spec.is_some_and(|spec| {
         spec.type_.as_deref() == Some("LoadBalancer") && spec.load_balancer_class.as_deref() == Some(CLASS)
     })
+}
+
+/// Gives a Service (JSON) of type LoadBalancer that has no class ours: where we are the class of those that say nothing.
+pub fn adopt(service: &mut Value) {
+    let Some(spec) = service.get_mut("spec").and_then(Value::as_object_mut) else { return };
+    if spec.get("type").is_some_and(|kind| kind == "LoadBalancer") {
+        let class = spec.entry("loadBalancerClass").or_insert(Value::Null);
+        if class.is_null() {
+            *class = CLASS.into();
+        }
+    }
 }
 
 /// Annotations that ask for addresses; the first that is there counts, `spec.loadBalancerIP` after them.

@@ -18,7 +18,7 @@ pub(super) struct Args {
 
 impl Args {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let Cluster { kubeconfig, namespace } = self.cluster;
-        self.node.run(Source::Kubernetes { kubeconfig, namespace })
+        let Cluster { kubeconfig, namespace, default_class } = self.cluster;
+        self.node.run(Source::Kubernetes { kubeconfig, namespace, default_class })
     }
 }

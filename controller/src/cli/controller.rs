@@ -18,8 +18,8 @@ pub(super) struct Args {
 
 impl Args {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let Cluster { kubeconfig, namespace } = self.cluster;
-        let options = cluster::Options { kubeconfig, namespace, metrics: self.metrics };
+        let Cluster { kubeconfig, namespace, default_class } = self.cluster;
+        let options = cluster::Options { kubeconfig, namespace, default_class, metrics: self.metrics };
         server_runtime()?.block_on(cluster::run(options)).map_err(|e| Failure::No(e.to_string()))
     }
 }

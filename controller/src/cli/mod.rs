@@ -140,7 +140,10 @@ impl Command {
     /// The filter of log lines when the environment names none.
     const fn log_filter(&self) -> &'static str {
         match self {
-            Command::Standalone(_) | Command::Agent(_) | Command::Controller(_) => "info",
+            // What fails on the way to the API server is said once, by the store: its client has a line for each request.
+            Command::Standalone(_) | Command::Agent(_) | Command::Controller(_) => {
+                "info,kube_client::client=off"
+            }
             _ => "warn",
         }
     }
@@ -207,6 +210,10 @@ struct Cluster {
     /// fairlead-system].
     #[arg(long, value_name = "NAME")]
     namespace: Option<String>,
+    /// Services of type LoadBalancer that name no loadBalancerClass are ours, too. Say it to controllers and agents alike, and only
+    /// where nobody else gives such Services addresses.
+    #[arg(long)]
+    default_class: bool,
 }
 
 /// For processes that stay.

@@ -5,6 +5,7 @@
 use super::{
     labels,
     pages::{Key, PAGES, Pages, Sight, Standing},
+    report::KEY_USABLE,
 };
 use crate::{
     api::{
@@ -19,7 +20,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use std::{collections::BTreeMap, sync::Arc};
 
 /// Conditions that come from nodes.
-pub(super) const OF_NODES: [&str; 5] = ["Announced", "Established", "Healthy", "KeyUsable", "Programmed"];
+pub(super) const OF_NODES: [&str; 5] = ["Announced", "Established", "Healthy", KEY_USABLE, "Programmed"];
 /// A node that does not know the newest version of an object for so long is as silent, in seconds.
 const PATIENCE: u64 = 90;
 /// Statuses of services that change for the sake of nodes in one go: a node that comes or goes changes them all.
@@ -177,6 +178,12 @@ enum PageView<'a> {
 }
 
 impl Member<'_> {
+    /// Why it cannot use the key of a peer.
+    fn key_fault(&self, peer: &str) -> Option<&ObjectFault> {
+        let faults = self.report.state.faults.iter();
+        faults.filter(|fault| fault.condition == KEY_USABLE).find(|fault| fault.object == peer)
+    }
+
     /// What it says is wrong with an object.
     fn fault(&self, object: &str) -> Option<&ObjectFault> {
         self.report.state.faults.iter().find(|fault| fault.object == object)
@@ -363,7 +370,7 @@ impl<'a> Sum<'a> {
                 silent.add(member);
                 continue;
             }
-            if member.fault(&text).is_some() {
+            if member.key_fault(&text).is_some() {
                 keyless.add(member);
             }
             let own: Vec<_> = member.report.state.sessions.iter().filter(|s| s.name == name).collect();
@@ -397,13 +404,13 @@ impl<'a> Sum<'a> {
         };
         conditions.set("Established", verdict, reason, message);
         if peer.spec.auth.is_some() && nodes > 0 {
-            match keyless.first.first().and_then(|member| member.fault(&text)) {
+            match keyless.first.first().and_then(|member| member.key_fault(&text)) {
                 Some(fault) => {
                     let message = format!("on {}: {}", keyless.names(), fault.message);
-                    conditions.set("KeyUsable", false, "KeyUnusable", message);
+                    conditions.set(KEY_USABLE, false, "KeyUnusable", message);
                 }
                 None if silent.count == nodes => {
-                    conditions.set("KeyUsable", Verdict::Unknown, "NodesSilent", "all nodes are silent");
+                    conditions.set(KEY_USABLE, Verdict::Unknown, "NodesSilent", "all nodes are silent");
                 }
                 None => conditions.set(
                     "KeyUsable",
@@ -631,7 +638,8 @@ mod tests {
         assert_eq!(filter, "True Installed: programmed on 2 of 2 nodes");
         assert!(!world.publish(), "at rest nothing is written");
 
-        let missing = crate::fault::Fault::object("BGPPeer/tor", None, "there is no Secret/tor");
+        let field = Some("spec.auth.md5SecretRef".to_owned());
+        let missing = crate::fault::Fault::object("BGPPeer/tor", field, "there is no Secret/tor");
         world.tell("n2", false, "Active", &[missing]);
         world.publish();
         assert_eq!(
@@ -643,7 +651,10 @@ mod tests {
             world.tor("Established"),
             "False NotEstablished: 1 of 2 sessions established; not on n2: Active"
         );
-        assert_eq!(world.tor("KeyUsable"), "False KeyUnusable: on n2: there is no Secret/tor");
+        assert_eq!(
+            world.tor("KeyUsable"),
+            "False KeyUnusable: on n2: spec.auth.md5SecretRef: there is no Secret/tor"
+        );
     }
 
     #[test]

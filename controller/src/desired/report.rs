@@ -14,6 +14,9 @@ use std::collections::BTreeMap;
 
 /// Faults and advertisements that are told of at most.
 const MOST: usize = 100;
+/// The condition of a peer that the key of its sessions can be used, and the field whose faults say that it cannot.
+pub(super) const KEY_USABLE: &str = "KeyUsable";
+const KEY_FIELD: &str = "spec.auth.md5SecretRef";
 /// Characters of a message at most.
 const LONGEST: usize = 256;
 
@@ -58,10 +61,13 @@ impl Report {
             standings.insert((Kind::PacketFilter, name), add(Kind::PacketFilter, name, &status.conditions));
         }
         let refused = faults.iter().filter_map(|fault| {
+            let is_key = fault.field.as_deref() == Some(KEY_FIELD);
+            let (condition, reason) =
+                if is_key { (KEY_USABLE, "KeyUnusable") } else { ("Accepted", "Invalid") };
             Some(ObjectFault {
                 object: cut(fault.object.as_ref()?),
-                condition: "Accepted".to_owned(),
-                reason: "Invalid".to_owned(),
+                condition: condition.to_owned(),
+                reason: reason.to_owned(),
                 message: cut(&match &fault.field {
                     Some(field) => format!("{field}: {}", fault.reason),
                     None => fault.reason.clone(),
@@ -159,10 +165,10 @@ mod tests {
                     rules: [{name: a, action: Drop, protocol: UDP}]}\n";
         let declared = parse_directory(&BTreeMap::from([("a.yaml".into(), text.to_owned())])).unwrap();
         let status = desired(&declared, &Observed::default()).status;
-        let faults = [Fault::object("BGPPeer/tor", Some("spec.auth".to_owned()), "x".repeat(1000))];
+        let faults = [Fault::object("BGPPeer/tor", Some(KEY_FIELD.to_owned()), "x".repeat(1000))];
         let report = Report::new(&declared, &status, &faults);
         let said: Vec<_> = report.faults.iter().map(|f| (f.object.as_str(), f.reason.as_str())).collect();
-        assert_eq!(said, [("BGPPeer/tor", "Invalid"), ("LoadBalancer/web", "NoAddress")]);
+        assert_eq!(said, [("BGPPeer/tor", "KeyUnusable"), ("LoadBalancer/web", "NoAddress")]);
         assert_eq!(report.faults[0].message.chars().count(), LONGEST);
         assert_eq!(report.services, ServiceCounts { declared: 1, healthy: 1, ..ServiceCounts::default() });
         let pages = Pages::new(&declared, &faults);

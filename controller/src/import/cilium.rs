@@ -1,7 +1,7 @@
 //! Cilium (cilium.io): LB-IPAM and the BGP control plane of version 2.
 //! <https://docs.cilium.io/en/stable/network/lb-ipam/>,
 //! <https://docs.cilium.io/en/stable/network/bgp-control-plane/bgp-control-plane-configuration/>
-use super::{Fields, Source, by_name, object};
+use super::{Fields, Source, by_name, foreign, object};
 use ipnet::IpNet;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -34,7 +34,7 @@ pub(super) fn translate(sources: Vec<Source>, left_out: &mut Vec<String>) -> Vec
             "CiliumLoadBalancerIPPool" => objects.push(pool(&source, fields)),
             "CiliumBGPClusterConfig" => objects.extend(cluster(&source, fields, &configs, &mut hearers)),
             "CiliumBGPAdvertisement" => objects.extend(advertisements(&source, fields, &hearers)),
-            _ => fields.dismiss("this kind has no counterpart"),
+            kind => fields.dismiss(foreign(kind)),
         }
     }
     objects
@@ -141,6 +141,7 @@ fn cluster(
             };
             let mut spec = config.spec.clone();
             spec["address"] = json!(peer.text("peerAddress"));
+            spec["discover"] = discover(peer.below("autoDiscovery"));
             spec["asn"] = json!(peer.number("peerASN").filter(|asn| *asn > 0));
             hearers.push((peer_name.clone(), config));
             objects.push(object("BGPPeer", &peer_name, json!({}), spec));
@@ -155,6 +156,22 @@ fn cluster(
         objects.push(object("BGPRouter", &format!("{}-{name}", source.name), source.labels.clone(), spec));
     });
     objects
+}
+
+/// Where a neighbour is found, if it is looked for.
+fn discover(mut fields: Fields<'_>) -> Value {
+    let Some(mode) = fields.text("mode") else { return Value::Null };
+    // Older versions wrote it in small letters.
+    if !["DefaultGateway", "default-gateway"].contains(&mode.as_str()) {
+        fields.tell("mode", &format!("{mode} has no counterpart"));
+        return Value::Null;
+    }
+    let mut gateway = fields.below("defaultGateway");
+    if gateway.text("addressFamily").is_some_and(|family| family != "ipv4") {
+        gateway.tell("addressFamily", "has no counterpart: the gateway of IPv4 comes first");
+    }
+    drop(gateway);
+    json!("DefaultGateway")
 }
 
 fn advertisements(source: &Source, mut fields: Fields<'_>, hearers: &[(String, PeerConfig)]) -> Vec<Value> {

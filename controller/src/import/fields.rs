@@ -1,6 +1,6 @@
 //! The fields of a foreign object. What is taken is translated; what is left over when the value is dropped was not,
 //! and is told.
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 /// A mapping at a path of an object.
 pub(super) struct Fields<'a> {
@@ -62,10 +62,14 @@ impl<'a> Fields<'a> {
         items.map(|item| item.as_str().map_or_else(|| item.to_string(), str::to_owned)).collect()
     }
 
-    /// Of a list of which one item has a counterpart, and several have not: the one, or null.
+    /// Of a list of selectors, of which one has a counterpart, and several only if they differ by the value of one label: that one,
+    /// or null.
     pub(super) fn only(&mut self, field: &str) -> Value {
         let mut items = self.list(field);
         if items.len() > 1 {
+            if let Some(selector) = one_label(&items) {
+                return selector;
+            }
             self.tell(field, "several have no counterpart, of which one would do: write an object for each");
         }
         if items.len() == 1 { items.remove(0) } else { Value::Null }
@@ -126,4 +130,18 @@ impl Drop for Fields<'_> {
             self.tell(field, "has no counterpart");
         }
     }
+}
+
+/// The selector of what one of these selects, if each asks for one value of the same label (nodes by their names).
+fn one_label(selectors: &[Value]) -> Option<Value> {
+    let (mut key, mut values) = (None, Vec::new());
+    for selector in selectors {
+        let labels = selector.as_object().filter(|map| map.len() == 1)?.get("matchLabels")?.as_object()?;
+        let (label, value) = labels.iter().next().filter(|_| labels.len() == 1)?;
+        if *key.get_or_insert(label) != label {
+            return None;
+        }
+        values.push(value);
+    }
+    Some(json!({"matchExpressions": [{"key": key?, "operator": "In", "values": values}]}))
 }

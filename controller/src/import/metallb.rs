@@ -1,6 +1,6 @@
 //! MetalLB (metallb.io): its pools, peers, advertisements, BFD profiles and communities.
 //! <https://metallb.io/apis/>
-use super::{Fields, Source, block, by_name, object};
+use super::{Fields, Source, block, by_name, foreign, object};
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 use std::{
@@ -43,7 +43,7 @@ pub(super) fn translate(sources: Vec<Source>, left_out: &mut Vec<String>) -> Vec
             kind => {
                 let reason = match kind {
                     "L2Advertisement" => "Fairlead announces by BGP only",
-                    _ => "this kind has no counterpart",
+                    kind => foreign(kind),
                 };
                 fields.dismiss(reason);
             }

@@ -104,6 +104,14 @@ fn collect(tree: Value, sources: &mut Vec<Source>) {
     });
 }
 
+/// Why an object of a kind is left out that is not translated.
+fn foreign(kind: &str) -> &'static str {
+    match kind {
+        "Service" => "stays as it is, and wants loadBalancerClass fairlead.dev/lb (or --default-class)",
+        _ => "this kind has no counterpart",
+    }
+}
+
 /// An object of ours. Fields that are null are left away.
 fn object(kind: &str, name: &str, mut labels: Value, spec: Value) -> Value {
     labels[NAME_LABEL] = name.into();

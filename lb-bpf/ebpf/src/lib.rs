@@ -2,7 +2,7 @@
 //!
 //! [`datapath::run`] is the whole of it, inlined into one program: [`parse`] the packet, look up VIP, slot and
 //! backend ([`datapath`]), and flows where they are tracked ([`flow`], [`nat`]), then [`encap`], [`nat`], [`decap`]
-//! or [`icmp`] change the packet. [`packet`] and [`parse`] call no helper and touch no map: they compile and
+//! or [`icmp`] change the packet; what is for a backend of this host itself goes through [`local`] in the end. [`packet`] and [`parse`] call no helper and touch no map: they compile and
 //! run on the host as well, like the rules that user space shares ([`lb_bpf_common::decide`]).
 #![no_std]
 #![deny(missing_docs)]

@@ -17,6 +17,7 @@ const OTHER: &str = r#"
 image: registry.example.com/fairlead@sha256:0123
 imagePullPolicy: Always
 imagePullSecrets: [{name: registry}]
+defaultClass: true
 controller: {replicas: 3, args: [--kubeconfig, /etc/a], resources: {limits: {memory: 2Gi}}, nodeSelector: {a: b}}
 agent:
   args: [--interface, eth1]
@@ -127,7 +128,7 @@ fn every_value_has_its_place_and_a_wrong_one_is_named() {
         assert_eq!(container["imagePullPolicy"], "Always");
         assert_eq!(container["resources"], json!({"limits": {"memory": resources}}));
         let arguments = container["args"].as_array().unwrap();
-        let end: Vec<_> = ["--metrics", address].into_iter().chain(more).collect();
+        let end: Vec<_> = ["--metrics", address, "--default-class"].into_iter().chain(more).collect();
         assert!(
             arguments.ends_with(&end.iter().map(|text| json!(text)).collect::<Vec<_>>()),
             "{arguments:?}"

@@ -50,11 +50,23 @@ impl Process {
         identity: &str,
         cut: Option<Cut>,
     ) -> Result<Self, Error> {
+        Process::start_with(kubeconfig, role, identity, cut, false)
+    }
+
+    /// The same; `is_default_class`: Services that name no class are ours.
+    fn start_with(
+        kubeconfig: &Path,
+        role: Role,
+        identity: &str,
+        cut: Option<Cut>,
+        is_default_class: bool,
+    ) -> Result<Self, Error> {
         let runtime = Runtime::new()?;
         let faults = Faults::default();
         faults.set(cut);
         let (store, snapshots) = runtime.block_on(async {
             let access = Access::with_faults(Some(kubeconfig), Some(NAMESPACE.into()), &faults).await?;
+            let access = access.with_default_class(is_default_class);
             let store = Arc::new(KubernetesStore::start(&access, role, identity)?);
             let snapshots = Arc::new(Mutex::new(Vec::new()));
             let (mut stream, list) = (store.watch(), Arc::clone(&snapshots));
@@ -350,6 +362,56 @@ fn an_answer_that_is_lost_is_asked_for_again() -> Result<(), Error> {
         plane.kubectl(&["delete", "lease", "-n", NAMESPACE, "fairlead-controller"])?;
         plane.kubectl(&["delete", "loadbalancers,addresspools", "--all"])?;
         apply(&plane, &[pool("192.0.2.4/31"), balancer("b")])?;
+    }
+    Ok(())
+}
+
+/// Of three Services without a word about addresses: the class of the first is another, the second names none, and the third
+/// is not for a balancer.
+#[test]
+fn services_without_a_class_are_ours_if_it_is_said() -> Result<(), Error> {
+    let plane = plane()?;
+    let service = |name: &str, spec: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: default}}\n\
+             spec: {{{spec}, ports: [{{port: 80}}]}}\n"
+        )
+    };
+    apply(
+        &plane,
+        &[
+            pool("192.0.2.0/29"),
+            balancer("a"),
+            service("other", "type: LoadBalancer, loadBalancerClass: example.com/lb"),
+            service("plain", "type: LoadBalancer"),
+            service("inside", "type: ClusterIP"),
+        ],
+    )?;
+    let ingress = |name: &str| {
+        let path = "jsonpath={.status.loadBalancer.ingress[*].ip}";
+        plane.kubectl(&["get", "service", name, "-o", path])
+    };
+    let assigned = |count: u64| {
+        wait_until(&format!("{count} addresses are given and counted"), || {
+            Ok(get(&plane, "addresspools")?.iter().all(|pool| pool["status"]["ipv4"]["assigned"] == count))
+        })
+    };
+    let controller = Process::start(&plane.kubeconfig(), Role::Controller, "one", None)?;
+    assigned(1)?;
+    assert_eq!(ingress("plain")?, "");
+    drop(controller);
+    plane.kubectl(&["delete", "lease", "-n", NAMESPACE, "fairlead-controller"])?;
+    let _controller = Process::start_with(&plane.kubeconfig(), Role::Controller, "two", None, true)?;
+    assigned(2)?;
+    assert!(ingress("plain")?.starts_with("192.0.2."));
+    assert_eq!([ingress("other")?, ingress("inside")?], ["", ""]);
+    // An agent that is told so takes it from there; one that is not leaves it alone.
+    for is_default_class in [true, false] {
+        let agent = Process::start_with(&plane.kubeconfig(), Role::Agent, "node", None, is_default_class)?;
+        let declared =
+            agent.wait("there is a snapshot", |declared| declared.services.contains_key("default/plain"))?;
+        assert_eq!(declared.statuses.services.contains_key("default/plain"), is_default_class);
+        assert!(!declared.statuses.services.contains_key("default/other"));
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ mod backends;
 mod chaos;
 mod cluster;
 mod connections;
+mod delivery;
 mod directory;
 mod filters;
 mod flood;

@@ -24,6 +24,7 @@ pub const DEFAULT_NAMESPACE: &str = "fairlead-system";
 pub struct Access {
     client: Client,
     namespace: String,
+    is_default: bool,
 }
 
 impl Access {
@@ -67,12 +68,22 @@ impl Access {
         let builder = ClientBuilder::try_from(config).map_err(|error| refused(error.to_string()))?;
         let client = builder.with_layer(faults).build();
         let namespace = namespace.or(of_pod).unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
-        Ok(Access { client, namespace })
+        Ok(Access { client, namespace, is_default: false })
+    }
+
+    /// The same, where ours is the class of Services that name none, if `is_default`.
+    #[must_use]
+    pub fn with_default_class(self, is_default: bool) -> Self {
+        Access { is_default, ..self }
     }
 
     /// The namespace of the Lease and of the Secrets that peers name.
     pub fn namespace(&self) -> &str {
         &self.namespace
+    }
+
+    pub(super) fn is_default_class(&self) -> bool {
+        self.is_default
     }
 
     pub(super) fn client(&self) -> Client {

@@ -1,12 +1,13 @@
 //! What the store counts. It is on the page of metrics of the process.
 use crate::{api::Kind, host};
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Result, core::Collector};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Result, core::Collector};
 
 /// Cheap to clone; clones are one.
 #[derive(Clone, Debug)]
 pub(super) struct Metrics {
     snapshot: IntGauge,
     watch_errors: IntCounterVec,
+    failing: IntGaugeVec,
     writes: IntCounter,
     write_errors: IntCounter,
     leader: IntGauge,
@@ -18,12 +19,17 @@ impl Metrics {
             "fairlead_store_watch_errors_total",
             "Lists and watches that failed; they are tried again, and what was known stays in force.",
         );
+        let failing = Opts::new(
+            "fairlead_store_watch_failing",
+            "1: the last list or watch of the kind failed, and what was known before is in force.",
+        );
         Ok(Metrics {
             snapshot: IntGauge::new(
                 "fairlead_store_snapshot_timestamp_seconds",
                 "When the last snapshot was given out, in seconds since 1970; 0: there was none.",
             )?,
             watch_errors: IntCounterVec::new(watch_errors, &["kind"])?,
+            failing: IntGaugeVec::new(failing, &["kind"])?,
             writes: IntCounter::new("fairlead_store_writes_total", "Statuses that were written.")?,
             write_errors: IntCounter::new(
                 "fairlead_store_write_errors_total",
@@ -40,6 +46,7 @@ impl Metrics {
         vec![
             Box::new(self.snapshot.clone()),
             Box::new(self.watch_errors.clone()),
+            Box::new(self.failing.clone()),
             Box::new(self.writes.clone()),
             Box::new(self.write_errors.clone()),
             Box::new(self.leader.clone()),
@@ -53,6 +60,11 @@ impl Metrics {
 
     pub(super) fn watch_failed(&self, kind: Kind) {
         self.watch_errors.with_label_values(&[&kind.name()]).inc();
+        self.failing.with_label_values(&[&kind.name()]).set(1);
+    }
+
+    pub(super) fn watches(&self, kind: Kind) {
+        self.failing.with_label_values(&[&kind.name()]).set(0);
     }
 
     pub(super) fn wrote(&self, done: bool) {

@@ -80,6 +80,8 @@ pub struct KubernetesStore {
 struct Shared {
     /// Namespace of the Lease and of Secrets.
     namespace: String,
+    /// Services that name no class are ours.
+    is_default_class: bool,
     assembly: Mutex<Assembly>,
     /// Something has changed.
     dirty: Notify,
@@ -104,6 +106,7 @@ impl KubernetesStore {
         let client = access.client();
         let shared = Arc::new(Shared {
             namespace: access.namespace().to_owned(),
+            is_default_class: access.is_default_class(),
             assembly: Mutex::new(Assembly::new(&role.kinds(), role == Role::Agent)),
             dirty: Notify::new(),
             epochs: watch::Sender::new(0),

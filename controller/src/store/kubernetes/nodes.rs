@@ -6,10 +6,11 @@
 //! connection that is dead, which is found out within [`DEAF`].
 use super::{Shared, lock};
 use crate::{
-    api::{NodeState, NodeStateStatus},
+    api::{Kind, NodeState, NodeStateStatus},
     desired::{NodeReport, NodeReports},
 };
 use futures::TryStreamExt;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{
     Api, Client, ResourceExt,
     runtime::{
@@ -43,16 +44,19 @@ pub struct Nodes {
 
 #[derive(Debug)]
 struct Known {
+    /// Without the heartbeat: one that says nothing else is nothing new.
     state: Arc<NodeStateStatus>,
+    heartbeat: Option<Time>,
     /// When it was last seen to change; none: it was there when the listening began, and has not changed since.
     changed: Option<Duration>,
 }
 
 impl Nodes {
     /// A NodeState is so. `is_listed`: it was listed, and may be so for long.
-    pub fn word(&mut self, name: &str, state: NodeStateStatus, is_listed: bool, now: Duration) {
+    pub fn word(&mut self, name: &str, mut state: NodeStateStatus, is_listed: bool, now: Duration) {
+        let heartbeat = state.heartbeat_time.take();
         let known = self.known.get(name);
-        let is_new = known.is_none_or(|known| known.state.heartbeat_time != state.heartbeat_time);
+        let is_new = known.is_none_or(|known| known.heartbeat != heartbeat);
         let changed = match known {
             Some(known) if !is_new => known.changed,
             // One that was listed for the first time may be of long ago.
@@ -62,7 +66,11 @@ impl Nodes {
         if changed == Some(now) {
             self.heard = self.heard.max(Some(now));
         }
-        self.known.insert(name.to_owned(), Known { state: Arc::new(state), changed });
+        let state = match known {
+            Some(known) if *known.state == state => Arc::clone(&known.state),
+            _ => Arc::new(state),
+        };
+        self.known.insert(name.to_owned(), Known { state, heartbeat, changed });
     }
 
     /// A NodeState is gone.
@@ -112,6 +120,7 @@ pub(super) async fn follow(client: Client, shared: Arc<Shared>) {
             Ok(Some(event)) => {
                 if !matches!(event, Event::Init) {
                     trouble.over("NodeState: watched again");
+                    shared.metrics.watches(Kind::NodeState);
                 }
                 match event {
                     Event::Init => listed.clear(),
@@ -130,6 +139,7 @@ pub(super) async fn follow(client: Client, shared: Arc<Shared>) {
             Ok(None) => return,
             Err(error) => {
                 nodes.disturbed(now);
+                shared.metrics.watch_failed(Kind::NodeState);
                 trouble.again(Duration::ZERO, Duration::ZERO);
                 trouble.say("NodeState: watching failed; what was known of nodes stays", &error);
             }

@@ -159,7 +159,8 @@ impl Publisher {
         match outcome {
             Outcome::Done(written) => {
                 self.tell(&write, &written);
-                lock(&self.shared.assembly).wrote(write.kind, seen(write.kind, *written));
+                lock(&self.shared.assembly)
+                    .wrote(write.kind, seen(write.kind, *written, self.shared.is_default_class));
                 Ok(None)
             }
             Outcome::Refused(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
@@ -209,7 +210,8 @@ impl Publisher {
         let read = read.map_err(|late| failed(kube::Error::Service(late.into())))?;
         // That it is gone the watch will say.
         if let Some(object) = read.map_err(failed)? {
-            lock(&self.shared.assembly).wrote(write.kind, seen(write.kind, object));
+            lock(&self.shared.assembly)
+                .wrote(write.kind, seen(write.kind, object, self.shared.is_default_class));
         }
         Ok(())
     }

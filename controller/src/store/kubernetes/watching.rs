@@ -55,8 +55,9 @@ pub(super) async fn follow(source: Source, client: Client, shared: Arc<Shared>) 
                 Ok(Some(event)) => {
                     if !matches!(event, Event::Init) {
                         trouble.over(&format!("{kind}: watched again"));
+                        shared.metrics.watches(kind);
                     }
-                    shared.change(epoch, &source, change(kind, event));
+                    shared.change(epoch, &source, change(kind, event, shared.is_default_class));
                 }
                 // It ends never.
                 Ok(None) => break,
@@ -80,18 +81,18 @@ fn is_forbidden(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == 403)
 }
 
-fn change(kind: Kind, event: Event<DynamicObject>) -> Change {
+fn change(kind: Kind, event: Event<DynamicObject>, is_default_class: bool) -> Change {
     match event {
         Event::Init => Change::Listing,
-        Event::InitApply(object) => Change::Listed(seen(kind, object)),
+        Event::InitApply(object) => Change::Listed(seen(kind, object, is_default_class)),
         Event::InitDone => Change::ListDone,
-        Event::Apply(object) => Change::Applied(seen(kind, object)),
+        Event::Apply(object) => Change::Applied(seen(kind, object, is_default_class)),
         Event::Delete(object) => Change::Deleted(name(kind, &object.metadata)),
     }
 }
 
-/// What is kept of an object.
-pub(super) fn seen(kind: Kind, object: DynamicObject) -> Seen {
+/// What is kept of an object. `is_default_class`: Services that name no class are ours.
+pub(super) fn seen(kind: Kind, object: DynamicObject, is_default_class: bool) -> Seen {
     let DynamicObject { mut metadata, data: mut tree, .. } = object;
     let name = name(kind, &metadata);
     let version = metadata.resource_version.take().unwrap_or_default();
@@ -114,6 +115,9 @@ pub(super) fn seen(kind: Kind, object: DynamicObject) -> Seen {
         {
             tree.insert("status".to_owned(), json!({"addresses": addresses}));
         }
+    }
+    if kind == Kind::Service && is_default_class {
+        service::adopt(&mut tree);
     }
     let object = validate::check_object(&tree);
     let status = match kind {

@@ -13,7 +13,7 @@ fn seen(object: Value) -> (Source, Seen) {
     let metadata: ObjectMeta = serde_json::from_value(object["metadata"].clone()).unwrap();
     let mut data = object;
     data.as_object_mut().unwrap().retain(|field, _| !["kind", "metadata"].contains(&field.as_str()));
-    let seen = watching::seen(kind, DynamicObject { types: None, metadata, data });
+    let seen = watching::seen(kind, DynamicObject { types: None, metadata, data }, false);
     let source = if kind == Kind::Secret { Source::Secret(seen.name.clone()) } else { Source::All(kind) };
     (source, seen)
 }

@@ -205,13 +205,15 @@ impl Bench {
         let socket = self.socket();
         let socket = socket.to_str().ok_or("a path that is no text")?;
         let sizes = "vips=32768,slots=16777216,backends=131072";
+        // What is pinned under the name of a namespace goes with the sandbox.
+        let node = self.topology.balancers[0].namespace.name();
         let start = Instant::now();
         let arguments = [
             "agent",
             "--interface",
             "eth0",
             "--node-name",
-            "node-0",
+            node,
             "--api-socket",
             socket,
             "--map-size",

@@ -118,7 +118,7 @@ fn settled(files: &BTreeMap<PathBuf, String>) -> (Declared, Observed) {
     let mut last = Desired::default();
     for _ in 0..4 {
         let next = desired(&declared, &observed);
-        declared.statuses = next.status.clone();
+        declared.statuses = (*next.status).clone();
         let healthy =
             |endpoints: &BTreeSet<Endpoint>| endpoints.iter().map(|e| (*e, Health::Healthy)).collect();
         let healths = next.targets.iter().map(|(check, endpoints)| (check.clone(), healthy(endpoints)));

@@ -1,7 +1,7 @@
 //! What this node sees: itself, the health of backends, what its datapath holds, its BGP sessions, the time.
 //! Together with [`Declared`](crate::declared::Declared) this is all that
 //! [`desired`](crate::desired::desired) knows.
-use crate::{api::policy, fault::Fault};
+use crate::{api::policy, fault::Fault, status::StatusSet};
 use bgp_speaker::PeerId;
 use lb_bpf::{Counter, Installed, service::Endpoint};
 use serde::Serialize;
@@ -28,6 +28,9 @@ pub struct Observed {
     pub established: BTreeSet<PeerId>,
     /// Why the newest generation of declared objects was refused; empty when it is in force.
     pub faults: Vec<Fault>,
+    /// The statuses that this node came to last; empty at the start. What is the same is shared with them, and conditions are as
+    /// old as they are, also where others write the statuses that come back.
+    pub said: Arc<StatusSet>,
     /// Seconds since the epoch.
     pub now: u64,
     /// Whether this process leads since a moment ago: it is looked for what went while nobody led.

@@ -196,6 +196,7 @@ impl<S: Store + ?Sized, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler
             self.observed.installed = installed;
         }
         let desired = draft.finish(&self.observed.installed);
+        self.observed.said = Arc::clone(&desired.status);
 
         let told = self.announce(&desired, &mut errors).await;
         if told {

@@ -185,7 +185,7 @@ impl World {
             self.check(draft.targets());
             self.install(draft.datapath());
             let desired = draft.finish(&self.observed.installed);
-            self.statuses = desired.status.clone();
+            self.statuses = (*desired.status).clone();
             if before.as_ref() == Some(&desired) {
                 return dump(&desired);
             }

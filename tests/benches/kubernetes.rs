@@ -1,6 +1,6 @@
 //! A cluster of 10,000 Services with 10 endpoints each, in a real API server: how long `fairlead controller` and `fairlead
 //! agent` take from cold, how much memory they hold, and how soon a change is in the kernel's maps and on the wire. Needs root.
-//! `cargo bench -p lab --bench kubernetes`
+//! `cargo bench -p lab --bench kubernetes [-- SERVICES]`
 //!
 //! - *controller*: from its start until the API server has taken an address for each Service; 1,000 Nodes, from the moment
 //!   that there is a pool for them until each has its pod CIDR.
@@ -58,10 +58,10 @@ spec: {use: PodCIDR, blocks: [{cidr: 10.192.0.0/12}], nodeMask: {ipv4: 26}}\n";
 fn main() -> Result<(), Error> {
     // `cargo test --benches` runs benches, too, to see that they work.
     let is_bench = std::env::args().any(|argument| argument == "--bench");
-    let size = if is_bench {
-        Size { services: 10_000, nodes: 1_000, changes: 200 }
-    } else {
-        Size { services: 100, nodes: 10, changes: 4 }
+    let services = std::env::args().find_map(|argument| argument.parse().ok());
+    let size = match (is_bench, services) {
+        (true, services) => Size { services: services.unwrap_or(10_000), nodes: 1_000, changes: 200 },
+        (false, _) => Size { services: 100, nodes: 10, changes: 4 },
     };
     let bench = Bench::start(size)?;
     let controller = bench.controller()?;
@@ -205,13 +205,15 @@ impl Bench {
         let socket = self.socket();
         let socket = socket.to_str().ok_or("a path that is no text")?;
         let sizes = "vips=32768,slots=16777216,backends=131072";
+        // What is pinned under the name of a namespace goes with the sandbox.
+        let node = self.topology.balancers[0].namespace.name();
         let start = Instant::now();
         let arguments = [
             "agent",
             "--interface",
             "eth0",
             "--node-name",
-            "node-0",
+            node,
             "--api-socket",
             socket,
             "--map-size",

@@ -16,7 +16,8 @@ const OF_CLUSTER: [&str; 6] =
 
 /// What a controller publishes. Of `observed` only the faults and the time count.
 pub fn cluster(declared: &Declared, observed: &Observed) -> StatusSet {
-    let mut set = Draft::of_cluster(declared, observed).finish(&Installed::default()).status;
+    let desired = Draft::of_cluster(declared, observed).finish(&Installed::default());
+    let mut set = Arc::unwrap_or_clone(desired.status);
     let before = &declared.statuses;
     keep(&mut set.pools, &before.pools, |status, before| {
         merge(&mut status.conditions, before.map(|before| &before.conditions));
@@ -83,7 +84,7 @@ fn keep<T: Clone + PartialEq>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::validate::parse_directory;
+    use crate::{desired::desired, validate::parse_directory};
     use std::collections::BTreeMap;
 
     fn declared() -> Declared {
@@ -115,6 +116,17 @@ mod tests {
         declared.statuses = first.clone();
         let second = cluster(&declared, &Observed { now: 2_000, ..Observed::default() });
         assert_eq!(second, first);
+        assert!(Arc::ptr_eq(&second.load_balancers["web"], &first.load_balancers["web"]));
+    }
+
+    /// What an agent says of its node does not come back: others write the statuses.
+    #[test]
+    fn a_node_goes_by_what_it_said_itself() {
+        let mut declared = declared();
+        declared.statuses = cluster(&declared, &Observed::default());
+        let first = desired(&declared, &Observed { now: 1_000, ..Observed::default() }).status;
+        let later = Observed { now: 2_000, said: Arc::clone(&first), ..Observed::default() };
+        let second = desired(&declared, &later).status;
         assert!(Arc::ptr_eq(&second.load_balancers["web"], &first.load_balancers["web"]));
     }
 

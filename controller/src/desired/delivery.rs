@@ -231,7 +231,7 @@ mod tests {
         let mut declared = parse_directory(&BTreeMap::from([("a.yaml".into(), text)])).unwrap();
         let node = NodeInfo { name: format!("n{own}"), ..NodeInfo::default() };
         let observed = Observed { node, ..Observed::default() };
-        declared.statuses = desired(&declared, &observed).status;
+        declared.statuses = (*desired(&declared, &observed).status).clone();
         desired(&declared, &observed).datapath
     }
 

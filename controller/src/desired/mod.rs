@@ -38,7 +38,7 @@ use bgp_speaker::config::Route;
 use ipam::{Assignments, pod_cidr::BlockAssignments};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use lb_bpf::Installed;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// Everything that this node should have, and what is to be said about it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -58,7 +58,7 @@ pub struct Desired {
     /// Ports where a load balancer in front of this node asks for endpoints, by number.
     pub health_ports: BTreeMap<u16, HealthPort>,
     /// To be published.
-    pub status: StatusSet,
+    pub status: Arc<StatusSet>,
 }
 
 /// What is to be answered at the health check node port of a Service.
@@ -145,7 +145,7 @@ impl<'a> Draft<'a> {
             routes: announcements.routes,
             next_expiry: self.filters.next_expiry,
             health_ports,
-            status,
+            status: Arc::new(status),
         }
     }
 }

@@ -480,7 +480,7 @@ mod tests {
         let mut declared = parse_directory(&BTreeMap::from([(PathBuf::from("a.yaml"), text)])).unwrap();
         let mut observed = Observed::default();
         let first = desired(&declared, &observed);
-        declared.statuses = first.status;
+        declared.statuses = Arc::unwrap_or_clone(first.status);
         let healths = first.targets.iter().map(|(check, endpoints)| {
             let known = endpoints.iter().enumerate().filter(|(index, _)| index % 3 != 0);
             let health = |(index, endpoint): (usize, &Endpoint)| match index % 2 {

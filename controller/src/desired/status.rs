@@ -34,17 +34,24 @@ pub(super) fn status(
     announcements: &Announcements,
 ) -> StatusSet {
     let faults = Faults::new(draft);
-    let of_kind = |kind| {
+    let of_kind = |kind, said: &Statuses<LoadBalancerStatus>| {
+        // Both in the order of the names.
+        let mut said = said.iter().peekable();
         let all = draft.services.all.iter().zip(&announcements.outcomes);
-        let all = all.filter(move |(balanced, _)| balanced.source.kind == kind);
-        all.map(|(balanced, outcomes)| {
-            (balanced.source.name.to_owned(), load_balancer(draft, &faults, balanced, held, outcomes))
-        })
+        let all = all.filter(|(balanced, _)| balanced.source.kind == kind);
+        let status = all.map(|(balanced, outcomes)| {
+            let name = balanced.source.name;
+            while said.next_if(|(other, _)| other.as_str() < name).is_some() {}
+            let said = said.next_if(|(other, _)| *other == name).map(|(_, status)| status);
+            (name.to_owned(), load_balancer(draft, &faults, balanced, said, held, outcomes))
+        });
+        status.collect()
     };
+    let said = &draft.observed.said;
     StatusSet {
         pools: pools(draft, &faults),
-        load_balancers: of_kind(Kind::LoadBalancer).collect(),
-        services: of_kind(Kind::Service).collect(),
+        load_balancers: of_kind(Kind::LoadBalancer, &said.load_balancers),
+        services: of_kind(Kind::Service, &said.services),
         policies: policies(draft, &faults),
         routers: routers(draft, &faults),
         peers: peers(draft, &faults),
@@ -88,11 +95,12 @@ fn load_balancer(
     draft: &Draft<'_>,
     faults: &Faults<'_>,
     balanced: &Balanced<'_>,
+    said: Option<&Arc<LoadBalancerStatus>>,
     held: &Held<'_>,
     outcomes: &[Result<Announced, NotAnnounced>],
 ) -> Arc<LoadBalancerStatus> {
     let source = &balanced.source;
-    let before = source.before;
+    let before = said.or(source.before);
     let generation = source.metadata.generation;
     let mut conditions = conditions(draft, before.map(|b| &b.conditions), generation);
     faults.accepted(source.kind, source.name, &mut conditions);
@@ -117,7 +125,7 @@ fn load_balancer(
     Arc::new(LoadBalancerStatus {
         observed_generation: generation,
         conditions: conditions.finish(),
-        addresses: addresses::assigned(&balanced.assignment, before.map(|b| &**b), draft.observed.now),
+        addresses: addresses::assigned(&balanced.assignment, source.before.map(|b| &**b), draft.observed.now),
         backends,
         healthy_backends,
         ..LoadBalancerStatus::default()

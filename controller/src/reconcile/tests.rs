@@ -428,7 +428,7 @@ async fn play(steps: Vec<(Step, BTreeSet<Fail>)>) -> Result<(), TestCaseError> {
     let wanted = view.desired.datapath.services.iter().map(|(key, s)| (key.clone(), s.frontends.clone()));
     prop_assert_eq!(held, wanted.collect::<BTreeMap<_, _>>());
     prop_assert_eq!(&world.routes, &view.desired.routes);
-    prop_assert_eq!(&world.statuses, &view.desired.status);
+    prop_assert_eq!(&world.statuses, &*view.desired.status);
     Ok(())
 }
 

@@ -6,6 +6,7 @@ mod entries;
 mod filters;
 pub mod plan;
 mod server_ids;
+mod since;
 mod sources;
 pub mod sweep;
 pub(crate) mod tables;
@@ -23,6 +24,7 @@ use crate::{
 use lb_bpf_common::{
     Addr, Backend, Config, DecapKey, Filter, Mode, RangeKey, Verdict, Vip, VipKey, proto, scope,
 };
+use since::Since;
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
@@ -148,8 +150,7 @@ struct Programmed {
     members: Vec<(Endpoint, u16, u32)>,
     /// The index of every declared backend.
     entries: BTreeMap<Endpoint, u32>,
-    /// By slot: second in which its current backend took it; 0: not known, long ago.
-    since: Vec<u32>,
+    since: Since,
     /// The dirty slots.
     dirty: BTreeMap<u32, dirt::Dirt>,
     /// Entries of this service that are not in the table, and the second in which they left it.

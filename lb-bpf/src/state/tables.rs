@@ -3,6 +3,7 @@ use super::{
     Now, Programmed, State,
     dirt::{self, Dirt},
     plan::PlanError,
+    since::Since,
 };
 use crate::{
     maglev,
@@ -24,7 +25,7 @@ pub(crate) const GRACE: u64 = 250;
 pub(super) struct Old {
     /// What the frontends point to; the one to go by first.
     candidates: Vec<(Vip, Vec<Slot>)>,
-    since: Vec<u32>,
+    since: Since,
     dirty: BTreeMap<u32, Dirt>,
     away: BTreeMap<u32, u32>,
 }
@@ -67,8 +68,7 @@ impl State {
         let slots = candidates.first().map_or(&[][..], |(_, slots)| slots);
         let until = candidates.first().and_then(|(vip, _)| self.learns_until(vip));
         let dirty = found(slots, drain_seconds, until, now);
-        let since = vec![0; slots.len()];
-        Ok(Old { candidates, since, dirty, away: BTreeMap::new() })
+        Ok(Old { candidates, since: Since::UNKNOWN, dirty, away: BTreeMap::new() })
     }
 
     /// Second at which a table in use learns no more, if all its frontends say it.
@@ -116,13 +116,13 @@ impl State {
             if vip != *old_vip {
                 let slots = maps.slots(vip.base, vip.size)?;
                 programmed.dirty = found(&slots, service.drain_seconds, self.learns_until(&vip), now);
-                programmed.since = vec![0; slots.len()];
+                programmed.since = Since::UNKNOWN;
             }
             programmed.vip = vip;
             return Ok(programmed);
         }
         if size == 0 {
-            (programmed.since, programmed.dirty) = (Vec::new(), BTreeMap::new());
+            (programmed.since, programmed.dirty) = (Since::UNKNOWN, BTreeMap::new());
             return Ok(programmed);
         }
         let mut slots = Vec::with_capacity(size as usize);
@@ -130,7 +130,7 @@ impl State {
         for (slot, &owner) in (0..).zip(&owners) {
             let from = if old_vip.size == size { slot } else { same_place(slot, size, old_vip.size) };
             let held = old_slots.get(from as usize).copied().unwrap_or_default();
-            let held_since = programmed.since.get(from as usize).copied().unwrap_or(0);
+            let held_since = programmed.since.of(from);
             if held == (Slot { current: owner, previous: 0 }) {
                 since.push(held_since);
                 slots.push(held);
@@ -150,7 +150,7 @@ impl State {
         let base = self.ranges.take(size).ok_or(full)?;
         self.tables.insert(base, size);
         programmed.vip.base = base;
-        (programmed.since, programmed.dirty) = (since, dirty);
+        (programmed.since, programmed.dirty) = (since.into(), dirty);
         ops.push(Op::WriteTable(base, slots));
         Ok(programmed)
     }

@@ -31,11 +31,8 @@ const READY: &str = "{ready: true}";
 const TERMINATING: &str = "{ready: false, serving: true, terminating: true}";
 const LOST: &str = "{ready: false, serving: false}";
 
-/// Ports of the pods for a Service. Not the same for both: a pod would take two connections of a client that have the same
-/// port for one.
-fn target_ports(service: &str) -> [u16; 2] {
-    if service == "ipip" { [80, 7007] } else { [81, 7008] }
-}
+/// Ports of the pods, the same for both Services: a client may have one port in a connection of each.
+const TARGET_PORTS: [u16; 2] = [80, 7007];
 
 /// A pod.
 struct Pod {
@@ -139,21 +136,18 @@ impl Cluster {
              route add default via {gateway4}\n\
              route add default via {gateway6}\n"
         ))?;
-        // A veth takes frames that are redirected to it, from another pod of the node, only if it polls.
-        namespace.ethtool("eth0", &[("gro", true)])?;
-        for [http, echo] in MODES.map(target_ports) {
-            echo::serve(&namespace, echo);
-            let name = name.clone();
-            // Ends with the test process, as the echo does.
-            namespace.thread(move || serve(&name, http));
-        }
+        let [http, echo] = TARGET_PORTS;
+        echo::serve(&namespace, echo);
+        let of_pod = name.clone();
+        // Ends with the test process, as the echo does.
+        namespace.thread(move || serve(&of_pod, http));
         let host = Host { name, namespace, ipv4: ipv4.parse()?, ipv6: ipv6.parse()? };
         Ok(Pod { node, host })
     }
 
     /// Writes the EndpointSlices of a Service, as their controller would.
     fn write_slices(&self, service: &str, pods: &[(&Pod, &str)]) -> Result<(), Error> {
-        let [http, echo] = target_ports(service);
+        let [http, echo] = TARGET_PORTS;
         let slice = |family: &str| {
             let endpoints = pods.iter().map(|(pod, conditions)| {
                 let (address, node) =
@@ -210,7 +204,7 @@ fn weights(row: &ServiceRow, nodes: &[String; 2]) -> [u16; 2] {
 }
 
 fn service(name: &str, mode: &str, vips: &[&str], more: &str) -> String {
-    let ([http, echo], vips) = (target_ports(name), vips.join(","));
+    let ([http, echo], vips) = (TARGET_PORTS, vips.join(","));
     format!(
         "apiVersion: v1\nkind: Service\n\
          metadata: {{name: {name}, namespace: default, labels: {{mode: {mode}}},\n\

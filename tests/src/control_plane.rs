@@ -56,6 +56,17 @@ impl ControlPlane {
         Self::start_on(Some(namespace), address)
     }
 
+    /// Applies the manifests of `deploy/kubernetes`, and waits until their kinds are served.
+    pub fn install(&self) -> Result<(), Error> {
+        let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes");
+        let manifests = manifests.to_str().ok_or("a path that is no text")?;
+        // Objects of a kind that was defined a moment ago: the second time they are taken.
+        wait_until("the manifests are taken", || {
+            Ok(self.kubectl(&["apply", "--server-side", "-k", manifests]).is_ok())
+        })?;
+        self.kubectl(&["wait", "--for=condition=Established", "--timeout=120s", "crd", "--all"]).map(drop)
+    }
+
     fn start_on(namespace: Option<&Namespace>, address: IpAddr) -> Result<Self, Error> {
         programs()?;
         let dir = directory()?;

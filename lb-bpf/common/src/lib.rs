@@ -94,8 +94,8 @@ pub mod program {
 pub mod scope {
     /// Those of clients.
     pub const ALL: u8 = 0;
-    /// Those that were sent to this host for its own backends, through a tunnel end ([`DecapKey::TO_LOCAL`]) or
-    /// by a backend that is [here](Mode::Here).
+    /// Those that were sent to this host for its own backends, through a tunnel end
+    /// ([`DecapKey::TO_LOCAL`](crate::DecapKey::TO_LOCAL)) or by a backend that is [here](crate::Mode::Here).
     pub const LOCAL: u8 = 1;
 }
 

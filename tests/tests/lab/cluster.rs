@@ -81,13 +81,7 @@ fn a_service_is_served_through_changes_and_outages() -> Result<(), Error> {
     let mut lab = Lab::prepare(Routing::Frr)?;
     let router = lab.topology.router.clone();
     let mut plane = ControlPlane::start_in(&router.namespace, router.ipv4.into())?;
-    let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes");
-    let manifests = manifests.to_str().ok_or("a path that is no text")?;
-    // Objects of a kind that was defined a moment ago: the second time they are taken.
-    wait_until("the manifests are taken", || {
-        Ok(plane.kubectl(&["apply", "--server-side", "-k", manifests]).is_ok())
-    })?;
-    plane.kubectl(&["wait", "--for=condition=Established", "--timeout=120s", "crd", "--all"])?;
+    plane.install()?;
     let examples = ["nodes.yaml", "pool.yaml", "bgp.yaml"].map(|name| lab.instances[0].read(name));
     for text in examples {
         plane.apply(&text?)?;

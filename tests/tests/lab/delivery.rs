@@ -56,13 +56,7 @@ impl Cluster {
         let lab = Lab::prepare(Routing::Frr)?;
         let router = &lab.topology.router;
         let plane = ControlPlane::start_in(&router.namespace, router.ipv4.into())?;
-        let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes");
-        let manifests = manifests.to_str().ok_or("a path that is no text")?;
-        // Objects of a kind that was defined a moment ago: the second time they are taken.
-        wait_until("the manifests are taken", || {
-            Ok(plane.kubectl(&["apply", "--server-side", "-k", manifests]).is_ok())
-        })?;
-        plane.kubectl(&["wait", "--for=condition=Established", "--timeout=120s", "crd", "--all"])?;
+        plane.install()?;
         for name in ["nodes.yaml", "pool.yaml", "bgp.yaml"] {
             plane.apply(&lab.instances[0].read(name)?)?;
         }

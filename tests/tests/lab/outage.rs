@@ -8,7 +8,7 @@ use lab::{
     failures, wait_until, watch,
 };
 use serde_json::Value;
-use std::{path::Path, process::Command, time::Duration};
+use std::{process::Command, time::Duration};
 
 /// Status, reason and message of a condition.
 fn said(plane: &ControlPlane, object: &[&str], type_: &str) -> Result<String, Error> {
@@ -72,12 +72,7 @@ fn nothing_moves_while_the_api_server_fails() -> Result<(), Error> {
     let mut lab = Lab::prepare(Routing::Frr)?;
     let router = lab.topology.router.clone();
     let plane = ControlPlane::start_in(&router.namespace, router.ipv4.into())?;
-    let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes");
-    let manifests = manifests.to_str().ok_or("a path that is no text")?;
-    wait_until("the manifests are taken", || {
-        Ok(plane.kubectl(&["apply", "--server-side", "-k", manifests]).is_ok())
-    })?;
-    plane.kubectl(&["wait", "--for=condition=Established", "--timeout=120s", "crd", "--all"])?;
+    plane.install()?;
     // The router wants a key that the cluster does not have yet.
     let frr = lab.frr.as_ref().ok_or("no FRR")?;
     for neighbor in ["10.0.0.2", "10.0.0.3"] {

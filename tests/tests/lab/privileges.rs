@@ -102,12 +102,7 @@ impl Cluster {
             "configure terminal\nrouter bgp {ROUTER_ASN}\nneighbor {balancer} password s3cret\n\
              address-family ipv4 unicast\nredistribute kernel\nend"
         ))?;
-        let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes");
-        let manifests = manifests.to_str().ok_or("a path that is no text")?;
-        wait_until("the manifests are taken", || {
-            Ok(plane.kubectl(&["apply", "--server-side", "-k", manifests]).is_ok())
-        })?;
-        plane.kubectl(&["wait", "--for=condition=Established", "--timeout=120s", "crd", "--all"])?;
+        plane.install()?;
         let key = ["create", "secret", "generic", "tor", "-n", NAMESPACE, "--from-literal=password=s3cret"];
         plane.kubectl(&key)?;
         for name in ["nodes.yaml", "pool.yaml", "bgp.yaml", "web.yaml"] {

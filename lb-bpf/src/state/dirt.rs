@@ -13,8 +13,9 @@
 use super::Now;
 use lb_bpf_common::Slot;
 
-/// Least time, seconds, that a slot learns: a retransmission or two.
-const LEAST_LEARNING: u32 = 2;
+/// Least time, seconds, that a slot learns: a retransmission or two, and a restart of the process. The backend before may have
+/// had the slot for a moment only because it was away: connections of its older days are silent for longer.
+const LEAST_LEARNING: u32 = 5;
 
 /// The state of a dirty slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,8 +128,8 @@ mod tests {
         let now = Now(1_000_000);
         assert_eq!(Dirt::learning(300, 0, now), Dirt::Learning { until: 1300 });
         assert_eq!(Dirt::learning(300, 990, now), Dirt::Learning { until: 1010 });
-        assert_eq!(Dirt::learning(300, 1000, now), Dirt::Learning { until: 1002 });
-        assert_eq!(Dirt::learning(0, 0, now), Dirt::Learning { until: 1002 });
+        assert_eq!(Dirt::learning(300, 1000, now), Dirt::Learning { until: 1005 });
+        assert_eq!(Dirt::learning(0, 0, now), Dirt::Learning { until: 1005 });
     }
 
     #[test]

@@ -11,14 +11,12 @@ use crate::{
     loader::{NAMES, keep_size},
     maps::{
         MapError, Maps, Op, Sizes,
-        kernel::{KernelMaps, Name, Plain},
+        kernel::{KernelMaps, NO_FLOW, Name, Plain},
         raw, vip_index,
     },
 };
 use aya::maps::{Array, HashMap, Map, MapData, MapInfo, PerCpuArray};
-use lb_bpf_common::{
-    Addr, Backend, Config, FlowKey, Mode, ReverseEntry, Tags, Vip, VipKey, map, outer_header_sum,
-};
+use lb_bpf_common::{Addr, Backend, Config, Mode, ReverseEntry, Tags, Vip, VipKey, map, outer_header_sum};
 use std::{io, os::fd::AsFd};
 
 /// The version that is known.
@@ -132,18 +130,9 @@ fn copy_replies(before: &Before, pins: &Pins) -> Result<usize, MapError> {
         return Err(MapError::new(map::REVERSE, "convert", io::ErrorKind::InvalidData));
     }
     let mut new = HashMap::try_from(Map::HashMap(new)).map_err(of(map::REVERSE))?;
-    let no_key = FlowKey {
-        src: Addr::NONE,
-        dst: Addr::NONE,
-        src_port: 0,
-        dst_port: 0,
-        proto: 0,
-        scope: 0,
-        zero: [0; 2],
-    };
     let (mut count, mut from) = (0, Some(0));
     while let Some(cursor) = from {
-        let zero = (Plain(no_key), [0_u8; size_of::<OldReply>()]);
+        let zero = (Plain(NO_FLOW), [0_u8; size_of::<OldReply>()]);
         let batch = raw::lookup_batch(old.fd().as_fd(), cursor, BATCH, 1, zero)
             .map_err(|error| MapError::new(map::REVERSE, "lookup", error))?;
         for (key, value) in batch.keys.into_iter().zip(batch.values) {

@@ -533,6 +533,10 @@ fn read_all<K: aya::Pod, V: aya::Pod>(
     Ok(all)
 }
 
+/// Fills keys until they are read.
+pub(crate) const NO_FLOW: FlowKey =
+    FlowKey { src: Addr::NONE, dst: Addr::NONE, src_port: 0, dst_port: 0, proto: 0, scope: 0, zero: [0; 2] };
+
 fn chunk<V>(
     map: &'static str,
     fd: BorrowedFd<'_>,
@@ -543,16 +547,7 @@ fn chunk<V>(
 where
     Plain<V>: aya::Pod,
 {
-    let no_key = FlowKey {
-        src: Addr::NONE,
-        dst: Addr::NONE,
-        src_port: 0,
-        dst_port: 0,
-        proto: 0,
-        scope: 0,
-        zero: [0; 2],
-    };
-    let batch = raw::lookup_batch(fd, from, limit.min(BATCH), 1, (Plain(no_key), zero))
+    let batch = raw::lookup_batch(fd, from, limit.min(BATCH), 1, (Plain(NO_FLOW), zero))
         .map_err(|error| MapError::new(map, "lookup", error))?;
     let entries = batch.keys.into_iter().zip(batch.values).map(|(key, value)| (key.0, value.0)).collect();
     Ok(Chunk { entries, next: batch.next })

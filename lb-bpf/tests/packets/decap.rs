@@ -1,8 +1,8 @@
 //! The far end of the tunnels.
 use crate::{
-    frame::{ACK, Frame, OWN, ROUTER, SYN, Transport, Tunnel},
+    frame::{ACK, Frame, SYN, Transport, Tunnel},
     rig::World,
-    scene::{Case, Expect, Family, V4, V6, case, request},
+    scene::{Case, Expect, Family, V4, V6, arriving, case, request},
 };
 use lb_bpf::abi::{DecapKey, Verdict};
 
@@ -20,17 +20,7 @@ fn pair_cases(outer: Family, inner: Family) -> Vec<Case> {
     let name = |text: &str| format!("decap {inner:?} in {outer:?}: {text}");
     let key = DecapKey { local: outer.backend(1).into(), vip: inner.vip().ip().into() };
     let world = World { decap: vec![(key, DecapKey::TO_STACK)], ..World::default() };
-    let tunnel = Tunnel {
-        eth_dst: OWN,
-        eth_src: ROUTER,
-        src: outer.own(),
-        dst: outer.backend(1),
-        class: 0,
-        flow_label: 0x12345,
-        proto: if inner == V4 { 4 } else { 41 },
-        fragment: 0x4000,
-        options: Vec::new(),
-    };
+    let tunnel = arriving(outer, inner);
     let frame = request(inner, Transport::Tcp(SYN));
     let around = |tunnel: &Tunnel, frame: &Frame| tunnel.around(&frame.ip(), frame.ip().len());
     let stripped = |text: &str, packet: Vec<u8>, frame: &Frame| {

@@ -6,8 +6,8 @@ use crate::{
     parts::parts,
     rig::World,
     scene::{
-        BACKEND_PORT, BASE, Case, Expect, Family, SLOTS, V4, V6, backend, backend_macs, case, entry,
-        flow_key, request, returned, tunnelled, with_slots, world,
+        BACKEND_PORT, BASE, Case, Expect, Family, SLOTS, V4, V6, arriving, backend, backend_macs, case,
+        entry, flow_key, request, returned, tunnelled, with_slots, world,
     },
 };
 use lb_bpf::abi::{
@@ -199,17 +199,7 @@ fn out_of_tunnels(family: Family) -> Vec<Case> {
     let mut cases = Vec::new();
     for outer in [V4, V6] {
         let name = |text: &str| format!("tunnel {outer:?} to a pod {family:?}: {text}");
-        let tunnel = Tunnel {
-            eth_dst: OWN,
-            eth_src: ROUTER,
-            src: outer.own(),
-            dst: outer.backend(1),
-            class: 0,
-            flow_label: 0,
-            proto: if family == V4 { 4 } else { 41 },
-            fragment: 0x4000,
-            options: Vec::new(),
-        };
+        let tunnel = arriving(outer, family);
         let around = |frame: &Frame| tunnel.around(&frame.ip(), frame.ip().len());
         let in_gue = |frame: &Frame| {
             let length = (8 + frame.ip().len()) as u16;
@@ -286,17 +276,7 @@ fn messages(family: Family) -> Vec<Case> {
         let text = name("as it is");
         cases.push(case(text, base.clone(), syn.bytes(), opened()).then(message.bytes(), told()));
         let ip = message.ip();
-        let tunnel = Tunnel {
-            eth_dst: OWN,
-            eth_src: ROUTER,
-            src: V4.own(),
-            dst: V4.backend(1),
-            class: 0,
-            flow_label: 0,
-            proto: if family == V4 { 4 } else { 41 },
-            fragment: 0x4000,
-            options: Vec::new(),
-        };
+        let tunnel = arriving(V4, family);
         let tunnelled = tunnel.around(&ip, ip.len());
         let text = name("out of a tunnel");
         cases.push(case(text, base.clone(), syn.bytes(), opened()).then(tunnelled.clone(), told()));

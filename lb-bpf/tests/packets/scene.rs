@@ -165,6 +165,21 @@ pub(crate) fn tunnel(family: Family, frame: &Frame, index: u32) -> Tunnel {
     }
 }
 
+/// The tunnel of a packet that comes in for the tunnel end at backend 1.
+pub(crate) fn arriving(outer: Family, inner: Family) -> Tunnel {
+    Tunnel {
+        eth_dst: OWN,
+        eth_src: ROUTER,
+        src: outer.own(),
+        dst: outer.backend(1),
+        class: 0,
+        flow_label: 0x12345,
+        proto: if inner == V4 { 4 } else { 41 },
+        fragment: 0x4000,
+        options: Vec::new(),
+    }
+}
+
 /// How `frame` leaves for the backend at `index`, translated with the source port `nat_port`.
 pub(crate) fn translated(family: Family, frame: &Frame, index: u32, nat_port: u16) -> Vec<u8> {
     let (eth_dst, eth_src) = backend_macs(index);

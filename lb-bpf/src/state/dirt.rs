@@ -13,9 +13,11 @@
 use super::Now;
 use lb_bpf_common::Slot;
 
-/// Least time, seconds, that a slot learns: a retransmission or two, and a restart of the process. The backend before may have
-/// had the slot for a moment only because it was away: connections of its older days are silent for longer.
-const LEAST_LEARNING: u32 = 5;
+/// Least time, seconds, that a slot learns: a retransmission or two.
+const LEAST_LEARNING: u32 = 2;
+/// Least time, seconds, for which a backend counts as having had its slot: a restart of the process. It may have had it for a
+/// moment only because it was away; connections of its older days are silent for longer.
+const LEAST_HELD: u32 = 5;
 
 /// The state of a dirty slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +59,7 @@ impl Dirt {
     }
 
     fn end_of_learning(drain_seconds: u32, since: u32, now: Now) -> u32 {
-        let held = now.seconds().saturating_sub(since);
+        let held = now.seconds().saturating_sub(since).max(LEAST_HELD);
         now.seconds().saturating_add(drain_seconds.min(held).max(LEAST_LEARNING))
     }
 
@@ -129,7 +131,7 @@ mod tests {
         assert_eq!(Dirt::learning(300, 0, now), Dirt::Learning { until: 1300 });
         assert_eq!(Dirt::learning(300, 990, now), Dirt::Learning { until: 1010 });
         assert_eq!(Dirt::learning(300, 1000, now), Dirt::Learning { until: 1005 });
-        assert_eq!(Dirt::learning(0, 0, now), Dirt::Learning { until: 1005 });
+        assert_eq!(Dirt::learning(0, 0, now), Dirt::Learning { until: 1002 });
     }
 
     #[test]

@@ -1,10 +1,11 @@
 #!/bin/bash
 # Builds the kernel programs (fairlead.bpf.o, and fairlead_bench.bpf.o and fairlead_load.bpf.o for benches and tests), the
-# same bytes wherever it runs.
+# same programs and maps wherever it runs. (The same bytes most times: bpf-linker orders a few forward declarations of
+# BTF by the addresses that it happened to get.)
 #
 # usage: build.sh [--out DIR]   build into DIR (default: ../prebuilt) and note the compiler beside the objects
 #        build.sh --check       build elsewhere and compare with ../prebuilt; exit codes:
-#                               0 the same bytes, 1 they differ or the build failed, 3 another compiler: not comparable
+#                               0 the same, 1 they differ or the build failed, 3 another compiler: not comparable
 #                               (the fresh objects stay in $FAIRLEAD_BPF_TARGET/fresh, so that tests can take them)
 #
 # The compiler is the first of:
@@ -63,6 +64,17 @@ CARGO_ENCODED_RUSTFLAGS=$(IFS=$separator; echo "${flags[*]}")
 export CARGO_ENCODED_RUSTFLAGS
 (cd "$here" && "$CARGO" build --quiet --locked --release --bins -Zbuild-std=core --target bpfel-unknown-none --target-dir "$target") || die "cargo build failed"
 
+# code FILE, types FILE: what has to be the same, on stdout: all but BTF; the types of BTF, in no order.
+code() {
+    "${strip/llvm-strip/llvm-objcopy}" --remove-section .BTF --remove-section .BTF.ext \
+        --remove-section .rel.BTF --remove-section .rel.BTF.ext "$1" -
+}
+types() { bpftool btf dump file "$1" | sed -E 's/^\[[0-9]+\]//; s/type_id=[0-9]+//g' | sort; }
+
+same() {
+    cmp -s "$1" "$2" || { cmp <(code "$1") <(code "$2") && diff <(types "$1") <(types "$2") >&2; }
+}
+
 mkdir -p "$out"
 for name in $objects; do
     "$strip" -g -o "$out/$name.bpf.o" "$target/bpfel-unknown-none/release/$name"
@@ -80,7 +92,7 @@ if [ $mode = check ]; then
         exit 3
     fi
     for name in $objects; do
-        cmp "$out/$name.bpf.o" "$here/../prebuilt/$name.bpf.o" || die "prebuilt/$name.bpf.o is not what the source gives: run lb-bpf/ebpf/build.sh and commit it"
+        same "$out/$name.bpf.o" "$here/../prebuilt/$name.bpf.o" || die "prebuilt/$name.bpf.o is not what the source gives: run lb-bpf/ebpf/build.sh and commit it"
     done
     echo "build.sh: prebuilt objects are what the source gives"
 fi

@@ -125,11 +125,14 @@ impl State {
         let is_elsewhere = |index: &u32| self.backends[index].mode != Mode::Here as u8;
         let targets = changes.changed.values().flat_map(|service| &service.backends);
         let mut targets = targets.filter(|(_, target)| !target.here).map(|(endpoint, _)| endpoint.address);
-        let has = |address| self.by_address.get(&address).is_some_and(|all| all.iter().any(is_elsewhere));
+        let has = |address| {
+            let mut entries = self.by_address.range((address, 0)..=(address, u32::MAX));
+            entries.any(|(_, index)| is_elsewhere(index))
+        };
         if self.addresses_are_known && targets.clone().all(has) {
             return None;
         }
-        let known = self.by_address.iter().filter(|(_, indexes)| indexes.iter().any(is_elsewhere));
+        let known = self.by_address.iter().filter(|(_, index)| is_elsewhere(index));
         let mut addresses: BTreeSet<IpAddr> = known.map(|(address, _)| *address).collect();
         addresses.extend(&mut targets);
         Some(addresses)
@@ -393,7 +396,7 @@ impl State {
             }
         }
         let mut fresh = (1..).filter(|id| {
-            let has_backends = self.by_target.range((*id, Addr::NONE, 0, 0)..).next();
+            let has_backends = self.by_target.range(((*id, Addr::NONE, 0, 0), 0)..).next();
             !self.names.contains_key(id)
                 && !self.by_service.contains_key(id)
                 && has_backends.is_none_or(|((owner, ..), _)| owner != id)
@@ -479,13 +482,13 @@ impl State {
     /// Notes which entries of the service are out of its table, and since when.
     fn note_absent(&self, programmed: &mut Programmed, now: Now) {
         let members: BTreeSet<u32> = programmed.members.iter().map(|(_, _, index)| *index).collect();
-        let of_service = self.by_target.range((programmed.id, Addr::NONE, 0, 0)..);
+        let of_service = self.by_target.range(((programmed.id, Addr::NONE, 0, 0), 0)..);
         let absent = of_service
             .take_while(|((id, ..), _)| *id == programmed.id)
-            .flat_map(|(_, indexes)| indexes)
+            .map(|(_, index)| *index)
             .filter(|index| !members.contains(index));
         programmed.away = absent
-            .map(|&index| (index, programmed.away.get(&index).copied().unwrap_or(now.seconds())))
+            .map(|index| (index, programmed.away.get(&index).copied().unwrap_or(now.seconds())))
             .collect();
     }
 

@@ -47,9 +47,9 @@ mod watching;
 pub use access::{Access, DEFAULT_NAMESPACE};
 
 /// Changes are at rest when nothing happens for so long.
-const QUIET: Duration = Duration::from_millis(5);
+const QUIET: Duration = Duration::from_millis(2);
 /// Changes that never rest make a snapshot after so long.
-const PATIENCE: Duration = Duration::from_millis(100);
+const PATIENCE: Duration = Duration::from_millis(25);
 
 /// What a process does with the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -29,7 +29,7 @@ use std::{pin::pin, sync::Arc, time::Duration};
 /// Seconds after which a watch is made anew: a connection that has died in silence is found out a little later.
 pub(super) const WATCH_SECONDS: u32 = 120;
 /// Objects of one page of a list.
-const PAGE: u32 = 500;
+const PAGE: u32 = 200;
 
 /// Tells the store what a source says. Ends never.
 pub(super) async fn follow(source: Source, client: Client, shared: Arc<Shared>) {

@@ -7,7 +7,7 @@
 //! ```
 use crate::{
     declared::Declared,
-    desired::{self, Fleet, NodeReports},
+    desired::{self, ClusterMemory, Fleet, NodeReports},
     host,
     observed::Observed,
     serve::{serve, socket::bind_tcp},
@@ -103,6 +103,7 @@ pub async fn reconcile(store: Arc<impl Store>, facts: Facts) {
     let (mut retry, mut next) = (FIRST_RETRY, Instant::now() + SLOWEST);
     // Whether a set was published since this process leads.
     let mut has_published = false;
+    let mut memory = ClusterMemory::default();
     let (mut fleet, mut sums) = (Fleet::default(), tokio::time::interval(SUM));
     sums.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // Of which snapshot and which reports the last sum was.
@@ -140,7 +141,7 @@ pub async fn reconcile(store: Arc<impl Store>, facts: Facts) {
             takes_over: !has_published,
             ..Observed::default()
         };
-        let mut statuses: StatusSet = desired::cluster(declared, &observed);
+        let mut statuses: StatusSet = desired::cluster_remembering(declared, &observed, &mut memory);
         if let Some((generation, reports)) = reports {
             facts.count(&reports);
             fleet.sum_up(declared, &observed, &reports, &mut statuses);

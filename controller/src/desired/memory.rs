@@ -138,9 +138,11 @@ struct Planned {
     plan: Arc<Plan>,
 }
 
-/// What a status says, and which was the status for that before.
+/// What a status was made of, and the status.
 #[derive(Debug)]
 pub(super) struct Said {
+    /// The one before it.
+    pub(super) before: Option<Arc<LoadBalancerStatus>>,
     pub(super) plan: Arc<Plan>,
     pub(super) assignment: Arc<Assignment>,
     /// By service of the plan.
@@ -183,14 +185,14 @@ impl Remembered {
         self.plan.as_ref().map_or_else(Arc::default, |known| Arc::clone(&known.plan))
     }
 
-    /// The status that was said of the same, if there was none else before: then it is so still.
+    /// The status that was made of the same after the same.
     pub(super) fn said(
         &self,
         before: Option<&Arc<LoadBalancerStatus>>,
         is_same: impl FnOnce(&Said) -> bool,
     ) -> Option<Arc<LoadBalancerStatus>> {
-        let said = self.said.as_ref().filter(|said| before.is_some_and(|b| Arc::ptr_eq(b, &said.status)))?;
-        is_same(said).then(|| Arc::clone(&said.status))
+        let said = self.said.as_ref().filter(|said| same(said.before.as_ref(), before) && is_same(said))?;
+        Some(Arc::clone(&said.status))
     }
 
     pub(super) fn say(&mut self, said: Said) {

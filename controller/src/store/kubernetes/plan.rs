@@ -9,6 +9,7 @@ use crate::{
         node::{NodeStatus, pod_cidrs},
         service::kubernetes_status,
     },
+    desired::joined,
     status::{Conditions, StatusSet, Statuses},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -100,8 +101,7 @@ impl Writes<'_> {
         after: &Statuses<T>,
         written: fn(&T) -> Value,
     ) {
-        for (name, after) in after {
-            let before = before.get(name);
+        for (name, after, before) in joined(after, before) {
             if before.is_none_or(|before| !Arc::ptr_eq(before, after) && before != after) {
                 let before = before.map_or(Value::Null, |before| written(before));
                 self.write(kind, name, &before, &written(after));
@@ -117,8 +117,8 @@ impl Writes<'_> {
         after: &Statuses<LoadBalancerStatus>,
         written: fn(&LoadBalancerStatus) -> Value,
     ) {
-        for (name, before) in before {
-            let Some(after) = after.get(name).filter(|after| !Arc::ptr_eq(before, after)) else { continue };
+        for (name, before, after) in joined(before, after) {
+            let Some(after) = after.filter(|after| !Arc::ptr_eq(before, after)) else { continue };
             let has =
                 |status: &LoadBalancerStatus, address| status.addresses.iter().any(|a| a.address == address);
             if before.addresses.iter().all(|held| has(after, held.address)) {

@@ -14,7 +14,7 @@ use crate::{
     standalone::StartError,
     status::StatusSet,
     store::{
-        KubernetesStore, Store, StoreError,
+        KubernetesStore, SharedStore, Store, StoreError,
         kubernetes::{Access, Role},
     },
 };

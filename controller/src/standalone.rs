@@ -18,7 +18,7 @@ use crate::{
         socket::{ApiSocket, SocketError, bind_tcp},
     },
     store::{
-        FileStore, KubernetesStore, Store, StoreError,
+        FileStore, KubernetesStore, SharedStore, Store, StoreError,
         kubernetes::{Access, Role},
     },
     succession,
@@ -200,7 +200,7 @@ async fn instance(
     let metrics_socket = bind_tcp(options.metrics)
         .await
         .map_err(|source| StartError::Metrics { address: options.metrics, source })?;
-    let (store, cluster) = open(&options.source, &node).await?;
+    let (store, shared) = open(&options.source, &node).await?;
     let pin_dir = Path::new(PIN_DIR).join(&node);
     let datapath = Datapath::open(lb_bpf::datapath::Options {
         pin_dir,
@@ -239,8 +239,8 @@ async fn instance(
         flows: flows.clone(),
     };
     let mut parts = JoinSet::new();
-    if let Some(cluster) = cluster {
-        parts.spawn(node_state::tell(instance.clone(), cluster));
+    if let Some(shared) = shared {
+        parts.spawn(node_state::tell(instance.clone(), shared));
     }
     parts.spawn(serve_health_ports(instance.view.clone()));
     parts.spawn(serve(api_socket, api::router(instance.clone())));
@@ -295,11 +295,11 @@ async fn instance(
     outcome.map(|_| None)
 }
 
-/// The store; that of a cluster as such, too.
+/// The store; one that is shared as such, too.
 async fn open(
     source: &Source,
     node: &str,
-) -> Result<(Arc<dyn Store>, Option<Arc<KubernetesStore>>), StartError> {
+) -> Result<(Arc<dyn Store>, Option<Arc<dyn SharedStore>>), StartError> {
     match source {
         Source::Files { config_dir, state_dir } => {
             Ok((Arc::new(FileStore::open(config_dir, state_dir)?), None))

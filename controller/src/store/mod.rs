@@ -1,6 +1,7 @@
 //! Where declared objects come from and where their statuses go.
-use crate::{declared::Declared, desired::NodeReports, fault::Fault, status::StatusSet};
+use crate::{api::NodeState, declared::Declared, desired::NodeReports, fault::Fault, status::StatusSet};
 use futures::{future::BoxFuture, stream::BoxStream};
+use k8s_openapi::api::core::v1::Node;
 use prometheus::core::Collector;
 use std::{
     path::{Path, PathBuf},
@@ -11,6 +12,7 @@ use tokio::sync::watch;
 pub mod directory;
 pub mod files;
 pub mod kubernetes;
+pub mod objects;
 pub mod status_file;
 
 pub use files::FileStore;
@@ -41,6 +43,22 @@ pub trait Store: Send + Sync + 'static {
     fn collectors(&self) -> Vec<Box<dyn Collector>> {
         Vec::new()
     }
+}
+
+/// A store that many nodes share.
+pub trait SharedStore: Store {
+    /// Writes how a node is. `node`: the Node that it is, as far as it is known.
+    ///
+    /// # Errors
+    /// The store does not take it.
+    fn publish_node<'a>(
+        &'a self,
+        state: &'a NodeState,
+        node: Option<&'a Node>,
+    ) -> BoxFuture<'a, Result<(), StoreError>>;
+
+    /// Gives the lead back, so that another one need not wait. Nothing is published afterwards.
+    fn resign(&self) -> BoxFuture<'_, ()>;
 }
 
 /// Why a store failed.

@@ -10,11 +10,13 @@ use std::{
 use tokio::sync::watch;
 
 pub mod directory;
+pub mod etcd;
 pub mod files;
 pub mod kubernetes;
 pub mod objects;
 pub mod status_file;
 
+pub use etcd::EtcdStore;
 pub use files::FileStore;
 pub use kubernetes::KubernetesStore;
 
@@ -97,6 +99,22 @@ pub enum StoreError {
         object: String,
         /// What it said.
         source: Box<kube::Error>,
+    },
+    /// What was said of etcd makes no sense.
+    #[error("{option}: {reason}")]
+    EtcdAccess {
+        /// The option of the command line, with its value.
+        option: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// etcd did not do what it was asked, or nobody knows whether it did.
+    #[error("{object}: etcd: {source}")]
+    Etcd {
+        /// `KIND/NAME`.
+        object: String,
+        /// What it said.
+        source: etcd::EtcdError,
     },
     /// An object has changed since it was read: it is looked at again.
     #[error("{object}: has changed meanwhile")]

@@ -5,7 +5,7 @@ use crate::{
     service::{Endpoint, ServiceKey},
 };
 use lb_bpf_common::{Addr, Backend, Mode, outer_header_sum};
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 impl State {
     /// Makes the entry of one backend what it should be; returns its index.
@@ -100,8 +100,8 @@ impl State {
 }
 
 /// The addresses whose next hops differ.
-pub(super) fn moved(before: &NextHops, after: &NextHops) -> BTreeSet<IpAddr> {
-    if before == after {
+pub(super) fn moved(before: &Arc<NextHops>, after: &Arc<NextHops>) -> BTreeSet<IpAddr> {
+    if Arc::ptr_eq(before, after) || before == after {
         return BTreeSet::new();
     }
     let other = |hops: &NextHops, (address, hop): &(&IpAddr, &NextHop)| hops.get(address) != Some(hop);

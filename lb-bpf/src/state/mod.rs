@@ -101,8 +101,10 @@ pub struct State {
     /// Indexes of `backends` by address.
     by_address: BTreeMap<IpAddr, BTreeSet<u32>>,
     names: BTreeMap<u32, ServiceKey>,
+    /// Whether no backend has another address than when its next hop was last asked for.
+    addresses_are_known: bool,
     /// Those of the last plan.
-    hops: NextHops,
+    hops: Arc<NextHops>,
     decap: BTreeMap<DecapKey, u32>,
     config: Config,
     /// Source ranges by service id.
@@ -201,7 +203,8 @@ impl State {
             by_target,
             by_address,
             names: maps.names()?,
-            hops: NextHops::new(),
+            addresses_are_known: false,
+            hops: Arc::default(),
             decap: maps.decap()?,
             config: maps.config()?,
             ranges_used: sources.values().map(BTreeMap::len).sum(),
@@ -319,11 +322,17 @@ impl State {
         match op {
             Op::SetConfig(config) => self.config = *config,
             Op::SetBackend(index, backend) => {
+                let is_here = |backend: &Backend| backend.mode == Mode::Here as u8;
+                self.addresses_are_known &= self
+                    .backends
+                    .get(index)
+                    .is_some_and(|before| before.addr == backend.addr && is_here(before) == is_here(backend));
                 self.by_target.entry(target_key(backend)).or_default().insert(*index);
                 self.by_address.entry(backend.addr.into()).or_default().insert(*index);
                 self.backends.insert(*index, *backend);
             }
             Op::FreeBackend(index) => {
+                self.addresses_are_known = false;
                 if let Some(backend) = self.backends.remove(index) {
                     remove_from(&mut self.by_target, &target_key(&backend), index);
                     remove_from(&mut self.by_address, &backend.addr.into(), index);

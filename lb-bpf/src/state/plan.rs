@@ -120,14 +120,24 @@ impl State {
     }
 
     /// The addresses whose next hops a plan wants to know: of all backends that have an entry, those that drain included,
-    /// and of those that will get one; not of this host itself.
-    pub fn addresses(&self, changes: &Changes<'_>) -> BTreeSet<IpAddr> {
+    /// and of those that will get one; not of this host itself. None: those that [`State::addresses_are_known`] was said of.
+    pub fn addresses(&self, changes: &Changes<'_>) -> Option<BTreeSet<IpAddr>> {
         let is_elsewhere = |index: &u32| self.backends[index].mode != Mode::Here as u8;
+        let targets = changes.changed.values().flat_map(|service| &service.backends);
+        let mut targets = targets.filter(|(_, target)| !target.here).map(|(endpoint, _)| endpoint.address);
+        let has = |address| self.by_address.get(&address).is_some_and(|all| all.iter().any(is_elsewhere));
+        if self.addresses_are_known && targets.clone().all(has) {
+            return None;
+        }
         let known = self.by_address.iter().filter(|(_, indexes)| indexes.iter().any(is_elsewhere));
         let mut addresses: BTreeSet<IpAddr> = known.map(|(address, _)| *address).collect();
-        let targets = changes.changed.values().flat_map(|service| &service.backends);
-        addresses.extend(targets.filter(|(_, target)| !target.here).map(|(endpoint, _)| endpoint.address));
-        addresses
+        addresses.extend(&mut targets);
+        Some(addresses)
+    }
+
+    /// The next hops of the addresses of now are looked after.
+    pub const fn addresses_are_known(&mut self) {
+        self.addresses_are_known = true;
     }
 
     /// The operations of [`State::plan_changes`], for who has the next hops already.
@@ -139,7 +149,7 @@ impl State {
         now: Now,
     ) -> Result<Vec<Op>, PlanError> {
         let changes = self.compare(desired);
-        Ok(self.plan_changes(maps, changes, hops, now)?.ops)
+        Ok(self.plan_changes(maps, changes, &Arc::new(hops.clone()), now)?.ops)
     }
 
     /// Plans to add and change what is desired; no frontend and no tunnel end is taken away. The maps are
@@ -149,7 +159,7 @@ impl State {
         &mut self,
         maps: &impl Maps,
         mut changes: Changes<'_>,
-        hops: &NextHops,
+        hops: &Arc<NextHops>,
         now: Now,
     ) -> Result<Plan, PlanError> {
         let moved = moved(&self.hops, hops);
@@ -215,8 +225,8 @@ impl State {
         self.leaving = known;
         if !moved.is_empty() {
             self.refresh_absent(&moved, hops, &mut ops);
-            self.hops.clone_from(hops);
         }
+        self.hops.clone_from(hops);
         self.retire_tables(now);
         Ok(Plan { ops, touched })
     }

@@ -4,15 +4,16 @@ use crate::{
     Error,
     control_plane::{
         directory, reserve,
-        server::{Server, programs},
+        server::{Server, inside, programs},
     },
     wait_until,
 };
+use controller::demo::netns::Namespace;
 use serde_json::Value;
 use std::{
     fs,
     io::{Read, Write},
-    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::Command,
@@ -29,6 +30,7 @@ use std::{
 pub struct Etcd {
     dir: PathBuf,
     members: Vec<Member>,
+    namespace: Option<Namespace>,
     has_tls: bool,
 }
 
@@ -45,25 +47,35 @@ struct Member {
 impl Etcd {
     /// So many members in plain text; waits until they are ready.
     pub fn start(members: usize) -> Result<Self, Error> {
-        Etcd::start_with(members, false)
+        Etcd::start_with(members, None, Ipv4Addr::LOCALHOST.into(), false)
+    }
+
+    /// The same in a network namespace, where they listen on `address`.
+    pub fn start_in(namespace: &Namespace, address: IpAddr, members: usize) -> Result<Self, Error> {
+        Etcd::start_with(members, Some(namespace.clone()), address, false)
     }
 
     /// One member that speaks TLS and wants a certificate of the same authority from clients: see
     /// [`certificate`](Self::certificate).
     pub fn start_tls() -> Result<Self, Error> {
-        Etcd::start_with(1, true)
+        Etcd::start_with(1, None, Ipv4Addr::LOCALHOST.into(), true)
     }
 
-    fn start_with(count: usize, has_tls: bool) -> Result<Self, Error> {
+    fn start_with(
+        count: usize,
+        namespace: Option<Namespace>,
+        address: IpAddr,
+        has_tls: bool,
+    ) -> Result<Self, Error> {
         programs()?;
         let dir = directory()?;
-        let mut etcd = Etcd { dir, members: Vec::new(), has_tls };
+        let mut etcd = Etcd { dir, members: Vec::new(), namespace, has_tls };
         if has_tls {
             etcd.make_certificates()?;
         }
         for number in 0..count {
-            let (client, address) = reserve(Ipv4Addr::LOCALHOST.into())?;
-            let (other, peer) = reserve(Ipv4Addr::LOCALHOST.into())?;
+            let reserve = || inside(etcd.namespace.as_ref(), || reserve(address))?;
+            let ((client, address), (other, peer)) = (reserve()?, reserve()?);
             fs::create_dir(etcd.member_dir(number))?;
             etcd.members.push(Member { address, peer, server: None, _ports: [client, other] });
         }
@@ -105,7 +117,7 @@ impl Etcd {
 
     /// What a member in plain text answers through its JSON gateway.
     pub fn post(&self, member: usize, path: &str, body: &Value) -> Result<Value, Error> {
-        let mut stream = TcpStream::connect(self.members[member].address)?;
+        let mut stream = self.connect(member)?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
         let body = body.to_string();
         write!(stream, "POST {path} HTTP/1.0\r\nHost: etcd\r\nContent-Length: {}\r\n\r\n{body}", body.len())?;
@@ -133,6 +145,10 @@ impl Etcd {
         let path = self.dir.join(name);
         fs::write(&path, text)?;
         Ok(path)
+    }
+
+    fn connect(&self, member: usize) -> Result<TcpStream, Error> {
+        Ok(inside(self.namespace.as_ref(), || TcpStream::connect(self.members[member].address))??)
     }
 
     fn member_dir(&self, number: usize) -> PathBuf {
@@ -166,7 +182,7 @@ impl Etcd {
                 "--client-cert-auth".to_owned(),
             ]);
         }
-        let server = Server::start("etcd", &self.member_dir(number), None, &arguments)?;
+        let server = Server::start("etcd", &self.member_dir(number), self.namespace.as_ref(), &arguments)?;
         self.members[number].server = Some(server);
         Ok(())
     }
@@ -179,7 +195,7 @@ impl Etcd {
                 }
                 match self.has_tls {
                     // That it serves says the client of the test.
-                    true => Ok(TcpStream::connect(self.members[number].address).is_ok()),
+                    true => Ok(self.connect(number).is_ok()),
                     false => {
                         Ok(self.post(number, "/v3/kv/range", &serde_json::json!({"key": "AA=="})).is_ok())
                     }

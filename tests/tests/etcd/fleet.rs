@@ -1,7 +1,7 @@
 //! A hundred hosts on one etcd: each registers, is given its block, and has in its maps what all the others have.
 use super::process::{apply, balancer, has_address, options, pool, start};
 use controller::{
-    api::{NodeState, NodeStateStatus},
+    api::{Kind, NodeState, NodeStateStatus},
     desired::desired,
     observed::{NodeInfo, Observed},
     status::time,
@@ -81,6 +81,11 @@ fn a_hundred_hosts_share_what_is_declared() -> Result<(), Error> {
         dumps.insert(dump(&maps)?);
     }
     assert_eq!(dumps.len(), 1, "not all are the same");
+    // A host is gone for good: so is what it was given.
+    assert!(runtime.block_on(access.delete(Kind::Node, "host-0"))?);
+    everywhere("the host is gone", &|declared| {
+        declared.nodes.len() == HOSTS - 1 && !declared.statuses.nodes.contains_key("host-0")
+    })?;
     let leads = controller.0.leader();
     assert!(*leads.borrow());
     Ok(())

@@ -92,6 +92,9 @@ impl Access {
             (Some(_), None) => return Err(refused("--etcd-user", "wants --etcd-password-file".to_owned())),
             (None, Some(_)) => return Err(refused("--etcd-password-file", "wants --etcd-user".to_owned())),
         };
+        if user.is_some() && endpoints.iter().any(|uri| uri.scheme_str() == Some("http")) {
+            tracing::warn!("the password goes to etcd in plain text: not all endpoints are https://");
+        }
         let tls = tls(options, refused)?;
         Ok(Access { client: Client::new(endpoints, tls, user), keys: Keys::new(prefix) })
     }

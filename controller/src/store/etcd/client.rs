@@ -6,7 +6,7 @@ use super::{
     access::read_password,
     wire::{Header, KeyValue, Message, Range, Refusal, Token, Txn, Watch, end, text},
 };
-use crate::store::objects::REQUEST;
+use crate::store::{directory::MAX_DIRECTORY_BYTES, objects::REQUEST};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
     Request, Response, Uri,
@@ -41,6 +41,8 @@ const IDLE: Duration = Duration::from_secs(60);
 const LARGEST: usize = 64 << 20;
 /// Keys of one page of a list.
 const PAGE: usize = 500;
+/// Largest list, bytes: twice what a directory may hold, for statuses and what hosts tell.
+const LARGEST_LIST: usize = 2 * MAX_DIRECTORY_BYTES;
 
 /// Cheap to clone; clones are one.
 #[derive(Clone)]
@@ -148,7 +150,7 @@ impl Client {
 
     /// All keys that begin so, in pages of one revision.
     pub(super) async fn list(&self, prefix: &str) -> Result<List, EtcdError> {
-        let mut list = List { kvs: Vec::new(), revision: 0 };
+        let (mut list, mut bytes) = (List { kvs: Vec::new(), revision: 0 }, 0);
         let mut from = text(prefix);
         loop {
             let body = json!({"key": from, "range_end": end(prefix), "limit": PAGE.to_string(),
@@ -156,6 +158,10 @@ impl Client {
             let Range { header: Header { revision }, kvs, more } = self.call("/v3/kv/range", &body).await?;
             if list.revision == 0 {
                 list.revision = revision;
+            }
+            bytes += kvs.iter().map(|kv| kv.key.len() + kv.value.len()).sum::<usize>();
+            if bytes > LARGEST_LIST {
+                return Err(EtcdError::new(format!("below {prefix} are more than {LARGEST_LIST} bytes")));
             }
             list.kvs.extend(kvs);
             match list.kvs.last().filter(|_| more) {

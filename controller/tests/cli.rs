@@ -318,6 +318,18 @@ fn no_instance_is_3_and_says_where_and_what_to_do() {
 }
 
 #[test]
+fn no_etcd_is_3_and_says_that_nothing_was_changed() {
+    let endpoints = "http://127.0.0.1:1,http://127.0.0.1:2";
+    let output = fairlead().args(["delete", "node", "n1", "--etcd-endpoints", endpoints]).output().unwrap();
+    let said = stderr(&output);
+    assert_eq!((code(&output), stdout(&output)), (3, ""), "{said}");
+    assert!(
+        said.starts_with("fairlead: nothing was changed: etcd was not reached: http://127.0.0.1:"),
+        "{said}"
+    );
+}
+
+#[test]
 fn what_answers_nonsense_is_no_instance() {
     let scratch = Scratch::new();
     let socket = scratch.0.join("api.sock");
@@ -361,6 +373,14 @@ fn usage_is_2() {
         &["standalone"],
         &["standalone", "--config-dir", "/", "--metrics", "9617"],
         &["standalone", "--config-dir", "/", "--map-size", "slots"],
+        &["agent", "--etcd-endpoints", "http://127.0.0.1:1"],
+        &["agent", "--store", "etcd"],
+        &["agent", "--node-label", "role=lb"],
+        &["agent", "--store", "etcd", "--etcd-endpoints", "http://127.0.0.1:1", "--node-label", "role"],
+        &["controller", "--store", "etcd", "--etcd-endpoints", "http://127.0.0.1:1", "--namespace", "a"],
+        &["apply", "-f", "/"],
+        &["apply", "-f", "/", "--etcd-endpoints", "127.0.0.1:1"],
+        &["delete", "nodestate", "n1", "--etcd-endpoints", "http://127.0.0.1:1"],
     ] {
         let output = fairlead().args(args).output().unwrap();
         assert_eq!((code(&output), stdout(&output)), (2, ""), "{args:?}");

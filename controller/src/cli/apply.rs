@@ -36,9 +36,7 @@ impl Args {
             }
         };
         let wanted = wanted(files.values().map(String::as_str));
-        let done = runtime()?
-            .block_on(access.apply(&wanted, self.prune))
-            .map_err(|error| Failure::No(error.to_string()))?;
+        let done = runtime()?.block_on(access.apply(&wanted, self.prune))?;
         let line = |object: &String, what: &str| format!("{object} {what}\n");
         let written = done.written.iter().map(|object| line(object, "written"));
         let lines: String =

@@ -25,10 +25,9 @@ impl Args {
             )));
         }
         let access = etcd.access()?;
-        match runtime()?.block_on(access.delete(kind, &name)) {
-            Ok(true) => print(&format!("{kind}/{name} deleted\n")),
-            Ok(false) => Err(Failure::No(format!("{kind}/{name} not found"))),
-            Err(error) => Err(Failure::No(error.to_string())),
+        match runtime()?.block_on(access.delete(kind, &name))? {
+            true => print(&format!("{kind}/{name} deleted\n")),
+            false => Err(Failure::No(format!("{kind}/{name} not found"))),
         }
     }
 }

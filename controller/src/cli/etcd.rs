@@ -1,6 +1,6 @@
 //! How to reach etcd, for all commands that do.
 use super::Failure;
-use crate::store::etcd::{Access, Options, keys::DEFAULT_PREFIX};
+use crate::store::etcd::{Access, Options, declare::DeclareError, keys::DEFAULT_PREFIX};
 use std::path::PathBuf;
 
 /// How to reach etcd.
@@ -27,6 +27,15 @@ pub(super) struct Etcd {
     /// What all keys of the fleet begin with [default: /fairlead].
     #[arg(long, value_name = "PREFIX")]
     etcd_prefix: Option<String>,
+}
+
+impl From<DeclareError> for Failure {
+    fn from(error: DeclareError) -> Self {
+        match error {
+            DeclareError::Unreached(_) => Failure::Unreachable(error.to_string()),
+            _ => Failure::No(error.to_string()),
+        }
+    }
 }
 
 impl Etcd {

@@ -1,7 +1,7 @@
 //! The command line: one file per command, each a clap `Args` with a `run`. Commands that ask a running
 //! instance go through [`crate::client`]; what they print goes through `output`.
 //!
-//! Exit codes: 0 done, 1 the answer is no, 2 usage, 3 could not reach the running instance.
+//! Exit codes: 0 done, 1 the answer is no, 2 usage, 3 could not reach the running instance, or etcd.
 use crate::{
     client::{self, ClientError},
     serve::rows::InstanceStatus,
@@ -75,7 +75,7 @@ pub enum Failure {
     No(String),
     /// 2: the arguments or the environment make no sense.
     Usage(String),
-    /// 3: the running instance could not be reached.
+    /// 3: the running instance, or etcd, could not be reached.
     Unreachable(String),
     /// 1, or 0 for a broken pipe: stdout took no more.
     Output(io::Error),
@@ -114,7 +114,7 @@ impl From<ClientError> for Failure {
 #[command(
     name = "fairlead",
     version,
-    after_help = "Exit codes: 0 done, 1 the answer is no, 2 usage, 3 could not reach the running instance.\n\
+    after_help = "Exit codes: 0 done, 1 the answer is no, 2 usage, 3 could not reach the running instance, or etcd.\n\
                   Logs go to stderr; FAIRLEAD_LOG (or RUST_LOG) selects them, for example \
                   `FAIRLEAD_LOG=info,bgp_speaker=debug`; FAIRLEAD_LOG_FORMAT is `text` (default) or `json`."
 )]

@@ -81,6 +81,11 @@ impl EtcdError {
         EtcdError { code: None, message: message.into(), is_unsent: false }
     }
 
+    /// Whether etcd has said it.
+    pub(super) fn is_answer(&self) -> bool {
+        self.code.is_some()
+    }
+
     /// Whether what was asked for is not done, and will not be.
     pub(super) fn is_refused(&self) -> bool {
         /// Cancelled, Unknown, DeadlineExceeded, Aborted, Internal, Unavailable, DataLoss.

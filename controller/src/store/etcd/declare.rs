@@ -42,6 +42,9 @@ pub enum DeclareError {
     /// etcd has refused it: nothing was changed.
     #[error("nothing was changed: {}{}", .0, advice(.0))]
     Refused(EtcdError),
+    /// It does not answer.
+    #[error("nothing was changed: etcd was not reached: {0}")]
+    Unreached(EtcdError),
     /// No answer to the write.
     #[error("it may have been written, or not: {0}; do it again")]
     Unknown(EtcdError),
@@ -53,6 +56,13 @@ pub enum DeclareError {
         "nothing was changed: {0} operations are more than {MOST}, which one transaction takes; begin with a part of the files"
     )]
     TooMany(usize),
+}
+
+impl DeclareError {
+    /// What was asked before anything was written has come to this.
+    fn before(error: EtcdError) -> Self {
+        if error.is_answer() { DeclareError::Refused(error) } else { DeclareError::Unreached(error) }
+    }
 }
 
 /// What a size that etcd does not take calls for.
@@ -129,9 +139,8 @@ impl Access {
     pub async fn delete(&self, kind: Kind, name: &str) -> Result<bool, DeclareError> {
         let registered = self.keys.object(Part::Registered, kind, name);
         let object = format!("{kind}/{name}");
-        let refused = |error| DeclareError::Refused(error);
         let is_registered = self.client.txn(&txn(&[Compare::Created(&registered, 0)], &[], &[])).await;
-        let is_registered = !is_registered.map_err(refused)?.succeeded;
+        let is_registered = !is_registered.map_err(DeclareError::before)?.succeeded;
         let done = self
             .write(|known| {
                 if !known.contains_key(&(kind, name.to_owned())) && !is_registered {
@@ -162,7 +171,7 @@ impl Access {
     async fn write(&self, plan: impl Fn(&Wanted) -> (Done, Vec<Value>)) -> Result<Done, DeclareError> {
         let prefix = self.keys.declared();
         for _ in 0..ATTEMPTS {
-            let List { kvs, revision } = self.client.list(&prefix).await.map_err(DeclareError::Refused)?;
+            let List { kvs, revision } = self.client.list(&prefix).await.map_err(DeclareError::before)?;
             let read = |kv: &super::wire::KeyValue| {
                 let (_, kind, name) = self.keys.read(&kv.key)?;
                 // What is no JSON is none that was wanted.

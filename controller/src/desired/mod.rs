@@ -9,6 +9,7 @@ mod endpoints;
 mod filters;
 mod fleet;
 mod in_use;
+mod links;
 mod pages;
 mod pod_cidrs;
 mod report;

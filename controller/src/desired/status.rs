@@ -3,7 +3,7 @@
 use super::{
     Draft, NotAnnounced, addresses, conditions,
     filters::{Filtering, ROOM, Standing},
-    in_use, labels, peer_id, pod_cidrs,
+    in_use, labels, links, peer_id, pod_cidrs,
     routes::{Announced, Announcements},
     services::{Backends, Balanced, Held},
     sources::Wish,
@@ -58,6 +58,7 @@ pub(super) fn status(
         advertisements: advertisements(draft, &faults, announcements),
         nodes: pod_cidrs::statuses(draft),
         packet_filters: packet_filters(draft, &faults, filters),
+        cluster_links: links::statuses(draft),
     }
 }
 

@@ -66,6 +66,7 @@ impl Instance {
             Kind::BGPRouter => with_status(&declared.routers, &status.routers),
             Kind::BGPPeer => with_status(&declared.peers, &status.peers),
             Kind::BGPAdvertisement => with_status(&declared.advertisements, &status.advertisements),
+            Kind::ClusterLink => with_status(&declared.cluster_links, &status.cluster_links),
             Kind::PacketFilter => {
                 with_status(&declared.packet_filters, &counted(&status.packet_filters, &counters.filters))
             }
@@ -228,6 +229,7 @@ fn conditions(view: &View) -> Vec<ConditionRow> {
     status.routers.iter().for_each(|(name, s)| add(Kind::BGPRouter, name, &s.conditions));
     status.peers.iter().for_each(|(name, s)| add(Kind::BGPPeer, name, &s.conditions));
     status.advertisements.iter().for_each(|(name, s)| add(Kind::BGPAdvertisement, name, &s.conditions));
+    status.cluster_links.iter().for_each(|(name, s)| add(Kind::ClusterLink, name, &s.conditions));
     status.packet_filters.iter().for_each(|(name, s)| add(Kind::PacketFilter, name, &s.conditions));
     rows
 }

@@ -266,6 +266,7 @@ fn what_validate_accepts_is_accepted_and_gets_the_same_defaults() {
             Some(Object::BGPPeer(object)) => json!(object.spec),
             Some(Object::BGPAdvertisement(object)) => json!(object.spec),
             Some(Object::PacketFilter(object)) => json!(object.spec),
+            Some(Object::ClusterLink(object)) => json!(object.spec),
             _ => continue,
         };
         if answer.code >= 300 || !contains(&answer.body["spec"], &ours) {

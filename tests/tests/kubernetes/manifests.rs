@@ -7,11 +7,12 @@ use std::{collections::BTreeSet, fs, path::Path};
 type Rights = BTreeSet<String>;
 
 /// What both read: the kinds that are declared, and of Kubernetes' own those that a service consists of.
-const READ: [&str; 11] = [
+const READ: [&str; 12] = [
     "fairlead.dev/addresspools",
     "fairlead.dev/bgpadvertisements",
     "fairlead.dev/bgppeers",
     "fairlead.dev/bgprouters",
+    "fairlead.dev/clusterlinks",
     "fairlead.dev/loadbalancers",
     "fairlead.dev/packetfilters",
     "fairlead.dev/servicepolicies",

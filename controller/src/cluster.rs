@@ -58,6 +58,8 @@ pub struct Options {
     pub namespace: Option<String>,
     /// Services that name no class are ours.
     pub default_class: bool,
+    /// What this cluster is called, where no ClusterProperty says so.
+    pub cluster_name: Option<String>,
     /// Where metrics and health are served.
     pub metrics: SocketAddr,
 }
@@ -71,7 +73,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let (mut terminate, mut interrupt) =
         caught().map_err(|source| StartError::Host { what: "catching signals", source })?;
     let access = Access::new(options.kubeconfig.as_deref(), options.namespace).await?;
-    let access = access.with_default_class(options.default_class);
+    let access = access.with_default_class(options.default_class).with_cluster_name(options.cluster_name);
     let address = options.metrics;
     let socket = bind_tcp(address).await.map_err(|source| StartError::Metrics { address, source })?;
     let identity = identity().map_err(|source| StartError::Host { what: "choosing an identity", source })?;

@@ -1,6 +1,6 @@
 //! `fairlead controller`: see [`crate::cluster`].
 use super::{Cluster, Failure, server_runtime};
-use crate::{cluster, serve::metrics::DEFAULT_ADDRESS};
+use crate::{api::selector::is_dns_label, cluster, serve::metrics::DEFAULT_ADDRESS};
 use std::net::SocketAddr;
 
 /// Gives addresses to the services of a Kubernetes cluster, and writes statuses
@@ -11,6 +11,9 @@ use std::net::SocketAddr;
 pub(super) struct Args {
     #[command(flatten)]
     cluster: Cluster,
+    /// What other clusters call this one, where no ClusterProperty cluster.clusterset.k8s.io says so [default: local].
+    #[arg(long, value_name = "NAME", value_parser = cluster_name)]
+    cluster_name: Option<String>,
     /// Where /metrics, /healthz and /readyz are served, over HTTP.
     #[arg(long, value_name = "ADDR:PORT", default_value_t = DEFAULT_ADDRESS)]
     metrics: SocketAddr,
@@ -19,7 +22,16 @@ pub(super) struct Args {
 impl Args {
     pub(super) fn run(self) -> Result<(), Failure> {
         let Cluster { kubeconfig, namespace, default_class } = self.cluster;
-        let options = cluster::Options { kubeconfig, namespace, default_class, metrics: self.metrics };
+        let Args { cluster_name, metrics, .. } = self;
+        let options = cluster::Options { kubeconfig, namespace, default_class, cluster_name, metrics };
         server_runtime()?.block_on(cluster::run(options)).map_err(|e| Failure::No(e.to_string()))
+    }
+}
+
+/// A name that can be the value of a label.
+fn cluster_name(text: &str) -> Result<String, String> {
+    match is_dns_label(text) {
+        true => Ok(text.to_owned()),
+        false => Err("is no name of a cluster: at most 63 lower case letters, digits and -".to_owned()),
     }
 }

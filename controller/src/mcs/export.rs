@@ -135,6 +135,9 @@ impl fmt::Display for Invalid {
 }
 
 impl Export {
+    /// The age of an export that is only remembered: it wins over nobody, and contradicts nobody.
+    pub const REMEMBERED: u64 = u64::MAX;
+
     /// A slice as it becomes one of the importing cluster. `is_local`: it is of the same cluster, so its nodes and zones are known
     /// there.
     pub fn imported(service: &str, cluster: &str, slice: &EndpointSlice, is_local: bool) -> EndpointSlice {

@@ -170,6 +170,7 @@ fn ports(claims: &[Claim<'_>]) -> Vec<ImportPort> {
 /// Where the claims contradict each other, the oldest first.
 fn conflicts(claims: &[Claim<'_>]) -> Vec<Conflict> {
     let Some(((winner, oldest, facts), others)) = claims.split_first() else { return Vec::new() };
+    let others: Vec<_> = others.iter().filter(|(_, other, _)| other.created != Export::REMEMBERED).collect();
     let mut found = Vec::new();
     let mut differ = |reason, what: &str, is_same: &dyn Fn(&Claim<'_>) -> bool| {
         let others: Vec<_> =
@@ -212,6 +213,11 @@ fn conflicts(claims: &[Claim<'_>]) -> Vec<Conflict> {
 }
 
 impl Import {
+    /// Whether the objects are the same but for their statuses.
+    pub fn is_like(&self, other: &Import) -> bool {
+        (&self.facts, &self.labels, &self.annotations) == (&other.facts, &other.labels, &other.annotations)
+    }
+
     /// The object but for its status.
     pub fn object(&self, name: &str) -> Value {
         let (namespace, name) = name.split_once('/').unwrap_or(("default", name));

@@ -1,5 +1,5 @@
 //! The Multi-Cluster Services API (KEP-1645, `multicluster.x-k8s.io/v1alpha1`): what clusters export becomes what this one
-//! imports. Pure: [`merge()`] knows neither API servers nor links; [`crate::store::clusters`] does.
+//! imports. Pure: [`merge()`] knows neither API servers nor links; the store of a cluster does.
 //!
 //! An imported service consists of a ServiceImport and of EndpointSlices, those of each cluster apart. Whatever we write has the
 //! label that says so, and nothing else is touched.

@@ -33,6 +33,7 @@ use tokio::{
 use tokio_stream::wrappers::WatchStream;
 
 mod access;
+mod clusters;
 pub mod faulty;
 mod leader;
 pub mod lease;
@@ -45,6 +46,7 @@ mod snapshot;
 mod watching;
 
 pub use access::{Access, DEFAULT_NAMESPACE};
+pub use clusters::DEFAULT_NAME as DEFAULT_CLUSTER_NAME;
 
 /// Changes are at rest when nothing happens for so long.
 const QUIET: Duration = Duration::from_millis(5);
@@ -54,7 +56,7 @@ const PATIENCE: Duration = Duration::from_millis(100);
 /// What a process does with the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Gives addresses and writes statuses, if it leads. Reads no Secrets.
+    /// Gives addresses, imports what other clusters export and writes statuses, if it leads. Reads the Secrets of ClusterLinks.
     Controller,
     /// Reads, and writes the NodeState of its node. Leads never.
     Agent,
@@ -125,6 +127,7 @@ impl KubernetesStore {
         if role == Role::Controller {
             tasks.spawn(leader::stand(client.clone(), identity.to_owned(), Arc::clone(&shared)));
             tasks.spawn(nodes::follow(client.clone(), Arc::clone(&shared)));
+            tasks.spawn(clusters::follow(client.clone(), Arc::clone(&shared), access.cluster_name()));
         }
         let publisher = publish::Publisher::new(client, identity, Arc::clone(&shared));
         Ok(KubernetesStore { shared, publisher, _tasks: tasks })

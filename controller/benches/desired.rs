@@ -6,12 +6,13 @@
 #![expect(clippy::unwrap_used, reason = "a bench may stop")]
 use controller::{
     declared::Declared,
-    desired::{Desired, Draft, desired},
+    desired::{Desired, Draft, Memory, desired},
     observed::{Health, NodeInfo, Observed},
     validate::parse_directory,
 };
 use lb_bpf::{Installed, InstalledService, service::Endpoint};
 use std::{
+    cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet},
     fs,
     hint::black_box,
@@ -45,9 +46,38 @@ fn main() {
         // The first step can be kept while only what is installed changes: the second one alone.
         let finish = |draft: Draft<'_>| black_box(draft.finish(&observed.installed));
         time(|| Draft::new(&declared, &observed), finish).report("  of it routes and statuses", &floor);
+        // One object is another one, all else is remembered: the first step, which the datapath waits for, and both.
+        let (ways, memory) =
+            ([changed(&declared, 1), changed(&declared, 2)], RefCell::new(Memory::default()));
+        let turn = Cell::new(0);
+        let next = || {
+            turn.set(1 - turn.get());
+            Draft::remembering(&ways[turn.get()], &observed, memory.take())
+        };
+        let finish = |draft: Draft<'_>| {
+            let (desired, after) = draft.finish_and_remember(&observed.installed);
+            memory.replace(after);
+            black_box(desired)
+        };
+        finish(next());
+        time(|| (), |()| finish(next())).report("one change", &floor);
+        time(next, finish).report("  of it routes and statuses", &floor);
         // What a change of one file costs beyond reading it.
         time(|| (), |()| black_box(declared.clone())).report("clone of Declared", &floor);
     }
+}
+
+/// The same with another object, or one that looks so.
+fn changed(declared: &Declared, nth: usize) -> Arc<Declared> {
+    fn renew<T: Clone>(objects: &mut BTreeMap<String, Arc<T>>, nth: usize) {
+        if let Some(object) = objects.values_mut().nth(nth) {
+            *object = Arc::new(T::clone(object));
+        }
+    }
+    let mut declared = declared.clone();
+    renew(&mut declared.load_balancers, nth);
+    renew(&mut declared.endpoint_slices, nth);
+    Arc::new(declared)
 }
 
 /// All objects, statuses and results of checks, shared or not.

@@ -13,14 +13,14 @@
 use crate::{
     appliers::{CheckResult, Checker, Datapath, Host, Speaker},
     declared::Declared,
-    desired::{Desired, Draft},
+    desired::{Desired, Draft, Memory},
     observed::{Observed, Targets},
     store::Store,
 };
 use futures::{FutureExt, StreamExt, stream::BoxStream};
 use lb_bpf::{Counters, Installed};
 use prometheus::Histogram;
-use std::{error::Error, num::NonZeroU32, sync::Arc, time::Duration};
+use std::{error::Error, mem, num::NonZeroU32, sync::Arc, time::Duration};
 use tokio::{
     sync::watch,
     time::{Instant, MissedTickBehavior},
@@ -73,6 +73,7 @@ pub struct Reconciler<S: ?Sized, D, B, C, H> {
     view: watch::Sender<View>,
     declared: Option<Arc<Declared>>,
     observed: Observed,
+    memory: Memory,
 }
 
 impl<S: Store + ?Sized, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler<S, D, B, C, H> {
@@ -88,7 +89,7 @@ impl<S: Store + ?Sized, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler
     ) -> (Self, watch::Receiver<View>) {
         let (view, receiver) = watch::channel(View::default());
         let observed = Observed { installed: datapath.installed(), ..Observed::default() };
-        let (sampling, declared) = (None, None);
+        let (sampling, declared, memory) = (None, None, Memory::default());
         let reconciler = Reconciler {
             store,
             datapath,
@@ -100,6 +101,7 @@ impl<S: Store + ?Sized, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler
             view,
             declared,
             observed,
+            memory,
         };
         (reconciler, receiver)
     }
@@ -187,7 +189,7 @@ impl<S: Store + ?Sized, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler
         self.observed.established = self.speaker.established().await;
         let observed = Arc::new(self.observed.clone());
 
-        let draft = Draft::new(&declared, &observed);
+        let draft = Draft::remembering(&declared, &observed, mem::take(&mut self.memory));
         self.checks.set_targets(draft.targets());
         self.forget_others(draft.targets());
         let made = errors.note("datapath.install", self.datapath.install(draft.datapath()).await);
@@ -195,7 +197,8 @@ impl<S: Store + ?Sized, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler
         if let Some(installed) = made {
             self.observed.installed = installed;
         }
-        let desired = draft.finish(&self.observed.installed);
+        let (desired, memory) = draft.finish_and_remember(&self.observed.installed);
+        self.memory = memory;
         self.observed.said = Arc::clone(&desired.status);
 
         let told = self.announce(&desired, &mut errors).await;

@@ -144,7 +144,7 @@ impl Loaded {
                 make_names(name, entries, &path)?;
             }
         }
-        let mut maps = open_maps(pins.own())?;
+        let mut maps = KernelMaps::new(open(pins.own()))?;
         if let Some(before) = known {
             migrate::convert(before, pins.own(), &mut maps)?;
         }
@@ -153,7 +153,7 @@ impl Loaded {
 
     /// The same maps once more, for who reads them beside this.
     pub(crate) fn open_again(&self) -> Result<KernelMaps, MapError> {
-        open_maps(self.pins.own())
+        self.maps.again(open(self.pins.own()))
     }
 
     /// Whether another version forwards that this one cannot take over from before something is installed.
@@ -200,11 +200,12 @@ impl Loaded {
     }
 }
 
-fn open_maps(pins: &Pins) -> Result<KernelMaps, MapError> {
-    KernelMaps::new(|name| {
+/// Opens maps by name.
+fn open(pins: &Pins) -> impl FnMut(&'static str) -> Result<MapData, MapError> {
+    |name| {
         MapData::from_pin(pins.pin(name))
             .map_err(|error| MapError::new(name, "open", io::Error::other(error)))
-    })
+    }
 }
 
 /// Checks what is pinned; returns the sizes to load with: those of the pinned maps, where there are any.

@@ -10,7 +10,7 @@ use serde::{
     Deserialize, Deserializer, Serialize, Serializer, de,
     ser::{SerializeMap, SerializeStruct},
 };
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 /// Label with the name of the Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -71,8 +71,13 @@ pub struct Endpoint {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conditions: Option<EndpointConditions>,
     /// The node that it is on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub node_name: Option<Box<str>>,
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "write_shared",
+        deserialize_with = "read_shared"
+    )]
+    pub node_name: Option<Arc<str>>,
     /// The zone that it is in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<Box<str>>,
@@ -139,6 +144,14 @@ impl Serialize for SliceMetadata {
         }
         map.end()
     }
+}
+
+fn write_shared<S: Serializer>(text: &Option<Arc<str>>, serializer: S) -> Result<S::Ok, S::Error> {
+    text.as_deref().serialize(serializer)
+}
+
+fn read_shared<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Arc<str>>, D::Error> {
+    Ok(Option::<String>::deserialize(deserializer)?.map(Into::into))
 }
 
 fn write_address<S: Serializer>(address: &IpAddr, serializer: S) -> Result<S::Ok, S::Error> {

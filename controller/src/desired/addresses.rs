@@ -31,7 +31,7 @@ pub(super) fn assign(declared: &Declared, sources: &[Source<'_>], observed: &Obs
     let pools = service_pools(declared).map(|(name, p)| (name.as_str().into(), pool(p))).collect();
     let mut matching = Matching::new(declared);
     let mut claim_of = |source: &Source<'_>| {
-        let protocol = |port: &sources::Port<'_>| lb_bpf::service::Protocol::from(port.protocol).number();
+        let protocol = |port: &sources::Port| lb_bpf::service::Protocol::from(port.protocol).number();
         Claim {
             request: source.wish.request.clone(),
             created: source.created(),

@@ -16,22 +16,23 @@ use std::{
 };
 
 /// Where the nodes of the cluster take packets for their pods.
-pub(super) struct Nodes<'a> {
-    own: &'a str,
-    ends: HashMap<&'a str, Ends>,
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Nodes {
+    own: String,
+    ends: HashMap<String, Ends>,
 }
 
 /// The address of a node in each [`Family`]; none: it has none.
 type Ends = [Option<IpAddr>; 2];
 
-impl<'a> Nodes<'a> {
+impl Nodes {
     /// Those that are declared, seen from the node with the name `own`.
-    pub(super) fn new(declared: &'a Declared, own: &'a str) -> Self {
+    pub(super) fn new(declared: &Declared, own: &str) -> Self {
         let ends = declared.nodes.iter().map(|(name, node)| {
             let of = |family| internal_ips(node).find(|address| Family::of(*address) == family);
-            (name.as_str(), Family::ALL.map(of))
+            (name.clone(), Family::ALL.map(of))
         });
-        Nodes { own, ends: ends.collect() }
+        Nodes { own: own.to_owned(), ends: ends.collect() }
     }
 
     /// Whether a node is this one.
@@ -48,7 +49,7 @@ impl<'a> Nodes<'a> {
     /// which may have other pods in view.
     pub(super) fn decap(&self, source: &Source<'_>, vips: &[IpAddr]) -> impl Iterator<Item = Decap> {
         let families: BTreeSet<Family> = self.own_families(source).collect();
-        let ends = self.ends.get(self.own).copied().unwrap_or_default();
+        let ends = self.ends.get(&self.own).copied().unwrap_or_default();
         let vips = vips.iter().filter(move |vip| families.contains(&Family::of(**vip)));
         vips.flat_map(move |vip| {
             let vip = *vip;
@@ -69,7 +70,7 @@ impl<'a> Nodes<'a> {
         let is_mixed = source.hosts.iter().any(|host| host.node.is_none());
         let ways = Family::ALL.map(|family| {
             let pods = source.hosts.iter().filter(|host| Family::of(host.address) == family);
-            let known = pods.filter_map(|host| self.ends.get(host.node?));
+            let known = pods.filter_map(|host| self.ends.get(&**host.node.as_ref()?));
             let has = |way: Family| known.clone().all(|ends| ends[way as usize].is_some());
             match plain {
                 _ if is_mixed => plain.unwrap_or(family),
@@ -80,15 +81,15 @@ impl<'a> Nodes<'a> {
             end: self.ends.get(node).and_then(|ends| ends[ways[Family::of(address) as usize] as usize]),
             here: self.is_own(node),
         };
-        source.hosts.iter().map(|host| host.node.map(|node| via(node, host.address))).collect()
+        source.hosts.iter().map(|host| host.node.as_ref().map(|node| via(node, host.address))).collect()
     }
 
     /// What is to be said of pods whose nodes cannot be reached.
     pub(super) fn refusal(&self, source: &Source<'_>, vias: &[Option<Via>]) -> Option<String> {
         let lost = source.hosts.iter().zip(vias).filter(|(_, via)| via.is_some_and(|via| via.end.is_none()));
-        let nodes: BTreeSet<&str> = lost.clone().filter_map(|(host, _)| host.node).collect();
+        let nodes: BTreeSet<&str> = lost.clone().filter_map(|(host, _)| host.node.as_deref()).collect();
         let first = nodes.first()?;
-        let what = if self.ends.contains_key(first) {
+        let what = if self.ends.contains_key(*first) {
             "has no InternalIP of the right family"
         } else {
             "is not known"
@@ -101,7 +102,7 @@ impl<'a> Nodes<'a> {
     }
 
     fn own_families(&self, source: &Source<'_>) -> impl Iterator<Item = Family> {
-        let own = source.hosts.iter().filter(|host| host.node.is_some_and(|node| self.is_own(node)));
+        let own = source.hosts.iter().filter(|host| host.node.as_ref().is_some_and(|node| self.is_own(node)));
         own.map(|host| Family::of(host.address))
     }
 }

@@ -7,17 +7,18 @@ use crate::{
     declared::Declared,
 };
 use k8s_openapi::api::core::v1::{Service, ServicePort};
-use std::{collections::HashMap, iter, net::IpAddr};
+use std::{collections::HashMap, iter, net::IpAddr, sync::Arc};
 
 /// The EndpointSlices by namespace and name of their Services.
 pub(super) struct Slices<'a>(HashMap<&'a str, HashMap<&'a str, Vec<&'a EndpointSlice>>>);
 
 impl<'a> Slices<'a> {
-    pub(super) fn new(declared: &'a Declared) -> Self {
+    /// Those of the Services that `is_wanted`, by namespace and name.
+    pub(super) fn new(declared: &'a Declared, is_wanted: impl Fn((&str, &str)) -> bool) -> Self {
         let mut slices: HashMap<_, HashMap<_, Vec<_>>> = HashMap::new();
         for (name, slice) in &declared.endpoint_slices {
-            if let (Some(service), Some((namespace, _))) = (&slice.metadata.service, name.split_once('/')) {
-                slices.entry(namespace).or_default().entry(&**service).or_default().push(&**slice);
+            if let Some(service) = service_of(name, slice).filter(|service| is_wanted(*service)) {
+                slices.entry(service.0).or_default().entry(service.1).or_default().push(&**slice);
             }
         }
         Slices(slices)
@@ -57,6 +58,12 @@ impl<'a> Slices<'a> {
         });
         Endpoints(found)
     }
+}
+
+/// Namespace and name of the Service of a slice with the name `NAMESPACE/NAME`.
+pub(super) fn service_of<'a>(name: &'a str, slice: &'a EndpointSlice) -> Option<(&'a str, &'a str)> {
+    let (namespace, _) = name.split_once('/')?;
+    Some((namespace, slice.metadata.service.as_deref()?))
 }
 
 /// How an endpoint stands, the best first.
@@ -132,8 +139,8 @@ impl<'a> Endpoints<'a> {
     }
 
     /// Address and state of each, and its node.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (IpAddr, State, Option<&'a str>)> {
-        self.0.iter().map(|found| (found.endpoint.address, found.state, found.endpoint.node_name.as_deref()))
+    pub(super) fn iter(&self) -> impl Iterator<Item = (IpAddr, State, Option<&'a Arc<str>>)> {
+        self.0.iter().map(|found| (found.endpoint.address, found.state, found.endpoint.node_name.as_ref()))
     }
 
     /// How many are ready.

@@ -10,6 +10,7 @@ mod filters;
 mod fleet;
 mod in_use;
 mod links;
+mod memory;
 mod pages;
 mod pod_cidrs;
 mod report;
@@ -22,6 +23,7 @@ mod status;
 pub use cluster::cluster;
 pub use filters::rule_key;
 pub use fleet::{Fleet, NodeReport, NodeReports};
+pub use memory::Memory;
 pub use report::Report;
 pub use routes::NotAnnounced;
 pub use services::{BackendHealth, backend_health};
@@ -36,9 +38,10 @@ use crate::{
 };
 use bgp_speaker::PeerId;
 use bgp_speaker::config::Route;
-use ipam::{Assignments, pod_cidr::BlockAssignments};
+use ipam::pod_cidr::BlockAssignments;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use lb_bpf::Installed;
+use memory::Context;
 use std::{collections::BTreeMap, sync::Arc};
 
 /// Everything that this node should have, and what is to be said about it.
@@ -84,37 +87,50 @@ pub struct Draft<'a> {
     declared: &'a Declared,
     observed: &'a Observed,
     node: Node<'a>,
-    /// Without those of claims, which are with their services.
-    assignments: Assignments,
+    given: Arc<memory::Given>,
     blocks: BlockAssignments,
     services: services::Services<'a>,
     filters: filters::Filters<'a>,
     speaker: Result<Option<Speaker>, speaker::NoRouterId>,
+    memory: Memory,
 }
 
 impl<'a> Draft<'a> {
     /// The first step.
     pub fn new(declared: &'a Declared, observed: &'a Observed) -> Self {
-        Draft::of(Node::new(declared, observed), declared, observed)
+        Draft::of(Node::new(declared, observed), declared, observed, Memory::default())
+    }
+
+    /// The same with what the pass before came to, see [`Draft::finish_and_remember`].
+    pub fn remembering(declared: &'a Arc<Declared>, observed: &'a Observed, memory: Memory) -> Self {
+        let mut draft = Draft::of(Node::new(declared, observed), declared, observed, memory);
+        draft.memory.snapshot = Some(Arc::clone(declared));
+        draft
     }
 
     /// What the cluster as a whole has to know: no node, so nothing for a datapath.
     fn of_cluster(declared: &'a Declared, observed: &'a Observed) -> Self {
         let node = Node { balances: false, ..Node::new(declared, observed) };
-        Draft::of(node, declared, observed)
+        Draft::of(node, declared, observed, Memory::default())
     }
 
-    fn of(node: Node<'a>, declared: &'a Declared, observed: &'a Observed) -> Self {
-        let sources = sources::Source::all(declared, &node);
-        let mut assignments = addresses::assign(declared, &sources, observed);
-        let claims = std::mem::take(&mut assignments.claims);
+    fn of(node: Node<'a>, declared: &'a Declared, observed: &'a Observed, mut memory: Memory) -> Self {
+        memory.enter(Context {
+            policies: declared.policies.clone(),
+            nodes: delivery::Nodes::new(declared, node.name),
+            zone: node.labels.get(sources::ZONE).cloned(),
+            balances: node.balances,
+            addresses: observed.node.addresses.clone(),
+            faults: observed.faults.clone(),
+        });
+        let sources = sources::Source::all(declared, &node, &mut memory);
+        let given = memory.give(declared, observed, || addresses::assign(declared, &sources, observed));
         let blocks = pod_cidrs::assign(declared, observed);
-        let nodes = delivery::Nodes::new(declared, node.name);
-        let mut services = services::Services::new(sources, observed, &node, &nodes, claims);
+        let mut services = services::Services::new(sources, observed, &node, &given.claims, &mut memory);
         let mut filters = filters::Filters::new(declared, observed, &node);
         services.datapath.filters = std::mem::take(&mut filters.rules);
         let speaker = speaker::speaker(&node, &declared.secrets, observed, &services.datapath);
-        Draft { declared, observed, node, assignments, blocks, services, filters, speaker }
+        Draft { declared, observed, node, given, blocks, services, filters, speaker, memory }
     }
 
     /// For the datapath.
@@ -134,12 +150,18 @@ impl<'a> Draft<'a> {
 
     /// The second step, with what the datapath holds by now.
     pub fn finish(self, installed: &Installed) -> Desired {
+        self.finish_and_remember(installed).0
+    }
+
+    /// The same, and what is remembered for the next pass.
+    pub fn finish_and_remember(mut self, installed: &Installed) -> (Desired, Memory) {
+        let mut memory = std::mem::take(&mut self.memory);
         let held = services::Held::new(&self.services, installed);
         let announcements = routes::announce(&self, &held);
-        let status = status::status(&self, &held, &installed.filters, &announcements);
+        let status = status::status(&self, &held, &installed.filters, &announcements, &mut memory.sources);
         let health_ports =
             self.services.all.iter().filter_map(|balanced| balanced.source.health_port()).collect();
-        Desired {
+        let desired = Desired {
             datapath: self.services.datapath,
             targets: self.services.targets,
             speaker: self.speaker.unwrap_or_default(),
@@ -147,7 +169,8 @@ impl<'a> Draft<'a> {
             next_expiry: self.filters.next_expiry,
             health_ports,
             status: Arc::new(status),
-        }
+        };
+        (desired, memory)
     }
 }
 

@@ -285,9 +285,9 @@ struct Serving {
 impl Serving {
     fn of(balanced: &Balanced<'_>, address: IpAddr, held: &Held<'_>) -> Self {
         let mut serving = Serving::default();
-        let of_clients = balanced.services.iter().filter(|port| port.scope == Scope::All);
-        for port in of_clients.filter(|port| port.family == Family::of(address)) {
-            let Some((_, held)) = held.get(port) else { continue };
+        let of_clients = balanced.services(held).filter(|(port, _)| port.scope == Scope::All);
+        for (port, held) in of_clients.filter(|(port, _)| port.family == Family::of(address)) {
+            let Some(held) = held else { continue };
             if held.frontends.iter().any(|frontend| frontend.address == address) {
                 serving.installed = true;
                 serving.healthy = serving.healthy.max(port.serving);

@@ -5,6 +5,7 @@ use super::{
     Node, addresses,
     delivery::{Nodes, Pods, Via},
     joined,
+    memory::Memory,
     sources::{self, Host, Source, policy_of},
 };
 use crate::{
@@ -16,7 +17,7 @@ use crate::{
     declared::Declared,
     observed::{Check, Failure, Health, Healths, Observed, Targets},
 };
-use ipam::{Assignment, Family, Name};
+use ipam::{Assignment, Family};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lb_bpf::{
     Installed, InstalledService,
@@ -35,7 +36,7 @@ pub(super) struct Services<'a> {
     /// In the order of the sources.
     pub(super) all: Vec<Balanced<'a>>,
     pub(super) datapath: Desired,
-    /// The [`Port::index`]es of the services of `datapath`, in their order.
+    /// The indices of the services of `datapath` among those of all sources, in their order.
     order: Vec<usize>,
     pub(super) targets: Targets,
 }
@@ -44,18 +45,31 @@ pub(super) struct Services<'a> {
 pub(super) struct Balanced<'a> {
     pub(super) source: Source<'a>,
     /// What it was given.
-    pub(super) assignment: Assignment,
+    pub(super) assignment: Arc<Assignment>,
     /// The addresses in effect.
     pub(super) addresses: Vec<IpAddr>,
+    pub(super) plan: Arc<Plan>,
+    /// Index of its first service among those of all sources.
+    first: usize,
+}
+
+/// What this node has to do for a source.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
     /// Its services in the datapath; when the node does not balance, only those that choose among its pods.
-    pub(super) services: Vec<Port>,
+    services: Vec<Port>,
     pub(super) backends: Backends,
+    /// What is to be said of pods that cannot be reached.
+    pub(super) refused: Option<String>,
+    decap: Vec<Decap>,
+    local_vips: Vec<IpAddr>,
 }
 
 /// A service of the datapath.
+#[derive(Debug)]
 pub(super) struct Port {
-    /// Among the services of all sources.
-    index: usize,
+    key: ServiceKey,
+    service: Arc<Service>,
     pub(super) scope: Scope,
     pub(super) family: Family,
     /// Backends that are up and have a weight.
@@ -77,39 +91,33 @@ pub(super) struct Backends {
 }
 
 impl<'a> Services<'a> {
-    /// The claims are those of the sources, by [`Source::claim`].
+    /// What was given and what is remembered is in the order of the sources.
     pub(super) fn new(
         sources: Vec<Source<'a>>,
         observed: &Observed,
         node: &Node<'_>,
-        nodes: &Nodes<'_>,
-        claims: BTreeMap<Name, Assignment>,
+        given: &[Arc<Assignment>],
+        memory: &mut Memory,
     ) -> Self {
         let mut all = Vec::with_capacity(sources.len());
         let mut services = Vec::with_capacity(sources.len());
         let mut datapath = Desired::default();
-        let scene = Scene { balances: node.balances, nodes, installed: &observed.installed };
+        let Memory { context, sources: remembered, .. } = memory;
+        let scene = Scene { balances: node.balances, nodes: &context.nodes, installed: &observed.installed };
         let checked = Checked::new(&sources, &observed.health, &scene);
         let mut healths = checked.healths.as_slice();
-        // In the same order: LoadBalancers come before Services, and those of a kind have the same prefix.
-        for (source, assignment) in sources.into_iter().zip(claims.into_values()) {
-            let mut balanced = Balanced {
-                addresses: addresses::effective(&assignment, source.before.map(|before| &**before)),
-                source,
-                assignment,
-                services: Vec::new(),
-                backends: Backends::default(),
-            };
-            balanced.take(&observed.node.addresses, nodes, &mut datapath);
-            if scene.serves(&balanced.source) {
-                let own = healths.split_off(..scene.checks_of(&balanced.source)).unwrap_or_default();
-                balanced.plan(own, &scene, &mut services);
-            }
-            if !node.balances {
-                let declared = balanced.source.hosts.len() as u32;
-                balanced.backends = Backends { declared, ..Backends::default() };
-            }
-            all.push(balanced);
+        for ((source, assignment), remembered) in sources.into_iter().zip(given).zip(remembered) {
+            let addresses = addresses::effective(assignment, source.before.map(|before| &**before));
+            let own = healths.split_off(..scene.checks_of(&source)).unwrap_or_default();
+            let plan = remembered
+                .plan(&addresses, own, || scene.plan(&source, &addresses, own, &observed.node.addresses));
+            let first = services.len();
+            let indexed = (first..).zip(&plan.services);
+            services
+                .extend(indexed.map(|(index, port)| (port.key.clone(), Arc::clone(&port.service), index)));
+            datapath.decap.extend(&plan.decap);
+            datapath.local_vips.extend(&plan.local_vips);
+            all.push(Balanced { source, assignment: Arc::clone(assignment), addresses, plan, first });
         }
         // One end is for all services of a VIP: packets that go up the stack go to the pods of the others, too.
         let delivered = |end: &Decap| datapath.decap.contains(&Decap { deliver: true, ..*end });
@@ -123,10 +131,27 @@ impl<'a> Services<'a> {
     }
 }
 
+impl Balanced<'_> {
+    /// Its services in the datapath, with what the datapath holds of each.
+    pub(super) fn services<'b>(
+        &'b self,
+        held: &'b Held<'_>,
+    ) -> impl Iterator<Item = (&'b Port, Option<&'b Arc<InstalledService>>)> {
+        (self.first..).zip(&self.plan.services).map(|(index, port)| (port, held.0[index]))
+    }
+}
+
+impl Port {
+    /// As it is desired.
+    pub(super) fn service(&self) -> &Service {
+        &self.service
+    }
+}
+
 /// This node among the others, and what it did so far.
 struct Scene<'a> {
     balances: bool,
-    nodes: &'a Nodes<'a>,
+    nodes: &'a Nodes,
     installed: &'a Installed,
 }
 
@@ -137,8 +162,8 @@ impl Scene<'_> {
     }
 
     /// Whether this node sends packets to a host.
-    fn uses(&self, host: &Host<'_>) -> bool {
-        self.balances || host.node.is_some_and(|node| self.nodes.is_own(node))
+    fn uses(&self, host: &Host) -> bool {
+        self.balances || host.node.as_ref().is_some_and(|node| self.nodes.is_own(node))
     }
 
     /// How many checks a source asks for: one for each target of each port.
@@ -193,15 +218,36 @@ impl Checked {
     }
 }
 
-impl Balanced<'_> {
-    /// The services and their backends; `healths` as in [`Checked`].
+impl Scene<'_> {
+    /// What is to be done for a source; `healths` as in [`Checked`], `local`: the addresses of this node.
     fn plan(
+        &self,
+        source: &Source<'_>,
+        addresses: &[IpAddr],
+        healths: &[Option<Health>],
+        local: &BTreeSet<IpAddr>,
+    ) -> Plan {
+        let mut plan = Plan::default();
+        plan.take(source, addresses, local, self.nodes);
+        if self.serves(source) {
+            plan.balance(source, addresses, healths, self);
+        }
+        if !self.balances {
+            plan.backends = Backends { declared: source.hosts.len() as u32, ..Backends::default() };
+        }
+        plan
+    }
+}
+
+impl Plan {
+    /// The services and their backends.
+    fn balance(
         &mut self,
+        source: &Source<'_>,
+        addresses: &[IpAddr],
         mut healths: &[Option<Health>],
         scene: &Scene<'_>,
-        services: &mut Vec<(ServiceKey, Arc<Service>, usize)>,
     ) {
-        let source = &self.source;
         let only = only_family(source);
         let vias = scene.nodes.vias(source, only);
         self.backends.declared = source.hosts.len() as u32;
@@ -212,13 +258,13 @@ impl Balanced<'_> {
             let healths = healths.split_off(..port.targets.len()).unwrap_or_default();
             for family in Family::ALL {
                 let frontends = |scope| -> BTreeSet<_> {
-                    let own = self.addresses.iter().filter(|address| Family::of(**address) == family);
+                    let own = addresses.iter().filter(|address| Family::of(**address) == family);
                     let (protocol, port) = (port.protocol.into(), port.number);
                     own.map(|address| Frontend { address: *address, protocol, port, scope }).collect()
                 };
                 let of_clients = frontends(Scope::All);
                 // The backends count with the service that they are of.
-                let counts_elsewhere = of_clients.is_empty() && only.is_some() && !self.addresses.is_empty();
+                let counts_elsewhere = of_clients.is_empty() && only.is_some() && !addresses.is_empty();
                 // Without a frontend there is no service; its backends count all the same.
                 let key = (!of_clients.is_empty()).then(|| service_key(source, port, family));
                 let before = LazyCell::new(|| scene.installed.services.get(key.as_ref()?));
@@ -227,13 +273,13 @@ impl Balanced<'_> {
                 let mut backends = Vec::with_capacity(port.targets.len());
                 let mut pods = Pods::default();
                 for (index, (at, number)) in port.targets.iter().enumerate() {
-                    let (host, standing) = (source.hosts[*at], &mut standing[*at]);
+                    let (host, standing) = (&source.hosts[*at], &mut standing[*at]);
                     let via = vias.get(*at).copied().flatten();
                     let is_of_service = match via {
                         Some(_) => Family::of(host.address) == family,
                         None => Family::of(host.address) == only.unwrap_or(family) && !counts_elsewhere,
                     };
-                    if !is_of_service || !scene.uses(&host) {
+                    if !is_of_service || !scene.uses(host) {
                         continue;
                     }
                     let endpoint = Endpoint { address: host.address, port: *number };
@@ -276,9 +322,8 @@ impl Balanced<'_> {
                 let mut rules = rules(&source.policy, port, family);
                 let (nodes, own) = pods.levels();
                 let mut add = |key, scope, service| {
-                    let index = services.len();
-                    self.services.push(Port { index, scope, family, serving, weight: healthy_weight });
-                    services.push((key, Arc::new(service), index));
+                    let (service, weight) = (Arc::new(service), healthy_weight);
+                    self.services.push(Port { key, service, scope, family, serving, weight });
                 };
                 if !own.is_empty() {
                     let service = Service {
@@ -308,13 +353,12 @@ impl Balanced<'_> {
         }
         self.backends.healthy = standing.iter().filter(|(up, _)| *up).count() as u32;
         self.backends.unknown = standing.iter().filter(|(_, unknown)| *unknown).count() as u32;
-        self.source.refused.extend(scene.nodes.refusal(&self.source, &vias));
+        self.refused = scene.nodes.refusal(source, &vias);
     }
 
-    /// Adds what a node with these addresses needs that is a backend, whether or not it balances: tunnel ends, or the
+    /// Adds what a node with these local addresses needs that is a backend, whether or not it balances: tunnel ends, or the
     /// VIPs as its own.
-    fn take(&self, local: &BTreeSet<IpAddr>, nodes: &Nodes<'_>, datapath: &mut Desired) {
-        let source = &self.source;
+    fn take(&mut self, source: &Source<'_>, addresses: &[IpAddr], local: &BTreeSet<IpAddr>, nodes: &Nodes) {
         let mode = source.policy.forwarding.datapath_mode();
         if mode.is_translated() {
             return;
@@ -323,14 +367,14 @@ impl Balanced<'_> {
         let plain = source.hosts.iter().filter(|host| host.node.is_none()).map(|host| host.address);
         for local in plain.filter(|address| local.contains(address)) {
             let serves = |vip: &IpAddr| Family::of(local) == only.unwrap_or(Family::of(*vip));
-            let vips = self.addresses.iter().copied().filter(serves);
+            let vips = addresses.iter().copied().filter(serves);
             match mode.is_tunnel() {
-                true => datapath.decap.extend(vips.map(|vip| Decap { local, vip, deliver: false })),
-                false => datapath.local_vips.extend(vips),
+                true => self.decap.extend(vips.map(|vip| Decap { local, vip, deliver: false })),
+                false => self.local_vips.extend(vips),
             }
         }
         if mode.is_tunnel() {
-            datapath.decap.extend(nodes.decap(source, &self.addresses));
+            self.decap.extend(nodes.decap(source, addresses));
         }
     }
 }
@@ -345,7 +389,7 @@ fn only_family(source: &Source<'_>) -> Option<Family> {
 }
 
 /// What else holds for the packets of the service of a port in an address family.
-fn rules(policy: &Policy, port: &sources::Port<'_>, family: Family) -> Rules {
+fn rules(policy: &Policy, port: &sources::Port, family: Family) -> Rules {
     let SourceRanges { allow, deny } = &policy.source_ranges;
     let own = |ranges: &[Cidr]| -> BTreeSet<_> {
         ranges.iter().map(|range| range.0).filter(|range| Family::of(range.addr()) == family).collect()
@@ -373,21 +417,17 @@ fn everybody(family: Family) -> IpNet {
     }
 }
 
-/// By [`Port::index`], the services of which the datapath holds something, with what it holds.
-pub(super) struct Held<'a>(Vec<Option<(&'a Service, &'a InstalledService)>>);
+/// What the datapath holds of the services, by their index among those of all sources.
+pub(super) struct Held<'a>(Vec<Option<&'a Arc<InstalledService>>>);
 
 impl<'a> Held<'a> {
     pub(super) fn new(services: &'a Services<'_>, installed: &'a Installed) -> Self {
         let mut all = vec![None; services.order.len()];
         let held = joined(&services.datapath.services, &installed.services);
-        for ((_, service, held), index) in held.zip(&services.order) {
-            all[*index] = held.map(|held| (&**service, &**held));
+        for ((.., held), index) in held.zip(&services.order) {
+            all[*index] = held;
         }
         Held(all)
-    }
-
-    pub(super) fn get(&self, port: &Port) -> Option<(&'a Service, &'a InstalledService)> {
-        self.0[port.index]
     }
 }
 
@@ -403,7 +443,7 @@ fn was_up(before: Option<&Arc<InstalledService>>, endpoint: Endpoint, weight: u1
 }
 
 /// Name of the service of a port.
-fn service_key(source: &Source<'_>, port: &sources::Port<'_>, family: Family) -> ServiceKey {
+fn service_key(source: &Source<'_>, port: &sources::Port, family: Family) -> ServiceKey {
     let family = match family {
         Family::Ipv4 => "ipv4",
         Family::Ipv6 => "ipv6",

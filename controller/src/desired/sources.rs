@@ -3,6 +3,7 @@ use super::{
     HealthPort, Node,
     endpoints::{Slices, State},
     joined, labels,
+    memory::{Memory, Object, Remembered},
 };
 use crate::{
     api::{
@@ -22,14 +23,15 @@ use k8s_openapi::{
 };
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     iter,
     net::IpAddr,
+    ops::Deref,
     sync::{Arc, LazyLock},
 };
 
 /// Label of a node with its zone.
-const ZONE: &str = "topology.kubernetes.io/zone";
+pub(super) const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// A LoadBalancer or a Service.
 pub(super) struct Source<'a> {
@@ -38,11 +40,17 @@ pub(super) struct Source<'a> {
     pub(super) metadata: &'a ObjectMeta,
     /// Its status as last published.
     pub(super) before: Option<&'a Arc<LoadBalancerStatus>>,
-    pub(super) policy: Cow<'a, Policy>,
+    pub(super) terms: Arc<Terms>,
+}
+
+/// What a source comes to: who serves it, on which ports, and how.
+#[derive(Debug)]
+pub(super) struct Terms {
+    pub(super) policy: PolicyOf,
     /// The ServicePolicies that select it; the first counts.
-    pub(super) policies: Vec<&'a str>,
-    pub(super) hosts: Vec<Host<'a>>,
-    pub(super) ports: Vec<Port<'a>>,
+    pub(super) policies: Vec<String>,
+    pub(super) hosts: Vec<Host>,
+    pub(super) ports: Vec<Port>,
     pub(super) wish: Wish,
     /// Whether only hosts on this node are used, so that a node without any must not announce.
     pub(super) local_only: bool,
@@ -54,21 +62,56 @@ pub(super) struct Source<'a> {
     pub(super) refused: Vec<String>,
 }
 
+impl Deref for Source<'_> {
+    type Target = Terms;
+
+    fn deref(&self) -> &Terms {
+        &self.terms
+    }
+}
+
+/// A policy, where it stands.
+#[derive(Debug)]
+pub(super) enum PolicyOf {
+    /// Nowhere.
+    Default,
+    /// In the LoadBalancer.
+    Balancer(Arc<LoadBalancer>),
+    /// In the ServicePolicy that counts.
+    Selected(Arc<ServicePolicy>),
+    /// One of these, with what the Service itself says.
+    Own(Box<Policy>),
+}
+
+impl Deref for PolicyOf {
+    type Target = Policy;
+
+    fn deref(&self) -> &Policy {
+        match self {
+            PolicyOf::Default => &DEFAULT,
+            PolicyOf::Balancer(object) => &object.spec.policy,
+            PolicyOf::Selected(object) => &object.spec.policy,
+            PolicyOf::Own(policy) => policy,
+        }
+    }
+}
+
 /// Where backends are.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Host<'a> {
+#[derive(Clone, Debug)]
+pub(super) struct Host {
     pub(super) address: IpAddr,
     pub(super) weight: u16,
     /// Whether it may be up at all.
     pub(super) is_up: bool,
     /// The node that delivers to it; none: packets go to it itself, as under NAT all do.
-    pub(super) node: Option<&'a str>,
+    pub(super) node: Option<Arc<str>>,
 }
 
 /// A port, and who serves it.
-pub(super) struct Port<'a> {
+#[derive(Debug)]
+pub(super) struct Port {
     /// Its name, or its number.
-    pub(super) label: Cow<'a, str>,
+    pub(super) label: Box<str>,
     pub(super) protocol: Protocol,
     pub(super) number: u16,
     /// Indices of hosts, and their ports.
@@ -76,6 +119,7 @@ pub(super) struct Port<'a> {
 }
 
 /// The addresses that it wants.
+#[derive(Debug, PartialEq)]
 pub(super) struct Wish {
     pub(super) request: Request,
     pub(super) sharing: Sharing,
@@ -86,22 +130,40 @@ pub(super) struct Wish {
 }
 
 impl<'a> Source<'a> {
-    /// All that there are: the LoadBalancers in the order of their names, then the Services in that of theirs.
-    pub(super) fn all(declared: &'a Declared, node: &Node<'_>) -> Vec<Self> {
-        let slices = Slices::new(declared);
-        let mut policies: Vec<_> = declared.policies.iter().map(|(name, p)| (name.as_str(), &**p)).collect();
-        // Stable: policies of one age stay in the order of their names.
-        policies.sort_by_key(|(_, policy)| created(&policy.metadata));
+    /// All that there are: the LoadBalancers in the order of their names, then the Services in that of theirs. What is
+    /// remembered of each is in `memory` afterwards, in the same order.
+    pub(super) fn all(declared: &'a Declared, node: &Node<'_>, memory: &mut Memory) -> Vec<Self> {
         let statuses = &declared.statuses;
         let balancers = joined(&declared.load_balancers, &statuses.load_balancers);
-        let balancers = balancers
-            .map(|(name, object, before)| Source::of_load_balancer(name, object, before, declared, &slices));
+        let balancers =
+            balancers.map(|(name, object, before)| (Object::LoadBalancer(object), name.as_str(), before));
         let services =
             joined(&declared.services, &statuses.services).filter(|(_, object, _)| is_ours(object));
-        let services = services.filter_map(|(name, object, before)| {
-            Source::of_service(name, object, before, &policies, node, &slices)
-        });
-        balancers.chain(services).collect()
+        let services =
+            services.map(|(name, object, before)| (Object::Service(object), name.as_str(), before));
+        let all: Vec<_> = balancers.chain(services).collect();
+        let known = memory.recall(declared, &all);
+        let stale = all.iter().zip(&known).filter(|(_, known)| known.is_none());
+        let wanted: HashSet<_> = stale.flat_map(|((object, name, _), _)| object.services(name)).collect();
+        let slices = Slices::new(declared, |service| wanted.contains(&service));
+        let mut policies: Vec<_> = declared.policies.iter().collect();
+        // Stable: policies of one age stay in the order of their names.
+        policies.sort_by_key(|(_, policy)| created(&policy.metadata));
+        let mut sources = Vec::with_capacity(all.len());
+        for ((object, name, before), known) in all.into_iter().zip(known) {
+            let terms = || match object {
+                Object::LoadBalancer(object) => {
+                    Some(Terms::of_load_balancer(object, before, declared, &slices))
+                }
+                Object::Service(object) => Terms::of_service(name, object, before, &policies, node, &slices),
+            };
+            let known = known.or_else(|| Some(Remembered::new((object, name, before), terms()?)));
+            let Some(known) = known else { continue };
+            let terms = Arc::clone(&known.terms);
+            memory.sources.push(known);
+            sources.push(Source { kind: object.kind(), name, metadata: object.metadata(), before, terms });
+        }
+        sources
     }
 
     pub(super) fn labels(&self) -> &'a BTreeMap<String, String> {
@@ -133,13 +195,14 @@ impl<'a> Source<'a> {
         let local_endpoints = self.hosts.iter().filter(|host| host.is_up && host.weight > 0).count();
         Some((port, HealthPort { namespace: namespace.to_owned(), name: name.to_owned(), local_endpoints }))
     }
+}
 
+impl Terms {
     fn of_load_balancer(
-        name: &'a str,
-        object: &'a LoadBalancer,
-        before: Option<&'a Arc<LoadBalancerStatus>>,
-        declared: &'a Declared,
-        slices: &Slices<'a>,
+        object: &Arc<LoadBalancer>,
+        before: Option<&Arc<LoadBalancerStatus>>,
+        declared: &Declared,
+        slices: &Slices<'_>,
     ) -> Self {
         let spec = &object.spec;
         let heaviest = spec.backends.iter().map(|backend| backend.weight.get()).max().unwrap_or(0);
@@ -188,7 +251,7 @@ impl<'a> Source<'a> {
             label: port
                 .name
                 .as_ref()
-                .map_or_else(|| port.port.to_string().into(), |name| name.as_str().into()),
+                .map_or_else(|| port.port.to_string().into_boxed_str(), |name| name.as_str().into()),
             protocol: port.protocol,
             number: port.port.get(),
             targets,
@@ -200,12 +263,8 @@ impl<'a> Source<'a> {
                 families: served(&hosts, before.map(|before| &**before)),
             },
         };
-        let mut source = Source {
-            kind: Kind::LoadBalancer,
-            name,
-            metadata: &object.metadata,
-            before,
-            policy: Cow::Borrowed(&spec.policy),
+        let mut terms = Terms {
+            policy: PolicyOf::Balancer(Arc::clone(object)),
             policies: Vec::new(),
             hosts,
             ports: ports.collect(),
@@ -216,18 +275,18 @@ impl<'a> Source<'a> {
             refused,
         };
         if spreads {
-            source.refuse_unreachable();
+            terms.refuse_unreachable();
         }
-        source
+        terms
     }
 
     fn of_service(
-        name: &'a str,
-        object: &'a Service,
-        before: Option<&'a Arc<LoadBalancerStatus>>,
-        policies: &[(&'a str, &'a ServicePolicy)],
+        name: &str,
+        object: &Service,
+        before: Option<&Arc<LoadBalancerStatus>>,
+        policies: &[(&String, &Arc<ServicePolicy>)],
         node: &Node<'_>,
-        slices: &Slices<'a>,
+        slices: &Slices<'_>,
     ) -> Option<Self> {
         let spec = object.spec.as_ref()?;
         let selects = |policy: &ServicePolicy| policy.spec.service_selector.matches(labels(&object.metadata));
@@ -246,7 +305,7 @@ impl<'a> Source<'a> {
         for port in spec.ports.iter().flatten() {
             let number = u16::try_from(port.port).ok().filter(|number| *number > 0);
             let label = port.name.as_deref().filter(|name| !name.is_empty());
-            let label = label.map_or_else(|| port.port.to_string().into(), Cow::Borrowed);
+            let label: Box<str> = label.map_or_else(|| port.port.to_string().into(), Into::into);
             let (Some(protocol), Some(number)) = (protocol(port), number) else {
                 refused.push(format!("port {label}: only TCP and UDP are balanced"));
                 continue;
@@ -255,13 +314,9 @@ impl<'a> Source<'a> {
             let targets = targets.filter_map(|(host, port)| Some((host, port?))).collect();
             ports.push(Port { label, protocol, number, targets });
         }
-        let mut source = Source {
-            kind: Kind::Service,
-            name,
-            metadata: &object.metadata,
-            before,
-            policy: policy(policies.first().map(|(_, policy)| &policy.spec.policy), spec),
-            policies: policies.iter().map(|(name, _)| *name).collect(),
+        let mut terms = Terms {
+            policy: policy(policies.first().map(|(_, policy)| *policy), spec),
+            policies: policies.iter().map(|(name, _)| (*name).clone()).collect(),
             hosts: endpoints.iter().map(|endpoint| host(endpoint, 1)).collect(),
             ports,
             wish: Wish::of_service(object, spec, before),
@@ -270,14 +325,22 @@ impl<'a> Source<'a> {
             health_check_node_port: spec.health_check_node_port.and_then(|port| u16::try_from(port).ok()),
             refused,
         };
-        source.refuse_unreachable();
-        Some(source)
+        terms.refuse_unreachable();
+        Some(terms)
+    }
+
+    /// Whether the same is asked of the pools.
+    pub(super) fn asks_the_same(&self, other: &Terms) -> bool {
+        let frontends = |terms: &Terms| -> Vec<_> {
+            terms.ports.iter().map(|port| (port.protocol, port.number)).collect()
+        };
+        self.wish == other.wish && frontends(self) == frontends(other)
     }
 
     /// Leaves out what the mode of forwarding cannot reach. With direct server return a backend sees the port of the
     /// frontend; a pod sees its own, since its node translates, to which packets have to come in a tunnel.
     fn refuse_unreachable(&mut self) {
-        let Source { policy, hosts, ports, refused, .. } = self;
+        let Terms { policy, hosts, ports, refused, .. } = self;
         let mode = policy.forwarding.mode;
         if !mode.is_direct_return() {
             hosts.iter_mut().for_each(|host| host.node = None);
@@ -323,9 +386,9 @@ fn created(metadata: &ObjectMeta) -> u64 {
     metadata.creation_timestamp.as_ref().map_or(0, seconds)
 }
 
-fn host((address, state, node): (IpAddr, State, Option<&str>), weight: u16) -> Host<'_> {
+fn host((address, state, node): (IpAddr, State, Option<&Arc<str>>), weight: u16) -> Host {
     let weight = if state == State::Draining { 0 } else { weight };
-    Host { address, weight, is_up: state != State::Down, node }
+    Host { address, weight, is_up: state != State::Down, node: node.cloned() }
 }
 
 fn protocol(port: &ServicePort) -> Option<Protocol> {
@@ -338,7 +401,7 @@ fn protocol(port: &ServicePort) -> Option<Protocol> {
 
 /// The families that hosts can serve. One that was given stays while the service stays: backends come and go, and clients
 /// know the address.
-fn served(hosts: &[Host<'_>], before: Option<&LoadBalancerStatus>) -> BTreeSet<Family> {
+fn served(hosts: &[Host], before: Option<&LoadBalancerStatus>) -> BTreeSet<Family> {
     let given = before.into_iter().flat_map(|status| status.addresses.iter().map(|a| a.address.0));
     let addresses = hosts.iter().map(|host| host.address).chain(given);
     let mut families = BTreeSet::new();
@@ -395,8 +458,9 @@ fn families(spec: &ServiceSpec) -> BTreeSet<Family> {
 static DEFAULT: LazyLock<Policy> = LazyLock::new(Policy::default);
 
 /// The policy, with what the Service itself says: its own word counts.
-fn policy<'a>(selected: Option<&'a Policy>, spec: &ServiceSpec) -> Cow<'a, Policy> {
-    let mut policy = Cow::Borrowed(selected.unwrap_or(&DEFAULT));
+fn policy(selected: Option<&Arc<ServicePolicy>>, spec: &ServiceSpec) -> PolicyOf {
+    let shared = selected.map_or(PolicyOf::Default, |selected| PolicyOf::Selected(Arc::clone(selected)));
+    let mut policy = Cow::Borrowed(&*shared);
     if spec.session_affinity.as_deref() == Some("ClientIP") {
         policy.to_mut().affinity = Affinity::ClientIP;
     }
@@ -406,7 +470,10 @@ fn policy<'a>(selected: Option<&'a Policy>, spec: &ServiceSpec) -> Cow<'a, Polic
         // Who was to be let in is not known: to let all in would be worse than to let nobody in.
         Err(_) => policy.to_mut().source_ranges.deny = everybody().collect(),
     }
-    policy
+    match policy {
+        Cow::Borrowed(_) => shared,
+        Cow::Owned(policy) => PolicyOf::Own(Box::new(policy)),
+    }
 }
 
 fn everybody() -> impl Iterator<Item = Cidr> {

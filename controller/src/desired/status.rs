@@ -3,7 +3,9 @@
 use super::{
     Draft, NotAnnounced, addresses, conditions,
     filters::{Filtering, ROOM, Standing},
-    in_use, labels, links, peer_id, pod_cidrs,
+    in_use, labels, links,
+    memory::{Remembered, Said, same},
+    peer_id, pod_cidrs,
     routes::{Announced, Announcements},
     services::{Backends, Balanced, Held},
     sources::Wish,
@@ -19,7 +21,6 @@ use crate::{
 use bgp_speaker::PeerId;
 use ipam::{Assignment, Overlap, Remark, Unassigned};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use lb_bpf::{InstalledService, service::Service};
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
@@ -32,18 +33,20 @@ pub(super) fn status(
     held: &Held<'_>,
     filters: &BTreeSet<String>,
     announcements: &Announcements,
+    remembered: &mut [Remembered],
 ) -> StatusSet {
     let faults = Faults::new(draft);
-    let of_kind = |kind, said: &Statuses<LoadBalancerStatus>| {
-        // Both in the order of the names.
+    let mut of_kind = |kind, said: &Statuses<LoadBalancerStatus>| {
+        // All in the order of the names.
         let mut said = said.iter().peekable();
-        let all = draft.services.all.iter().zip(&announcements.outcomes);
-        let all = all.filter(|(balanced, _)| balanced.source.kind == kind);
-        let status = all.map(|(balanced, outcomes)| {
+        let all = draft.services.all.iter().zip(&announcements.outcomes).zip(&mut *remembered);
+        let all = all.filter(|((balanced, _), _)| balanced.source.kind == kind);
+        let status = all.map(|((balanced, outcomes), remembered)| {
             let name = balanced.source.name;
             while said.next_if(|(other, _)| other.as_str() < name).is_some() {}
             let said = said.next_if(|(other, _)| *other == name).map(|(_, status)| status);
-            (name.to_owned(), load_balancer(draft, &faults, balanced, said, held, outcomes))
+            let of = Standpoint { balanced, said, held, outcomes };
+            (name.to_owned(), of.status(draft, &faults, remembered))
         });
         status.collect()
     };
@@ -92,45 +95,87 @@ impl<'a> Faults<'a> {
     }
 }
 
-fn load_balancer(
-    draft: &Draft<'_>,
-    faults: &Faults<'_>,
-    balanced: &Balanced<'_>,
-    said: Option<&Arc<LoadBalancerStatus>>,
-    held: &Held<'_>,
-    outcomes: &[Result<Announced, NotAnnounced>],
-) -> Arc<LoadBalancerStatus> {
-    let source = &balanced.source;
-    let before = said.or(source.before);
-    let generation = source.metadata.generation;
-    let mut conditions = conditions(draft, before.map(|b| &b.conditions), generation);
-    faults.accepted(source.kind, source.name, &mut conditions);
-    address_assigned(&balanced.assignment, &source.wish, &mut conditions);
-    if source.kind == Kind::Service {
-        policy_applied(&source.policies, &mut conditions);
+/// How a source stands.
+struct Standpoint<'a> {
+    balanced: &'a Balanced<'a>,
+    /// What was said of it last.
+    said: Option<&'a Arc<LoadBalancerStatus>>,
+    held: &'a Held<'a>,
+    outcomes: &'a [Result<Announced, NotAnnounced>],
+}
+
+impl Standpoint<'_> {
+    fn status(
+        &self,
+        draft: &Draft<'_>,
+        faults: &Faults<'_>,
+        remembered: &mut Remembered,
+    ) -> Arc<LoadBalancerStatus> {
+        let Standpoint { balanced, outcomes, .. } = *self;
+        let before = self.said.or(balanced.source.before);
+        let installed = || balanced.services(self.held).map(|(_, held)| held);
+        let is_same = |said: &Said| {
+            Arc::ptr_eq(&said.plan, &balanced.plan)
+                && said.assignment == balanced.assignment
+                && said.installed.iter().zip(installed()).all(|(one, other)| same(one.as_ref(), other))
+                && said.outcomes == outcomes
+        };
+        if let Some(known) = remembered.said(before, is_same) {
+            return known;
+        }
+        let status = self.work_out(draft, faults, before);
+        remembered.say(Said {
+            plan: Arc::clone(&balanced.plan),
+            assignment: Arc::clone(&balanced.assignment),
+            installed: installed().map(Option::<&_>::cloned).collect(),
+            outcomes: outcomes.to_vec(),
+            status: Arc::clone(&status),
+        });
+        status
     }
-    programmed(draft, balanced, held, &mut conditions);
-    healthy(draft, balanced, &mut conditions);
-    announced(balanced, outcomes, &mut conditions);
-    let (backends, healthy_backends) =
-        (balanced.backends.declared.into(), Some(balanced.backends.healthy.into()));
-    // Mostly nothing has changed. Compared, the status need not be built.
-    if let Some(before) = before
-        && before.observed_generation == generation
-        && (before.backends, before.healthy_backends) == (backends, healthy_backends)
-        && addresses::are_listed(&balanced.assignment, before)
-        && conditions.are_unchanged()
-    {
-        return Arc::clone(before);
+
+    fn work_out(
+        &self,
+        draft: &Draft<'_>,
+        faults: &Faults<'_>,
+        before: Option<&Arc<LoadBalancerStatus>>,
+    ) -> Arc<LoadBalancerStatus> {
+        let Standpoint { balanced, held, outcomes, .. } = *self;
+        let source = &balanced.source;
+        let generation = source.metadata.generation;
+        let mut conditions = conditions(draft, before.map(|b| &b.conditions), generation);
+        faults.accepted(source.kind, source.name, &mut conditions);
+        address_assigned(&balanced.assignment, &source.wish, &mut conditions);
+        if source.kind == Kind::Service {
+            policy_applied(&source.policies, &mut conditions);
+        }
+        programmed(draft, balanced, held, &mut conditions);
+        healthy(draft, balanced, &mut conditions);
+        announced(balanced, outcomes, &mut conditions);
+        let Backends { declared, healthy, .. } = balanced.plan.backends;
+        let (backends, healthy_backends) = (declared.into(), Some(healthy.into()));
+        // Mostly nothing has changed. Compared, the status need not be built.
+        if let Some(before) = before
+            && before.observed_generation == generation
+            && (before.backends, before.healthy_backends) == (backends, healthy_backends)
+            && addresses::are_listed(&balanced.assignment, before)
+            && conditions.are_unchanged()
+        {
+            return Arc::clone(before);
+        }
+        Arc::new(LoadBalancerStatus {
+            observed_generation: generation,
+            conditions: conditions.finish(),
+            addresses: addresses::assigned(
+                &balanced.assignment,
+                source.before.map(|b| &**b),
+                draft.observed.now,
+            ),
+            backends,
+            healthy_backends,
+            ..LoadBalancerStatus::default()
+        })
     }
-    Arc::new(LoadBalancerStatus {
-        observed_generation: generation,
-        conditions: conditions.finish(),
-        addresses: addresses::assigned(&balanced.assignment, source.before.map(|b| &**b), draft.observed.now),
-        backends,
-        healthy_backends,
-        ..LoadBalancerStatus::default()
-    })
 }
 
 fn address_assigned(assignment: &Assignment, wish: &Wish, conditions: &mut Conditions<'_>) {
@@ -175,7 +220,7 @@ fn address_assigned(assignment: &Assignment, wish: &Wish, conditions: &mut Condi
 }
 
 /// Which ServicePolicy counts for a Service.
-fn policy_applied(policies: &[&str], conditions: &mut Conditions<'_>) {
+fn policy_applied(policies: &[String], conditions: &mut Conditions<'_>) {
     const TYPE: &str = "PolicyApplied";
     match policies {
         [] => conditions.set(TYPE, true, "Default", "no ServicePolicy selects it: the defaults hold"),
@@ -198,16 +243,18 @@ fn programmed(draft: &Draft<'_>, balanced: &Balanced<'_>, held: &Held<'_>, condi
     if balanced.addresses.is_empty() {
         return conditions.set(TYPE, false, "NoAddress", "no address is in effect");
     }
-    let is_held =
-        |(wanted, held): (&Service, &InstalledService)| held.frontends.is_superset(&wanted.frontends);
-    let held = balanced.services.iter().filter(|port| held.get(port).is_some_and(is_held)).count();
-    let of = balanced.services.len();
-    let mut message = format!("{held} of {of} services installed");
-    for refused in &balanced.source.refused {
+    let (mut installed, mut of) = (0, 0);
+    for (port, held) in balanced.services(held) {
+        of += 1;
+        installed += u32::from(held.is_some_and(|h| h.frontends.is_superset(&port.service().frontends)));
+    }
+    let mut message = format!("{installed} of {of} services installed");
+    let refused = balanced.source.refused.iter().chain(&balanced.plan.refused);
+    for refused in refused.clone() {
         message += &format!("; {refused}");
     }
-    match held == of {
-        _ if !balanced.source.refused.is_empty() => conditions.set(TYPE, false, "Refused", message),
+    match installed == of {
+        _ if refused.count() > 0 => conditions.set(TYPE, false, "Refused", message),
         true => conditions.set(TYPE, true, "Installed", message),
         false => conditions.set(TYPE, false, "NotInstalled", message),
     }
@@ -215,7 +262,7 @@ fn programmed(draft: &Draft<'_>, balanced: &Balanced<'_>, held: &Held<'_>, condi
 
 fn healthy(draft: &Draft<'_>, balanced: &Balanced<'_>, conditions: &mut Conditions<'_>) {
     const TYPE: &str = "Healthy";
-    let Backends { declared, healthy, unknown, failed } = balanced.backends;
+    let Backends { declared, healthy, unknown, failed } = balanced.plan.backends;
     if !draft.node.balances {
         return conditions.set(TYPE, Verdict::Unknown, "NodeNotSelected", "this node checks nothing");
     }
@@ -280,13 +327,13 @@ fn pools(draft: &Draft<'_>, faults: &Faults<'_>) -> Statuses<AddressPoolStatus> 
         let mut conditions = conditions(draft, before.map(|b| &b.conditions), generation);
         faults.accepted(Kind::AddressPool, name, &mut conditions);
         let mut status = AddressPoolStatus { observed_generation: generation, ..Default::default() };
-        if let Some(usage) = draft.assignments.pools.get(name.as_str()) {
+        if let Some(usage) = draft.given.assignments.pools.get(name.as_str()) {
             status.ipv4 = addresses::counts(&usage.ipv4);
             status.ipv6 = addresses::counts(&usage.ipv6);
-            status.released = addresses::released(&draft.assignments, object);
+            status.released = addresses::released(&draft.given.assignments, object);
             status.in_use = in_use::ranges(object, in_effect(draft).map(|address| (address, address)));
             available(object, "addresses", &status, &mut conditions);
-            disjoint(name, &draft.assignments.overlaps, &mut conditions);
+            disjoint(name, &draft.given.assignments.overlaps, &mut conditions);
         }
         if let Some(usage) = draft.blocks.pools.get(name.as_str()) {
             status.ipv4 = addresses::counts(&usage.ipv4);

@@ -18,9 +18,12 @@ use std::{
     io,
     os::fd::{AsFd, BorrowedFd},
     path::Path,
-    sync::atomic::{
-        AtomicU64,
-        Ordering::{Acquire, Relaxed, Release},
+    sync::{
+        Arc,
+        atomic::{
+            AtomicU64,
+            Ordering::{Acquire, Relaxed, Release},
+        },
     },
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -56,8 +59,7 @@ plain!(FlowKey, FlowEntry, ReverseEntry, DecapKey, Config, Counter, DropKey, Fil
 pub struct KernelMaps {
     sizes: Sizes,
     cpus: usize,
-    vips: raw::Mapping,
-    vip_index: raw::Mapping,
+    memory: Memory,
     unused: Unused,
     names: HashMap<MapData, u32, Name>,
     decap: HashMap<MapData, Plain<DecapKey>, u32>,
@@ -72,15 +74,43 @@ pub struct KernelMaps {
     filter_counters: PerCpuArray<MapData, Plain<Counter>>,
     service_drops: PerCpuHashMap<MapData, Plain<DropKey>, Plain<Counter>>,
     events: MapData,
-    slots: raw::Mapping,
-    backends: raw::Mapping,
+}
+
+/// The maps that are memory. Clones are the same memory.
+#[derive(Clone)]
+struct Memory {
+    vips: Arc<raw::Mapping>,
+    vip_index: Arc<raw::Mapping>,
+    slots: Arc<raw::Mapping>,
+    backends: Arc<raw::Mapping>,
+}
+
+impl Memory {
+    fn frontends(&self) -> VipIndex<'_, [AtomicU64]> {
+        VipIndex { index: self.vip_index.words(), vips: self.vips.words() }
+    }
 }
 
 impl KernelMaps {
     /// Takes the maps that `take` gives by name: those of [`map`], but for what only the kernel program uses
     /// (`fragments`, `icmp_limits`, `recent`), and `names` and `filter_names`. Tells the kernel program how long `vip_index` and
     /// `recent` are.
-    pub fn new(mut take: impl FnMut(&'static str) -> Result<MapData, MapError>) -> Result<Self, MapError> {
+    pub fn new(take: impl FnMut(&'static str) -> Result<MapData, MapError>) -> Result<Self, MapError> {
+        Self::open(None, take)
+    }
+
+    /// The same maps once more, which `take` gives as before.
+    pub(crate) fn again(
+        &self,
+        take: impl FnMut(&'static str) -> Result<MapData, MapError>,
+    ) -> Result<Self, MapError> {
+        Self::open(Some(self.memory.clone()), take)
+    }
+
+    fn open(
+        memory: Option<Memory>,
+        mut take: impl FnMut(&'static str) -> Result<MapData, MapError>,
+    ) -> Result<Self, MapError> {
         let (vips, slots, backends) = (take("vips")?, take("slots")?, take("backends")?);
         let (flows, decap) = (take("flows")?, take("decap")?);
         let (ranges, filters, vip_index) = (take("ranges")?, take("filters")?, take("vip_index")?);
@@ -98,21 +128,26 @@ impl KernelMaps {
             return Err(MapError::new("vip_index", "open", io::ErrorKind::InvalidData));
         }
         let map = |map: &'static str, data: &MapData, words: usize| {
-            raw::Mapping::new(data.fd().as_fd(), words).map_err(|error| MapError::new(map, "mmap", error))
+            let mapping = raw::Mapping::new(data.fd().as_fd(), words);
+            mapping.map(Arc::new).map_err(|error| MapError::new(map, "mmap", error))
+        };
+        let memory = match memory {
+            Some(memory) => memory,
+            None => Memory {
+                vips: map("vips", &vips, sizes.vips as usize * vip_index::WORDS)?,
+                vip_index: map("vip_index", &vip_index, words as usize)?,
+                slots: map("slots", &slots, sizes.slots as usize)?,
+                backends: map("backends", &backends, sizes.backends as usize * WORDS)?,
+            },
         };
         let cpus =
             aya::util::nr_cpus().map_err(|(path, error)| MapError::new("backend_counters", path, error))?;
-        let vips = map("vips", &vips, sizes.vips as usize * vip_index::WORDS)?;
-        let vip_index = map("vip_index", &vip_index, words as usize)?;
-        let unused = VipIndex { index: vip_index.words(), vips: vips.words() }.unused();
+        let unused = memory.frontends().unused();
         let mut maps = KernelMaps {
             sizes,
             cpus,
-            vips,
-            vip_index,
+            memory,
             unused,
-            slots: map("slots", &slots, sizes.slots as usize)?,
-            backends: map("backends", &backends, sizes.backends as usize * WORDS)?,
             names: hash("names", take("names")?)?,
             decap: hash("decap", decap)?,
             flows: hash("flows", flows)?,
@@ -137,7 +172,7 @@ impl KernelMaps {
 
     /// See [`Config::vip_mask`].
     fn vip_mask(&self) -> u32 {
-        self.vip_index.words().len() as u32 - 1
+        self.memory.vip_index.words().len() as u32 - 1
     }
 
     /// See [`Config::recent_mask`].
@@ -151,10 +186,6 @@ impl KernelMaps {
         let fd = fd.map_err(|error| MapError::new(map::EVENTS, "open", error))?;
         let data = MapData::from_fd(fd).map_err(of(map::EVENTS, "open"))?;
         RingBuf::try_from(Map::RingBuf(data)).map_err(of(map::EVENTS, "open"))
-    }
-
-    fn frontends(&self) -> VipIndex<'_, [AtomicU64]> {
-        VipIndex { index: self.vip_index.words(), vips: self.vips.words() }
     }
 
     fn write_backend(&self, index: u32, backend: &Backend) -> Result<(), MapError> {
@@ -189,11 +220,11 @@ impl KernelMaps {
 
     fn backend_words(&self, index: u32) -> Result<&[AtomicU64], MapError> {
         let at = index as usize * WORDS;
-        self.backends.words().get(at..at + WORDS).ok_or_else(|| outside("backends"))
+        self.memory.backends.words().get(at..at + WORDS).ok_or_else(|| outside("backends"))
     }
 
     fn slot_words(&self, base: u32, size: usize) -> Result<&[AtomicU64], MapError> {
-        self.slots.words().get(base as usize..base as usize + size).ok_or_else(|| outside("slots"))
+        self.memory.slots.words().get(base as usize..base as usize + size).ok_or_else(|| outside("slots"))
     }
 }
 
@@ -203,7 +234,7 @@ impl Maps for KernelMaps {
     }
 
     fn vip(&self, key: &VipKey) -> Result<Option<Vip>, MapError> {
-        Ok(self.frontends().get(key))
+        Ok(self.memory.frontends().get(key))
     }
 
     fn backend(&self, index: u32) -> Result<Option<Backend>, MapError> {
@@ -219,11 +250,11 @@ impl Maps for KernelMaps {
     }
 
     fn vips(&self) -> Result<BTreeMap<VipKey, Vip>, MapError> {
-        Ok(self.frontends().list())
+        Ok(self.memory.frontends().list())
     }
 
     fn learning(&self) -> Result<BTreeMap<VipKey, u32>, MapError> {
-        Ok(self.frontends().learning())
+        Ok(self.memory.frontends().learning())
     }
 
     fn slots(&self, base: u32, size: u32) -> Result<Vec<Slot>, MapError> {
@@ -232,7 +263,7 @@ impl Maps for KernelMaps {
     }
 
     fn backends(&self) -> Result<BTreeMap<u32, Backend>, MapError> {
-        let entries = (0..).zip(self.backends.words().chunks_exact(WORDS));
+        let entries = (0..).zip(self.memory.backends.words().chunks_exact(WORDS));
         let backends = entries.map(|(index, words)| (index, copy(words)));
         Ok(backends.filter(|(_, backend)| backend.mode != 0).collect())
     }
@@ -363,15 +394,15 @@ impl Maps for KernelMaps {
             }
             Op::RemoveName(id) => ignore_absent(self.names.remove(id), "names")?,
             Op::SetVip(key, vip) => {
-                let frontends = VipIndex { index: self.vip_index.words(), vips: self.vips.words() };
+                let frontends = self.memory.frontends();
                 frontends.set(key, *vip, edition(), &mut self.unused)?;
             }
             Op::SetLearning(key, until) => {
-                let frontends = VipIndex { index: self.vip_index.words(), vips: self.vips.words() };
+                let frontends = self.memory.frontends();
                 frontends.set_learning(key, *until);
             }
             Op::RemoveVip(key) => {
-                let frontends = VipIndex { index: self.vip_index.words(), vips: self.vips.words() };
+                let frontends = self.memory.frontends();
                 frontends.remove(key, &mut self.unused);
             }
             Op::SetDecap(key, value) => {

@@ -310,7 +310,7 @@ fn frontends_outlive_the_process() {
     assert_eq!(kernel.config().unwrap().vip_mask, 31);
     let before = kernel.vips().unwrap();
     assert_eq!((before.len(), before[&key(5)]), (6, vip(9)));
-    kernel.unused = kernel.frontends().unused();
+    kernel.unused = kernel.memory.frontends().unused();
     kernel.apply(&Op::RemoveVip(key(0))).unwrap();
     kernel.apply(&Op::SetVip(key(6), vip(1))).unwrap();
     assert_eq!(kernel.vips().unwrap().len(), 6);

@@ -18,6 +18,7 @@ mod routes;
 mod services;
 mod sources;
 mod speaker;
+mod spill;
 mod status;
 
 pub use cluster::cluster;
@@ -122,6 +123,7 @@ impl<'a> Draft<'a> {
             balances: node.balances,
             addresses: observed.node.addresses.clone(),
             faults: observed.faults.clone(),
+            links: spill::links(&declared.cluster_links),
         });
         let sources = sources::Source::all(declared, &node, &mut memory);
         let given = memory.give(declared, observed, || addresses::assign(declared, &sources, observed));

@@ -259,7 +259,6 @@ impl Faults {
                 }
             }
         }
-        self.not_yet(policy.clusters.is_some(), "policy.clusters");
         if let Some(check) = &policy.health_check {
             self.health_check(check);
         }

@@ -13,6 +13,7 @@ use std::{fmt, io, ops::ControlFlow, path::PathBuf, process::ExitCode};
 
 mod agent;
 mod bgp;
+mod clusters;
 mod controller;
 mod crds;
 mod demo;
@@ -128,6 +129,7 @@ enum Command {
     Validate(validate::Args),
     Get(get::Args),
     Services(services::Args),
+    Clusters(clusters::Args),
     Trace(trace::Args),
     Flows(flows::Args),
     Bgp(bgp::Args),
@@ -156,6 +158,7 @@ impl Command {
             Command::Validate(args) => args.run(),
             Command::Get(args) => args.run(),
             Command::Services(args) => args.run(),
+            Command::Clusters(args) => args.run(),
             Command::Trace(args) => args.run(),
             Command::Flows(args) => args.run(),
             Command::Bgp(args) => args.run(),

@@ -115,7 +115,7 @@ mod tests {
             sums[*number] += if target.up { u64::from(target.weight) } else { 0 };
         }
         let all: u64 = sums.iter().sum();
-        sums.into_iter().map(|sum| if all == 0 { 0 } else { (100 * sum + all / 2) / all }).collect()
+        sums.into_iter().map(|sum| (100 * sum + all / 2).checked_div(all).unwrap_or(0)).collect()
     }
 
     /// Weights by address, of the only service.

@@ -1,8 +1,9 @@
 //! What the servers read: the view of the reconcile loop, the store's faults, the speaker.
 use super::{
     families::{ConditionRow, Facts},
+    links::link_rows,
     node_state::node_state,
-    rows::{InstanceStatus, InterfaceRow, ServiceRow, TraceRow},
+    rows::{InstanceStatus, InterfaceRow, LinkRow, ServiceRow, TraceRow},
     services::{service_rows, trace_row},
 };
 use crate::{
@@ -80,6 +81,12 @@ impl Instance {
     /// The services of the datapath.
     pub(super) fn services(&self) -> Vec<ServiceRow> {
         service_rows(&self.view.borrow())
+    }
+
+    /// Links to other clusters.
+    pub(super) fn links(&self) -> Vec<LinkRow> {
+        let view = self.view.borrow();
+        link_rows(&view.declared, &view.desired.status.cluster_links, host::now())
     }
 
     /// What the kernel would do with a packet now. Reads maps: may take some milliseconds.

@@ -129,6 +129,11 @@ impl Known {
         self.services_of_slices.clear();
     }
 
+    /// How many objects are known.
+    pub(super) fn len(&self) -> usize {
+        self.exports.len() + self.services.len() + self.services_of_slices.len()
+    }
+
     /// What is exported.
     pub(super) fn exports(&self) -> Exports {
         let export = |(name, declared): (&String, &Declared)| {
@@ -186,7 +191,7 @@ mod tests {
         known.forget_service(&metadata("a"));
         assert_eq!(known.exports()["n/a"].service, Err(Invalid::NoService));
         known.forget_export(&metadata("a"));
-        assert!(known.exports().is_empty());
+        assert_eq!((known.exports().len(), known.len()), (0, 0));
     }
 
     /// What a cluster keeps of an endpoint of another one.

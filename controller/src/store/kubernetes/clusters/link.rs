@@ -33,6 +33,10 @@ const ASK: Duration = Duration::from_secs(1);
 const SOON: Duration = Duration::from_millis(250);
 /// Out of reach, a cluster is tried at least so often.
 const LATEST: Duration = Duration::from_secs(1);
+/// Most objects of a cluster that are kept; of one that has more nothing new is taken in.
+const MOST: usize = 400_000;
+/// A cluster that has more is tried again after this.
+const LATER: Duration = Duration::from_secs(60);
 /// Objects of one page of a list.
 const PAGE: u32 = 500;
 /// Changes are at rest when nothing happens for so long.
@@ -40,6 +44,8 @@ const QUIET: Duration = Duration::from_millis(5);
 /// Changes that never rest are told after so long.
 const PATIENCE: Duration = Duration::from_millis(50);
 
+/// The reason of a cluster that is too large.
+const TOO_LARGE: &str = "TooLarge";
 /// Most characters of what a cluster says that are passed on.
 const LONGEST: usize = 300;
 
@@ -84,7 +90,10 @@ pub(super) async fn follow(
         };
         let Err((reason, message)) = ended;
         report.send_modify(|report| report.connected = Some(Err((reason, message.clone()))));
-        let pause = jittered(trouble.again(SOON, LATEST));
+        let pause = jittered(match reason {
+            TOO_LARGE => LATER,
+            _ => trouble.again(SOON, LATEST),
+        });
         trouble.say(
             &format!("ClusterLink/{cluster}: out of reach; what is known of it stays for a while"),
             &message,
@@ -135,6 +144,9 @@ async fn session(
             event = news.try_next() => match event {
                 Ok(Some(event)) => {
                     take(&mut known, &mut listed, event);
+                    if known.len() > MOST {
+                        return Err((TOO_LARGE, format!("it has more than {MOST} Services, ServiceExports and EndpointSlices")));
+                    }
                     let now = Instant::now();
                     tell = Some((now + QUIET, tell.map_or(now + PATIENCE, |(_, latest)| latest)));
                 }

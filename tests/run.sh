@@ -11,7 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # Debian packages: of the demo; routers and tools of the lab and its bench; the compiler of the kernel programs.
 PACKAGES="gcc g++ libc6-dev frr iproute2 ethtool curl ca-certificates
-    bird2 gobgpd openbgpd tshark jq nftables haproxy bpftool procps iputils-ping tcpdump iperf3
+    bird2 gobgpd openbgpd tshark jq nftables haproxy bpftool procps iputils-ping tcpdump iperf3 openssl
     rustc-web cargo-web rust-web-src llvm python3-venv
     podman buildah runc systemd"
 BPF_LINKER_VERSION=0.13.0

@@ -1,4 +1,4 @@
-//! `fairlead controller`: gives addresses to the services of a cluster and writes statuses, if it leads.
+//! `fairlead controller`: gives addresses to the services of a cluster or fleet and writes statuses, if it leads.
 //!
 //! ```text
 //! snapshot ─┐
@@ -7,14 +7,14 @@
 //! ```
 use crate::{
     declared::Declared,
-    desired::{self, Fleet, NodeReports},
+    desired::{self, ClusterMemory, Fleet, NodeReports},
     host,
     observed::Observed,
     serve::{serve, socket::bind_tcp},
     standalone::StartError,
     status::StatusSet,
     store::{
-        KubernetesStore, Store, StoreError,
+        EtcdStore, KubernetesStore, SharedStore, Store, StoreError, etcd,
         kubernetes::{Access, Role},
     },
 };
@@ -52,16 +52,28 @@ const FIRST_RETRY: Duration = Duration::from_millis(500);
 /// What `fairlead controller` was told.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How to reach the API server: see [`Access::new`].
-    pub kubeconfig: Option<PathBuf>,
-    /// Where the Lease is.
-    pub namespace: Option<String>,
-    /// Services that name no class are ours.
-    pub default_class: bool,
-    /// What this cluster is called, where no ClusterProperty says so.
-    pub cluster_name: Option<String>,
+    /// Where objects come from.
+    pub source: Source,
     /// Where metrics and health are served.
     pub metrics: SocketAddr,
+}
+
+/// Where objects come from, and statuses go.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// An API server. See [`Access::new`].
+    Kubernetes {
+        /// How to reach it.
+        kubeconfig: Option<PathBuf>,
+        /// Where the Lease is.
+        namespace: Option<String>,
+        /// Services that name no class are ours.
+        default_class: bool,
+        /// What this cluster is called, where no ClusterProperty says so.
+        cluster_name: Option<String>,
+    },
+    /// An etcd cluster.
+    Etcd(etcd::Options),
 }
 
 /// Runs until SIGTERM or SIGINT; then another one may lead at once.
@@ -72,17 +84,15 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let caught = || Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?));
     let (mut terminate, mut interrupt) =
         caught().map_err(|source| StartError::Host { what: "catching signals", source })?;
-    let access = Access::new(options.kubeconfig.as_deref(), options.namespace).await?;
-    let access = access.with_default_class(options.default_class).with_cluster_name(options.cluster_name);
     let address = options.metrics;
     let socket = bind_tcp(address).await.map_err(|source| StartError::Metrics { address, source })?;
     let identity = identity().map_err(|source| StartError::Host { what: "choosing an identity", source })?;
-    let store = Arc::new(KubernetesStore::start(&access, Role::Controller, &identity)?);
+    let store = open(&options.source, &identity).await?;
     let facts = Facts::new(Arc::clone(&store))?;
     let mut parts = JoinSet::new();
     parts.spawn(serve(socket, router(facts.clone())));
     parts.spawn(reconcile(Arc::clone(&store), facts));
-    tracing::info!(identity, namespace = access.namespace(), metrics = %address, version = env!("CARGO_PKG_VERSION"), "started");
+    tracing::info!(identity, source = ?options.source, metrics = %address, version = env!("CARGO_PKG_VERSION"), "started");
     let outcome = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
@@ -98,13 +108,28 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     outcome
 }
 
+async fn open(source: &Source, identity: &str) -> Result<Arc<dyn SharedStore>, StartError> {
+    Ok(match source {
+        Source::Kubernetes { kubeconfig, namespace, default_class, cluster_name } => {
+            let access = Access::new(kubeconfig.as_deref(), namespace.clone()).await?;
+            let access = access.with_default_class(*default_class).with_cluster_name(cluster_name.clone());
+            Arc::new(KubernetesStore::start(&access, Role::Controller, identity)?)
+        }
+        Source::Etcd(options) => {
+            let access = etcd::Access::new(options)?;
+            Arc::new(EtcdStore::start(&access, Role::Controller, identity, etcd::Registration::default())?)
+        }
+    })
+}
+
 /// Brings the statuses of the cluster to what they should be, for ever; while the store does not lead, does nothing.
-pub async fn reconcile(store: Arc<impl Store>, facts: Facts) {
+pub async fn reconcile(store: Arc<impl Store + ?Sized>, facts: Facts) {
     let (mut snapshots, mut leader, mut faults) = (store.watch(), store.leader(), store.faults());
     let mut declared: Option<Arc<Declared>> = None;
     let (mut retry, mut next) = (FIRST_RETRY, Instant::now() + SLOWEST);
     // Whether a set was published since this process leads.
     let mut has_published = false;
+    let mut memory = ClusterMemory::default();
     let (mut fleet, mut sums) = (Fleet::default(), tokio::time::interval(SUM));
     sums.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // Of which snapshot and which reports the last sum was.
@@ -142,7 +167,7 @@ pub async fn reconcile(store: Arc<impl Store>, facts: Facts) {
             takes_over: !has_published,
             ..Observed::default()
         };
-        let mut statuses: StatusSet = desired::cluster(declared, &observed);
+        let mut statuses: StatusSet = desired::cluster_remembering(declared, &observed, &mut memory);
         if let Some((generation, reports)) = reports {
             facts.count(&reports);
             fleet.sum_up(declared, &observed, &reports, &mut statuses);
@@ -193,7 +218,7 @@ impl Facts {
     ///
     /// # Errors
     /// The metrics make no sense: a defect.
-    pub fn new(store: Arc<impl Store>) -> prometheus::Result<Self> {
+    pub fn new(store: Arc<impl Store + ?Sized>) -> prometheus::Result<Self> {
         let facts = Facts {
             registry: Registry::new(),
             passes: IntCounter::new("fairlead_passes_total", "Passes of the reconcile loop.")?,
@@ -250,7 +275,7 @@ async fn metrics(State(facts): State<Facts>) -> impl IntoResponse {
 async fn ready(State(facts): State<Facts>) -> (StatusCode, &'static str) {
     match *facts.is_ready.borrow() {
         true => (StatusCode::OK, "ok\n"),
-        false => (StatusCode::SERVICE_UNAVAILABLE, "the API server has not told everything yet\n"),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "the store has not told everything yet\n"),
     }
 }
 

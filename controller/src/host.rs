@@ -29,6 +29,21 @@ pub fn addresses() -> io::Result<BTreeSet<IpAddr>> {
     Ok(addresses.filter(|a| !is_local_only(*a)).collect())
 }
 
+/// Addresses of these interfaces that others can reach, interface by interface, in the order that the kernel has them.
+pub fn addresses_of(interfaces: &[String]) -> io::Result<Vec<IpAddr>> {
+    let mut found: Vec<_> = getifaddrs()?
+        .filter_map(|own| {
+            let place = interfaces.iter().position(|name| *name == own.interface_name)?;
+            let address = own.address?;
+            let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+            Some((place, v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))?))
+        })
+        .filter(|(_, address)| !is_local_only(*address))
+        .collect();
+    found.sort_by_key(|(place, _)| *place);
+    Ok(found.into_iter().map(|(_, address)| address).collect())
+}
+
 /// Interface of the default route with the lowest metric, IPv4 before IPv6; none: there is no such route.
 pub fn default_interface() -> io::Result<Option<String>> {
     // IPv6 may be switched off: its file is not there then.

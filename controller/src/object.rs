@@ -142,6 +142,18 @@ pub(crate) fn parse_object(tree: &Value) -> Result<(String, Object), Fault> {
     parse_document(tree).map_err(fault)?.ok_or_else(|| Fault::object("", None, "is empty"))
 }
 
+/// The objects of a file that is valid, with their names and as they are written; what is not valid is left out.
+pub fn documents(text: &str) -> Vec<(String, Object, Value)> {
+    let budget = Budget::default();
+    let trees = serde_yaml_ng::Deserializer::from_str(text)
+        .map_while(|document| Tree(&budget).deserialize(document).ok());
+    let objects = trees.filter_map(|tree| {
+        let (name, object) = parse_document(&tree).ok()??;
+        Some((name, object, tree))
+    });
+    objects.collect()
+}
+
 /// The first document, from 1, with more than [`MAX_BRACKETS`]. A line `---` starts a document, or is an error
 /// that ends the reading.
 fn document_with_too_many_brackets(text: &str) -> Option<usize> {

@@ -1,7 +1,7 @@
-//! `fairlead standalone` and `fairlead agent`: one node from a directory of files, or of a cluster. Checks what it was told,
+//! `fairlead standalone` and `fairlead agent`: one node from a directory of files, or of a cluster or fleet. Checks what it was told,
 //! wires the store, the datapath, the speaker and the reconcile loop, serves, and waits for a signal.
 //!
-//! Until the directory has been valid once, or the API server has told everything, there is no snapshot, and so no pass:
+//! Until the directory has been valid once, or the shared store has told everything, there is no snapshot, and so no pass:
 //! what the process before left in the kernel goes on as it is.
 use crate::{
     appliers::ThisHost,
@@ -18,7 +18,7 @@ use crate::{
         socket::{ApiSocket, SocketError, bind_tcp},
     },
     store::{
-        FileStore, KubernetesStore, Store, StoreError,
+        EtcdStore, FileStore, KubernetesStore, SharedStore, Store, StoreError, etcd,
         kubernetes::{Access, Role},
     },
     succession,
@@ -30,6 +30,7 @@ use nix::{
     unistd::geteuid,
 };
 use std::{
+    collections::BTreeMap,
     ffi::OsStr,
     fs, io,
     net::SocketAddr,
@@ -66,6 +67,13 @@ pub enum Source {
         namespace: Option<String>,
         /// Services that name no class are ours.
         default_class: bool,
+    },
+    /// `fairlead agent --store etcd`.
+    Etcd {
+        /// How to reach it.
+        options: etcd::Options,
+        /// Labels of this node.
+        labels: BTreeMap<String, String>,
     },
 }
 
@@ -200,7 +208,7 @@ async fn instance(
     let metrics_socket = bind_tcp(options.metrics)
         .await
         .map_err(|source| StartError::Metrics { address: options.metrics, source })?;
-    let (store, cluster) = open(&options.source, &node).await?;
+    let (store, shared) = open(&options.source, &node, &interfaces).await?;
     let pin_dir = Path::new(PIN_DIR).join(&node);
     let datapath = Datapath::open(lb_bpf::datapath::Options {
         pin_dir,
@@ -239,8 +247,8 @@ async fn instance(
         flows: flows.clone(),
     };
     let mut parts = JoinSet::new();
-    if let Some(cluster) = cluster {
-        parts.spawn(node_state::tell(instance.clone(), cluster));
+    if let Some(shared) = shared {
+        parts.spawn(node_state::tell(instance.clone(), shared));
     }
     parts.spawn(serve_health_ports(instance.view.clone()));
     parts.spawn(serve(api_socket, api::router(instance.clone())));
@@ -295,11 +303,12 @@ async fn instance(
     outcome.map(|_| None)
 }
 
-/// The store; that of a cluster as such, too.
+/// The store; one that is shared as such, too.
 async fn open(
     source: &Source,
     node: &str,
-) -> Result<(Arc<dyn Store>, Option<Arc<KubernetesStore>>), StartError> {
+    interfaces: &[String],
+) -> Result<(Arc<dyn Store>, Option<Arc<dyn SharedStore>>), StartError> {
     match source {
         Source::Files { config_dir, state_dir } => {
             Ok((Arc::new(FileStore::open(config_dir, state_dir)?), None))
@@ -308,6 +317,12 @@ async fn open(
             let access = Access::new(kubeconfig.as_deref(), namespace.clone()).await?;
             let access = access.with_default_class(*default_class);
             let store = Arc::new(KubernetesStore::start(&access, Role::Agent, node)?);
+            Ok((Arc::clone(&store) as Arc<dyn Store>, Some(store)))
+        }
+        Source::Etcd { options, labels } => {
+            let access = etcd::Access::new(options)?;
+            let registration = etcd::Registration { labels: labels.clone(), interfaces: interfaces.to_vec() };
+            let store = Arc::new(EtcdStore::start(&access, Role::Agent, node, registration)?);
             Ok((Arc::clone(&store) as Arc<dyn Store>, Some(store)))
         }
     }
@@ -319,7 +334,9 @@ async fn probe(options: &Options, succession: &Succession) -> Result<(), String>
         Source::Files { config_dir, .. } => {
             succession::probe(succession, &[OsStr::new("validate"), config_dir.as_os_str()]).await
         }
-        Source::Kubernetes { .. } => succession::probe(succession, &[OsStr::new("--version")]).await,
+        Source::Kubernetes { .. } | Source::Etcd { .. } => {
+            succession::probe(succession, &[OsStr::new("--version")]).await
+        }
     }
 }
 
@@ -363,7 +380,7 @@ struct Checked {
 fn check(options: &Options) -> Result<Checked, StartError> {
     let command = match options.source {
         Source::Files { .. } => "standalone",
-        Source::Kubernetes { .. } => "agent",
+        Source::Kubernetes { .. } | Source::Etcd { .. } => "agent",
     };
     if !geteuid().is_root() {
         return Err(StartError::NotRoot { command });

@@ -15,7 +15,7 @@ use std::{hint::black_box, net::Ipv4Addr, sync::Arc, time::Instant};
 
 fn main() {
     let mut desired = desired();
-    let hops = hops();
+    let hops = Arc::new(hops());
     let (floor, _) = time(|| black_box(anew(&desired)));
     println!("{SERVICES} services of {BACKENDS} backends                   ms   x floor");
     let print = |what: &str, ms: f64, ops: usize| {
@@ -59,7 +59,7 @@ fn main() {
 
 /// Plans and applies that one backend of a service goes down or comes back; the least milliseconds of
 /// both in some runs, and the number of slots.
-fn change_one_of(backends: u32, hops: &NextHops) -> (f64, f64, usize) {
+fn change_one_of(backends: u32, hops: &Arc<NextHops>) -> (f64, f64, usize) {
     const RUNS: usize = 21;
     let mut maps = FakeMaps::new(SIZES);
     let mut state = restore(&maps);
@@ -84,8 +84,10 @@ fn restore(maps: &FakeMaps) -> State {
     State::restore(maps).unwrap_or_else(|error| panic!("{error}"))
 }
 
-fn plan(state: &mut State, maps: &FakeMaps, desired: &Desired, hops: &NextHops) -> Vec<Op> {
-    state.plan(maps, desired, hops, Now(1_000_000)).unwrap_or_else(|error| panic!("{error}"))
+fn plan(state: &mut State, maps: &FakeMaps, desired: &Desired, hops: &Arc<NextHops>) -> Vec<Op> {
+    let changes = state.compare(desired);
+    let plan = state.plan_changes(maps, changes, hops, Now(1_000_000));
+    plan.unwrap_or_else(|error| panic!("{error}")).ops
 }
 
 fn hops() -> NextHops {

@@ -126,7 +126,8 @@ impl Datapath {
         let changes = state.compare(desired);
         let is_first = changes.is_first();
         self.resolver.heed(&desired.tunnel_protocols());
-        let hops = self.resolver.resolve(&state.addresses(&changes)).await?;
+        let hops = self.resolver.resolve(state.addresses(&changes).as_ref()).await?;
+        state.addresses_are_known();
         let ends = desired.decap.iter().filter(|end| !end.deliver).map(|end| end.vip);
         let vips: BTreeSet<IpAddr> = ends.chain(desired.local_vips.iter().copied()).collect();
         loopback::add(self.resolver.handle(), &vips).await?;

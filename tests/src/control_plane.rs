@@ -26,7 +26,7 @@ use std::{
 
 mod api;
 mod proxy;
-mod server;
+pub(crate) mod server;
 
 pub use api::{Answer, Api};
 pub use proxy::{Fault, Proxy, Request};
@@ -248,7 +248,7 @@ fn api_server_arguments(dir: &Path, address: SocketAddr) -> Vec<String> {
 }
 
 /// A port of `address` that is kept by the socket: others can share it only if they run as the same user and ask for it.
-fn reserve(address: IpAddr) -> Result<(OwnedFd, SocketAddr), Error> {
+pub(crate) fn reserve(address: IpAddr) -> Result<(OwnedFd, SocketAddr), Error> {
     let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let fd = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     setsockopt(&fd, sockopt::ReusePort, &true)?;
@@ -263,7 +263,7 @@ fn reserve(address: IpAddr) -> Result<(OwnedFd, SocketAddr), Error> {
 }
 
 /// A directory that nobody else has, for this user only.
-fn directory() -> Result<PathBuf, Error> {
+pub(crate) fn directory() -> Result<PathBuf, Error> {
     static COUNTER: AtomicU32 = AtomicU32::new(0);
     let number = COUNTER.fetch_add(1, Ordering::Relaxed);
     let dir = std::env::temp_dir().join(format!("fairlead-plane-{}-{number}", std::process::id()));

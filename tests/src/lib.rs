@@ -1,6 +1,6 @@
 //! The lab: the demo's topology with real routers, the `fairlead` of this workspace on every load balancer and
 //! backend, and things to hold against it: [`wait_until`], long-lived connections ([`echo`]), floods ([`load`]), another
-//! router ([`bird`]), a Kubernetes control plane ([`control_plane`]).
+//! router ([`bird`]), a Kubernetes control plane ([`control_plane`]), an etcd cluster ([`etcd`]).
 use controller::demo::{
     DemoError,
     http::{Load, Sample, Target, Traffic},
@@ -24,6 +24,7 @@ use std::{
 pub mod bird;
 pub mod control_plane;
 pub mod echo;
+pub mod etcd;
 pub mod helm;
 pub mod load;
 

@@ -49,15 +49,13 @@ fn the_examples_are_valid_and_the_demo_takes_all_of_them() {
     assert_eq!(declared.nodes.len(), 5);
 }
 
-/// The unit as systemd reads it, with another program in its place; exposure in tenths, from 0 to 100, as
-/// `systemd-analyze security` counts.
-#[test]
-fn the_unit_is_sound_and_hardened_and_has_the_capabilities_of_the_manifest() {
-    const EXPOSURE: u8 = 29;
-    let unit = fs::read_to_string(root().join("deploy/systemd/fairlead.service")).unwrap();
-    let dir = std::env::temp_dir().join(format!("fairlead-unit-{}", std::process::id()));
+/// A unit as systemd reads it, with another program in its place, is sound and not more exposed than that: in tenths, from 0 to
+/// 100, as `systemd-analyze security` counts.
+fn assert_sound_and_hardened(name: &str, exposure: u8) -> String {
+    let unit = fs::read_to_string(root().join("deploy/systemd").join(name)).unwrap();
+    let dir = std::env::temp_dir().join(format!("fairlead-unit-{}-{exposure}", std::process::id()));
     fs::create_dir(&dir).unwrap();
-    let path = dir.join("fairlead.service");
+    let path = dir.join(name);
     fs::write(&path, unit.replace("/usr/bin/fairlead", "/bin/true")).unwrap();
     let analyze = |arguments: &[&str]| {
         let output = Command::new("systemd-analyze").args(arguments).arg(&path).output();
@@ -66,12 +64,22 @@ fn the_unit_is_sound_and_hardened_and_has_the_capabilities_of_the_manifest() {
         (output.status.success(), String::from_utf8_lossy(&said).into_owned())
     };
     let verified = analyze(&["verify", "--man=no"]);
-    let threshold = format!("--threshold={EXPOSURE}");
+    let threshold = format!("--threshold={exposure}");
     let (is_hardened, said) = analyze(&["security", "--offline=yes", "--no-pager", &threshold]);
     fs::remove_dir_all(&dir).unwrap();
     assert_eq!(verified, (true, String::new()));
     assert!(is_hardened, "{said}");
+    unit
+}
 
+#[test]
+fn the_unit_of_the_controller_is_sound_and_hardened() {
+    assert_sound_and_hardened("fairlead-controller.service", 16);
+}
+
+#[test]
+fn the_unit_is_sound_and_hardened_and_has_the_capabilities_of_the_manifest() {
+    let unit = assert_sound_and_hardened("fairlead.service", 29);
     let bounding = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).unwrap();
     let of_unit: BTreeSet<_> = bounding.split(' ').map(|name| name.replace("CAP_", "")).collect();
     let manifest = fs::read_to_string(root().join("deploy/kubernetes/agent.yaml")).unwrap();

@@ -1,16 +1,20 @@
 //! `fairlead controller`: see [`crate::cluster`].
-use super::{Cluster, Failure, server_runtime};
-use crate::{api::selector::is_dns_label, cluster, serve::metrics::DEFAULT_ADDRESS};
+use super::{ChosenStore, Cluster, Failure, SharedStore, server_runtime};
+use crate::{
+    api::selector::is_dns_label,
+    cluster::{self, Source},
+    serve::metrics::DEFAULT_ADDRESS,
+};
 use std::net::SocketAddr;
 
-/// Gives addresses to the services of a Kubernetes cluster, and writes statuses
+/// Gives addresses to the services of a Kubernetes cluster, or of a fleet that shares etcd, and writes statuses
 ///
-/// Run two or more: one leads (a Lease says which), and another one takes over within 20 seconds of its death, at once
+/// Run two or more: one leads (a Lease says which, or a lease of etcd), and another one takes over within 20 seconds of its death, at once
 /// after SIGTERM or SIGINT. Needs no root, and nothing of the node.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
-    cluster: Cluster,
+    store: SharedStore,
     /// What other clusters call this one, where no ClusterProperty cluster.clusterset.k8s.io says so [default: local].
     #[arg(long, value_name = "NAME", value_parser = cluster_name)]
     cluster_name: Option<String>,
@@ -21,9 +25,17 @@ pub(super) struct Args {
 
 impl Args {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let Cluster { kubeconfig, namespace, default_class } = self.cluster;
-        let Args { cluster_name, metrics, .. } = self;
-        let options = cluster::Options { kubeconfig, namespace, default_class, cluster_name, metrics };
+        let cluster_name = self.cluster_name;
+        let source = match self.store.choose()? {
+            ChosenStore::Kubernetes(Cluster { kubeconfig, namespace, default_class }) => {
+                Source::Kubernetes { kubeconfig, namespace, default_class, cluster_name }
+            }
+            ChosenStore::Etcd(_) if cluster_name.is_some() => {
+                return Err(Failure::Usage("--cluster-name is for --store kubernetes".to_owned()));
+            }
+            ChosenStore::Etcd(options) => Source::Etcd(options),
+        };
+        let options = cluster::Options { source, metrics: self.metrics };
         server_runtime()?.block_on(cluster::run(options)).map_err(|e| Failure::No(e.to_string()))
     }
 }

@@ -12,11 +12,14 @@ use serde::de::DeserializeOwned;
 use std::{fmt, io, ops::ControlFlow, path::PathBuf, process::ExitCode};
 
 mod agent;
+mod apply;
 mod bgp;
 mod clusters;
 mod controller;
 mod crds;
+mod delete;
 mod demo;
+mod etcd;
 mod flows;
 mod get;
 mod import;
@@ -127,6 +130,8 @@ enum Command {
     Agent(agent::Args),
     Controller(controller::Args),
     Validate(validate::Args),
+    Apply(apply::Args),
+    Delete(delete::Args),
     Get(get::Args),
     Services(services::Args),
     Clusters(clusters::Args),
@@ -156,6 +161,8 @@ impl Command {
             Command::Agent(args) => args.run(),
             Command::Controller(args) => args.run(),
             Command::Validate(args) => args.run(),
+            Command::Apply(args) => args.run(),
+            Command::Delete(args) => args.run(),
             Command::Get(args) => args.run(),
             Command::Services(args) => args.run(),
             Command::Clusters(args) => args.run(),
@@ -199,6 +206,50 @@ impl Instance {
         if !faults.is_empty() {
             let faults: String = faults.iter().map(|fault| format!("\n  {fault}")).collect();
             say(&format!("the newest files are refused; what was in force before them still is:{faults}"));
+        }
+    }
+}
+
+/// Where a cluster or a fleet has its objects.
+#[derive(Debug, clap::Args)]
+struct SharedStore {
+    /// Where objects and statuses are.
+    #[arg(long, value_enum, value_name = "STORE", default_value = "kubernetes")]
+    store: StoreKind,
+    #[command(flatten)]
+    cluster: Cluster,
+    #[command(flatten)]
+    etcd: etcd::Etcd,
+}
+
+/// What has objects for many nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum StoreKind {
+    /// A Kubernetes API server.
+    Kubernetes,
+    /// An etcd cluster: see `fairlead apply`.
+    Etcd,
+}
+
+/// The store that is meant.
+enum ChosenStore {
+    Kubernetes(Cluster),
+    Etcd(crate::store::etcd::Options),
+}
+
+impl SharedStore {
+    fn choose(self) -> Result<ChosenStore, Failure> {
+        let Cluster { kubeconfig, namespace, default_class } = &self.cluster;
+        match self.store {
+            StoreKind::Kubernetes if self.etcd.is_said() => {
+                Err(Failure::Usage("options of etcd want --store etcd".to_owned()))
+            }
+            StoreKind::Kubernetes => Ok(ChosenStore::Kubernetes(self.cluster)),
+            StoreKind::Etcd if kubeconfig.is_some() || namespace.is_some() || *default_class => {
+                let options = "--kubeconfig, --namespace and --default-class";
+                Err(Failure::Usage(format!("{options} are for --store kubernetes")))
+            }
+            StoreKind::Etcd => Ok(ChosenStore::Etcd(self.etcd.options()?)),
         }
     }
 }

@@ -1,37 +1,62 @@
 //! Statuses as the whole cluster sees them: addresses, pools, and what is accepted. How things are on its nodes stays as it was
 //! said before: see [`Fleet`](super::Fleet).
-use super::{Draft, fleet::OF_NODES};
+use super::{Draft, Memory, fleet::OF_NODES, memory::same};
 use crate::{
+    api::LoadBalancerStatus,
     declared::Declared,
     observed::Observed,
     status::{StatusSet, Statuses},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use lb_bpf::Installed;
-use std::sync::Arc;
+use std::{collections::BTreeMap, mem, sync::Arc};
 
 /// Conditions that are the same wherever one looks from.
 const OF_CLUSTER: [&str; 6] =
     ["Accepted", "Active", "AddressAssigned", "AddressesAvailable", "Disjoint", "PolicyApplied"];
 
+/// What the pass before came to: see [`Memory`].
+#[derive(Debug, Default)]
+pub struct ClusterMemory {
+    draft: Memory,
+    load_balancers: BTreeMap<String, Merged>,
+    services: BTreeMap<String, Merged>,
+}
+
+/// A status of the cluster, and what it was made of.
+#[derive(Debug)]
+struct Merged {
+    own: Arc<LoadBalancerStatus>,
+    before: Option<Arc<LoadBalancerStatus>>,
+    status: Arc<LoadBalancerStatus>,
+}
+
 /// What a controller publishes. Of `observed` only the faults and the time count.
 pub fn cluster(declared: &Declared, observed: &Observed) -> StatusSet {
-    let desired = Draft::of_cluster(declared, observed).finish(&Installed::default());
+    let draft = Draft::of_cluster(declared, observed, Memory::default());
+    merged(draft, declared, &mut ClusterMemory::default())
+}
+
+/// The same, faster: what has not changed since the pass before is not worked out again.
+pub fn cluster_remembering(
+    declared: &Arc<Declared>,
+    observed: &Observed,
+    memory: &mut ClusterMemory,
+) -> StatusSet {
+    let draft = Draft::of_cluster(declared, observed, mem::take(&mut memory.draft)).kept(declared);
+    merged(draft, declared, memory)
+}
+
+fn merged(draft: Draft<'_>, declared: &Declared, memory: &mut ClusterMemory) -> StatusSet {
+    let (desired, remembered) = draft.finish_and_remember(&Installed::default());
+    memory.draft = remembered;
     let mut set = Arc::unwrap_or_clone(desired.status);
     let before = &declared.statuses;
     keep(&mut set.pools, &before.pools, |status, before| {
         merge(&mut status.conditions, before.map(|before| &before.conditions));
     });
-    for (after, before) in
-        [(&mut set.load_balancers, &before.load_balancers), (&mut set.services, &before.services)]
-    {
-        keep(after, before, |status, before| {
-            merge(&mut status.conditions, before.map(|before| &before.conditions));
-            status.healthy_backends = None;
-            status.programmed_nodes = before.and_then(|before| before.programmed_nodes);
-            status.announcing_nodes = before.and_then(|before| before.announcing_nodes);
-        });
-    }
+    keep_balanced(&mut set.load_balancers, &before.load_balancers, &mut memory.load_balancers);
+    keep_balanced(&mut set.services, &before.services, &mut memory.services);
     keep(&mut set.policies, &before.policies, |status, before| {
         merge(&mut status.conditions, before.map(|before| &before.conditions));
     });
@@ -81,11 +106,40 @@ fn keep<T: Clone + PartialEq>(
     }
 }
 
+/// The same for services, of which there are many.
+fn keep_balanced(
+    statuses: &mut Statuses<LoadBalancerStatus>,
+    before: &Statuses<LoadBalancerStatus>,
+    known: &mut BTreeMap<String, Merged>,
+) {
+    known.retain(|name, _| statuses.contains_key(name));
+    for (name, status) in statuses {
+        let before = before.get(name);
+        if let Some(known) = known.get(name)
+            && Arc::ptr_eq(&known.own, status)
+            && same(known.before.as_ref(), before)
+        {
+            *status = Arc::clone(&known.status);
+            continue;
+        }
+        let own = Arc::clone(status);
+        let new = Arc::make_mut(status);
+        merge(&mut new.conditions, before.map(|before| &before.conditions));
+        new.healthy_backends = None;
+        new.programmed_nodes = before.and_then(|before| before.programmed_nodes);
+        new.announcing_nodes = before.and_then(|before| before.announcing_nodes);
+        if let Some(before) = before.filter(|before| *before == status) {
+            *status = Arc::clone(before);
+        }
+        let merged = Merged { own, before: before.cloned(), status: Arc::clone(status) };
+        known.insert(name.clone(), merged);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{desired::desired, validate::parse_directory};
-    use std::collections::BTreeMap;
 
     fn declared() -> Declared {
         let yaml = "kind: AddressPool\nmetadata: {name: vips}\n\
@@ -117,6 +171,32 @@ mod tests {
         let second = cluster(&declared, &Observed { now: 2_000, ..Observed::default() });
         assert_eq!(second, first);
         assert!(Arc::ptr_eq(&second.load_balancers["web"], &first.load_balancers["web"]));
+    }
+
+    #[test]
+    fn what_is_remembered_changes_nothing() {
+        let mut declared = declared();
+        let mut memory = ClusterMemory::default();
+        for step in 0..6_u64 {
+            match step {
+                2 => {
+                    let object = Arc::make_mut(declared.load_balancers.get_mut("web").unwrap());
+                    object.metadata.generation = Some(2);
+                }
+                4 => {
+                    let status = Arc::make_mut(declared.statuses.load_balancers.get_mut("web").unwrap());
+                    (status.programmed_nodes, status.healthy_backends) = (Some(3), None);
+                }
+                _ => {}
+            }
+            let now = Arc::new(declared.clone());
+            let observed = Observed { now: 1_000 + step, ..Observed::default() };
+            let expected = cluster(&now, &observed);
+            let set = cluster_remembering(&now, &observed, &mut memory);
+            assert_eq!(set, expected, "step {step}");
+            declared.statuses = set;
+        }
+        assert_eq!(declared.statuses.load_balancers["web"].programmed_nodes, Some(3));
     }
 
     /// What an agent says of its node does not come back: others write the statuses.

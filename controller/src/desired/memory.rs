@@ -140,9 +140,11 @@ struct Planned {
     plan: Arc<Plan>,
 }
 
-/// What a status says, and which was the status for that before.
+/// What a status was made of, and the status.
 #[derive(Debug)]
 pub(super) struct Said {
+    /// The one before it.
+    pub(super) before: Option<Arc<LoadBalancerStatus>>,
     pub(super) plan: Arc<Plan>,
     pub(super) assignment: Arc<Assignment>,
     /// By service of the plan.
@@ -185,14 +187,14 @@ impl Remembered {
         self.plan.as_ref().map_or_else(Arc::default, |known| Arc::clone(&known.plan))
     }
 
-    /// The status that was said of the same, if there was none else before: then it is so still.
+    /// The status that was made of the same after the same.
     pub(super) fn said(
         &self,
         before: Option<&Arc<LoadBalancerStatus>>,
         is_same: impl FnOnce(&Said) -> bool,
     ) -> Option<Arc<LoadBalancerStatus>> {
-        let said = self.said.as_ref().filter(|said| before.is_some_and(|b| Arc::ptr_eq(b, &said.status)))?;
-        is_same(said).then(|| Arc::clone(&said.status))
+        let said = self.said.as_ref().filter(|said| same(said.before.as_ref(), before) && is_same(said))?;
+        Some(Arc::clone(&said.status))
     }
 
     pub(super) fn say(&mut self, said: Said) {
@@ -230,8 +232,18 @@ impl Asked {
         Asked { object: object.clone(), before: before.clone(), terms: Arc::clone(terms) }
     }
 
+    /// Whether it is made of just these.
+    fn is_of(&self, source: &Remembered) -> bool {
+        std::ptr::eq(self.object.metadata(), source.object.metadata())
+            && Arc::ptr_eq(&self.terms, &source.terms)
+            && same(self.before.as_ref(), source.before.as_ref())
+    }
+
     /// Whether it asks for the same, and has the same.
     fn is(&self, source: &Remembered) -> bool {
+        if self.is_of(source) {
+            return true;
+        }
         let (before, after) = (self.object.metadata(), source.object.metadata());
         let is_of_same_kind = mem::discriminant(&self.object) == mem::discriminant(&source.object);
         let claim = |metadata: &ObjectMeta| (metadata.name.clone(), metadata.namespace.clone());
@@ -239,13 +251,11 @@ impl Asked {
             status.as_ref().map(|status| status.addresses.clone()).unwrap_or_default()
         };
         is_of_same_kind
-            && (std::ptr::eq(before, after)
-                || claim(before) == claim(after)
-                    && labels(before) == labels(after)
-                    && before.creation_timestamp == after.creation_timestamp)
-            && (Arc::ptr_eq(&self.terms, &source.terms) || self.terms.asks_the_same(&source.terms))
-            && (same(self.before.as_ref(), source.before.as_ref())
-                || addresses(&self.before) == addresses(&source.before))
+            && claim(before) == claim(after)
+            && labels(before) == labels(after)
+            && before.creation_timestamp == after.creation_timestamp
+            && self.terms.asks_the_same(&source.terms)
+            && addresses(&self.before) == addresses(&source.before)
     }
 }
 
@@ -304,11 +314,15 @@ impl Memory {
                 && self.asked.len() == self.sources.len()
                 && self.asked.iter().zip(&self.sources).all(|(asked, source)| asked.is(source))
         });
+        let is_known = known.is_some();
         let given = known.unwrap_or_else(|| Arc::new(Given::new(give())));
-        if is_plain {
+        if is_known {
+            let renewed = self.asked.iter_mut().zip(&self.sources).filter(|(asked, of)| !asked.is_of(of));
+            renewed.for_each(|(asked, source)| *asked = Asked::new(source));
+        } else if is_plain {
             self.asked = self.sources.iter().map(Asked::new).collect();
-            self.given = Some(Arc::clone(&given));
         }
+        self.given = is_plain.then(|| Arc::clone(&given));
         given
     }
 }

@@ -21,7 +21,7 @@ mod speaker;
 mod spill;
 mod status;
 
-pub use cluster::cluster;
+pub use cluster::{ClusterMemory, cluster, cluster_remembering};
 pub use filters::rule_key;
 pub use fleet::{Fleet, NodeReport, NodeReports};
 pub use memory::Memory;
@@ -104,15 +104,19 @@ impl<'a> Draft<'a> {
 
     /// The same with what the pass before came to, see [`Draft::finish_and_remember`].
     pub fn remembering(declared: &'a Arc<Declared>, observed: &'a Observed, memory: Memory) -> Self {
-        let mut draft = Draft::of(Node::new(declared, observed), declared, observed, memory);
-        draft.memory.snapshot = Some(Arc::clone(declared));
-        draft
+        Draft::of(Node::new(declared, observed), declared, observed, memory).kept(declared)
+    }
+
+    /// Remembers what it was made of.
+    fn kept(mut self, declared: &Arc<Declared>) -> Self {
+        self.memory.snapshot = Some(Arc::clone(declared));
+        self
     }
 
     /// What the cluster as a whole has to know: no node, so nothing for a datapath.
-    fn of_cluster(declared: &'a Declared, observed: &'a Observed) -> Self {
+    fn of_cluster(declared: &'a Declared, observed: &'a Observed, memory: Memory) -> Self {
         let node = Node { balances: false, ..Node::new(declared, observed) };
-        Draft::of(node, declared, observed, Memory::default())
+        Draft::of(node, declared, observed, memory)
     }
 
     fn of(node: Node<'a>, declared: &'a Declared, observed: &'a Observed, mut memory: Memory) -> Self {
@@ -260,7 +264,7 @@ pub(crate) fn peer_id(peer: &BGPPeer, node: &NodeInfo) -> Option<PeerId> {
 
 /// The entries of a map, each with the value that the other map has for its key. Both maps are walked once: with
 /// thousands of keys that are alike, a look-up for each would cost more than anything that is done with the values.
-fn joined<'a, K: Ord, A, B>(
+pub(crate) fn joined<'a, K: Ord, A, B>(
     map: &'a BTreeMap<K, A>,
     other: &'a BTreeMap<K, B>,
 ) -> impl Iterator<Item = (&'a K, &'a A, Option<&'a B>)> {

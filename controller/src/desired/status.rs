@@ -125,6 +125,7 @@ impl Standpoint<'_> {
         }
         let status = self.work_out(draft, faults, before);
         remembered.say(Said {
+            before: before.cloned(),
             plan: Arc::clone(&balanced.plan),
             assignment: Arc::clone(&balanced.assignment),
             installed: installed().map(Option::<&_>::cloned).collect(),

@@ -8,7 +8,7 @@ use crate::{
     desired::peer_of,
     host,
     status::{Conditions, time},
-    store::KubernetesStore,
+    store::SharedStore,
     trouble::{Trouble, jittered},
 };
 use bgp_speaker::{PeerId, config::PeerStatus};
@@ -19,13 +19,13 @@ use tokio::time::{Instant, sleep};
 
 /// How often it is looked whether there is something new to tell.
 const PERIOD: Duration = Duration::from_secs(5);
-/// It is written at least so often: see [`Nodes`](crate::store::kubernetes::nodes::Nodes).
+/// It is written at least so often: see [`Nodes`](crate::store::objects::nodes::Nodes).
 const HEARTBEAT: Duration = Duration::from_secs(30);
 /// Longest time from a try that failed to the next; the first comes after [`PERIOD`], then each after twice as long.
 const SLOWEST: Duration = Duration::from_secs(20);
 
-/// Keeps the NodeState in the API server as the node is, for ever.
-pub(crate) async fn tell(instance: Instance, store: Arc<KubernetesStore>) {
+/// Keeps the NodeState in the store as the node is, for ever.
+pub(crate) async fn tell(instance: Instance, store: Arc<dyn SharedStore>) {
     let mut told: Option<(NodeState, Instant)> = None;
     let mut trouble = Trouble::default();
     loop {

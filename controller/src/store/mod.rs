@@ -1,6 +1,7 @@
 //! Where declared objects come from and where their statuses go.
-use crate::{declared::Declared, desired::NodeReports, fault::Fault, status::StatusSet};
+use crate::{api::NodeState, declared::Declared, desired::NodeReports, fault::Fault, status::StatusSet};
 use futures::{future::BoxFuture, stream::BoxStream};
+use k8s_openapi::api::core::v1::Node;
 use prometheus::core::Collector;
 use std::{
     path::{Path, PathBuf},
@@ -9,10 +10,13 @@ use std::{
 use tokio::sync::watch;
 
 pub mod directory;
+pub mod etcd;
 pub mod files;
 pub mod kubernetes;
+pub mod objects;
 pub mod status_file;
 
+pub use etcd::EtcdStore;
 pub use files::FileStore;
 pub use kubernetes::KubernetesStore;
 
@@ -41,6 +45,22 @@ pub trait Store: Send + Sync + 'static {
     fn collectors(&self) -> Vec<Box<dyn Collector>> {
         Vec::new()
     }
+}
+
+/// A store that many nodes share.
+pub trait SharedStore: Store {
+    /// Writes how a node is. `node`: the Node that it is, as far as it is known.
+    ///
+    /// # Errors
+    /// The store does not take it.
+    fn publish_node<'a>(
+        &'a self,
+        state: &'a NodeState,
+        node: Option<&'a Node>,
+    ) -> BoxFuture<'a, Result<(), StoreError>>;
+
+    /// Gives the lead back, so that another one need not wait. Nothing is published afterwards.
+    fn resign(&self) -> BoxFuture<'_, ()>;
 }
 
 /// Why a store failed.
@@ -79,6 +99,22 @@ pub enum StoreError {
         object: String,
         /// What it said.
         source: Box<kube::Error>,
+    },
+    /// What was said of etcd makes no sense.
+    #[error("{option}: {reason}")]
+    EtcdAccess {
+        /// The option of the command line, with its value.
+        option: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// etcd did not do what it was asked, or nobody knows whether it did.
+    #[error("{object}: etcd: {source}")]
+    Etcd {
+        /// `KIND/NAME`.
+        object: String,
+        /// What it said.
+        source: etcd::EtcdError,
     },
     /// An object has changed since it was read: it is looked at again.
     #[error("{object}: has changed meanwhile")]

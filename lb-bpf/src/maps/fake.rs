@@ -195,7 +195,7 @@ impl Maps for FakeMaps {
                 let range = *base as usize..*base as usize + table.len();
                 let slots = self.slots.get_mut(range);
                 let slots = slots.ok_or_else(|| refused("slots", "write", io::ErrorKind::InvalidInput))?;
-                slots.copy_from_slice(table);
+                slots.iter_mut().zip(table.iter()).for_each(|(slot, written)| *slot = written);
             }
             Op::SetPrevious(index, previous) => {
                 entry(&mut self.slots, "slots", *index)?.previous = *previous;

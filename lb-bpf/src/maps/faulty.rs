@@ -126,7 +126,10 @@ impl<M: Maps> Maps for FaultyMaps<M> {
         if self.left == 0 {
             // Tables, filters and lists of flows are written piece by piece: half of it gets through.
             let half = match op {
-                Op::WriteTable(base, slots) => Some(Op::WriteTable(*base, slots[..slots.len() / 2].to_vec())),
+                Op::WriteTable(base, slots) => {
+                    let half = slots.iter().take(slots.len() / 2).collect();
+                    Some(Op::WriteTable(*base, half))
+                }
                 Op::RemoveFlows(keys) => Some(Op::RemoveFlows(keys[..keys.len() / 2].to_vec())),
                 Op::RemoveReplies(keys) => Some(Op::RemoveReplies(keys[..keys.len() / 2].to_vec())),
                 Op::SetFilter(index, _) => Some(Op::FreeFilter(*index)),

@@ -380,7 +380,7 @@ impl Maps for KernelMaps {
                 self.backend_words(*index)?[MODE].fetch_and(!(0xff << MODE_SHIFT), Release);
             }
             Op::WriteTable(base, slots) => {
-                for (word, slot) in self.slot_words(*base, slots.len())?.iter().zip(slots) {
+                for (word, slot) in self.slot_words(*base, slots.len())?.iter().zip(slots.iter()) {
                     word.store(slot.to_bits(), Release);
                 }
             }

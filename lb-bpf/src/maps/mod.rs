@@ -118,6 +118,57 @@ pub trait Maps {
     fn apply(&mut self, op: &Op) -> Result<(), MapError>;
 }
 
+/// The slots of a table that is to be written. Most are clean: of these only the owner is kept, for there may be ten
+/// million in one plan.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Slots {
+    owners: Vec<u32>,
+    /// Of the dirty ones, by place: [`Slot::previous`].
+    previous: Vec<(u32, u32)>,
+}
+
+impl Slots {
+    /// Nothing yet, and room for so many.
+    pub fn with_capacity(size: usize) -> Self {
+        Slots { owners: Vec::with_capacity(size), previous: Vec::new() }
+    }
+
+    /// Adds the next one.
+    pub fn push(&mut self, slot: Slot) {
+        if slot.previous != 0 {
+            self.previous.push((self.owners.len() as u32, slot.previous));
+        }
+        self.owners.push(slot.current);
+    }
+
+    /// How many there are.
+    pub const fn len(&self) -> usize {
+        self.owners.len()
+    }
+
+    /// Whether there are none.
+    pub const fn is_empty(&self) -> bool {
+        self.owners.is_empty()
+    }
+
+    /// In their order.
+    pub fn iter(&self) -> impl Iterator<Item = Slot> {
+        let mut dirty = self.previous.iter().peekable();
+        (0..).zip(&self.owners).map(move |(place, current)| {
+            let previous = dirty.next_if(|(at, _)| *at == place).map_or(0, |(_, previous)| *previous);
+            Slot { current: *current, previous }
+        })
+    }
+}
+
+impl FromIterator<Slot> for Slots {
+    fn from_iter<I: IntoIterator<Item = Slot>>(all: I) -> Self {
+        let mut slots = Slots::default();
+        all.into_iter().for_each(|slot| slots.push(slot));
+        slots
+    }
+}
+
 /// One change of the maps. Packets run between any two of them and in the middle of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
@@ -132,7 +183,7 @@ pub enum Op {
     /// Marks an entry of `backends` as free.
     FreeBackend(u32),
     /// Writes a table to a range of `slots` that no frontend points to.
-    WriteTable(u32, Vec<Slot>),
+    WriteTable(u32, Slots),
     /// Changes `previous` of the slot at this index of `slots`, which packets may use.
     SetPrevious(u32, u32),
     /// Notes who a service id is. Only user space reads this: after a restart, or who dumps the maps.

@@ -22,10 +22,11 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
     time::Duration,
 };
 use tokio::time::{Instant, sleep, timeout};
-use watch::{Neighbour, NeighbourKey, View, Watch};
+use watch::{Neighbour, NeighbourKey, Sight, View, Watch};
 
 /// How long the first packets wait for neighbours that nobody has asked for before.
 const FIRST_ANSWER: Duration = Duration::from_millis(200);
@@ -34,6 +35,8 @@ const FIRST_ANSWER: Duration = Duration::from_millis(200);
 const ROUTE_AGE: Duration = Duration::from_secs(20);
 /// See [`ROUTE_AGE`]; some 10 ms.
 const ROUTES_AGAIN: usize = 256;
+/// Ages are looked at so often at most: with 100,000 backends a look takes a millisecond.
+const LOOK: Duration = Duration::from_secs(1);
 /// A neighbour that does not answer is asked again after this, and one that has not been heard of is confirmed.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
 
@@ -44,8 +47,16 @@ pub(crate) struct Resolver {
     errors: PathErrors,
     /// Answers, and when they were given.
     routes: BTreeMap<IpAddr, (Instant, Option<Route>)>,
+    /// Addresses whose route has to be asked for again.
+    stale: BTreeSet<IpAddr>,
+    /// When it was last looked for old answers.
+    looked: Instant,
+    /// The neighbours on the way.
+    wanted: BTreeSet<NeighbourKey>,
     asked: BTreeMap<NeighbourKey, Instant>,
     tunnel_sources: TunnelSources,
+    /// What came of it last, and what was seen then; none: the last call came to no end.
+    found: Option<(Arc<NextHops>, Sight)>,
 }
 
 /// What the kernel answers for one address, but for the neighbour.
@@ -67,8 +78,12 @@ impl Resolver {
             watch,
             errors: PathErrors::default(),
             routes: BTreeMap::new(),
+            stale: BTreeSet::new(),
+            looked: Instant::now(),
+            wanted: BTreeSet::new(),
             asked: BTreeMap::new(),
             tunnel_sources,
+            found: None,
         })
     }
 
@@ -82,36 +97,42 @@ impl Resolver {
         self.errors.follow(protocols, &self.watch);
     }
 
-    /// Finds the next hops of these addresses, and watches them from now on instead of those before.
+    /// Finds the next hops of these addresses, and watches them from now on instead of those before; none: the same as
+    /// before. When nothing is another, what was found before is given again.
     pub(crate) async fn resolve(
         &mut self,
-        addresses: &BTreeSet<IpAddr>,
-    ) -> Result<NextHops, rtnetlink::Error> {
+        addresses: Option<&BTreeSet<IpAddr>>,
+    ) -> Result<Arc<NextHops>, rtnetlink::Error> {
+        let found = self.found.take();
+        let mut is_same = found.is_some();
         // Changes from here on are seen by the next call, whatever is read below.
-        for stale in self.watch.take_stale() {
-            self.routes.remove(&stale);
-        }
+        self.stale.extend(self.watch.take_stale());
         let now = Instant::now();
-        let old = self.routes.iter().filter(|(_, (asked, _))| now.duration_since(*asked) > ROUTE_AGE);
-        let mut again: Vec<_> = old.map(|(address, (asked, _))| (*asked, *address)).collect();
-        again.sort_unstable();
-        let mut questions: Vec<_> =
-            again.into_iter().take(ROUTES_AGAIN).map(|(_, address)| address).collect();
-        if !self.routes.keys().eq(addresses) {
+        let mut questions = self.old(now);
+        questions.extend(&self.stale);
+        if let Some(addresses) = addresses.filter(|addresses| !self.routes.keys().eq(*addresses)) {
+            is_same = false;
             self.routes.retain(|address, _| addresses.contains(address));
-            questions.retain(|address| addresses.contains(address));
             questions.extend(addresses.iter().filter(|address| !self.routes.contains_key(address)));
+            questions.retain(|address| addresses.contains(address));
+        } else {
+            questions.retain(|address| self.routes.contains_key(address));
         }
         for address in questions {
             let route = self.route(address).await?;
-            self.routes.insert(address, (now, route));
+            let before = self.routes.insert(address, (now, route));
+            self.stale.remove(&address);
+            is_same &= before.is_some_and(|(_, before)| before == route);
         }
-        let neighbour = |route: &Option<Route>| route.map(|route| route.neighbour);
-        let gateways = self.routes.iter().map(|(address, (_, route))| (*address, neighbour(route)));
-        let wanted = self.watch.follow(gateways);
+        self.stale.clear();
+        if !is_same {
+            let neighbour = |route: &Option<Route>| route.map(|route| route.neighbour);
+            let gateways = self.routes.iter().map(|(address, (_, route))| (*address, neighbour(route)));
+            self.wanted = self.watch.follow(gateways);
+        }
         self.watch.read_all(&self.handle).await?;
-        self.asked.retain(|neighbour, _| wanted.contains(neighbour));
-        let news = self.ask(&wanted).await;
+        self.asked.retain(|neighbour, _| self.wanted.contains(neighbour));
+        let news = self.ask().await;
         if !news.is_empty() {
             let answered = async {
                 while news.iter().any(|neighbour| self.watch.neighbour(neighbour) == Neighbour::Unknown) {
@@ -122,10 +143,28 @@ impl Resolver {
             let _ = timeout(FIRST_ANSWER, answered).await;
         }
         let view = self.watch.view();
-        let hop = |(address, (_, route)): (&IpAddr, &(Instant, Option<Route>))| {
-            (*address, self.next_hop(&view, *address, route.as_ref()))
-        };
-        Ok(self.routes.iter().map(hop).collect())
+        let known = found.filter(|(_, sight)| is_same && view.is(sight));
+        let (hops, sight) = known.unwrap_or_else(|| {
+            let hop = |(address, (_, route)): (&IpAddr, &(Instant, Option<Route>))| {
+                (*address, self.next_hop(&view, *address, route.as_ref()))
+            };
+            (Arc::new(self.routes.iter().map(hop).collect()), view.sight())
+        });
+        drop(view);
+        self.found = Some((Arc::clone(&hops), sight));
+        Ok(hops)
+    }
+
+    /// The oldest answers, if it is time to look for them.
+    fn old(&mut self, now: Instant) -> BTreeSet<IpAddr> {
+        if now.duration_since(self.looked) < LOOK {
+            return BTreeSet::new();
+        }
+        self.looked = now;
+        let old = self.routes.iter().filter(|(_, (asked, _))| now.duration_since(*asked) > ROUTE_AGE);
+        let mut old: Vec<_> = old.map(|(address, (asked, _))| (*asked, *address)).collect();
+        old.sort_unstable();
+        old.into_iter().take(ROUTES_AGAIN).map(|(_, address)| address).collect()
     }
 
     /// Returns when something has changed that matters.
@@ -176,10 +215,10 @@ impl Resolver {
 
     /// Makes the kernel resolve or confirm those neighbours whose time it is; returns those that were never asked for
     /// and are not known.
-    async fn ask(&mut self, wanted: &BTreeSet<NeighbourKey>) -> Vec<NeighbourKey> {
+    async fn ask(&mut self) -> Vec<NeighbourKey> {
         let now = Instant::now();
         let mut news = Vec::new();
-        for neighbour in wanted {
+        for neighbour in &self.wanted {
             let last = self.asked.get(neighbour);
             let known = self.watch.neighbour(neighbour);
             let is_unknown = known == Neighbour::Unknown;

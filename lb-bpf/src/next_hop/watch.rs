@@ -172,6 +172,22 @@ impl View<'_> {
     pub(super) fn link(&self, index: u32) -> Option<Link> {
         self.0.links.get(&index).copied()
     }
+
+    /// What is seen, to compare with later.
+    pub(super) fn sight(&self) -> Sight {
+        Sight { neighbours: self.0.neighbours.clone(), links: self.0.links.clone() }
+    }
+
+    /// Whether it is what was seen then.
+    pub(super) fn is(&self, sight: &Sight) -> bool {
+        self.0.neighbours == sight.neighbours && self.0.links == sight.links
+    }
+}
+
+/// What was seen of neighbours and links.
+pub(super) struct Sight {
+    neighbours: BTreeMap<NeighbourKey, Neighbour>,
+    links: BTreeMap<u32, Link>,
 }
 
 impl Drop for Watch {

@@ -5,7 +5,7 @@ use crate::{
     service::{Endpoint, ServiceKey},
 };
 use lb_bpf_common::{Addr, Backend, Mode, outer_header_sum};
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 impl State {
     /// Makes the entry of one backend what it should be; returns its index.
@@ -22,23 +22,20 @@ impl State {
     ) -> Result<u32, PlanError> {
         let hop = &reach(mode as u8, hop);
         let target: TargetKey = (id, endpoint.address.into(), endpoint.port.to_be(), mode as u8);
-        let found = self.by_target.get(&target).and_then(|indexes| {
-            let source = match hop {
-                NextHop::Known(hop) => Some(Addr::from(hop.source)),
-                NextHop::Pending | NextHop::Unreachable => None,
-            };
-            // Packets read entries while they are written, so an entry keeps its source address for life; one
-            // that never had a next hop has none.
-            let fits = |index: &&u32| {
-                source.is_none_or(|source| [source, Addr::NONE].contains(&self.backends[*index].source))
-            };
-            indexes
-                .iter()
-                .find(|index| Some(**index) == last && fits(index))
-                .or_else(|| indexes.iter().find(fits))
-        });
+        let source = match hop {
+            NextHop::Known(hop) => Some(Addr::from(hop.source)),
+            NextHop::Pending | NextHop::Unreachable => None,
+        };
+        // Packets read entries while they are written, so an entry keeps its source address for life; one
+        // that never had a next hop has none.
+        let fits = |index: &u32| {
+            source.is_none_or(|source| [source, Addr::NONE].contains(&self.backends[index].source))
+        };
+        let same = self.by_target.range((target, 0)..=(target, u32::MAX)).map(|(_, index)| *index);
+        let fitting = same.filter(fits);
+        let found = fitting.clone().find(|index| Some(*index) == last).or_else(|| fitting.clone().next());
         let (index, is_new) = match found {
-            Some(&index) => (index, false),
+            Some(index) => (index, false),
             None => {
                 let full = PlanError::Full { map: "backends", needed: 1, available: 0 };
                 (self.indexes.take().ok_or(full)?, true)
@@ -88,7 +85,8 @@ impl State {
         &'a self,
         addresses: &'a BTreeSet<IpAddr>,
     ) -> impl Iterator<Item = u32> + 'a {
-        addresses.iter().filter_map(|address| self.by_address.get(address)).flatten().copied()
+        let at = |address: &IpAddr| self.by_address.range((*address, 0)..=(*address, u32::MAX));
+        addresses.iter().flat_map(at).map(|(_, index)| *index)
     }
 
     /// The service that declares an entry of `backends`.
@@ -100,8 +98,8 @@ impl State {
 }
 
 /// The addresses whose next hops differ.
-pub(super) fn moved(before: &NextHops, after: &NextHops) -> BTreeSet<IpAddr> {
-    if before == after {
+pub(super) fn moved(before: &Arc<NextHops>, after: &Arc<NextHops>) -> BTreeSet<IpAddr> {
+    if Arc::ptr_eq(before, after) || before == after {
         return BTreeSet::new();
     }
     let other = |hops: &NextHops, (address, hop): &(&IpAddr, &NextHop)| hops.get(address) != Some(hop);

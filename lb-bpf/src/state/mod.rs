@@ -96,13 +96,15 @@ pub struct State {
     /// The frontends of each service id.
     by_service: BTreeMap<u32, BTreeSet<VipKey>>,
     backends: BTreeMap<u32, Backend>,
-    /// Index of `backends` by what a backend is, lest it gets a second entry.
-    by_target: BTreeMap<TargetKey, BTreeSet<u32>>,
+    /// Indexes of `backends` by what a backend is, lest it gets a second entry.
+    by_target: BTreeSet<(TargetKey, u32)>,
     /// Indexes of `backends` by address.
-    by_address: BTreeMap<IpAddr, BTreeSet<u32>>,
+    by_address: BTreeSet<(IpAddr, u32)>,
     names: BTreeMap<u32, ServiceKey>,
+    /// Whether no backend has another address than when its next hop was last asked for.
+    addresses_are_known: bool,
     /// Those of the last plan.
-    hops: NextHops,
+    hops: Arc<NextHops>,
     decap: BTreeMap<DecapKey, u32>,
     config: Config,
     /// Source ranges by service id.
@@ -174,12 +176,8 @@ impl State {
                 return Err(MapError::new("slots", "restore", error));
             }
         }
-        let mut by_target = BTreeMap::<_, BTreeSet<u32>>::new();
-        let mut by_address = BTreeMap::<IpAddr, BTreeSet<u32>>::new();
-        for (&index, backend) in &backends {
-            by_target.entry(target_key(backend)).or_default().insert(index);
-            by_address.entry(backend.addr.into()).or_default().insert(index);
-        }
+        let by_target = backends.iter().map(|(index, backend)| (target_key(backend), *index)).collect();
+        let by_address = backends.iter().map(|(index, backend)| (backend.addr.into(), *index)).collect();
         let mut by_service = BTreeMap::<_, BTreeSet<VipKey>>::new();
         for (&key, vip) in &vips {
             by_service.entry(vip.service).or_default().insert(key);
@@ -201,7 +199,8 @@ impl State {
             by_target,
             by_address,
             names: maps.names()?,
-            hops: NextHops::new(),
+            addresses_are_known: false,
+            hops: Arc::default(),
             decap: maps.decap()?,
             config: maps.config()?,
             ranges_used: sources.values().map(BTreeMap::len).sum(),
@@ -319,14 +318,20 @@ impl State {
         match op {
             Op::SetConfig(config) => self.config = *config,
             Op::SetBackend(index, backend) => {
-                self.by_target.entry(target_key(backend)).or_default().insert(*index);
-                self.by_address.entry(backend.addr.into()).or_default().insert(*index);
+                let is_here = |backend: &Backend| backend.mode == Mode::Here as u8;
+                self.addresses_are_known &= self
+                    .backends
+                    .get(index)
+                    .is_some_and(|before| before.addr == backend.addr && is_here(before) == is_here(backend));
+                self.by_target.insert((target_key(backend), *index));
+                self.by_address.insert((backend.addr.into(), *index));
                 self.backends.insert(*index, *backend);
             }
             Op::FreeBackend(index) => {
+                self.addresses_are_known = false;
                 if let Some(backend) = self.backends.remove(index) {
-                    remove_from(&mut self.by_target, &target_key(&backend), index);
-                    remove_from(&mut self.by_address, &backend.addr.into(), index);
+                    self.by_target.remove(&(target_key(&backend), *index));
+                    self.by_address.remove(&(backend.addr.into(), *index));
                 }
                 self.indexes.give(*index);
             }

@@ -120,14 +120,27 @@ impl State {
     }
 
     /// The addresses whose next hops a plan wants to know: of all backends that have an entry, those that drain included,
-    /// and of those that will get one; not of this host itself.
-    pub fn addresses(&self, changes: &Changes<'_>) -> BTreeSet<IpAddr> {
+    /// and of those that will get one; not of this host itself. None: those that [`State::addresses_are_known`] was said of.
+    pub fn addresses(&self, changes: &Changes<'_>) -> Option<BTreeSet<IpAddr>> {
         let is_elsewhere = |index: &u32| self.backends[index].mode != Mode::Here as u8;
-        let known = self.by_address.iter().filter(|(_, indexes)| indexes.iter().any(is_elsewhere));
-        let mut addresses: BTreeSet<IpAddr> = known.map(|(address, _)| *address).collect();
         let targets = changes.changed.values().flat_map(|service| &service.backends);
-        addresses.extend(targets.filter(|(_, target)| !target.here).map(|(endpoint, _)| endpoint.address));
-        addresses
+        let mut targets = targets.filter(|(_, target)| !target.here).map(|(endpoint, _)| endpoint.address);
+        let has = |address| {
+            let mut entries = self.by_address.range((address, 0)..=(address, u32::MAX));
+            entries.any(|(_, index)| is_elsewhere(index))
+        };
+        if self.addresses_are_known && targets.clone().all(has) {
+            return None;
+        }
+        let known = self.by_address.iter().filter(|(_, index)| is_elsewhere(index));
+        let mut addresses: BTreeSet<IpAddr> = known.map(|(address, _)| *address).collect();
+        addresses.extend(&mut targets);
+        Some(addresses)
+    }
+
+    /// The next hops of the addresses of now are looked after.
+    pub const fn addresses_are_known(&mut self) {
+        self.addresses_are_known = true;
     }
 
     /// The operations of [`State::plan_changes`], for who has the next hops already.
@@ -139,7 +152,7 @@ impl State {
         now: Now,
     ) -> Result<Vec<Op>, PlanError> {
         let changes = self.compare(desired);
-        Ok(self.plan_changes(maps, changes, hops, now)?.ops)
+        Ok(self.plan_changes(maps, changes, &Arc::new(hops.clone()), now)?.ops)
     }
 
     /// Plans to add and change what is desired; no frontend and no tunnel end is taken away. The maps are
@@ -149,7 +162,7 @@ impl State {
         &mut self,
         maps: &impl Maps,
         mut changes: Changes<'_>,
-        hops: &NextHops,
+        hops: &Arc<NextHops>,
         now: Now,
     ) -> Result<Plan, PlanError> {
         let moved = moved(&self.hops, hops);
@@ -215,8 +228,8 @@ impl State {
         self.leaving = known;
         if !moved.is_empty() {
             self.refresh_absent(&moved, hops, &mut ops);
-            self.hops.clone_from(hops);
         }
+        self.hops.clone_from(hops);
         self.retire_tables(now);
         Ok(Plan { ops, touched })
     }
@@ -383,7 +396,7 @@ impl State {
             }
         }
         let mut fresh = (1..).filter(|id| {
-            let has_backends = self.by_target.range((*id, Addr::NONE, 0, 0)..).next();
+            let has_backends = self.by_target.range(((*id, Addr::NONE, 0, 0), 0)..).next();
             !self.names.contains_key(id)
                 && !self.by_service.contains_key(id)
                 && has_backends.is_none_or(|((owner, ..), _)| owner != id)
@@ -469,13 +482,13 @@ impl State {
     /// Notes which entries of the service are out of its table, and since when.
     fn note_absent(&self, programmed: &mut Programmed, now: Now) {
         let members: BTreeSet<u32> = programmed.members.iter().map(|(_, _, index)| *index).collect();
-        let of_service = self.by_target.range((programmed.id, Addr::NONE, 0, 0)..);
+        let of_service = self.by_target.range(((programmed.id, Addr::NONE, 0, 0), 0)..);
         let absent = of_service
             .take_while(|((id, ..), _)| *id == programmed.id)
-            .flat_map(|(_, indexes)| indexes)
+            .map(|(_, index)| *index)
             .filter(|index| !members.contains(index));
         programmed.away = absent
-            .map(|&index| (index, programmed.away.get(&index).copied().unwrap_or(now.seconds())))
+            .map(|index| (index, programmed.away.get(&index).copied().unwrap_or(now.seconds())))
             .collect();
     }
 

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     maglev,
-    maps::{Maps, Op},
+    maps::{Maps, Op, Slots},
     service::{Endpoint, Service},
     status::InstalledService,
 };
@@ -125,7 +125,7 @@ impl State {
             (programmed.since, programmed.dirty) = (Since::UNKNOWN, BTreeMap::new());
             return Ok(programmed);
         }
-        let mut slots = Vec::with_capacity(size as usize);
+        let mut slots = Slots::with_capacity(size as usize);
         let (mut since, mut dirty) = (Vec::with_capacity(size as usize), BTreeMap::new());
         for (slot, &owner) in (0..).zip(&owners) {
             let from = if old_vip.size == size { slot } else { same_place(slot, size, old_vip.size) };

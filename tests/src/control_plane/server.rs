@@ -16,13 +16,13 @@ use std::{
 /// A process with a watchdog: a shell in its process group that outlives this process, should it be killed, by
 /// just the time that it takes to end the other and to remove its files.
 #[derive(Debug)]
-pub(super) struct Server {
+pub(crate) struct Server {
     child: Child,
     log: PathBuf,
 }
 
 impl Server {
-    pub(super) fn start(
+    pub(crate) fn start(
         program: &str,
         dir: &Path,
         namespace: Option<&Namespace>,
@@ -43,7 +43,7 @@ impl Server {
     }
 
     /// An error when it has ended by itself, with the end of its log.
-    pub(super) fn check(&mut self) -> Result<(), Error> {
+    pub(crate) fn check(&mut self) -> Result<(), Error> {
         let Some(status) = self.child.try_wait()? else { return Ok(()) };
         let log = fs::read_to_string(&self.log)?;
         let lines: Vec<_> = log.lines().collect();
@@ -83,7 +83,7 @@ pub fn programs() -> Result<&'static Path, Error> {
 }
 
 /// Runs `body` in a namespace, if there is one.
-pub(super) fn inside<T: Send>(
+pub(crate) fn inside<T: Send>(
     namespace: Option<&Namespace>,
     body: impl FnOnce() -> T + Send,
 ) -> Result<T, Error> {

@@ -10,7 +10,7 @@ use controller::{
     desired::{Report, desired},
     observed::{NodeInfo, Observed},
     status::time,
-    store::kubernetes::Role,
+    store::{SharedStore, kubernetes::Role},
 };
 use lab::{Error, control_plane::ControlPlane, wait_until};
 use lb_bpf::{Installed, InstalledService};

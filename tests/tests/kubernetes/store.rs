@@ -4,7 +4,7 @@ use controller::{
     cluster::{self, Facts},
     declared::Declared,
     store::{
-        KubernetesStore, Store,
+        KubernetesStore, SharedStore, Store,
         kubernetes::{
             Access, Role,
             faulty::{Cut, Faults},

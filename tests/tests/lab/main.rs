@@ -7,6 +7,7 @@ mod cluster;
 mod connections;
 mod delivery;
 mod directory;
+mod etcd;
 mod filters;
 mod flood;
 mod handover;

@@ -14,8 +14,6 @@ pub const DURATION: Duration = Duration::from_secs(15);
 pub const RENEW_WITHIN: Duration = Duration::from_secs(10);
 /// Time from one read to the next.
 pub const RETRY: Duration = Duration::from_secs(2);
-/// How long a read or a write may take.
-pub const REQUEST: Duration = Duration::from_secs(4);
 
 /// A Lease as it was read.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,8 +1,7 @@
 //! Writes the NodeState of a node: who asks the API server sees how each node is.
-use super::lease::REQUEST;
 use crate::{
     api::{API_VERSION, NodeState, NodeStateSpec},
-    store::StoreError,
+    store::{StoreError, objects::REQUEST},
 };
 use k8s_openapi::api::core::v1::Node;
 use kube::{

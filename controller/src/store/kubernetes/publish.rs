@@ -1,72 +1,46 @@
-//! Writes statuses: step by step as [`plan`](super::plan) says, many at a time within a step, each under the condition
-//! that the object is still as we know it.
-//!
-//! A write whose answer is lost may have gone through. Until that is known nothing else is written: a later snapshot that
-//! does not know of an address would give it again. It is sent once more, as it was: either the API server takes it, or it
-//! refuses it because the object is another one by now, and tells which.
-use super::{
-    Shared, api, lock,
-    plan::{self, News, Step, Write},
-    watching::seen,
+//! Writes a status to the API server, and says in an event what has changed.
+use super::{Cluster, api, lock, patch::patch, watching::seen};
+use crate::{
+    api::{Kind, service::kubernetes_status},
+    store::{
+        StoreError,
+        objects::{
+            REQUEST,
+            plan::{News, ServiceForm, Write},
+            publish::{Outcome, Target},
+            snapshot::Seen,
+        },
+    },
 };
-use crate::{api::Kind, host, status::StatusSet, store::StoreError};
-use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
-    Client,
     api::{DynamicObject, Patch, PatchParams},
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
-use tokio::{
-    sync::{Mutex, mpsc},
-    task::JoinSet,
-    time::timeout,
-};
+use serde_json::json;
+use std::sync::Arc;
+use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 
-/// Writes on their way at once.
-const AT_ONCE: usize = 16;
-/// How long a write may take; see [`lease`](super::lease).
-const WRITE: Duration = super::lease::REQUEST;
 /// Events that wait to be written; more are dropped.
 const EVENTS: usize = 1024;
 /// Who says what events say.
 const REPORTER: &str = "fairlead.dev/controller";
 
-/// Writes for one process, one set after the other.
-pub(super) struct Publisher {
-    client: Client,
-    shared: Arc<Shared>,
-    /// Writes that may have gone through.
-    unknown: Mutex<Vec<Write>>,
+/// An API server as what statuses are written to.
+pub(super) struct ApiServer {
+    cluster: Cluster,
     events: mpsc::Sender<(ObjectReference, News)>,
-    /// Ends with the publisher.
+    /// Ends with it.
     _tasks: JoinSet<()>,
 }
 
-/// What became of a write.
-enum Outcome {
-    /// The object is so now.
-    Done(Box<DynamicObject>),
-    /// The API server has said no.
-    Refused(kube::Error),
-    /// Nobody knows.
-    Unknown(kube::Error),
-}
-
-impl Publisher {
-    pub(super) fn new(client: Client, identity: &str, shared: Arc<Shared>) -> Self {
+impl ApiServer {
+    pub(super) fn new(cluster: Cluster, identity: &str) -> Self {
         let (events, mut waiting) = mpsc::channel::<(ObjectReference, News)>(EVENTS);
         let reporter = Reporter { controller: REPORTER.to_owned(), instance: Some(identity.to_owned()) };
-        let recorder = Recorder::new(client.clone(), reporter);
+        let recorder = Recorder::new(cluster.client.clone(), reporter);
         let mut tasks = JoinSet::new();
-        let leads = Arc::clone(&shared);
+        let leads = Arc::clone(&cluster.shared);
         tasks.spawn(async move {
             while let Some((object, news)) = waiting.recv().await {
                 // Others may have other news by now.
@@ -80,107 +54,24 @@ impl Publisher {
                     action: "Reconcile".to_owned(),
                     secondary: None,
                 };
-                match timeout(WRITE, recorder.publish(&event, &object)).await {
+                match timeout(REQUEST, recorder.publish(&event, &object)).await {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => tracing::debug!(%error, "an event was not taken"),
                     Err(_) => tracing::debug!("an event took too long"),
                 }
             }
         });
-        Publisher { client, shared, unknown: Mutex::default(), events, _tasks: tasks }
+        ApiServer { cluster, events, _tasks: tasks }
     }
 
-    pub(super) fn client(&self) -> Client {
-        self.client.clone()
-    }
-
-    /// Writes what differs. What was written has come back in a snapshot when this returns.
-    pub(super) async fn publish(&self, statuses: &StatusSet) -> Result<(), StoreError> {
-        let mut unknown = self.unknown.lock().await;
-        if !unknown.is_empty() {
-            // What was computed without knowing what became of them is not written.
-            let settled = self.write_all(std::mem::take(&mut *unknown), &mut unknown).await;
-            self.shared.give_out();
-            return settled;
-        }
-        for step in Step::ALL {
-            let now = host::now();
-            let writes = plan::plan(step, &lock(&self.shared.assembly), statuses, now);
-            if writes.is_empty() {
-                continue;
-            }
-            let written = self.write_all(writes, &mut unknown).await;
-            self.shared.give_out();
-            written?;
-        }
-        lock(&self.shared.assembly).published(statuses);
-        self.shared.give_out();
-        Ok(())
-    }
-
-    /// Writes; after the first failure nothing more is begun. Those of which nobody knows are added to `unknown`.
-    async fn write_all(&self, writes: Vec<Write>, unknown: &mut Vec<Write>) -> Result<(), StoreError> {
-        let failed = AtomicBool::new(false);
-        let one = |write: Write| {
-            let failed = &failed;
-            async move {
-                if failed.load(Ordering::Relaxed) {
-                    return Ok(None);
-                }
-                let result = self.write(write).await;
-                failed.fetch_or(!matches!(result, Ok(None)), Ordering::Relaxed);
-                result
-            }
-        };
-        let mut first = Ok(());
-        let mut results = stream::iter(writes).map(one).buffer_unordered(AT_ONCE);
-        while let Some(result) = results.next().await {
-            let error = match result {
-                Ok(None) => continue,
-                Ok(Some((write, error))) => {
-                    unknown.push(write);
-                    error
-                }
-                Err(error) => error,
-            };
-            first = first.and(Err(error));
-        }
-        first
-    }
-
-    /// Writes one; if nobody knows what became of it, gives it back.
-    async fn write(&self, write: Write) -> Result<Option<(Write, StoreError)>, StoreError> {
-        if self.shared.leads_for().is_none() {
-            return Err(StoreError::NotLeader);
-        }
-        let object = format!("{}/{}", write.kind, write.name);
-        let outcome = self.send(&write).await;
-        self.shared.metrics.wrote(matches!(outcome, Outcome::Done(_)));
-        match outcome {
-            Outcome::Done(written) => {
-                self.tell(&write, &written);
-                lock(&self.shared.assembly)
-                    .wrote(write.kind, seen(write.kind, *written, self.shared.is_default_class));
-                Ok(None)
-            }
-            Outcome::Refused(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
-                self.refresh(&write).await?;
-                Err(StoreError::Changed { object })
-            }
-            Outcome::Refused(source) => Err(StoreError::Api { object, source: Box::new(source) }),
-            Outcome::Unknown(source) => {
-                Ok(Some((write, StoreError::Api { object, source: Box::new(source) })))
-            }
-        }
-    }
-
-    async fn send(&self, write: &Write) -> Outcome {
+    async fn write(&self, write: &Write) -> Result<DynamicObject, kube::Error> {
         let (api, name) = self.place(write);
         let parameters = PatchParams::default();
+        let body = patch(write, lock(&self.cluster.shared.assembly).node(&write.name));
         let patch = match write.kind {
             // Others have conditions there: they are merged by type.
-            Kind::Service => Patch::Strategic(&write.patch),
-            _ => Patch::Merge(&write.patch),
+            Kind::Service => Patch::Strategic(&body),
+            _ => Patch::Merge(&body),
         };
         let written = async {
             match write.kind {
@@ -188,37 +79,24 @@ impl Publisher {
                 _ => api.patch_status(name, &parameters, &patch).await,
             }
         };
-        match timeout(WRITE, written).await {
-            Ok(Ok(object)) => Outcome::Done(Box::new(object)),
-            // 5xx may come from a proxy, or after the write itself.
-            Ok(Err(kube::Error::Api(status))) if status.code < 500 => {
-                Outcome::Refused(kube::Error::Api(status))
-            }
-            Ok(Err(error)) => Outcome::Unknown(error),
-            Err(late) => Outcome::Unknown(kube::Error::Service(late.into())),
-        }
+        timeout(REQUEST, written).await.unwrap_or_else(|late| Err(kube::Error::Service(late.into())))
     }
 
-    /// Reads an object that is not as we thought.
-    async fn refresh(&self, write: &Write) -> Result<(), StoreError> {
+    /// Reads an object that is not as we thought; that it is gone the watch will say.
+    async fn read(&self, write: &Write) -> Result<Option<Box<Seen>>, kube::Error> {
         let (api, name) = self.place(write);
-        let failed = |source| StoreError::Api {
-            object: format!("{}/{}", write.kind, write.name),
-            source: Box::new(source),
-        };
-        let read = timeout(WRITE, api.get_opt(name)).await;
-        let read = read.map_err(|late| failed(kube::Error::Service(late.into())))?;
-        // That it is gone the watch will say.
-        if let Some(object) = read.map_err(failed)? {
-            lock(&self.shared.assembly)
-                .wrote(write.kind, seen(write.kind, object, self.shared.is_default_class));
-        }
-        Ok(())
+        let read = timeout(REQUEST, api.get_opt(name)).await;
+        let read = read.unwrap_or_else(|late| Err(kube::Error::Service(late.into())))?;
+        Ok(read.map(|object| self.seen(write.kind, object)))
+    }
+
+    fn seen(&self, kind: Kind, object: DynamicObject) -> Box<Seen> {
+        Box::new(seen(kind, object, self.cluster.is_default_class))
     }
 
     fn place<'a>(&self, write: &'a Write) -> (kube::Api<DynamicObject>, &'a str) {
         let (namespace, name) = split(write.kind, &write.name);
-        (api(self.client.clone(), write.kind, namespace), name)
+        (api(self.cluster.client.clone(), write.kind, namespace), name)
     }
 
     /// Says what has changed to who looks at the object's events.
@@ -236,6 +114,28 @@ impl Publisher {
             if self.events.try_send((reference, news.clone())).is_err() {
                 tracing::debug!("an event was dropped: too many wait");
             }
+        }
+    }
+}
+
+impl Target for ApiServer {
+    const SERVICE: ServiceForm = |status| json!(kubernetes_status(status));
+
+    async fn send(&self, write: &Write) -> Outcome {
+        let failed = |source| StoreError::Api { object: write.object(), source: Box::new(source) };
+        match self.write(write).await {
+            Ok(written) => {
+                self.tell(write, &written);
+                Outcome::Done(self.seen(write.kind, written))
+            }
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
+                self.read(write).await.map_or_else(|error| Outcome::Refused(failed(error)), Outcome::Changed)
+            }
+            // 5xx may come from a proxy, or after the write itself.
+            Err(kube::Error::Api(status)) if status.code < 500 => {
+                Outcome::Refused(failed(kube::Error::Api(status)))
+            }
+            Err(error) => Outcome::Unknown(failed(error)),
         }
     }
 }

@@ -1,12 +1,9 @@
 //! Lists and watches one source, for ever: what it says goes to the store. After an error it is tried again, later and
 //! later (0.8 s to 30 s, with jitter); after a gap (410) everything is listed again.
-use super::{
-    Shared, api,
-    plan::POD_CIDRS,
-    snapshot::{Change, Seen, Source},
-};
+use super::{Cluster, api, patch::POD_CIDRS};
 use crate::{
     api::{API_VERSION, Kind, service},
+    store::objects::snapshot::{Change, Seen, Source},
     trouble::Trouble,
     validate,
 };
@@ -16,7 +13,6 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{
-    Client,
     api::DynamicObject,
     runtime::{
         WatchStreamExt,
@@ -24,15 +20,16 @@ use kube::{
     },
 };
 use serde_json::{Value, json};
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{pin::pin, time::Duration};
 
 /// Seconds after which a watch is made anew: a connection that has died in silence is found out a little later.
 pub(super) const WATCH_SECONDS: u32 = 120;
 /// Objects of one page of a list.
-const PAGE: u32 = 500;
+const PAGE: u32 = 200;
 
 /// Tells the store what a source says. Ends never.
-pub(super) async fn follow(source: Source, client: Client, shared: Arc<Shared>) {
+pub(super) async fn follow(source: Source, cluster: Cluster) {
+    let shared = &cluster.shared;
     let kind = source.kind();
     let mut config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
     if let Source::Secret(name) = &source {
@@ -42,8 +39,8 @@ pub(super) async fn follow(source: Source, client: Client, shared: Arc<Shared>) 
     let mut trouble = Trouble::default();
     loop {
         let epoch = *epochs.borrow_and_update();
-        let namespace = (kind == Kind::Secret).then_some(&*shared.namespace);
-        let api = api(client.clone(), kind, namespace);
+        let namespace = (kind == Kind::Secret).then_some(&*cluster.namespace);
+        let api = api(cluster.client.clone(), kind, namespace);
         let mut events = pin!(watcher(api, config.clone()).default_backoff());
         loop {
             let event = tokio::select! {
@@ -57,7 +54,7 @@ pub(super) async fn follow(source: Source, client: Client, shared: Arc<Shared>) 
                         trouble.over(&format!("{kind}: watched again"));
                         shared.metrics.watches(kind);
                     }
-                    shared.change(epoch, &source, change(kind, event, shared.is_default_class));
+                    shared.change(epoch, &source, change(kind, event, cluster.is_default_class));
                 }
                 // It ends never.
                 Ok(None) => break,
@@ -92,7 +89,7 @@ fn change(kind: Kind, event: Event<DynamicObject>, is_default_class: bool) -> Ch
 }
 
 /// What is kept of an object. `is_default_class`: Services that name no class are ours.
-pub(super) fn seen(kind: Kind, object: DynamicObject, is_default_class: bool) -> Seen {
+pub(in crate::store) fn seen(kind: Kind, object: DynamicObject, is_default_class: bool) -> Seen {
     let DynamicObject { mut metadata, data: mut tree, .. } = object;
     let name = name(kind, &metadata);
     let version = metadata.resource_version.take().unwrap_or_default();

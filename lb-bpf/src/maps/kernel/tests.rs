@@ -151,7 +151,7 @@ fn op() -> impl Strategy<Value = Op> {
         (1..16_u32, backend()).prop_map(|(index, backend)| Op::SetBackend(index, backend)),
         (1..16_u32).prop_map(Op::FreeBackend),
         (0..200_u32, prop::collection::vec(slot, 1..50))
-            .prop_map(|(base, slots)| Op::WriteTable(base, slots)),
+            .prop_map(|(base, slots)| Op::WriteTable(base, slots.into_iter().collect())),
         (0..256_u32, any::<u32>()).prop_map(|(index, previous)| Op::SetPrevious(index, previous)),
         (1..9_u32, "[a-z/é]{1,20}").prop_map(|(id, name)| Op::SetName(id, ServiceKey(name.into()))),
         (1..9_u32).prop_map(Op::RemoveName),
@@ -288,7 +288,7 @@ fn counters_are_summed_over_cpus_and_set_to_zero() {
 fn what_lies_outside_is_refused() {
     let mut kernel = kernel_maps();
     assert!(kernel.slots(250, 7).is_err());
-    assert!(kernel.apply(&Op::WriteTable(250, vec![Slot::default(); 7])).is_err());
+    assert!(kernel.apply(&Op::WriteTable(250, [Slot::default(); 7].into_iter().collect())).is_err());
     assert!(kernel.apply(&Op::SetPrevious(256, 0)).is_err());
     assert!(kernel.apply(&Op::SetBackend(16, Backend::default())).is_err());
     assert!(kernel.apply(&Op::SetFilter(5, Filter::default())).is_err());

@@ -62,7 +62,7 @@ fn this_host_is_reached_where_nobody_else_is() {
     let mut state = State::restore(&maps).unwrap();
     let node = node();
     let asked = state.compare(&node);
-    let addresses = state.addresses(&asked);
+    let addresses = state.addresses(&asked).unwrap();
     assert!(!addresses.contains(&endpoint(1).address) && addresses.contains(&endpoint(11).address));
     let ops = state.plan(&maps, &node, &super::NextHops::new(), START).unwrap();
     ops.iter().for_each(|op| maps.apply(op).unwrap());

@@ -2,7 +2,7 @@
 //! a second whether it still answers. What ends is begun anew, a little later and not by all links at the same moment; until all
 //! is listed again, what was known before stays.
 use super::{
-    super::{leader::now, watching},
+    super::watching,
     credentials::{self, Credentials},
     known::Known,
 };
@@ -10,6 +10,7 @@ use crate::{
     api::Kind,
     mcs::{self, Exports},
     object::Object,
+    store::objects::now,
     trouble::{Trouble, jittered},
 };
 use futures::{StreamExt, TryStreamExt, stream::BoxStream};

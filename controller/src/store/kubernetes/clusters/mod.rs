@@ -8,7 +8,7 @@
 //! ```
 //! A cluster that does not answer delays nobody: what it exported stays, then leaves endpoint by endpoint. One that was not listed
 //! yet since this process leads keeps what is there of it for as long.
-use super::{Shared, leader};
+use super::Cluster as Home;
 use crate::{
     api::{
         ClusterLink, EndpointSlice, bgp_peer::SecretReference, cluster_link::ClusterLinkStatus,
@@ -18,6 +18,7 @@ use crate::{
     host,
     mcs::{Cluster, Counts, Export, Exports, Facts, Invalid, Merged, PERMILLE, leaving, merge},
     status::{Conditions, Verdict, seconds, time},
+    store::objects::{REQUEST, now},
     trouble::Trouble,
 };
 use credentials::Credentials;
@@ -60,21 +61,22 @@ const SLOWEST: Duration = Duration::from_secs(30);
 const STEP: Duration = Duration::from_secs(1);
 
 /// Follows the clusters that are linked, for ever. `name`: what this one is called, where no ClusterProperty says so.
-pub(super) async fn follow(client: Client, shared: Arc<Shared>, name: Option<String>) {
-    let mut leader = shared.leader.subscribe();
+pub(super) async fn follow(home: Home, name: Option<String>) {
+    let mut leader = home.shared.leader.subscribe();
     loop {
         if leader.wait_for(|leads| *leads).await.is_err() {
             return;
         }
         tokio::select! {
-            () = lead(&client, &shared, name.as_deref()) => {}
+            () = lead(&home, name.as_deref()) => {}
             _ = leader.wait_for(|leads| !leads) => {}
         }
     }
 }
 
 /// While this process leads.
-async fn lead(client: &Client, shared: &Arc<Shared>, name: Option<&str>) {
+async fn lead(home: &Home, name: Option<&str>) {
+    let Home { client, namespace, shared, .. } = home;
     let changed = Arc::new(Notify::new());
     let (exports, imports) = (Objects::default(), Objects::default());
     let mut tasks = JoinSet::new();
@@ -86,7 +88,7 @@ async fn lead(client: &Client, shared: &Arc<Shared>, name: Option<&str>) {
     let mut writer = Writer::new(client.clone(), Arc::clone(shared), exports.clone(), imports.clone());
     let mut links = Links {
         client: client.clone(),
-        namespace: shared.namespace.clone(),
+        namespace: Arc::clone(namespace),
         changed: Arc::clone(&changed),
         open: BTreeMap::new(),
     };
@@ -154,8 +156,7 @@ async fn tell_name(client: Client, name: Option<String>, said: watch::Sender<Opt
     };
     let properties: Api<DynamicObject> = Api::all_with(client, &resource);
     loop {
-        let property = match timeout(super::lease::REQUEST, properties.get("cluster.clusterset.k8s.io")).await
-        {
+        let property = match timeout(REQUEST, properties.get("cluster.clusterset.k8s.io")).await {
             Ok(Ok(property)) => Some(property),
             // There is none, or there are none at all.
             Ok(Err(kube::Error::Api(status))) if matches!(status.code, 403 | 404) => None,
@@ -176,7 +177,7 @@ async fn tell_name(client: Client, name: Option<String>, said: watch::Sender<Opt
 /// The links that are open.
 struct Links {
     client: Client,
-    namespace: String,
+    namespace: Arc<str>,
     changed: Arc<Notify>,
     open: BTreeMap<String, Open>,
 }
@@ -205,7 +206,7 @@ impl Links {
             let mut tasks = JoinSet::new();
             tasks.spawn(credentials::follow(
                 self.client.clone(),
-                self.namespace.clone(),
+                self.namespace.to_string(),
                 secret.clone(),
                 credentials,
             ));
@@ -309,7 +310,7 @@ impl Pass<'_> {
         if matches!(report.connected, Some(Ok(()))) {
             return 0;
         }
-        let own = leader::now().saturating_sub(report.contact).as_secs();
+        let own = now().saturating_sub(report.contact).as_secs();
         if report.exports.is_some() {
             return own;
         }

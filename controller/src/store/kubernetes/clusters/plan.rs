@@ -219,7 +219,7 @@ pub(super) fn link_status(
     after: &ClusterLinkStatus,
 ) -> Option<Write> {
     let before = before.map_or_else(|| json!({}), |before| json!(**before));
-    super::super::plan::merge_patch(&before, &json!(after))
+    super::super::patch::merge_patch(&before, &json!(after))
         .map(|patch| Write::LinkStatus(name.to_owned(), patch))
 }
 

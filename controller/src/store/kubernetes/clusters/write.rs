@@ -1,11 +1,14 @@
 //! Does what was planned, many writes at a time, for as long as this process leads. A write that fails is planned again.
 use super::{
-    super::{Shared, lease::REQUEST},
+    super::Shared,
     link::resource,
     objects::Objects,
     plan::{Existing, Write, Written, read},
 };
-use crate::api::{ClusterLink, EndpointSlice};
+use crate::{
+    api::{ClusterLink, EndpointSlice},
+    store::objects::REQUEST,
+};
 use futures::{StreamExt, stream};
 use k8s_openapi::api::discovery::v1::EndpointSlice as KubernetesSlice;
 use kube::{

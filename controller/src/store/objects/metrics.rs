@@ -4,7 +4,7 @@ use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Result,
 
 /// Cheap to clone; clones are one.
 #[derive(Clone, Debug)]
-pub(super) struct Metrics {
+pub(in crate::store) struct Metrics {
     snapshot: IntGauge,
     watch_errors: IntCounterVec,
     failing: IntGaugeVec,
@@ -14,7 +14,7 @@ pub(super) struct Metrics {
 }
 
 impl Metrics {
-    pub(super) fn new() -> Result<Self> {
+    pub(in crate::store) fn new() -> Result<Self> {
         let watch_errors = Opts::new(
             "fairlead_store_watch_errors_total",
             "Lists and watches that failed; they are tried again, and what was known stays in force.",
@@ -42,7 +42,7 @@ impl Metrics {
         })
     }
 
-    pub(super) fn collectors(&self) -> Vec<Box<dyn Collector>> {
+    pub(in crate::store) fn collectors(&self) -> Vec<Box<dyn Collector>> {
         vec![
             Box::new(self.snapshot.clone()),
             Box::new(self.watch_errors.clone()),
@@ -53,25 +53,25 @@ impl Metrics {
         ]
     }
 
-    pub(super) fn gave_out(&self) {
+    pub(in crate::store) fn gave_out(&self) {
         let now = host::now();
         self.snapshot.set(i64::try_from(now).unwrap_or(i64::MAX));
     }
 
-    pub(super) fn watch_failed(&self, kind: Kind) {
+    pub(in crate::store) fn watch_failed(&self, kind: Kind) {
         self.watch_errors.with_label_values(&[&kind.name()]).inc();
         self.failing.with_label_values(&[&kind.name()]).set(1);
     }
 
-    pub(super) fn watches(&self, kind: Kind) {
+    pub(in crate::store) fn watches(&self, kind: Kind) {
         self.failing.with_label_values(&[&kind.name()]).set(0);
     }
 
-    pub(super) fn wrote(&self, done: bool) {
+    pub(in crate::store) fn wrote(&self, done: bool) {
         if done { self.writes.inc() } else { self.write_errors.inc() }
     }
 
-    pub(super) fn lead(&self, leads: bool) {
+    pub(in crate::store) fn lead(&self, leads: bool) {
         self.leader.set(leads.into());
     }
 }

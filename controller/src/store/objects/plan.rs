@@ -1,28 +1,21 @@
-//! What has to be written so that the API server has these statuses, in steps. Pure.
+//! What has to be written so that the store has these statuses, in steps. Pure.
 //!
 //! The order makes a crash between any two writes harmless: an address is said to rest in its pool before its holder loses
 //! it, and nobody is given an address before all who lose one have lost it.
 use super::snapshot::{Assembly, Refused};
 use crate::{
-    api::{
-        API_VERSION, Kind, LoadBalancerStatus,
-        node::{NodeStatus, pod_cidrs},
-        service::kubernetes_status,
-    },
+    api::{API_VERSION, Kind, LoadBalancerStatus},
+    desired::joined,
     status::{Conditions, StatusSet, Statuses},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::sync::Arc;
-
-/// Annotation of a Node with our status of it: which blocks its pods have. The first of each family go into
-/// `spec.podCIDRs` by the same write, which Kubernetes takes once.
-pub(super) const POD_CIDRS: &str = "fairlead.dev/pod-cidrs";
 
 /// One after the other; the writes of one step in any order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(in crate::store) enum Step {
     /// Pools say what rests.
     Pools,
     /// Addresses are taken away.
@@ -34,34 +27,54 @@ pub(super) enum Step {
 }
 
 impl Step {
-    pub(super) const ALL: [Step; 4] = [Step::Pools, Step::Losses, Step::Services, Step::Others];
+    pub(in crate::store) const ALL: [Step; 4] = [Step::Pools, Step::Losses, Step::Services, Step::Others];
 }
 
-/// A write to the status of an object; of a Node, to the object.
+/// A write of the status of an object, to be refused if the object has changed since.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Write {
-    pub(super) kind: Kind,
-    pub(super) name: String,
-    /// A merge patch (RFC 7386), of a Service a strategic one, that is refused if the object has changed since.
-    pub(super) patch: Value,
+pub(in crate::store) struct Write {
+    pub(in crate::store) kind: Kind,
+    pub(in crate::store) name: String,
+    /// Of the object as it was: see [`Seen`](super::snapshot::Seen).
+    pub(in crate::store) version: String,
+    /// The status as it was; null: none.
+    pub(in crate::store) before: Value,
+    /// The status as it is to be.
+    pub(in crate::store) after: Value,
     /// What people may want to hear of.
-    pub(super) news: Vec<News>,
+    pub(in crate::store) news: Vec<News>,
 }
+
+impl Write {
+    /// `KIND/NAME`.
+    pub(in crate::store) fn object(&self) -> String {
+        format!("{}/{}", self.kind, self.name)
+    }
+}
+
+/// How the status of a Service stands in a store.
+pub(in crate::store) type ServiceForm = fn(&LoadBalancerStatus) -> Value;
 
 /// A condition that has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct News {
+pub(in crate::store) struct News {
     /// Whether something is wrong.
-    pub(super) is_warning: bool,
+    pub(in crate::store) is_warning: bool,
     /// One CamelCase word.
-    pub(super) reason: String,
+    pub(in crate::store) reason: String,
     /// A sentence.
-    pub(super) message: String,
+    pub(in crate::store) message: String,
 }
 
-/// The writes of a step, given what the API server has by now. Objects that it does not have are left out. `now`: seconds
+/// The writes of a step, given what the store has by now. Objects that it does not have are left out. `now`: seconds
 /// since the epoch.
-pub(super) fn plan(step: Step, assembly: &Assembly, after: &StatusSet, now: u64) -> Vec<Write> {
+pub(in crate::store) fn plan(
+    step: Step,
+    assembly: &Assembly,
+    after: &StatusSet,
+    now: u64,
+    service: ServiceForm,
+) -> Vec<Write> {
     let before = assembly.statuses();
     let mut writes = Writes { assembly, writes: Vec::new() };
     match step {
@@ -75,7 +88,7 @@ pub(super) fn plan(step: Step, assembly: &Assembly, after: &StatusSet, now: u64)
             writes.compare(Kind::Service, &before.services, &after.services, service);
         }
         Step::Others => {
-            writes.nodes(&before.nodes, &after.nodes);
+            writes.compare(Kind::Node, &before.nodes, &after.nodes, plain);
             writes.compare(Kind::ServicePolicy, &before.policies, &after.policies, plain);
             writes.compare(Kind::BGPRouter, &before.routers, &after.routers, plain);
             writes.compare(Kind::BGPPeer, &before.peers, &after.peers, plain);
@@ -100,11 +113,10 @@ impl Writes<'_> {
         after: &Statuses<T>,
         written: fn(&T) -> Value,
     ) {
-        for (name, after) in after {
-            let before = before.get(name);
+        for (name, after, before) in joined(after, before) {
             if before.is_none_or(|before| !Arc::ptr_eq(before, after) && before != after) {
                 let before = before.map_or(Value::Null, |before| written(before));
-                self.write(kind, name, &before, &written(after));
+                self.write(kind, name, before, written(after));
             }
         }
     }
@@ -117,8 +129,8 @@ impl Writes<'_> {
         after: &Statuses<LoadBalancerStatus>,
         written: fn(&LoadBalancerStatus) -> Value,
     ) {
-        for (name, before) in before {
-            let Some(after) = after.get(name).filter(|after| !Arc::ptr_eq(before, after)) else { continue };
+        for (name, before, after) in joined(before, after) {
+            let Some(after) = after.filter(|after| !Arc::ptr_eq(before, after)) else { continue };
             let has =
                 |status: &LoadBalancerStatus, address| status.addresses.iter().any(|a| a.address == address);
             if before.addresses.iter().all(|held| has(after, held.address)) {
@@ -126,23 +138,7 @@ impl Writes<'_> {
             }
             let mut reduced = (**after).clone();
             reduced.addresses.retain(|given| has(before, given.address));
-            self.write(kind, name, &written(before), &written(&reduced));
-        }
-    }
-
-    fn nodes(&mut self, before: &Statuses<NodeStatus>, after: &Statuses<NodeStatus>) {
-        for (name, after) in after.iter().filter(|(name, after)| before.get(*name) != Some(after)) {
-            let Some(version) = self.assembly.version(Kind::Node, name) else { continue };
-            let annotations = json!({POD_CIDRS: json!(**after).to_string()});
-            let mut patch = json!({"metadata": {"resourceVersion": version, "annotations": annotations}});
-            let has_none = self.assembly.node(name).is_some_and(|node| pod_cidrs(node).is_empty());
-            let first = after.first_of_each_family();
-            if has_none && !first.is_empty() {
-                patch["spec"] = json!({"podCIDR": first[0], "podCIDRs": first});
-            }
-            let known = before.get(name).map_or(Value::Null, |before| json!(**before));
-            let news = news(&known, &json!(**after));
-            self.writes.push(Write { kind: Kind::Node, name: name.clone(), patch, news });
+            self.write(kind, name, written(before), written(&reduced));
         }
     }
 
@@ -162,59 +158,19 @@ impl Writes<'_> {
             Value::Object(after) => drop(after.insert("conditions".to_owned(), json!(conditions.finish()))),
             _ => after = json!({"conditions": conditions.finish()}),
         }
-        self.write(kind, &name, &before, &after);
+        self.write(kind, &name, before, after);
     }
 
-    fn write(&mut self, kind: Kind, name: &str, before: &Value, after: &Value) {
-        let Some(version) = self.assembly.version(kind, name) else { return };
-        let Some(mut status) = merge_patch(before, after) else { return };
-        if kind == Kind::Service
-            && let Some(conditions) = status.get_mut("conditions")
-        {
-            *conditions = by_type(before, after);
-        }
-        self.writes.push(Write {
-            kind,
-            name: name.to_owned(),
-            patch: json!({"metadata": {"resourceVersion": version}, "status": status}),
-            news: news(before, after),
-        });
+    fn write(&mut self, kind: Kind, name: &str, before: Value, after: Value) {
+        let Some(version) = self.assembly.version(kind, name).filter(|_| before != after) else { return };
+        let (name, version, news) = (name.to_owned(), version.to_owned(), news(&before, &after));
+        self.writes.push(Write { kind, name, version, before, after, news });
     }
 }
 
-/// How a status of ours stands in the API server.
+/// How a status of ours stands in a store.
 fn plain<T: Serialize>(status: &T) -> Value {
     json!(status)
-}
-
-/// How that of a Service does.
-fn service(status: &LoadBalancerStatus) -> Value {
-    json!(kubernetes_status(status))
-}
-
-/// The merge patch (RFC 7386) that makes one value of another; none: they are the same.
-pub(super) fn merge_patch(before: &Value, after: &Value) -> Option<Value> {
-    let (Value::Object(before), Value::Object(after)) = (before, after) else {
-        return (before != after).then(|| after.clone());
-    };
-    let gone = before.keys().filter(|key| !after.contains_key(*key)).map(|key| (key.clone(), Value::Null));
-    let changed = after.iter().filter_map(|(key, after)| {
-        let patch = merge_patch(before.get(key).unwrap_or(&Value::Null), after)?;
-        Some((key.clone(), patch))
-    });
-    let patch: Map<_, _> = gone.chain(changed).collect();
-    (!patch.is_empty()).then_some(Value::Object(patch))
-}
-
-/// The strategic merge patch of conditions: those that have changed, and that others of ours are gone. What is not named
-/// stays.
-fn by_type(before: &Value, after: &Value) -> Value {
-    let list = |status: &Value| status["conditions"].as_array().cloned().unwrap_or_default();
-    let (before, after) = (list(before), list(after));
-    let is_gone = |known: &&Value| after.iter().all(|condition| condition["type"] != known["type"]);
-    let gone = before.iter().filter(is_gone).map(|gone| json!({"$patch": "delete", "type": gone["type"]}));
-    let changed = after.iter().filter(|condition| !before.contains(condition));
-    changed.cloned().chain(gone).collect()
 }
 
 /// Conditions that have come to another verdict or reason. That all is well from the beginning is no news, but for an
@@ -273,10 +229,13 @@ mod tests {
     /// Which addresses the objects are given in a step.
     fn given(step: Step, assembly: &Assembly, after: &StatusSet) -> BTreeMap<String, Vec<String>> {
         let addresses = |write: &Write| {
-            let all = write.patch["status"]["addresses"].as_array().cloned().unwrap_or_default();
+            let all = write.after["addresses"].as_array().cloned().unwrap_or_default();
             all.iter().map(|a| a["address"].as_str().unwrap().to_owned()).collect()
         };
-        plan(step, assembly, after, 0).iter().map(|write| (write.name.clone(), addresses(write))).collect()
+        plan(step, assembly, after, 0, plain)
+            .iter()
+            .map(|write| (write.name.clone(), addresses(write)))
+            .collect()
     }
 
     #[test]
@@ -284,9 +243,9 @@ mod tests {
         let statuses: [(&str, &[&str]); 2] = [("a", &["192.0.2.1"]), ("b", &[])];
         let known = known(&statuses);
         for step in Step::ALL {
-            assert_eq!(plan(step, &known, &set(&statuses), 0), []);
+            assert_eq!(plan(step, &known, &set(&statuses), 0, plain), []);
         }
-        assert_eq!(plan(Step::Services, &known, &set(&[("gone", &["192.0.2.1"])]), 0), []);
+        assert_eq!(plan(Step::Services, &known, &set(&[("gone", &["192.0.2.1"])]), 0, plain), []);
     }
 
     #[test]
@@ -301,67 +260,8 @@ mod tests {
 
     #[test]
     fn a_write_is_for_one_version() {
-        let writes = plan(Step::Services, &known(&[("a", &[])]), &set(&[("a", &["192.0.2.1"])]), 0);
-        assert_eq!(writes[0].patch["metadata"], json!({"resourceVersion": "7"}));
-    }
-
-    #[test]
-    fn patches_make_one_of_the_other() {
-        let values = [
-            json!({}),
-            json!({"a": 1, "b": {"c": [1, 2], "d": "x"}}),
-            json!({"a": 1, "b": {"c": [1], "e": true}}),
-            json!({"b": 5}),
-        ];
-        for (before, after) in values.iter().flat_map(|b| values.iter().map(move |a| (b, a))) {
-            let mut patched = before.clone();
-            if let Some(patch) = merge_patch(before, after) {
-                apply(&mut patched, &patch);
-            }
-            assert_eq!(patched, *after);
-            assert_eq!(merge_patch(before, after).is_none(), before == after);
-        }
-    }
-
-    #[test]
-    fn of_a_service_only_our_conditions_are_written() {
-        let status = |types: &[&str], addresses: &[&str]| {
-            let mut conditions = Conditions::new(&[], None, 1);
-            for type_ in ["Accepted", "Announced", "Healthy"].into_iter().filter(|t| types.contains(t)) {
-                conditions.set(type_, true, "Tested", "");
-            }
-            LoadBalancerStatus { conditions: conditions.finish(), ..(*status(addresses)).clone() }
-        };
-        let known = service(&status(&["Accepted", "Announced"], &["192.0.2.1"]));
-        let object = json!({"kind": "Service", "metadata": {"name": "a", "namespace": "n", "resourceVersion": "7"},
-            "spec": {"type": "LoadBalancer", "loadBalancerClass": "fairlead.dev/lb"}, "status": known});
-        let after = Arc::new(status(&["Announced", "Healthy"], &["192.0.2.1"]));
-        let after = StatusSet { services: BTreeMap::from([("n/a".to_owned(), after)]), ..Default::default() };
-        let writes = plan(Step::Services, &assembly([object]), &after, 0);
-        let patch = &writes[0].patch["status"];
-        assert_eq!(patch["loadBalancer"], Value::Null, "the addresses are the same");
-        let said: Vec<_> =
-            patch["conditions"].as_array().unwrap().iter().map(|c| (&c["type"], &c["$patch"])).collect();
-        let (healthy, accepted) = (json!("fairlead.dev/Healthy"), json!("fairlead.dev/Accepted"));
-        assert_eq!(said, [(&healthy, &Value::Null), (&accepted, &json!("delete"))]);
-    }
-
-    /// RFC 7386 section 2.
-    fn apply(target: &mut Value, patch: &Value) {
-        let Value::Object(patch) = patch else {
-            *target = patch.clone();
-            return;
-        };
-        if !target.is_object() {
-            *target = json!({});
-        }
-        for (key, value) in patch {
-            let target = target.as_object_mut().unwrap();
-            match value {
-                Value::Null => drop(target.remove(key)),
-                _ => apply(target.entry(key.clone()).or_insert(Value::Null), value),
-            }
-        }
+        let writes = plan(Step::Services, &known(&[("a", &[])]), &set(&[("a", &["192.0.2.1"])]), 0, plain);
+        assert_eq!(writes[0].version, "7");
     }
 
     #[test]
@@ -385,10 +285,10 @@ mod tests {
     fn what_is_refused_says_so() {
         let bad = json!({"kind": "LoadBalancer", "metadata": {"name": "a", "resourceVersion": "7"},
             "status": {"backends": 3, "healthyBackends": 0}, "spec": {"ports": [{"port": 0}], "backends": []}});
-        let writes = plan(Step::Others, &assembly([bad]), &StatusSet::default(), 5);
-        let condition = &writes[0].patch["status"]["conditions"][0];
+        let writes = plan(Step::Others, &assembly([bad]), &StatusSet::default(), 5, plain);
+        let condition = &writes[0].after["conditions"][0];
         assert_eq!((&condition["type"], &condition["status"]), (&json!("Accepted"), &json!("False")));
         assert!(condition["message"].as_str().unwrap().contains("spec.ports[0].port"), "{condition}");
-        assert_eq!(writes[0].patch["status"].as_object().unwrap().len(), 1, "the rest stays");
+        assert_eq!(writes[0].after["backends"], 3, "the rest stays");
     }
 }

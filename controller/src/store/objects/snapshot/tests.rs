@@ -1,5 +1,6 @@
 //! Tests of [`Assembly`]: changes in, snapshots out.
-use super::{super::watching, *};
+use super::*;
+use crate::store::kubernetes::watching;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::DynamicObject;
 use proptest::prelude::*;
@@ -19,7 +20,7 @@ fn seen(object: Value) -> (Source, Seen) {
 }
 
 /// One that knows these objects, and has listed all.
-pub(in super::super) fn assembly(objects: impl IntoIterator<Item = Value>) -> Assembly {
+pub(in crate::store) fn assembly(objects: impl IntoIterator<Item = Value>) -> Assembly {
     let mut assembly = Assembly::new(&KINDS, true);
     list_all(&mut assembly);
     for object in objects {

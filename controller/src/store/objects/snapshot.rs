@@ -23,7 +23,7 @@ use std::{
 
 /// What is listed and watched as one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Source {
+pub(in crate::store) enum Source {
     /// All objects of a kind.
     All(Kind),
     /// One Secret of our namespace.
@@ -31,7 +31,7 @@ pub(super) enum Source {
 }
 
 impl Source {
-    pub(super) fn kind(&self) -> Kind {
+    pub(in crate::store) fn kind(&self) -> Kind {
         match self {
             Source::All(kind) => *kind,
             Source::Secret(_) => Kind::Secret,
@@ -41,20 +41,20 @@ impl Source {
 
 /// An object as the API server has it.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Seen {
+pub(in crate::store) struct Seen {
     /// Its name; with a namespace `NAMESPACE/NAME`.
-    pub(super) name: String,
+    pub(in crate::store) name: String,
     /// `resourceVersion`.
-    pub(super) version: String,
+    pub(in crate::store) version: String,
     /// What was declared, or what is wrong with it.
-    pub(super) object: Result<Object, Fault>,
+    pub(in crate::store) object: Result<Object, Fault>,
     /// Its status; none: it has none, or it is not our business.
-    pub(super) status: Option<Value>,
+    pub(in crate::store) status: Option<Value>,
 }
 
 /// What a watch says.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Change {
+pub(in crate::store) enum Change {
     /// A list begins.
     Listing,
     /// An object of the list.
@@ -69,17 +69,17 @@ pub(super) enum Change {
 
 /// An object whose fault nobody else will say: it is not in force.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Refused {
-    pub(super) kind: Kind,
-    pub(super) name: String,
-    pub(super) fault: Fault,
+pub(in crate::store) struct Refused {
+    pub(in crate::store) kind: Kind,
+    pub(in crate::store) name: String,
+    pub(in crate::store) fault: Fault,
     /// Its status.
-    pub(super) status: Value,
+    pub(in crate::store) status: Value,
 }
 
 /// What is known so far.
 #[derive(Debug, Default)]
-pub(super) struct Assembly {
+pub(in crate::store) struct Assembly {
     kinds: Vec<Kind>,
     /// Kinds that were not listed yet.
     awaited: BTreeSet<Source>,
@@ -111,20 +111,20 @@ struct Entry {
 
 impl Assembly {
     /// Nothing known yet of these kinds. `has_keys`: the Secrets that peers name are watched, too.
-    pub(super) fn new(kinds: &[Kind], has_keys: bool) -> Self {
+    pub(in crate::store) fn new(kinds: &[Kind], has_keys: bool) -> Self {
         let mut assembly = Assembly { kinds: kinds.to_vec(), has_keys, ..Assembly::default() };
         assembly.await_again();
         assembly
     }
 
     /// Whether the statuses of objects that go are kept until [`Assembly::published`]. Those that were kept go.
-    pub(super) fn keep_orphans(&mut self, keep: bool) {
+    pub(in crate::store) fn keep_orphans(&mut self, keep: bool) {
         self.keeps_orphans = keep;
         self.forget_orphans(|_, _| true);
     }
 
     /// Takes in what a watch says.
-    pub(super) fn change(&mut self, source: &Source, change: Change) {
+    pub(in crate::store) fn change(&mut self, source: &Source, change: Change) {
         let kind = source.kind();
         match change {
             Change::Listing => drop(self.lists.insert(source.clone(), BTreeSet::new())),
@@ -154,35 +154,35 @@ impl Assembly {
     }
 
     /// Takes in the answer to one of our own writes. An object that has gone meanwhile stays gone.
-    pub(super) fn wrote(&mut self, kind: Kind, seen: Seen) {
+    pub(in crate::store) fn wrote(&mut self, kind: Kind, seen: Seen) {
         if self.version(kind, &seen.name).is_some() {
             self.apply(kind, seen);
         }
     }
 
     /// All statuses of this set are written: those of objects that are gone have been looked at.
-    pub(super) fn published(&mut self, statuses: &StatusSet) {
+    pub(in crate::store) fn published(&mut self, statuses: &StatusSet) {
         let rest = |kind: Kind, name: &str| has_status(statuses, kind, name);
         self.forget_orphans(|kind, name| !rest(kind, name));
     }
 
     /// `resourceVersion` of an object.
-    pub(super) fn version(&self, kind: Kind, name: &str) -> Option<&str> {
+    pub(in crate::store) fn version(&self, kind: Kind, name: &str) -> Option<&str> {
         self.entries.get(&kind)?.get(name).map(|entry| &*entry.version)
     }
 
     /// The statuses that objects have, and those of orphans.
-    pub(super) fn statuses(&self) -> &StatusSet {
+    pub(in crate::store) fn statuses(&self) -> &StatusSet {
         &self.declared.statuses
     }
 
     /// A node, if it is in force.
-    pub(super) fn node(&self, name: &str) -> Option<&Node> {
+    pub(in crate::store) fn node(&self, name: &str) -> Option<&Node> {
         self.declared.nodes.get(name).map(|node| &**node)
     }
 
     /// Objects that are refused and of which no version is in force.
-    pub(super) fn refused(&self) -> impl Iterator<Item = Refused> {
+    pub(in crate::store) fn refused(&self) -> impl Iterator<Item = Refused> {
         let not_in_force = |(kind, name): &(Kind, String)| !is_in_force(&self.declared, *kind, name);
         self.faults.iter().filter(move |(key, _)| not_in_force(key)).filter_map(|((kind, name), fault)| {
             let status = self.entries.get(kind)?.get(name)?.refused.clone()?;
@@ -191,12 +191,12 @@ impl Assembly {
     }
 
     /// Everything that is wrong, sorted by object.
-    pub(super) fn faults(&self) -> Vec<Fault> {
+    pub(in crate::store) fn faults(&self) -> Vec<Fault> {
         self.faults.values().chain(self.key_faults.values()).cloned().collect()
     }
 
     /// The Secrets that peers name.
-    pub(super) fn named_secrets(&self) -> BTreeSet<String> {
+    pub(in crate::store) fn named_secrets(&self) -> BTreeSet<String> {
         if !self.has_keys {
             return BTreeSet::new();
         }
@@ -205,25 +205,25 @@ impl Assembly {
     }
 
     /// Forgets a Secret that nobody names any more.
-    pub(super) fn forget_secret(&mut self, name: &str) {
+    pub(in crate::store) fn forget_secret(&mut self, name: &str) {
         self.delete(Kind::Secret, name);
         self.listed_secrets.remove(name);
     }
 
     /// No snapshot from now on before all kinds were listed once more.
-    pub(super) fn await_again(&mut self) {
+    pub(in crate::store) fn await_again(&mut self) {
         self.lists.clear();
         self.awaited = self.kinds.iter().copied().map(Source::All).collect();
     }
 
     /// Whether everything was listed.
-    pub(super) fn is_complete(&self) -> bool {
+    pub(in crate::store) fn is_complete(&self) -> bool {
         let has_keys = || self.named_secrets().is_subset(&self.listed_secrets);
         self.awaited.is_empty() && (self.declared.generation > 0 || has_keys())
     }
 
     /// The next snapshot, if it is complete and there is something new in it.
-    pub(super) fn take(&mut self) -> Option<Declared> {
+    pub(in crate::store) fn take(&mut self) -> Option<Declared> {
         if !self.is_complete() {
             return None;
         }
@@ -482,4 +482,4 @@ fn has_status(set: &StatusSet, kind: Kind, name: &str) -> bool {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(in crate::store) mod tests;

@@ -69,6 +69,8 @@ pub enum Source {
         namespace: Option<String>,
         /// Services that name no class are ours.
         default_class: bool,
+        /// What this cluster is called, where no ClusterProperty says so.
+        cluster_name: Option<String>,
     },
     /// An etcd cluster.
     Etcd(etcd::Options),
@@ -108,9 +110,9 @@ pub async fn run(options: Options) -> Result<(), StartError> {
 
 async fn open(source: &Source, identity: &str) -> Result<Arc<dyn SharedStore>, StartError> {
     Ok(match source {
-        Source::Kubernetes { kubeconfig, namespace, default_class } => {
+        Source::Kubernetes { kubeconfig, namespace, default_class, cluster_name } => {
             let access = Access::new(kubeconfig.as_deref(), namespace.clone()).await?;
-            let access = access.with_default_class(*default_class);
+            let access = access.with_default_class(*default_class).with_cluster_name(cluster_name.clone());
             Arc::new(KubernetesStore::start(&access, Role::Controller, identity)?)
         }
         Source::Etcd(options) => {

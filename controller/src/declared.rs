@@ -1,8 +1,8 @@
 //! What users declared: all objects, typed and checked, as one value.
 use crate::{
     api::{
-        AddressPool, BGPAdvertisement, BGPPeer, BGPRouter, EndpointSlice, LoadBalancer, PacketFilter, Secret,
-        ServicePolicy,
+        AddressPool, BGPAdvertisement, BGPPeer, BGPRouter, ClusterLink, EndpointSlice, LoadBalancer,
+        PacketFilter, Secret, ServicePolicy,
     },
     status::StatusSet,
 };
@@ -38,6 +38,8 @@ pub struct Declared {
     pub advertisements: BTreeMap<String, Arc<BGPAdvertisement>>,
     /// Rules against packets of death.
     pub packet_filters: BTreeMap<String, Arc<PacketFilter>>,
+    /// Other clusters.
+    pub cluster_links: BTreeMap<String, Arc<ClusterLink>>,
     /// Nodes, for their labels, their addresses and their pod CIDRs.
     pub nodes: BTreeMap<String, Arc<Node>>,
     /// What nobody else is to read.

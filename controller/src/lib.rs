@@ -5,6 +5,7 @@ pub mod declared;
 pub mod desired;
 pub mod fault;
 pub mod import;
+pub mod mcs;
 pub mod object;
 pub mod observed;
 pub mod status;

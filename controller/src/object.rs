@@ -4,8 +4,8 @@
 //! then into the type that its `kind` names, so that a fault knows its field.
 use crate::{
     api::{
-        API_VERSION, AddressPool, BGPAdvertisement, BGPPeer, BGPRouter, EndpointSlice, Kind, LoadBalancer,
-        PacketFilter, Secret, ServicePolicy,
+        API_VERSION, AddressPool, BGPAdvertisement, BGPPeer, BGPRouter, ClusterLink, EndpointSlice, Kind,
+        LoadBalancer, PacketFilter, Secret, ServicePolicy,
         scalar::quoted,
         selector::{is_dns_label, is_subdomain, key_fault, value_fault},
     },
@@ -44,6 +44,7 @@ pub enum Object {
     BGPPeer(Arc<BGPPeer>),
     BGPAdvertisement(Arc<BGPAdvertisement>),
     PacketFilter(Arc<PacketFilter>),
+    ClusterLink(Arc<ClusterLink>),
     Service(Arc<Service>),
     EndpointSlice(Arc<EndpointSlice>),
     Namespace(Arc<Namespace>),
@@ -73,6 +74,7 @@ impl Object {
             Object::BGPPeer(_) => Kind::BGPPeer,
             Object::BGPAdvertisement(_) => Kind::BGPAdvertisement,
             Object::PacketFilter(_) => Kind::PacketFilter,
+            Object::ClusterLink(_) => Kind::ClusterLink,
             Object::Service(_) => Kind::Service,
             Object::EndpointSlice(_) => Kind::EndpointSlice,
             Object::Namespace(_) => Kind::Namespace,
@@ -210,6 +212,7 @@ fn parse_document(tree: &Value) -> Result<Option<(String, Object)>, BadDocument>
                 Object::BGPAdvertisement(custom(kind, map, metadata, BGPAdvertisement::new)?)
             }
             Kind::PacketFilter => Object::PacketFilter(custom(kind, map, metadata, PacketFilter::new)?),
+            Kind::ClusterLink => Object::ClusterLink(custom(kind, map, metadata, ClusterLink::new)?),
             Kind::NodeState => {
                 return Err(BadDocument::new("kind", "NodeState is written by fairlead, not declared"));
             }
@@ -230,7 +233,7 @@ fn parse_document(tree: &Value) -> Result<Option<(String, Object)>, BadDocument>
 }
 
 /// Kinds that the design knows and this version does not read.
-const NOT_YET: [&str; 3] = ["ClusterLink", "ServiceExport", "ServiceImport"];
+const NOT_YET: [&str; 2] = ["ServiceExport", "ServiceImport"];
 
 fn kind(map: &Map<String, Value>) -> Result<Kind, BadDocument> {
     let text = match map.get("kind") {

@@ -1,7 +1,7 @@
 //! What became of the declared objects, as one value: published to a store and given back by it.
 use crate::api::{
-    AddressPoolStatus, BGPAdvertisementStatus, BGPPeerStatus, BGPRouterStatus, LoadBalancerStatus,
-    PacketFilterStatus, ServicePolicyStatus, node::NodeStatus,
+    AddressPoolStatus, BGPAdvertisementStatus, BGPPeerStatus, BGPRouterStatus, ClusterLinkStatus,
+    LoadBalancerStatus, PacketFilterStatus, ServicePolicyStatus, node::NodeStatus,
 };
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
@@ -44,6 +44,9 @@ pub struct StatusSet {
     /// Of packet filters.
     #[serde(with = "shared")]
     pub packet_filters: Statuses<PacketFilterStatus>,
+    /// Of links to other clusters.
+    #[serde(with = "shared")]
+    pub cluster_links: Statuses<ClusterLinkStatus>,
 }
 
 /// Statuses as if they were not shared.

@@ -57,6 +57,7 @@ impl Canned {
         let refusal = Refusal { error: "LoadBalancer \"db\" not found".to_owned() };
         let router = router
             .route("/v1/services", answer("services.json"))
+            .route("/v1/clusters", answer("clusters.json"))
             .route("/v1/bgp/peers", answer("peers.json"))
             .route("/v1/bgp/routes", answer("routes.json"))
             .route("/v1/flows", get(|query: RawQuery| async move { flows(query.0.as_deref()) }))
@@ -163,6 +164,7 @@ fn tables() {
     let instance = Canned::start();
     for (args, file) in [
         (&["services"] as &[_], "services.txt"),
+        (&["clusters"], "clusters.txt"),
         (&["bgp", "peers"], "peers.txt"),
         (&["bgp", "routes"], "routes.txt"),
     ] {
@@ -186,6 +188,7 @@ fn json_is_what_the_instance_says_with_sorted_keys() {
     let instance = Canned::start();
     for (args, file) in [
         (&["services"] as &[_], "services.json"),
+        (&["clusters"], "clusters.json"),
         (&["bgp", "peers"], "peers.json"),
         (&["bgp", "routes"], "routes.json"),
     ] {

@@ -1,7 +1,8 @@
 //! The custom resource definitions, generated from the types. `crds/` at the top of the repository holds the
 //! same; to rewrite it after a change of the types: `FAIRLEAD_REWRITE=1 cargo test -p controller crds`.
 use super::{
-    AddressPool, BGPAdvertisement, BGPPeer, BGPRouter, LoadBalancer, NodeState, PacketFilter, ServicePolicy,
+    AddressPool, BGPAdvertisement, BGPPeer, BGPRouter, ClusterLink, LoadBalancer, NodeState, PacketFilter,
+    ServicePolicy,
 };
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
@@ -17,6 +18,7 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
         BGPPeer::crd(),
         BGPAdvertisement::crd(),
         PacketFilter::crd(),
+        ClusterLink::crd(),
         NodeState::crd(),
     ];
     for version in crds.iter_mut().flat_map(|crd| &mut crd.spec.versions) {

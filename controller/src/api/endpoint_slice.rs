@@ -1,6 +1,7 @@
 //! Kubernetes' EndpointSlice (discovery.k8s.io/v1) as we keep it. A cluster may have hundreds of thousands of endpoints: what
 //! does not count here is left out, and addresses are read once.
 use super::{kind::Kind, scalar::Address};
+use crate::mcs;
 use k8s_openapi::{
     api::discovery::v1::{EndpointConditions, EndpointPort},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -36,6 +37,17 @@ pub struct SliceMetadata {
     pub name: Box<str>,
     /// The Service, of the same namespace, by the label `kubernetes.io/service-name`.
     pub service: Option<Box<str>>,
+    /// Of a slice that we imported: what it is of.
+    pub import: Option<Box<ImportedFrom>>,
+}
+
+/// What an imported slice is of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImportedFrom {
+    /// The service, of the same namespace.
+    pub service: Box<str>,
+    /// The cluster whose endpoints it has.
+    pub cluster: Box<str>,
 }
 
 /// What the addresses of a slice are.
@@ -73,11 +85,35 @@ pub struct Endpoint {
 
 impl From<ObjectMeta> for SliceMetadata {
     fn from(mut metadata: ObjectMeta) -> Self {
+        let import = metadata
+            .labels
+            .as_mut()
+            .filter(|labels| labels.get(mcs::SLICE_MANAGED_BY).is_some_and(|by| by == mcs::MANAGER));
+        let import = import.and_then(|labels| {
+            let (service, cluster) = (labels.remove(mcs::SERVICE_NAME)?, labels.remove(mcs::SOURCE_CLUSTER)?);
+            Some(Box::new(ImportedFrom { service: service.into(), cluster: cluster.into() }))
+        });
         SliceMetadata {
+            import,
             namespace: metadata.namespace.map(String::into_boxed_str),
             name: metadata.name.unwrap_or_default().into(),
             service: metadata.labels.as_mut().and_then(|labels| labels.remove(SERVICE_NAME)).map(Into::into),
         }
+    }
+}
+
+impl SliceMetadata {
+    /// The labels that are kept of it.
+    fn labels(&self) -> BTreeMap<&str, &str> {
+        let service = self.service.iter().map(|service| (SERVICE_NAME, &**service));
+        let import = self.import.iter().flat_map(|import| {
+            [
+                (mcs::SERVICE_NAME, &*import.service),
+                (mcs::SOURCE_CLUSTER, &*import.cluster),
+                (mcs::SLICE_MANAGED_BY, mcs::MANAGER),
+            ]
+        });
+        service.chain(import).collect()
     }
 }
 
@@ -102,8 +138,9 @@ impl Serialize for SliceMetadata {
             map.serialize_entry("namespace", namespace)?;
         }
         map.serialize_entry("name", &self.name)?;
-        if let Some(service) = &self.service {
-            map.serialize_entry("labels", &BTreeMap::from([(SERVICE_NAME, service)]))?;
+        let labels = self.labels();
+        if !labels.is_empty() {
+            map.serialize_entry("labels", &labels)?;
         }
         map.end()
     }

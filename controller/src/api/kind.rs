@@ -1,6 +1,7 @@
 //! The kinds of objects, and the names that each is known by.
 use super::{
-    AddressPool, BGPAdvertisement, BGPPeer, BGPRouter, LoadBalancer, NodeState, PacketFilter, ServicePolicy,
+    AddressPool, BGPAdvertisement, BGPPeer, BGPRouter, ClusterLink, LoadBalancer, NodeState, PacketFilter,
+    ServicePolicy,
 };
 use kube::{CustomResourceExt, Resource};
 use std::{fmt, str::FromStr};
@@ -16,6 +17,7 @@ pub enum Kind {
     BGPPeer,
     BGPAdvertisement,
     PacketFilter,
+    ClusterLink,
     NodeState,
     Service,
     EndpointSlice,
@@ -26,7 +28,7 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Kind; 13] = [
+    pub const ALL: [Kind; 14] = [
         Kind::AddressPool,
         Kind::LoadBalancer,
         Kind::ServicePolicy,
@@ -34,6 +36,7 @@ impl Kind {
         Kind::BGPPeer,
         Kind::BGPAdvertisement,
         Kind::PacketFilter,
+        Kind::ClusterLink,
         Kind::NodeState,
         Kind::Service,
         Kind::EndpointSlice,
@@ -68,6 +71,7 @@ impl Kind {
             Kind::BGPPeer => BGPPeer::plural(&()).into(),
             Kind::BGPAdvertisement => BGPAdvertisement::plural(&()).into(),
             Kind::PacketFilter => PacketFilter::plural(&()).into(),
+            Kind::ClusterLink => ClusterLink::plural(&()).into(),
             Kind::NodeState => NodeState::plural(&()).into(),
             Kind::Service => "services".into(),
             Kind::EndpointSlice => "endpointslices".into(),
@@ -87,6 +91,7 @@ impl Kind {
             Kind::BGPPeer => BGPPeer::shortnames(),
             Kind::BGPAdvertisement => BGPAdvertisement::shortnames(),
             Kind::PacketFilter => PacketFilter::shortnames(),
+            Kind::ClusterLink => ClusterLink::shortnames(),
             Kind::NodeState => NodeState::shortnames(),
             Kind::Service => &["svc"],
             Kind::Namespace => &["ns"],

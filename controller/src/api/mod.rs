@@ -12,6 +12,7 @@ pub mod address_pool;
 pub mod bgp_advertisement;
 pub mod bgp_peer;
 pub mod bgp_router;
+pub mod cluster_link;
 pub mod community;
 pub mod crds;
 pub mod endpoint_slice;
@@ -32,6 +33,7 @@ pub use address_pool::{AddressPool, AddressPoolSpec, AddressPoolStatus, Block, P
 pub use bgp_advertisement::{BGPAdvertisement, BGPAdvertisementSpec, BGPAdvertisementStatus};
 pub use bgp_peer::{BGPPeer, BGPPeerSpec, BGPPeerStatus, PeerAsn};
 pub use bgp_router::{BGPRouter, BGPRouterSpec, BGPRouterStatus};
+pub use cluster_link::{ClusterLink, ClusterLinkSpec, ClusterLinkStatus};
 pub use community::Community;
 pub use endpoint_slice::EndpointSlice;
 pub use kind::Kind;

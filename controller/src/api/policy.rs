@@ -28,7 +28,7 @@ pub struct Policy {
     /// That UDP packets are QUIC and follow their connection IDs. Without it they follow addresses and ports, as all others do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quic: Option<Quic>,
-    /// How traffic is shared with the same service of other clusters.
+    /// How traffic is shared with the same service of other clusters. Without it, only backends of this one are used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clusters: Option<Clusters>,
 }
@@ -237,7 +237,9 @@ pub struct Clusters {
     /// Whose backends come first.
     #[serde(default)]
     pub prefer: Prefer,
-    /// Below this share of healthy local backends, others are used too.
+    /// While less than this share of the backends of a cluster are healthy, the next ones take over what is missing, in proportion:
+    /// at 50, with a quarter of them healthy, half of the traffic. The own cluster is the first, then come those with the highest
+    /// priority. None: the next ones are used only while none is healthy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_local_percent: Option<Percent>,
 }

@@ -109,6 +109,10 @@ ranged! {
     Seconds(u32 as "int32"), "a number of seconds", 0 ..= 604_800
 }
 ranged! {
+    /// How long a cluster may be out of reach, in seconds, at most a day.
+    StaleSeconds(u32 as "int32"), "a time out of reach", 1 ..= 86_400
+}
+ranged! {
     /// Duration in milliseconds, 10 ms to an hour.
     Millis(u32 as "int32"), "a number of milliseconds", 10 ..= 3_600_000
 }

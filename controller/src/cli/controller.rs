@@ -1,6 +1,7 @@
 //! `fairlead controller`: see [`crate::cluster`].
 use super::{ChosenStore, Cluster, Failure, SharedStore, server_runtime};
 use crate::{
+    api::selector::is_dns_label,
     cluster::{self, Source},
     serve::metrics::DEFAULT_ADDRESS,
 };
@@ -14,6 +15,9 @@ use std::net::SocketAddr;
 pub(super) struct Args {
     #[command(flatten)]
     store: SharedStore,
+    /// What other clusters call this one, where no ClusterProperty cluster.clusterset.k8s.io says so [default: local].
+    #[arg(long, value_name = "NAME", value_parser = cluster_name)]
+    cluster_name: Option<String>,
     /// Where /metrics, /healthz and /readyz are served, over HTTP.
     #[arg(long, value_name = "ADDR:PORT", default_value_t = DEFAULT_ADDRESS)]
     metrics: SocketAddr,
@@ -21,13 +25,25 @@ pub(super) struct Args {
 
 impl Args {
     pub(super) fn run(self) -> Result<(), Failure> {
+        let cluster_name = self.cluster_name;
         let source = match self.store.choose()? {
             ChosenStore::Kubernetes(Cluster { kubeconfig, namespace, default_class }) => {
-                Source::Kubernetes { kubeconfig, namespace, default_class }
+                Source::Kubernetes { kubeconfig, namespace, default_class, cluster_name }
+            }
+            ChosenStore::Etcd(_) if cluster_name.is_some() => {
+                return Err(Failure::Usage("--cluster-name is for --store kubernetes".to_owned()));
             }
             ChosenStore::Etcd(options) => Source::Etcd(options),
         };
         let options = cluster::Options { source, metrics: self.metrics };
         server_runtime()?.block_on(cluster::run(options)).map_err(|e| Failure::No(e.to_string()))
+    }
+}
+
+/// A name that can be the value of a label.
+fn cluster_name(text: &str) -> Result<String, String> {
+    match is_dns_label(text) {
+        true => Ok(text.to_owned()),
+        false => Err("is no name of a cluster: at most 63 lower case letters, digits and -".to_owned()),
     }
 }

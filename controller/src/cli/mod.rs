@@ -14,6 +14,7 @@ use std::{fmt, io, ops::ControlFlow, path::PathBuf, process::ExitCode};
 mod agent;
 mod apply;
 mod bgp;
+mod clusters;
 mod controller;
 mod crds;
 mod delete;
@@ -133,6 +134,7 @@ enum Command {
     Delete(delete::Args),
     Get(get::Args),
     Services(services::Args),
+    Clusters(clusters::Args),
     Trace(trace::Args),
     Flows(flows::Args),
     Bgp(bgp::Args),
@@ -163,6 +165,7 @@ impl Command {
             Command::Delete(args) => args.run(),
             Command::Get(args) => args.run(),
             Command::Services(args) => args.run(),
+            Command::Clusters(args) => args.run(),
             Command::Trace(args) => args.run(),
             Command::Flows(args) => args.run(),
             Command::Bgp(args) => args.run(),

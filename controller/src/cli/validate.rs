@@ -27,7 +27,7 @@ impl Args {
 
 fn summary(declared: &Declared) -> String {
     let Declared { pools, load_balancers, policies, services, endpoint_slices, .. } = declared;
-    let Declared { routers, peers, advertisements, packet_filters, nodes, .. } = declared;
+    let Declared { routers, peers, advertisements, packet_filters, cluster_links, nodes, .. } = declared;
     let counts = [
         ("AddressPool", pools.len()),
         ("LoadBalancer", load_balancers.len()),
@@ -38,6 +38,7 @@ fn summary(declared: &Declared) -> String {
         ("BGPPeer", peers.len()),
         ("BGPAdvertisement", advertisements.len()),
         ("PacketFilter", packet_filters.len()),
+        ("ClusterLink", cluster_links.len()),
         ("Node", nodes.len()),
     ];
     let present = counts.iter().filter(|(_, count)| *count > 0);

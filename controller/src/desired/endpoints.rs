@@ -2,26 +2,31 @@
 //!
 //! An endpoint that is terminating and still serves drains; while a Service has no others, it serves. One that is not
 //! ready is down, unless the Service publishes such addresses.
+use super::spill::{Link, Links};
 use crate::{
-    api::endpoint_slice::{Endpoint, EndpointSlice},
+    api::endpoint_slice::{Endpoint, EndpointSlice, SliceMetadata},
     declared::Declared,
 };
 use k8s_openapi::api::core::v1::{Service, ServicePort};
 use std::{collections::HashMap, iter, net::IpAddr, sync::Arc};
 
-/// The EndpointSlices by namespace and name of their Services.
-pub(super) struct Slices<'a>(HashMap<&'a str, HashMap<&'a str, Vec<&'a EndpointSlice>>>);
+/// The EndpointSlices by namespace and name of their Services, imported ones among them, and the links.
+pub(super) struct Slices<'a>(HashMap<&'a str, HashMap<&'a str, Vec<&'a EndpointSlice>>>, &'a Links);
 
 impl<'a> Slices<'a> {
     /// Those of the Services that `is_wanted`, by namespace and name.
-    pub(super) fn new(declared: &'a Declared, is_wanted: impl Fn((&str, &str)) -> bool) -> Self {
+    pub(super) fn new(
+        declared: &'a Declared,
+        links: &'a Links,
+        is_wanted: impl Fn((&str, &str)) -> bool,
+    ) -> Self {
         let mut slices: HashMap<_, HashMap<_, Vec<_>>> = HashMap::new();
         for (name, slice) in &declared.endpoint_slices {
             if let Some(service) = service_of(name, slice).filter(|service| is_wanted(*service)) {
                 slices.entry(service.0).or_default().entry(service.1).or_default().push(&**slice);
             }
         }
-        Slices(slices)
+        Slices(slices, links)
     }
 
     /// Those of a Service, `NAMESPACE/NAME`.
@@ -34,15 +39,39 @@ impl<'a> Slices<'a> {
     pub(super) fn endpoints(&self, name: &str, service: &Service) -> Endpoints<'a> {
         let not_ready = service.spec.as_ref().and_then(|spec| spec.publish_not_ready_addresses);
         let mut found = Vec::new();
-        for slice in self.of(name) {
+        for slice in self.of(name).iter().copied().filter(|slice| slice.metadata.service.is_some()) {
             let endpoints = slice.endpoints.iter();
             found.extend(endpoints.map(|endpoint| Found {
                 endpoint,
                 state: State::of(endpoint, not_ready.unwrap_or(false)),
                 slice,
                 others: Vec::new(),
+                link: None,
             }));
         }
+        Endpoints::new(found)
+    }
+
+    /// Those of a Service in linked clusters, beside its own.
+    pub(super) fn import(&self, name: &str, own: Endpoints<'a>) -> Endpoints<'a> {
+        let mut found = own.0;
+        for slice in self.of(name) {
+            let import = slice.metadata.import.as_ref();
+            let Some(link) = import.and_then(|import| self.1.get(&*import.cluster)) else { continue };
+            found.extend(slice.endpoints.iter().map(|endpoint| Found {
+                endpoint,
+                state: State::of(endpoint, false),
+                slice,
+                others: Vec::new(),
+                link: Some(*link),
+            }));
+        }
+        Endpoints::new(found)
+    }
+}
+
+impl<'a> Endpoints<'a> {
+    fn new(mut found: Vec<Found<'a>>) -> Self {
         // Stable: of one address, those of the first slice come first.
         found.sort_by_key(|found| found.endpoint.address);
         found.dedup_by(|next, first| {
@@ -60,10 +89,11 @@ impl<'a> Slices<'a> {
     }
 }
 
-/// Namespace and name of the Service of a slice with the name `NAMESPACE/NAME`.
+/// Namespace and name of the Service of a slice, imported or not, with the name `NAMESPACE/NAME`.
 pub(super) fn service_of<'a>(name: &'a str, slice: &'a EndpointSlice) -> Option<(&'a str, &'a str)> {
     let (namespace, _) = name.split_once('/')?;
-    Some((namespace, slice.metadata.service.as_deref()?))
+    let SliceMetadata { service, import, .. } = &slice.metadata;
+    Some((namespace, service.as_deref().or_else(|| Some(&*import.as_ref()?.service))?))
 }
 
 /// How an endpoint stands, the best first.
@@ -103,6 +133,8 @@ struct Found<'a> {
     slice: &'a EndpointSlice,
     /// Other slices that have it, too.
     others: Vec<&'a EndpointSlice>,
+    /// The link to its cluster; none: it is of the own one.
+    link: Option<Link>,
 }
 
 impl<'a> Endpoints<'a> {
@@ -120,7 +152,7 @@ impl<'a> Endpoints<'a> {
     }
 
     /// Leaves of those that are ready the nearest, as `trafficDistribution` asks for it, for a node of this name and
-    /// zone. Those that drain stay: they have connections. What is on the node is in its zone.
+    /// zone. Those that drain stay: they have connections. What is on the node is in its zone. Those of other clusters stay, too.
     pub(super) fn keep_nearest(&mut self, distribution: &str, node: &str, zone: Option<&str>) {
         let by_node = distribution == "PreferSameNode";
         let by_zone = by_node || matches!(distribution, "PreferSameZone" | "PreferClose");
@@ -134,7 +166,7 @@ impl<'a> Endpoints<'a> {
     fn keep_ready(&mut self, is_near: impl Fn(&Endpoint) -> bool) -> bool {
         let is_ready = |found: &Found<'_>| found.state == State::Ready;
         let any = self.0.iter().any(|found| is_ready(found) && is_near(found.endpoint));
-        self.0.retain(|found| !any || !is_ready(found) || is_near(found.endpoint));
+        self.0.retain(|found| !any || !is_ready(found) || is_near(found.endpoint) || found.link.is_some());
         any
     }
 
@@ -143,9 +175,18 @@ impl<'a> Endpoints<'a> {
         self.0.iter().map(|found| (found.endpoint.address, found.state, found.endpoint.node_name.as_ref()))
     }
 
-    /// How many are ready.
+    /// The link to the cluster of each; none: it is of the own one.
+    pub(super) fn links(&self) -> impl Iterator<Item = Option<Link>> {
+        self.0.iter().map(|found| found.link)
+    }
+
+    /// How many are ready: of the own cluster, or of others if it has none.
     pub(super) fn ready(&self) -> usize {
-        self.0.iter().filter(|found| found.state == State::Ready).count()
+        let ready = || self.0.iter().filter(|found| found.state == State::Ready);
+        match ready().filter(|found| found.link.is_none()).count() {
+            0 => ready().count(),
+            own => own,
+        }
     }
 
     /// By endpoint, in their order: the port of its own that a port of the Service leads to; none: there is none.

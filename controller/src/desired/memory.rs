@@ -7,6 +7,7 @@ use super::{
     routes::{Announced, NotAnnounced},
     services::Plan,
     sources::Terms,
+    spill::Links,
 };
 use crate::{
     api::{AddressPool, EndpointSlice, Kind, LoadBalancer, LoadBalancerStatus, ServicePolicy},
@@ -49,6 +50,7 @@ pub(super) struct Context {
     pub(super) balances: bool,
     pub(super) addresses: BTreeSet<IpAddr>,
     pub(super) faults: Vec<Fault>,
+    pub(super) links: Links,
 }
 
 /// What is declared of a source.
@@ -406,7 +408,7 @@ mod tests {
     }
 
     fn scene() -> impl Strategy<Value = Scene> {
-        let policy = prop::option::of(0..3_u8);
+        let policy = prop::option::of(0..4_u8);
         let all = (
             prop::collection::vec(web(), 4),
             policy,
@@ -453,9 +455,25 @@ mod tests {
             write!(text, "---\nkind: Node\nmetadata: {{name: n{node}}}\nstatus: {status}\n").unwrap();
         }
         if let Some(policy) = scene.policy {
-            let all = ["healthCheck: {tcp: {}}", "affinity: ClientIP", "forwarding: {mode: GUE}"];
+            let clusters = "clusters: {minLocalPercent: 60}";
+            let all = ["healthCheck: {tcp: {}}", "affinity: ClientIP", "forwarding: {mode: GUE}", clusters];
             let spec = format!("{{policy: {{{}}}}}", all[usize::from(policy)]);
             write!(text, "---\nkind: ServicePolicy\nmetadata: {{name: s}}\nspec: {spec}\n").unwrap();
+        }
+        if scene.nodes > 0 {
+            let ready = scene.nodes > 1;
+            write!(
+                text,
+                "---\nkind: ClusterLink\nmetadata: {{name: west}}\n\
+                 spec: {{kubeconfigSecretRef: {{name: a, key: b}}, weight: {}}}\n---\n\
+                 kind: EndpointSlice\naddressType: IPv4\nports: [{{port: 80}}]\n\
+                 metadata: {{name: west, namespace: a-b, labels: {{multicluster.kubernetes.io/service-name: s0, \
+                 multicluster.kubernetes.io/source-cluster: west, \
+                 endpointslice.kubernetes.io/managed-by: clusters.fairlead.dev}}}}\n\
+                 endpoints: [{{addresses: [10.7.0.1], conditions: {{ready: {ready}}}}}]\n",
+                scene.nodes
+            )
+            .unwrap();
         }
         if scene.speaks {
             text += "---\nkind: BGPRouter\nmetadata: {name: r}\nspec: {asn: 65010, routerID: 10.0.0.1}\n---\n\

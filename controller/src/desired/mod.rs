@@ -9,6 +9,7 @@ mod endpoints;
 mod filters;
 mod fleet;
 mod in_use;
+mod links;
 mod memory;
 mod pages;
 mod pod_cidrs;
@@ -17,6 +18,7 @@ mod routes;
 mod services;
 mod sources;
 mod speaker;
+mod spill;
 mod status;
 
 pub use cluster::{ClusterMemory, cluster, cluster_remembering};
@@ -125,6 +127,7 @@ impl<'a> Draft<'a> {
             balances: node.balances,
             addresses: observed.node.addresses.clone(),
             faults: observed.faults.clone(),
+            links: spill::links(&declared.cluster_links),
         });
         let sources = sources::Source::all(declared, &node, &mut memory);
         let given = memory.give(declared, observed, || addresses::assign(declared, &sources, observed));

@@ -7,6 +7,7 @@ use super::{
     joined,
     memory::Memory,
     sources::{self, Host, Source, policy_of},
+    spill::spill,
 };
 use crate::{
     api::{
@@ -271,6 +272,7 @@ impl Plan {
                 let before_here = LazyCell::new(|| scene.installed.services.get(&pods_key(key.as_ref()?)));
                 let (mut serving, mut healthy_weight) = (0, 0);
                 let mut backends = Vec::with_capacity(port.targets.len());
+                let mut links = Vec::with_capacity(port.targets.len());
                 let mut pods = Pods::default();
                 for (index, (at, number)) in port.targets.iter().enumerate() {
                     let (host, standing) = (&source.hosts[*at], &mut standing[*at]);
@@ -292,6 +294,8 @@ impl Plan {
                             None => true,
                             Some(Some(health)) => health == Health::Healthy,
                             Some(None) => match via {
+                                // Of another cluster, it has no slots while nothing spills over.
+                                None if host.link.is_some() => was_up(*before, endpoint, 0),
                                 None => was_up(*before, endpoint, weight),
                                 Some(via) if via.here => was_up(*before_here, endpoint, weight),
                                 // What is known of it is known of its node.
@@ -314,9 +318,21 @@ impl Plan {
                     healthy_weight += if up { u64::from(weight) } else { 0 };
                     let target = Target { weight, up, here: false };
                     match via {
-                        None => backends.push((endpoint, target)),
+                        None => {
+                            links.push(host.link);
+                            backends.push((endpoint, target));
+                        }
                         Some(via) => pods.add(via, port.number, endpoint, target),
                     }
+                }
+                if let Some(clusters) =
+                    source.policy.clusters.as_ref().filter(|_| links.iter().any(Option::is_some))
+                {
+                    spill(clusters, &mut backends, &links);
+                    let up = backends.iter().filter(|(_, target)| target.up && target.weight > 0);
+                    (serving, healthy_weight) = up.fold((0, 0), |(count, sum), (_, target)| {
+                        (count + 1, sum + u64::from(target.weight))
+                    });
                 }
                 let Some(key) = key else { continue };
                 let mut rules = rules(&source.policy, port, family);

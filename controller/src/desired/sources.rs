@@ -1,9 +1,10 @@
 //! What is to be balanced, in one form: LoadBalancers, and Kubernetes' Services of our class with their endpoints.
 use super::{
     HealthPort, Node,
-    endpoints::{Slices, State},
+    endpoints::{Endpoints, Slices, State},
     joined, labels,
     memory::{Memory, Object, Remembered},
+    spill::Link,
 };
 use crate::{
     api::{
@@ -105,6 +106,8 @@ pub(super) struct Host {
     pub(super) is_up: bool,
     /// The node that delivers to it; none: packets go to it itself, as under NAT all do.
     pub(super) node: Option<Arc<str>>,
+    /// The link to its cluster; none: it is of the own one.
+    pub(super) link: Option<Link>,
 }
 
 /// A port, and who serves it.
@@ -145,7 +148,8 @@ impl<'a> Source<'a> {
         let known = memory.recall(declared, &all);
         let stale = all.iter().zip(&known).filter(|(_, known)| known.is_none());
         let wanted: HashSet<_> = stale.flat_map(|((object, name, _), _)| object.services(name)).collect();
-        let slices = Slices::new(declared, |service| wanted.contains(&service));
+        let links = memory.context.links.clone();
+        let slices = Slices::new(declared, &links, |service| wanted.contains(&service));
         let mut policies: Vec<_> = declared.policies.iter().collect();
         // Stable: policies of one age stay in the order of their names.
         policies.sort_by_key(|(_, policy)| created(&policy.metadata));
@@ -218,7 +222,7 @@ impl Terms {
                 for (port, targets) in spec.ports.iter().zip(&mut targets) {
                     targets.push((hosts.len(), port.target().get()));
                 }
-                hosts.push(Host { address: address.0, weight, is_up: true, node: None });
+                hosts.push(Host { address: address.0, weight, is_up: true, node: None, link: None });
             }
             let Some(reference) = &backend.service else { continue };
             let name = [&reference.namespace, "/", &reference.name].concat();
@@ -227,10 +231,13 @@ impl Terms {
                 continue;
             };
             let mut endpoints = slices.endpoints(&name, service);
+            if imports(&spec.policy) {
+                endpoints = slices.import(&name, endpoints);
+            }
             endpoints.serve_terminating();
             let share = if weight == 0 { 0 } else { (weight as usize / endpoints.ready().max(1)).max(1) };
             let first = hosts.len();
-            hosts.extend(endpoints.iter().map(|endpoint| host(endpoint, share as u16)));
+            hosts.extend(hosts_of(&endpoints, share as u16));
             for (port, targets) in spec.ports.iter().zip(&mut targets) {
                 let named = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
                 let number = port.target().get();
@@ -292,7 +299,11 @@ impl Terms {
         let selects = |policy: &ServicePolicy| policy.spec.service_selector.matches(labels(&object.metadata));
         let policies: Vec<_> = policies.iter().filter(|(_, policy)| selects(policy)).collect();
         let local_only = spec.external_traffic_policy.as_deref() == Some("Local");
+        let policy = policy(policies.first().map(|(_, policy)| *policy), spec);
         let mut endpoints = slices.endpoints(name, object);
+        if imports(&policy) && !local_only {
+            endpoints = slices.import(name, endpoints);
+        }
         let is_served = endpoints.iter().any(|(_, state, _)| state != State::Down);
         if local_only {
             endpoints.keep_local(node.name);
@@ -315,9 +326,9 @@ impl Terms {
             ports.push(Port { label, protocol, number, targets });
         }
         let mut terms = Terms {
-            policy: policy(policies.first().map(|(_, policy)| *policy), spec),
+            policy,
             policies: policies.iter().map(|(name, _)| (*name).clone()).collect(),
-            hosts: endpoints.iter().map(|endpoint| host(endpoint, 1)).collect(),
+            hosts: hosts_of(&endpoints, 1).collect(),
             ports,
             wish: Wish::of_service(object, spec, before),
             local_only,
@@ -345,6 +356,11 @@ impl Terms {
         if !mode.is_direct_return() {
             hosts.iter_mut().for_each(|host| host.node = None);
             return;
+        }
+        if policy.clusters.is_some() {
+            refused.push(format!(
+                "clusters: endpoints of other clusters are reached in the mode NAT, not {mode:?}"
+            ));
         }
         let is_pod = |host: usize| hosts[host].node.is_some();
         for Port { label, number, targets, .. } in ports {
@@ -388,7 +404,17 @@ fn created(metadata: &ObjectMeta) -> u64 {
 
 fn host((address, state, node): (IpAddr, State, Option<&Arc<str>>), weight: u16) -> Host {
     let weight = if state == State::Draining { 0 } else { weight };
-    Host { address, weight, is_up: state != State::Down, node: node.cloned() }
+    Host { address, weight, is_up: state != State::Down, node: node.cloned(), link: None }
+}
+
+fn hosts_of(endpoints: &Endpoints<'_>, weight: u16) -> impl Iterator<Item = Host> {
+    let all = endpoints.iter().zip(endpoints.links());
+    all.map(move |(endpoint, link)| Host { link, ..host(endpoint, weight) })
+}
+
+/// Whether endpoints of other clusters are used, which are reached as they are.
+fn imports(policy: &Policy) -> bool {
+    policy.clusters.is_some() && !policy.forwarding.mode.is_direct_return()
 }
 
 fn protocol(port: &ServicePort) -> Option<Protocol> {

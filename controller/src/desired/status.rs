@@ -3,7 +3,7 @@
 use super::{
     Draft, NotAnnounced, addresses, conditions,
     filters::{Filtering, ROOM, Standing},
-    in_use, labels,
+    in_use, labels, links,
     memory::{Remembered, Said, same},
     peer_id, pod_cidrs,
     routes::{Announced, Announcements},
@@ -61,6 +61,7 @@ pub(super) fn status(
         advertisements: advertisements(draft, &faults, announcements),
         nodes: pod_cidrs::statuses(draft),
         packet_filters: packet_filters(draft, &faults, filters),
+        cluster_links: links::statuses(draft),
     }
 }
 

@@ -1,11 +1,11 @@
-//! The API of a running instance: `GET /v1/objects/KIND[/NAME]`, `/v1/services`, `/v1/bgp/peers`, `/v1/bgp/routes`,
+//! The API of a running instance: `GET /v1/objects/KIND[/NAME]`, `/v1/services`, `/v1/clusters`, `/v1/bgp/peers`, `/v1/bgp/routes`,
 //! `/v1/trace?proto=tcp|udp&src=ADDR:PORT&dst=ADDR:PORT[&syn=true]`, `/v1/flows[?follow=true]` and `/v1/status`. Answers are
 //! JSON, one value; what is followed is one value a line, without an end. An error is a [`Refusal`]. The client is
 //! [`crate::client`].
 use super::{
     Endless, flows,
     instance::Instance,
-    rows::{InstanceStatus, ServiceRow, TraceRow},
+    rows::{InstanceStatus, LinkRow, ServiceRow, TraceRow},
 };
 use crate::{api::kind::Kind, client::Refusal};
 use axum::{
@@ -30,6 +30,7 @@ pub fn router(instance: Instance) -> Router {
         .route("/v1/objects/{kind}", get(objects))
         .route("/v1/objects/{kind}/{*name}", get(object))
         .route("/v1/services", get(services))
+        .route("/v1/clusters", get(clusters))
         .route("/v1/bgp/peers", get(peers))
         .route("/v1/bgp/routes", get(routes))
         .route("/v1/trace", get(trace))
@@ -69,6 +70,10 @@ async fn object(
 
 async fn services(State(instance): State<Instance>) -> Json<Vec<ServiceRow>> {
     Json(instance.services())
+}
+
+async fn clusters(State(instance): State<Instance>) -> Json<Vec<LinkRow>> {
+    Json(instance.links())
 }
 
 async fn peers(State(instance): State<Instance>) -> Json<Vec<PeerStatus>> {

@@ -1,8 +1,9 @@
 //! What the servers read: the view of the reconcile loop, the store's faults, the speaker.
 use super::{
     families::{ConditionRow, Facts},
+    links::link_rows,
     node_state::node_state,
-    rows::{InstanceStatus, InterfaceRow, ServiceRow, TraceRow},
+    rows::{InstanceStatus, InterfaceRow, LinkRow, ServiceRow, TraceRow},
     services::{service_rows, trace_row},
 };
 use crate::{
@@ -66,6 +67,7 @@ impl Instance {
             Kind::BGPRouter => with_status(&declared.routers, &status.routers),
             Kind::BGPPeer => with_status(&declared.peers, &status.peers),
             Kind::BGPAdvertisement => with_status(&declared.advertisements, &status.advertisements),
+            Kind::ClusterLink => with_status(&declared.cluster_links, &status.cluster_links),
             Kind::PacketFilter => {
                 with_status(&declared.packet_filters, &counted(&status.packet_filters, &counters.filters))
             }
@@ -79,6 +81,12 @@ impl Instance {
     /// The services of the datapath.
     pub(super) fn services(&self) -> Vec<ServiceRow> {
         service_rows(&self.view.borrow())
+    }
+
+    /// Links to other clusters.
+    pub(super) fn links(&self) -> Vec<LinkRow> {
+        let view = self.view.borrow();
+        link_rows(&view.declared, &view.desired.status.cluster_links, host::now())
     }
 
     /// What the kernel would do with a packet now. Reads maps: may take some milliseconds.
@@ -228,6 +236,7 @@ fn conditions(view: &View) -> Vec<ConditionRow> {
     status.routers.iter().for_each(|(name, s)| add(Kind::BGPRouter, name, &s.conditions));
     status.peers.iter().for_each(|(name, s)| add(Kind::BGPPeer, name, &s.conditions));
     status.advertisements.iter().for_each(|(name, s)| add(Kind::BGPAdvertisement, name, &s.conditions));
+    status.cluster_links.iter().for_each(|(name, s)| add(Kind::ClusterLink, name, &s.conditions));
     status.packet_filters.iter().for_each(|(name, s)| add(Kind::PacketFilter, name, &s.conditions));
     rows
 }

@@ -14,6 +14,7 @@ mod families;
 mod flows;
 pub mod health_ports;
 pub mod instance;
+mod links;
 pub mod metrics;
 pub(crate) mod node_state;
 pub mod rows;

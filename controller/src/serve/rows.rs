@@ -108,6 +108,34 @@ pub struct BackendRow {
     pub flows: u64,
 }
 
+/// A link to another cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LinkRow {
+    /// Name of the cluster.
+    pub name: String,
+    /// Of several that traffic spills over to, the highest comes first.
+    pub priority: i32,
+    /// What an endpoint counts; 0 drains.
+    pub weight: u16,
+    /// `True`: it answers, and all of its exports are known; `False` or `Unknown`.
+    pub connected: String,
+    /// `Imported`, `Kept`, `Leaving`, `Stale`, or another reason of the condition `Ready`.
+    pub state: String,
+    /// Why it is not connected, if it is not.
+    pub reason: Option<String>,
+    /// How long ago it answered last, in seconds, 0 while it does; none: that is not known.
+    pub lag_seconds: Option<u64>,
+    /// Services that it exports.
+    pub exported_services: i64,
+    /// Those of them that are imported here.
+    pub imported_services: i64,
+    /// Their endpoints in use.
+    pub imported_endpoints: i64,
+    /// Those of the imported services whose exports contradict each other; at most 100.
+    pub conflicting_services: Vec<String>,
+}
+
 /// What the datapath would do with a packet, and what is known of the backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

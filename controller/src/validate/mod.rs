@@ -137,6 +137,7 @@ fn declared(objects: Objects<'_>) -> Declared {
             Object::BGPRouter(object) => drop(declared.routers.insert(name, object)),
             Object::BGPPeer(object) => drop(declared.peers.insert(name, object)),
             Object::BGPAdvertisement(object) => drop(declared.advertisements.insert(name, object)),
+            Object::ClusterLink(object) => drop(declared.cluster_links.insert(name, object)),
             Object::PacketFilter(object) => drop(declared.packet_filters.insert(name, object)),
             Object::Node(object) => drop(declared.nodes.insert(name, object)),
             Object::Secret(object) => drop(declared.secrets.insert(name, object)),

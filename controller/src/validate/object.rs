@@ -2,8 +2,8 @@
 use super::kubernetes;
 use crate::{
     api::{
-        AddressPoolSpec, BGPAdvertisementSpec, BGPPeerSpec, BGPRouterSpec, Cidr, LoadBalancerSpec,
-        PacketFilterSpec, PoolUse, Selector,
+        AddressPoolSpec, BGPAdvertisementSpec, BGPPeerSpec, BGPRouterSpec, Cidr, ClusterLink,
+        LoadBalancerSpec, PacketFilterSpec, PoolUse, Selector,
         address_pool::{NODE_MASK, OF_PODS, OF_SERVICES, ONE_BLOCK, ONE_FAMILY},
         bgp_advertisement::{OF_BACKENDS, Source},
         bgp_peer::{
@@ -11,6 +11,7 @@ use crate::{
             LOCAL_IS_NEIGHBOUR, ON_LINK, ONE_NEIGHBOUR, SHUTDOWN_TEXT, TTL_EXCLUSIVE,
         },
         bgp_router::BmpStation,
+        cluster_link::{LINK_NAME, MAX_NAME},
         load_balancer::{
             ADDRESSES_OR_POOL, DIRECT_RETURN_PORT, ONE_BACKEND, Protocol, QUIC_PORT, UNIQUE_PORT_NAMES,
         },
@@ -51,9 +52,16 @@ pub(super) fn faults(object: &Object) -> Vec<Found> {
         Object::Service(service) => return kubernetes::service(service),
         Object::EndpointSlice(slice) => return kubernetes::endpoint_slice(slice),
         Object::Node(node) => return kubernetes::node(node),
+        Object::ClusterLink(link) => return cluster_link(link),
         Object::Namespace(_) | Object::Secret(_) => {}
     }
     found.0
+}
+
+/// Its name is the value of a label.
+fn cluster_link(link: &ClusterLink) -> Vec<Found> {
+    let is_long = link.metadata.name.as_ref().is_some_and(|name| name.len() > MAX_NAME);
+    is_long.then(|| ("metadata.name".to_owned(), LINK_NAME.to_owned())).into_iter().collect()
 }
 
 struct Faults(Vec<Found>);
@@ -251,7 +259,6 @@ impl Faults {
                 }
             }
         }
-        self.not_yet(policy.clusters.is_some(), "policy.clusters");
         if let Some(check) = &policy.health_check {
             self.health_check(check);
         }

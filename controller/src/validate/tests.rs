@@ -97,6 +97,7 @@ fn objects_come_back_as_written() {
                 Object::BGPPeer(object) => serde_yaml_ng::to_string(&**object),
                 Object::BGPAdvertisement(object) => serde_yaml_ng::to_string(&**object),
                 Object::PacketFilter(object) => serde_yaml_ng::to_string(&**object),
+                Object::ClusterLink(object) => serde_yaml_ng::to_string(&**object),
                 Object::ServicePolicy(object) => serde_yaml_ng::to_string(&**object),
                 Object::Service(object) => serde_yaml_ng::to_string(&**object),
                 Object::EndpointSlice(object) => serde_yaml_ng::to_string(&**object),

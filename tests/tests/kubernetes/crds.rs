@@ -158,7 +158,8 @@ fn says(answer: &Answer, field: &str, reason: &str) -> bool {
         let (its_field, why) = (cause["field"].as_str().unwrap_or_default(), cause["reason"].as_str());
         let message = cause["message"].as_str().unwrap_or_default();
         let parent = field.strip_prefix(its_field).is_some_and(|rest| rest.starts_with(['.', '[']));
-        let at = its_field == field || parent;
+        // Of a rule about the object as a whole no field is told.
+        let at = its_field == field || parent || its_field == "<nil>" && field.starts_with("metadata.");
         match why {
             // Of several duplicates one is told, and each by its own path.
             Some("FieldValueDuplicate") => DUPLICATES.iter().any(|part| reason.contains(part)),
@@ -266,6 +267,7 @@ fn what_validate_accepts_is_accepted_and_gets_the_same_defaults() {
             Some(Object::BGPPeer(object)) => json!(object.spec),
             Some(Object::BGPAdvertisement(object)) => json!(object.spec),
             Some(Object::PacketFilter(object)) => json!(object.spec),
+            Some(Object::ClusterLink(object)) => json!(object.spec),
             _ => continue,
         };
         if answer.code >= 300 || !contains(&answer.body["spec"], &ours) {

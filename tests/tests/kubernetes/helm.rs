@@ -163,7 +163,7 @@ fn a_cluster_takes_the_chart_its_changes_and_its_end() {
     let definitions = plane.kubectl(&["get", "crds", "-o", "name"]).unwrap();
     assert_eq!(
         definitions.lines().filter(|name| name.ends_with(".fairlead.dev")).count(),
-        8,
+        9,
         "{definitions}"
     );
 

@@ -1,5 +1,6 @@
 //! Fairlead and a real Kubernetes API server (`tests/control-plane` builds it). Needs no root, but Go.
 #![expect(clippy::unwrap_used, reason = "tests")]
+mod clusters;
 mod conditions;
 mod control_plane;
 mod crds;

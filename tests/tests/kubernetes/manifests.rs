@@ -4,14 +4,15 @@ use serde_json::Value;
 use std::{collections::BTreeSet, fs, path::Path};
 
 /// Rights as `VERB GROUP/RESOURCE`, with `:NAME` behind it if they are for one object.
-type Rights = BTreeSet<String>;
+pub(super) type Rights = BTreeSet<String>;
 
 /// What both read: the kinds that are declared, and of Kubernetes' own those that a service consists of.
-const READ: [&str; 11] = [
+const READ: [&str; 12] = [
     "fairlead.dev/addresspools",
     "fairlead.dev/bgpadvertisements",
     "fairlead.dev/bgppeers",
     "fairlead.dev/bgprouters",
+    "fairlead.dev/clusterlinks",
     "fairlead.dev/loadbalancers",
     "fairlead.dev/packetfilters",
     "fairlead.dev/servicepolicies",
@@ -22,7 +23,7 @@ const READ: [&str; 11] = [
 ];
 
 /// What the controller that leads writes, wherever it is, and reads again; and what it sums up.
-const LEADER: [&str; 22] = [
+const LEADER: [&str; 37] = [
     "list fairlead.dev/nodestates",
     "watch fairlead.dev/nodestates",
     "get fairlead.dev/addresspools",
@@ -45,6 +46,21 @@ const LEADER: [&str; 22] = [
     "patch /nodes",
     "create events.k8s.io/events",
     "patch events.k8s.io/events",
+    "get fairlead.dev/clusterlinks",
+    "patch fairlead.dev/clusterlinks/status",
+    "list multicluster.x-k8s.io/serviceexports",
+    "watch multicluster.x-k8s.io/serviceexports",
+    "patch multicluster.x-k8s.io/serviceexports/status",
+    "list multicluster.x-k8s.io/serviceimports",
+    "watch multicluster.x-k8s.io/serviceimports",
+    "create multicluster.x-k8s.io/serviceimports",
+    "update multicluster.x-k8s.io/serviceimports",
+    "delete multicluster.x-k8s.io/serviceimports",
+    "patch multicluster.x-k8s.io/serviceimports/status",
+    "create discovery.k8s.io/endpointslices",
+    "update discovery.k8s.io/endpointslices",
+    "delete discovery.k8s.io/endpointslices",
+    "get about.k8s.io/clusterproperties:cluster.clusterset.k8s.io",
 ];
 
 /// What it writes in its own namespace.
@@ -54,7 +70,7 @@ const LEASE: [&str; 3] = [
     "update coordination.k8s.io/leases:fairlead-controller",
 ];
 
-/// What an agent writes, and what it reads in its own namespace.
+/// What both read in their own namespace, and what an agent writes.
 const AGENT: [&str; 2] = ["create fairlead.dev/nodestates", "patch fairlead.dev/nodestates/status"];
 const SECRETS: [&str; 2] = ["list /secrets", "watch /secrets"];
 
@@ -64,7 +80,7 @@ fn rights(parts: &[&[&str]]) -> Rights {
 }
 
 /// What an API server allows an account in a namespace.
-fn allowed(plane: &ControlPlane, account: &str, of: &str, namespace: &str) -> Rights {
+pub(super) fn allowed(plane: &ControlPlane, account: &str, of: &str, namespace: &str) -> Rights {
     let config = plane.kubeconfig_of(of, account).unwrap();
     let review = format!(
         "{{apiVersion: authorization.k8s.io/v1, kind: SelfSubjectRulesReview, spec: {{namespace: {namespace}}}}}"
@@ -121,7 +137,7 @@ pub(super) fn assert_rights(plane: &ControlPlane) {
     plane.kubectl(&["create", "serviceaccount", "nobody"]).unwrap();
     let everybody = allowed(plane, "nobody", "default", "default");
     for (account, namespace, want) in [
-        ("fairlead-controller", "fairlead-system", rights(&[&LEADER, &LEASE])),
+        ("fairlead-controller", "fairlead-system", rights(&[&LEADER, &LEASE, &SECRETS])),
         ("fairlead-controller", "default", rights(&[&LEADER])),
         ("fairlead-agent", "fairlead-system", rights(&[&AGENT, &SECRETS])),
         ("fairlead-agent", "default", rights(&[&AGENT])),

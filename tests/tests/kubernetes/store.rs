@@ -469,7 +469,7 @@ fn secrets_are_read_by_name_only() -> Result<(), Error> {
     let create = |arguments: &str| plane.kubectl(&arguments.split(' ').collect::<Vec<_>>());
     create(&format!("create serviceaccount agent -n {NAMESPACE}"))?;
     create(
-        "create clusterrole agent --verb=list,watch --resource=addresspools.fairlead.dev,loadbalancers.fairlead.dev,servicepolicies.fairlead.dev,bgprouters.fairlead.dev,bgppeers.fairlead.dev,bgpadvertisements.fairlead.dev,packetfilters.fairlead.dev,services,endpointslices.discovery.k8s.io,nodes,namespaces",
+        "create clusterrole agent --verb=list,watch --resource=addresspools.fairlead.dev,loadbalancers.fairlead.dev,servicepolicies.fairlead.dev,bgprouters.fairlead.dev,bgppeers.fairlead.dev,bgpadvertisements.fairlead.dev,packetfilters.fairlead.dev,clusterlinks.fairlead.dev,services,endpointslices.discovery.k8s.io,nodes,namespaces",
     )?;
     create(&format!(
         "create clusterrolebinding agent --clusterrole=agent --serviceaccount={NAMESPACE}:agent"

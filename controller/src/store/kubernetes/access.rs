@@ -25,6 +25,7 @@ pub struct Access {
     client: Client,
     namespace: String,
     is_default: bool,
+    cluster_name: Option<String>,
 }
 
 impl Access {
@@ -68,13 +69,19 @@ impl Access {
         let builder = ClientBuilder::try_from(config).map_err(|error| refused(error.to_string()))?;
         let client = builder.with_layer(faults).build();
         let namespace = namespace.or(of_pod).unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
-        Ok(Access { client, namespace, is_default: false })
+        Ok(Access { client, namespace, is_default: false, cluster_name: None })
     }
 
     /// The same, where ours is the class of Services that name none, if `is_default`.
     #[must_use]
     pub fn with_default_class(self, is_default: bool) -> Self {
         Access { is_default, ..self }
+    }
+
+    /// The same, where this cluster is called so unless its ClusterProperty `cluster.clusterset.k8s.io` says otherwise.
+    #[must_use]
+    pub fn with_cluster_name(self, cluster_name: Option<String>) -> Self {
+        Access { cluster_name, ..self }
     }
 
     /// The namespace of the Lease and of the Secrets that peers name.
@@ -84,6 +91,10 @@ impl Access {
 
     pub(super) fn is_default_class(&self) -> bool {
         self.is_default
+    }
+
+    pub(super) fn cluster_name(&self) -> Option<String> {
+        self.cluster_name.clone()
     }
 
     pub(super) fn client(&self) -> Client {

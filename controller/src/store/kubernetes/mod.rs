@@ -37,6 +37,7 @@ use tokio::{
 use tokio_stream::wrappers::WatchStream;
 
 mod access;
+mod clusters;
 pub mod faulty;
 mod leader;
 pub mod lease;
@@ -48,6 +49,7 @@ pub(super) mod watching;
 
 pub use super::objects::Role;
 pub use access::{Access, DEFAULT_NAMESPACE};
+pub use clusters::DEFAULT_NAME as DEFAULT_CLUSTER_NAME;
 
 /// Objects in an API server.
 pub struct KubernetesStore {
@@ -91,6 +93,7 @@ impl KubernetesStore {
         if role == Role::Controller {
             tasks.spawn(standing.clone().stand());
             tasks.spawn(nodes::follow(cluster.clone()));
+            tasks.spawn(clusters::follow(cluster.clone(), access.cluster_name()));
         }
         let publisher =
             Publisher::new(ApiServer::new(cluster.clone(), identity), Arc::clone(&cluster.shared));

@@ -40,7 +40,7 @@ pub(super) fn patch(write: &Write, node: Option<&Node>) -> Value {
 }
 
 /// The merge patch (RFC 7386) that makes one value of another; none: they are the same.
-fn merge_patch(before: &Value, after: &Value) -> Option<Value> {
+pub(super) fn merge_patch(before: &Value, after: &Value) -> Option<Value> {
     let (Value::Object(before), Value::Object(after)) = (before, after) else {
         return (before != after).then(|| after.clone());
     };

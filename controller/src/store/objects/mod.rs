@@ -30,7 +30,8 @@ pub const REQUEST: Duration = Duration::from_secs(4);
 /// What a process does with the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Gives addresses and writes statuses, if it leads. Reads no Secrets.
+    /// Gives addresses, imports what other clusters export and writes statuses, if it leads. Of Secrets it reads those of
+    /// ClusterLinks.
     Controller,
     /// Reads, and writes how its node is. Leads never.
     Agent,

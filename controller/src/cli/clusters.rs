@@ -1,0 +1,69 @@
+//! `fairlead clusters`: links to other clusters, and what came over them.
+use super::{
+    Failure, Instance,
+    output::{Format, json, or_dash, print, table},
+};
+use crate::serve::rows::LinkRow;
+
+/// Shows links to other clusters: how they are, how old is what is known, what is exported there and imported here
+///
+/// Any agent can tell: the controller that leads writes it into the statuses of ClusterLinks. STATE is Imported while the cluster
+/// answers, then Kept, Leaving and Stale: its endpoints stay until staleAfterSeconds are over, and leave one after the other within
+/// as long again. LAG is how long ago it answered last. CONFLICTS are services whose exports contradict each other.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    instance: Instance,
+    /// Form of the output.
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Format,
+}
+
+impl Args {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let links: Vec<LinkRow> = self.instance.ask("/v1/clusters")?;
+        self.instance.warn_of_faults();
+        print(&match self.output {
+            Format::Json => json(&links)?,
+            Format::Table => links_table(&links),
+        })
+    }
+}
+
+fn links_table(links: &[LinkRow]) -> String {
+    let header = [
+        "CLUSTER",
+        "PRIORITY",
+        "WEIGHT",
+        "CONNECTED",
+        "STATE",
+        "LAG",
+        "EXPORTED",
+        "IMPORTED",
+        "ENDPOINTS",
+        "CONFLICTS",
+        "REASON",
+    ];
+    let row = |link: &LinkRow| {
+        vec![
+            link.name.clone(),
+            link.priority.to_string(),
+            match link.weight {
+                0 => "0 (drain)".to_owned(),
+                weight => weight.to_string(),
+            },
+            link.connected.clone(),
+            link.state.clone(),
+            or_dash(link.lag_seconds.map(|seconds| format!("{seconds} s"))),
+            link.exported_services.to_string(),
+            link.imported_services.to_string(),
+            link.imported_endpoints.to_string(),
+            match link.conflicting_services.is_empty() {
+                true => "-".to_owned(),
+                false => link.conflicting_services.join(","),
+            },
+            or_dash(link.reason.clone()),
+        ]
+    };
+    table(&header, links.iter().map(row))
+}

@@ -1,0 +1,219 @@
+//! How traffic spills over to other clusters: by degrees, as the backends of a cluster fail.
+//!
+//! Clusters stand in a row: the own one, then those with the highest priority, and so on. Each takes what is left of the traffic,
+//! all of it while enough of its backends are up, else in proportion; the rest goes on to the next. What nobody takes is shared
+//! as what was taken.
+use crate::api::{
+    ClusterLink,
+    policy::{Clusters, Prefer},
+};
+use lb_bpf::service::{Endpoint, Target};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, btree_map::Entry},
+    sync::Arc,
+};
+
+/// What counts of the link to a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Link {
+    pub(super) priority: i32,
+    pub(super) weight: u16,
+}
+
+/// The links by the names of their clusters.
+pub(super) type Links = BTreeMap<String, Link>;
+
+/// What counts of all links.
+pub(super) fn links(declared: &BTreeMap<String, Arc<ClusterLink>>) -> Links {
+    let link = |link: &ClusterLink| Link { priority: link.spec.priority, weight: link.spec.weight.get() };
+    declared.iter().map(|(name, declared)| (name.clone(), link(declared))).collect()
+}
+
+/// A cluster, or several of one priority.
+#[derive(Default)]
+struct Tier {
+    /// The sum of the weights of its backends.
+    all: f64,
+    /// The sum of the weights of those that are up.
+    up: f64,
+}
+
+/// What the weight 1 becomes in the first of the clusters that traffic goes to: shares of others are finer.
+const FINE: f64 = 1000.0;
+
+/// Gives the backends the weights that make it so. `links`, in their order: where each is; none: in the own cluster.
+pub(super) fn spill(clusters: &Clusters, backends: &mut [(Endpoint, Target)], links: &[Option<Link>]) {
+    let weight = |target: &Target, link: &Option<Link>| {
+        f64::from(target.weight) * link.map_or(1.0, |link| f64::from(link.weight))
+    };
+    let key = |link: &Option<Link>| match (clusters.prefer, link) {
+        (Prefer::None, _) | (Prefer::Local, None) => None,
+        (Prefer::Local, Some(link)) => Some(Reverse(link.priority)),
+    };
+    // `None` is before all priorities.
+    let mut tiers: BTreeMap<_, Tier> = BTreeMap::new();
+    for ((_, target), link) in backends.iter().zip(links) {
+        let (tier, weight) = (tiers.entry(key(link)).or_default(), weight(target, link));
+        tier.all += weight;
+        tier.up += if target.up { weight } else { 0.0 };
+    }
+    let least = f64::from(clusters.min_local_percent.map_or(0, |percent| percent.get())) / 100.0;
+    let mut left = 1.0;
+    // By tier: what the weight 1 becomes.
+    let mut units = BTreeMap::new();
+    for (key, tier) in &tiers {
+        let takes = match tier.up > 0.0 {
+            true if least > 0.0 => (tier.up / tier.all / least).min(1.0),
+            is_up => f64::from(u8::from(is_up)),
+        };
+        if let (Entry::Vacant(unit), true) = (units.entry(*key), left * takes > 0.0) {
+            unit.insert(left * takes / tier.up);
+        }
+        left *= 1.0 - takes;
+    }
+    let Some(first) = units.values().next().copied() else { return };
+    let weigh = |target: &Target, link: &Option<Link>| {
+        units.get(&key(link)).map_or(0.0, |unit| weight(target, link) * FINE * unit / first)
+    };
+    let heaviest =
+        backends.iter().zip(links).map(|((_, target), link)| weigh(target, link)).fold(1.0, f64::max);
+    let scale = (f64::from(u16::MAX) / heaviest).min(1.0);
+    for ((_, target), link) in backends.iter_mut().zip(links) {
+        let weight = weigh(target, link) * scale;
+        // Within 1 and 65535.
+        target.weight = if weight > 0.0 { weight.round().max(1.0) as u16 } else { 0 };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{desired::desired, observed::Observed, status::StatusSet, validate::parse_directory};
+    use proptest::prelude::*;
+
+    /// Shares of the traffic in percent, by tier: own cluster, then by link. Each has (all, up) backends.
+    fn shares(clusters: &str, own: (u16, u16), others: &[(Link, (u16, u16))]) -> Vec<u64> {
+        let clusters: Clusters = serde_yaml_ng::from_str(clusters).unwrap();
+        let (mut backends, mut links) = (Vec::new(), Vec::new());
+        let tiers =
+            std::iter::once((None, own)).chain(others.iter().map(|(link, tier)| (Some(*link), *tier)));
+        for (number, (link, (all, up))) in tiers.enumerate() {
+            for index in 0..all {
+                let address = [10, number as u8, (index >> 8) as u8, index as u8].into();
+                backends.push((
+                    Endpoint { address, port: 80 },
+                    Target { weight: 1, up: index < up, here: false },
+                ));
+                links.push((number, link));
+            }
+        }
+        let of: Vec<_> = links.iter().map(|(_, link)| *link).collect();
+        spill(&clusters, &mut backends, &of);
+        let mut sums = vec![0; others.len() + 1];
+        for ((_, target), (number, _)) in backends.iter().zip(&links) {
+            sums[*number] += if target.up { u64::from(target.weight) } else { 0 };
+        }
+        let all: u64 = sums.iter().sum();
+        sums.into_iter().map(|sum| (100 * sum + all / 2).checked_div(all).unwrap_or(0)).collect()
+    }
+
+    /// Weights by address, of the only service.
+    fn weights(policy: &str, links: &str, more: &str) -> BTreeMap<String, u16> {
+        let slice = |name: &str, labels: &str, endpoints: &str| {
+            format!(
+                "---\nkind: EndpointSlice\naddressType: IPv4\nports: [{{name: http, port: 8080}}]\n\
+                 metadata: {{name: {name}, namespace: shop, labels: {{{labels}}}}}\nendpoints: [{endpoints}]\n"
+            )
+        };
+        let imported = "multicluster.kubernetes.io/service-name: web, multicluster.kubernetes.io/source-cluster: west, \
+                        endpointslice.kubernetes.io/managed-by: clusters.fairlead.dev";
+        let text = format!(
+            "kind: AddressPool\nmetadata: {{name: p}}\nspec: {{blocks: [{{cidr: 192.0.2.0/29}}]}}\n---\n\
+             kind: ServicePolicy\nmetadata: {{name: s}}\nspec: {{policy: {{{policy}}}}}\n---\n\
+             kind: Service\nmetadata: {{name: web, namespace: shop}}\nspec: {{type: LoadBalancer, \
+             loadBalancerClass: fairlead.dev/lb, ports: [{{name: http, port: 80}}]{more}}}\n{links}{}{}",
+            slice(
+                "own",
+                "kubernetes.io/service-name: web",
+                "{addresses: [10.1.0.1]}, {addresses: [10.1.0.2], conditions: {ready: false}}"
+            ),
+            slice("imported", imported, "{addresses: [10.2.0.1]}, {addresses: [10.2.0.2]}"),
+        );
+        let mut declared = parse_directory(&BTreeMap::from([("a.yaml".into(), text)])).unwrap();
+        declared.statuses = StatusSet::clone(&desired(&declared, &Observed::default()).status);
+        let desired = desired(&declared, &Observed::default());
+        let services: Vec<_> = desired.datapath.services.values().collect();
+        let [service] = services[..] else { panic!("{services:?}") };
+        let weights = service.backends.iter().map(|(at, target)| (at.address.to_string(), target.weight));
+        weights.collect()
+    }
+
+    #[test]
+    fn imported_endpoints_are_backends_where_the_policy_says_so() {
+        let link = "---\nkind: ClusterLink\nmetadata: {name: west}\nspec: {kubeconfigSecretRef: {name: a, key: b}}\n";
+        let want = |weights: &[(&str, u16)]| -> BTreeMap<String, u16> {
+            weights.iter().map(|(address, weight)| ((*address).to_owned(), *weight)).collect()
+        };
+        let own = want(&[("10.1.0.1", 1), ("10.1.0.2", 1)]);
+        assert_eq!(weights("", link, ""), own, "no policy");
+        assert_eq!(weights("clusters: {}", "", ""), own, "no link");
+        assert_eq!(
+            weights("clusters: {}", link, ", externalTrafficPolicy: Local"),
+            want(&[]),
+            "on this node only"
+        );
+        let idle = want(&[("10.1.0.1", 1000), ("10.1.0.2", 1000), ("10.2.0.1", 0), ("10.2.0.2", 0)]);
+        assert_eq!(weights("clusters: {minLocalPercent: 50}", link, ""), idle);
+        // One of two is up: half of the traffic goes on.
+        let spilt = want(&[("10.1.0.1", 1000), ("10.1.0.2", 1000), ("10.2.0.1", 500), ("10.2.0.2", 500)]);
+        assert_eq!(weights("clusters: {minLocalPercent: 100}", link, ""), spilt);
+    }
+
+    const WEST: Link = Link { priority: 0, weight: 1 };
+
+    #[test]
+    fn traffic_follows_health_by_degrees() {
+        let half = "{prefer: Local, minLocalPercent: 50}";
+        let west = [(WEST, (10, 10))];
+        let of_ten = |up| shares(half, (10, up), &west);
+        assert_eq!([10, 5, 4, 2, 1, 0].map(|up| of_ten(up)[0]), [100, 100, 80, 40, 20, 0]);
+        // Without a percentage others come only after the last.
+        let any = |up| shares("{}", (10, up), &west)[0];
+        assert_eq!([10, 1, 0].map(any), [100, 100, 0]);
+        // Nobody else is there.
+        assert_eq!(shares(half, (10, 1), &[(WEST, (10, 0))]), [100, 0]);
+        assert_eq!(shares(half, (0, 0), &west), [0, 100]);
+    }
+
+    #[test]
+    fn priorities_come_in_turn_and_weights_share() {
+        let half = "{minLocalPercent: 50}";
+        let (first, second) = (Link { priority: 10, ..WEST }, Link { priority: -1, ..WEST });
+        assert_eq!(shares(half, (4, 0), &[(second, (4, 4)), (first, (4, 4))]), [0, 0, 100]);
+        assert_eq!(shares(half, (4, 1), &[(second, (4, 4)), (first, (4, 1))]), [50, 25, 25]);
+        let heavy = Link { weight: 3, ..WEST };
+        assert_eq!(shares(half, (4, 0), &[(heavy, (4, 4)), (WEST, (4, 4))]), [0, 75, 25]);
+        let drained = Link { weight: 0, ..WEST };
+        assert_eq!(shares(half, (4, 0), &[(drained, (4, 4)), (WEST, (4, 4))]), [0, 0, 100]);
+        assert_eq!(shares("{prefer: None}", (4, 4), &[(WEST, (12, 12))]), [25, 75]);
+    }
+
+    proptest! {
+        /// The fewer are up, the less traffic, and all of it goes somewhere.
+        #[test]
+        fn less_health_is_less_traffic(all in 1..200u16, percent in 0..101u8, others in 1..100u16, weight in 1..1000u16) {
+            let clusters = format!("{{minLocalPercent: {percent}}}");
+            let other = [(Link { weight, ..WEST }, (others, others))];
+            let mut before = 0;
+            for up in 0..=all {
+                let found = shares(&clusters, (all, up), &other);
+                prop_assert!(found[0] >= before && (99..=101).contains(&(found[0] + found[1])), "{:?}", found);
+                if u32::from(up) * 100 >= u32::from(all) * u32::from(percent) && up > 0 {
+                    prop_assert_eq!(found[0], 100);
+                }
+                before = found[0];
+            }
+        }
+    }
+}

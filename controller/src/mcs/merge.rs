@@ -1,0 +1,243 @@
+//! What all clusters export makes what this one imports. Where exports of one service contradict each other, the oldest wins, of
+//! equally old ones that of the first cluster by name (KEP-1645, "Constraints and Conflict Resolution").
+use super::{
+    API_VERSION, IMPORT_MANAGED_BY, MANAGER,
+    export::{Export, Exports, Facts, ImportPort, Invalid},
+    leave::{PERMILLE, thinned},
+};
+use crate::api::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use serde_json::{Value, json};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+/// A cluster and what it exports.
+#[derive(Clone, Copy, Debug)]
+pub struct Cluster<'a> {
+    /// Its exports.
+    pub exports: &'a Exports,
+    /// How much of it has left, in thousandths; of one that has left altogether nothing counts.
+    pub left: u16,
+}
+
+/// What this cluster should have.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Merged {
+    /// ServiceImports, by `NAMESPACE/NAME`.
+    pub imports: BTreeMap<String, Import>,
+    /// EndpointSlices, by `NAMESPACE/NAME`.
+    pub slices: BTreeMap<String, Arc<EndpointSlice>>,
+    /// What is to be said of the exports of this cluster, by `NAMESPACE/NAME`.
+    pub verdicts: BTreeMap<String, Verdict>,
+    /// What came of each cluster.
+    pub counts: BTreeMap<String, Counts>,
+}
+
+/// A ServiceImport.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Import {
+    /// What the exports agree on, or what the oldest says.
+    pub facts: Facts,
+    /// Labels that exports ask for.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations that exports ask for.
+    pub annotations: BTreeMap<String, String>,
+    /// Clusters that export it.
+    pub clusters: BTreeSet<String>,
+}
+
+/// What is to be said of an export of this cluster.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Verdict {
+    /// Whether there is something to export.
+    pub valid: Result<(), Invalid>,
+    /// Where the exports of the service contradict each other.
+    pub conflicts: Vec<Conflict>,
+}
+
+/// A contradiction between the exports of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// As KEP-1645 has it.
+    pub reason: &'static str,
+    /// What differs, who wins, and why.
+    pub message: String,
+}
+
+/// What came of a cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Services that it exports.
+    pub exported: usize,
+    /// Those that are imported.
+    pub imported: usize,
+    /// Their endpoints, without those that have left.
+    pub endpoints: usize,
+    /// Those of the imported services whose exports contradict each other.
+    pub conflicts: Vec<String>,
+}
+
+/// Merges the exports of all clusters, by their names, of which `local` is this one. Services of namespaces that this one does not
+/// have are not imported.
+pub fn merge(
+    local: &str,
+    clusters: &BTreeMap<&str, Cluster<'_>>,
+    has_namespace: impl Fn(&str) -> bool,
+) -> Merged {
+    let mut merged = Merged::default();
+    let mut services: BTreeMap<&str, Vec<(&str, &Export, u16)>> = BTreeMap::new();
+    for (cluster, Cluster { exports, left }) in clusters {
+        let counts = Counts { exported: exports.len(), ..Counts::default() };
+        merged.counts.insert((*cluster).to_owned(), counts);
+        for (name, export) in exports.iter().filter(|_| *left < PERMILLE) {
+            services.entry(name).or_default().push((cluster, export, *left));
+        }
+    }
+    for (name, exports) in services {
+        let Some((namespace, _)) = name.split_once('/').filter(|(namespace, _)| has_namespace(namespace))
+        else {
+            continue;
+        };
+        merged.service(local, namespace, name, exports);
+    }
+    merged
+}
+
+impl Merged {
+    fn service(&mut self, local: &str, namespace: &str, name: &str, mut exports: Vec<(&str, &Export, u16)>) {
+        // They come in the order of the clusters; the sort is stable.
+        exports.sort_by_key(|(_, export, _)| export.created);
+        let valid: Vec<Claim<'_>> = exports
+            .iter()
+            .filter_map(|(cluster, export, _)| Some((*cluster, *export, &**export.service.as_ref().ok()?)))
+            .collect();
+        let conflicts = conflicts(&valid);
+        if let Some((.., own)) =
+            exports.iter().find(|(cluster, ..)| *cluster == local).map(|(c, e, _)| (c, e))
+        {
+            let valid = own.service.as_ref().map(drop).map_err(|invalid| *invalid);
+            self.verdicts.insert(name.to_owned(), Verdict { valid, conflicts: conflicts.clone() });
+        }
+        let Some((_, oldest, facts)) = valid.first() else { return };
+        let import = Import {
+            facts: Facts { ports: ports(&valid), ..(*facts).clone() },
+            labels: oldest.labels.clone(),
+            annotations: oldest.annotations.clone(),
+            clusters: valid.iter().map(|(cluster, ..)| (*cluster).to_owned()).collect(),
+        };
+        self.imports.insert(name.to_owned(), import);
+        for (cluster, export, left) in exports.iter().filter(|(_, export, _)| export.service.is_ok()) {
+            let counts = self.counts.entry((*cluster).to_owned()).or_default();
+            counts.imported += 1;
+            if !conflicts.is_empty() {
+                counts.conflicts.push(name.to_owned());
+            }
+            for (slice_name, slice) in &export.slices {
+                let slice = match thinned(slice, *left) {
+                    Cow::Borrowed(_) => Arc::clone(slice),
+                    Cow::Owned(thinned) => Arc::new(thinned),
+                };
+                let leaves = |endpoint: &&crate::api::endpoint_slice::Endpoint| {
+                    endpoint.conditions.as_ref().and_then(|conditions| conditions.terminating) != Some(true)
+                };
+                counts.endpoints += slice.endpoints.iter().filter(leaves).count();
+                self.slices.insert(format!("{namespace}/{slice_name}"), slice);
+            }
+        }
+    }
+}
+
+/// A valid export and its cluster.
+type Claim<'a> = (&'a str, &'a Export, &'a Facts);
+
+/// The union; of ports of one name, or of one protocol and number, the first one counts.
+fn ports(claims: &[Claim<'_>]) -> Vec<ImportPort> {
+    let mut union: Vec<ImportPort> = Vec::new();
+    for port in claims.iter().flat_map(|(.., facts)| &facts.ports) {
+        let clashes = |known: &ImportPort| {
+            known.name == port.name || (&known.protocol, known.port) == (&port.protocol, port.port)
+        };
+        if !union.iter().any(clashes) {
+            union.push(port.clone());
+        }
+    }
+    union
+}
+
+/// Where the claims contradict each other, the oldest first.
+fn conflicts(claims: &[Claim<'_>]) -> Vec<Conflict> {
+    let Some(((winner, oldest, facts), others)) = claims.split_first() else { return Vec::new() };
+    let others: Vec<_> = others.iter().filter(|(_, other, _)| other.created != Export::REMEMBERED).collect();
+    let mut found = Vec::new();
+    let mut differ = |reason, what: &str, is_same: &dyn Fn(&Claim<'_>) -> bool| {
+        let others: Vec<_> =
+            others.iter().filter(|other| !is_same(other)).map(|(cluster, ..)| *cluster).collect();
+        if !others.is_empty() {
+            let message = format!(
+                "{what} of {} differ from those of {winner}, whose export is the oldest and counts",
+                others.join(", ")
+            );
+            found.push(Conflict { reason, message });
+        }
+    };
+    let sorted = |facts: &Facts| {
+        let mut ports = facts.ports.clone();
+        ports.sort_by(|one, other| (&one.name, one.port).cmp(&(&other.name, other.port)));
+        ports
+    };
+    differ("TypeConflict", "types (headless or not)", &|(.., other)| other.is_headless == facts.is_headless);
+    differ("PortConflict", "ports (all are used whose names and numbers are free)", &|(.., other)| {
+        sorted(other) == sorted(facts)
+    });
+    differ("SessionAffinityConflict", "session affinities", &|(.., other)| {
+        other.session_affinity == facts.session_affinity
+    });
+    differ("SessionAffinityConfigConflict", "session affinity configurations", &|(.., other)| {
+        other.session_affinity_config == facts.session_affinity_config
+    });
+    differ("InternalTrafficPolicyConflict", "internal traffic policies", &|(.., other)| {
+        other.internal_traffic_policy == facts.internal_traffic_policy
+    });
+    differ("TrafficDistributionConflict", "traffic distributions", &|(.., other)| {
+        other.traffic_distribution == facts.traffic_distribution
+    });
+    differ("IPFamilyConflict", "address families", &|(.., other)| other.ip_families == facts.ip_families);
+    differ("LabelsConflict", "exported labels", &|(_, other, _)| other.labels == oldest.labels);
+    differ("AnnotationsConflict", "exported annotations", &|(_, other, _)| {
+        other.annotations == oldest.annotations
+    });
+    found
+}
+
+impl Import {
+    /// Whether the objects are the same but for their statuses.
+    pub fn is_like(&self, other: &Import) -> bool {
+        (&self.facts, &self.labels, &self.annotations) == (&other.facts, &other.labels, &other.annotations)
+    }
+
+    /// The object but for its status.
+    pub fn object(&self, name: &str) -> Value {
+        let (namespace, name) = name.split_once('/').unwrap_or(("default", name));
+        let mut labels = self.labels.clone();
+        labels.insert(IMPORT_MANAGED_BY.to_owned(), MANAGER.to_owned());
+        let mut spec = json!(self.facts);
+        spec["type"] = if self.facts.is_headless { "Headless" } else { "ClusterSetIP" }.into();
+        json!({
+            "apiVersion": API_VERSION,
+            "kind": "ServiceImport",
+            "metadata": {
+                "namespace": namespace, "name": name, "labels": labels, "annotations": self.annotations,
+            },
+            "spec": spec,
+        })
+    }
+
+    /// Its status, with these conditions.
+    pub fn status(&self, conditions: &[Condition]) -> Value {
+        let clusters: Vec<_> = self.clusters.iter().map(|cluster| json!({"cluster": cluster})).collect();
+        json!({"clusters": clusters, "conditions": conditions})
+    }
+}

@@ -1,0 +1,37 @@
+//! The Multi-Cluster Services API (KEP-1645, `multicluster.x-k8s.io/v1alpha1`): what clusters export becomes what this one
+//! imports. Pure: [`merge()`] knows neither API servers nor links; the store of a cluster does.
+//!
+//! An imported service consists of a ServiceImport and of EndpointSlices, those of each cluster apart. Whatever we write has the
+//! label that says so, and nothing else is touched.
+mod export;
+mod leave;
+mod merge;
+#[cfg(test)]
+mod tests;
+
+pub use export::{Export, Exports, Facts, ImportPort, Invalid, slice_name};
+pub use leave::{PERMILLE, leaving};
+pub use merge::{Cluster, Conflict, Counts, Import, Merged, Verdict, merge};
+
+/// API group of ServiceExport and ServiceImport.
+pub const GROUP: &str = "multicluster.x-k8s.io";
+/// Version of both.
+pub const VERSION: &str = "v1alpha1";
+/// `apiVersion` of both.
+pub const API_VERSION: &str = "multicluster.x-k8s.io/v1alpha1";
+/// Label of a slice with the name of the imported service.
+pub const SERVICE_NAME: &str = "multicluster.kubernetes.io/service-name";
+/// Label of a slice with the cluster whose endpoints it has.
+pub const SOURCE_CLUSTER: &str = "multicluster.kubernetes.io/source-cluster";
+/// Label of an EndpointSlice with who writes it.
+pub const SLICE_MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+/// Label of a ServiceImport with who writes it.
+pub const IMPORT_MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// Who writes what we write.
+pub const MANAGER: &str = "clusters.fairlead.dev";
+
+/// FNV-1a, 64 bits: the same for every process and every version.
+fn hash(parts: &[&[u8]]) -> u64 {
+    let octets = parts.iter().flat_map(|part| part.iter().chain(&[0]));
+    octets.fold(0xcbf2_9ce4_8422_2325, |hash, octet| (hash ^ u64::from(*octet)).wrapping_mul(0x100_0000_01b3))
+}

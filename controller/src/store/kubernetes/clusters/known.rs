@@ -1,0 +1,203 @@
+//! What is known of another cluster: ServiceExports, Services and EndpointSlices come and go in any order; what is exported comes
+//! out. Pure. Of each object only what counts is kept.
+use crate::{
+    api::EndpointSlice,
+    mcs::{Export, Exports, Facts, Invalid, slice_name},
+    status::seconds,
+};
+use k8s_openapi::{api::core::v1::Service, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use kube::api::DynamicObject;
+use serde_json::Value;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+/// The parts of exports, by `NAMESPACE/NAME` of their services.
+#[derive(Debug)]
+pub(super) struct Known {
+    cluster: String,
+    exports: BTreeMap<String, Declared>,
+    services: HashMap<String, Result<Arc<Facts>, Invalid>>,
+    slices: HashMap<String, BTreeMap<String, Arc<EndpointSlice>>>,
+    /// By `NAMESPACE/NAME` of a slice: the service that it is of.
+    services_of_slices: HashMap<String, String>,
+}
+
+/// What counts of a ServiceExport.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Declared {
+    created: u64,
+    labels: BTreeMap<String, String>,
+    annotations: BTreeMap<String, String>,
+}
+
+impl Declared {
+    pub(super) fn of(object: &DynamicObject) -> Self {
+        let texts = |field: &str| -> BTreeMap<String, String> {
+            let entries = object.data["spec"][field].as_object().into_iter().flatten();
+            entries
+                .filter_map(|(key, value): (&String, &Value)| Some((key.clone(), value.as_str()?.to_owned())))
+                .collect()
+        };
+        Declared {
+            created: object.metadata.creation_timestamp.as_ref().map_or(0, seconds),
+            labels: texts("exportedLabels"),
+            annotations: texts("exportedAnnotations"),
+        }
+    }
+
+    /// The export, with its service.
+    pub(super) fn export(
+        &self,
+        service: Result<Arc<Facts>, Invalid>,
+        slices: BTreeMap<String, Arc<EndpointSlice>>,
+    ) -> Export {
+        Export {
+            created: self.created,
+            labels: self.labels.clone(),
+            annotations: self.annotations.clone(),
+            service,
+            slices,
+        }
+    }
+}
+
+impl Known {
+    /// Nothing yet of a cluster.
+    pub(super) fn new(cluster: &str) -> Self {
+        Known {
+            cluster: cluster.to_owned(),
+            exports: BTreeMap::new(),
+            services: HashMap::new(),
+            slices: HashMap::new(),
+            services_of_slices: HashMap::new(),
+        }
+    }
+
+    pub(super) fn export(&mut self, object: &DynamicObject) {
+        self.exports.insert(name(&object.metadata), Declared::of(object));
+    }
+
+    pub(super) fn service(&mut self, object: &Service) {
+        self.services.insert(name(&object.metadata), Facts::of(object).map(Arc::new));
+    }
+
+    /// A slice; none: it is there, and cannot be read.
+    pub(super) fn slice(&mut self, metadata: &ObjectMeta, slice: Option<&EndpointSlice>) {
+        self.forget_slice(metadata);
+        let Some(slice) = slice else { return };
+        let Some(service) = &slice.metadata.service else { return };
+        let imported = Export::imported(service, &self.cluster, slice, false);
+        let service = [metadata.namespace.as_deref().unwrap_or_default(), "/", service].concat();
+        self.services_of_slices.insert(name(metadata), service.clone());
+        let name = imported.metadata.name.to_string();
+        self.slices.entry(service).or_default().insert(name, Arc::new(imported));
+    }
+
+    pub(super) fn forget_export(&mut self, metadata: &ObjectMeta) {
+        self.exports.remove(&name(metadata));
+    }
+
+    pub(super) fn forget_service(&mut self, metadata: &ObjectMeta) {
+        self.services.remove(&name(metadata));
+    }
+
+    pub(super) fn forget_slice(&mut self, metadata: &ObjectMeta) {
+        let Some(service) = self.services_of_slices.remove(&name(metadata)) else { return };
+        let Some(slices) = self.slices.get_mut(&service) else { return };
+        let of = service.split_once('/').map_or("", |(_, name)| name);
+        slices.remove(&slice_name(of, &self.cluster, metadata.name.as_deref().unwrap_or_default()));
+        if slices.is_empty() {
+            self.slices.remove(&service);
+        }
+    }
+
+    /// All ServiceExports are listed anew.
+    pub(super) fn forget_exports(&mut self) {
+        self.exports.clear();
+    }
+
+    /// All Services are listed anew.
+    pub(super) fn forget_services(&mut self) {
+        self.services.clear();
+    }
+
+    /// All EndpointSlices are listed anew.
+    pub(super) fn forget_slices(&mut self) {
+        self.slices.clear();
+        self.services_of_slices.clear();
+    }
+
+    /// How many objects are known.
+    pub(super) fn len(&self) -> usize {
+        self.exports.len() + self.services.len() + self.services_of_slices.len()
+    }
+
+    /// What is exported.
+    pub(super) fn exports(&self) -> Exports {
+        let export = |(name, declared): (&String, &Declared)| {
+            let service = self.services.get(name).cloned().unwrap_or(Err(Invalid::NoService));
+            (name.clone(), declared.export(service, self.slices.get(name).cloned().unwrap_or_default()))
+        };
+        self.exports.iter().map(export).collect()
+    }
+}
+
+/// `NAMESPACE/NAME`.
+pub(super) fn name(metadata: &ObjectMeta) -> String {
+    let part = |part: &Option<String>| part.clone().unwrap_or_default();
+    [part(&metadata.namespace), part(&metadata.name)].join("/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn metadata(name: &str) -> ObjectMeta {
+        ObjectMeta { namespace: Some("n".into()), name: Some(name.into()), ..ObjectMeta::default() }
+    }
+
+    fn slice(name: &str, service: &str) -> EndpointSlice {
+        let object = json!({"kind": "EndpointSlice", "addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.1"]}],
+            "metadata": {"namespace": "n", "name": name, "labels": {"kubernetes.io/service-name": service}}});
+        match crate::validate::check_object(&object) {
+            Ok(crate::object::Object::EndpointSlice(slice)) => (*slice).clone(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn parts_come_in_any_order_and_go() {
+        let mut known = Known::new("west");
+        known.slice(&metadata("a-1"), Some(&slice("a-1", "a")));
+        assert_eq!(known.exports(), Exports::new());
+        let export: DynamicObject = serde_json::from_value(json!({"metadata": metadata("a")})).unwrap();
+        known.export(&export);
+        assert_eq!(known.exports()["n/a"].service, Err(Invalid::NoService));
+        known.service(
+            &serde_json::from_value(json!({"metadata": metadata("a"), "spec": {"ports": [{"port": 80}]}}))
+                .unwrap(),
+        );
+        let exported = known.exports()["n/a"].clone();
+        assert_eq!((exported.service.unwrap().ports[0].port, exported.slices.len()), (80, 1));
+        // It is of another service now.
+        known.slice(&metadata("a-1"), Some(&slice("a-1", "b")));
+        assert_eq!(known.exports()["n/a"].slices.len(), 0);
+        known.slice(&metadata("a-1"), Some(&slice("a-1", "a")));
+        known.forget_slice(&metadata("a-1"));
+        assert_eq!((known.exports()["n/a"].slices.len(), known.slices.len()), (0, 0));
+        known.forget_service(&metadata("a"));
+        assert_eq!(known.exports()["n/a"].service, Err(Invalid::NoService));
+        known.forget_export(&metadata("a"));
+        assert_eq!((known.exports().len(), known.len()), (0, 0));
+    }
+
+    /// What a cluster keeps of an endpoint of another one.
+    #[test]
+    fn an_endpoint_takes_less_than_a_kilobyte() {
+        assert!(size_of::<crate::api::endpoint_slice::Endpoint>() <= 128);
+        assert!(size_of::<EndpointSlice>() <= 256);
+    }
+}

@@ -1,0 +1,287 @@
+//! One link: opens the other cluster with the rights that its kubeconfig gives, lists what counts there, watches it, and asks once
+//! a second whether it still answers. What ends is begun anew, a little later and not by all links at the same moment; until all
+//! is listed again, what was known before stays.
+use super::{
+    super::watching,
+    credentials::{self, Credentials},
+    known::Known,
+};
+use crate::{
+    api::Kind,
+    mcs::{self, Exports},
+    object::Object,
+    store::objects::now,
+    trouble::{Trouble, jittered},
+};
+use futures::{StreamExt, TryStreamExt, stream::BoxStream};
+use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use kube::{
+    Api, Client,
+    api::{ApiResource, DynamicObject},
+    runtime::watcher::{self, Event, watcher},
+};
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    sync::watch,
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+};
+
+/// How long an answer to the question whether the cluster is there may take, and the way to it.
+pub(super) const TRY: Duration = Duration::from_secs(2);
+/// It is asked so often.
+const ASK: Duration = Duration::from_secs(1);
+/// After the first failure it is tried again after this, then after twice as long, up to [`LATEST`].
+const SOON: Duration = Duration::from_millis(250);
+/// Out of reach, a cluster is tried at least so often.
+const LATEST: Duration = Duration::from_secs(1);
+/// Most objects of a cluster that are kept; of one that has more nothing new is taken in.
+const MOST: usize = 400_000;
+/// A cluster that has more is tried again after this.
+const LATER: Duration = Duration::from_secs(60);
+/// Objects of one page of a list.
+const PAGE: u32 = 500;
+/// Changes are at rest when nothing happens for so long.
+const QUIET: Duration = Duration::from_millis(5);
+/// Changes that never rest are told after so long.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+/// The reason of a cluster that is too large.
+const TOO_LARGE: &str = "TooLarge";
+/// Most characters of what a cluster says that are passed on.
+const LONGEST: usize = 300;
+
+/// How a link is.
+#[derive(Clone, Debug)]
+pub(super) struct Report {
+    /// Whether all is listed and the cluster answers; else why not, as reason and sentence; none: that is not known yet.
+    pub(super) connected: Option<Result<(), (&'static str, String)>>,
+    /// When it answered last, or when it was first tried, by the monotonic clock.
+    pub(super) contact: Duration,
+    /// What it exports; none: it was never listed.
+    pub(super) exports: Option<Arc<Exports>>,
+}
+
+impl Report {
+    pub(super) fn new() -> Self {
+        Report { connected: None, contact: now(), exports: None }
+    }
+}
+
+/// Follows another cluster for ever.
+pub(super) async fn follow(
+    cluster: String,
+    mut credentials: watch::Receiver<Credentials>,
+    report: watch::Sender<Report>,
+) {
+    let mut trouble = Trouble::default();
+    loop {
+        let known = credentials.borrow_and_update().clone();
+        let session = async {
+            match &known {
+                Credentials::Unknown => std::future::pending().await,
+                Credentials::Missing(reason) => Err(("SecretNotUsable", reason.clone())),
+                Credentials::Kubeconfig(kubeconfig) => {
+                    session(&cluster, kubeconfig, &report, &mut trouble).await
+                }
+            }
+        };
+        let ended: Result<Never, _> = tokio::select! {
+            ended = session => ended,
+            Ok(()) = credentials.changed() => continue,
+        };
+        let Err((reason, message)) = ended;
+        report.send_modify(|report| report.connected = Some(Err((reason, message.clone()))));
+        let pause = jittered(match reason {
+            TOO_LARGE => LATER,
+            _ => trouble.again(SOON, LATEST),
+        });
+        trouble.say(
+            &format!("ClusterLink/{cluster}: out of reach; what is known of it stays for a while"),
+            &message,
+        );
+        tokio::select! {
+            () = sleep(pause), if matches!(known, Credentials::Kubeconfig(_)) => {}
+            Ok(()) = credentials.changed() => {}
+        }
+    }
+}
+
+/// What has no value.
+enum Never {}
+
+type Ended = (&'static str, String);
+
+/// What is watched says.
+#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
+enum News {
+    Export(Event<DynamicObject>),
+    Service(Event<Service>),
+    Slice(Event<DynamicObject>),
+}
+
+/// From the opening of a cluster until it does not answer.
+async fn session(
+    cluster: &str,
+    kubeconfig: &[u8],
+    report: &watch::Sender<Report>,
+    trouble: &mut Trouble,
+) -> Result<Never, Ended> {
+    let client = credentials::client(kubeconfig).await;
+    let client = client.map_err(|reason| ("SecretNotUsable", format!("the Secret's value {reason}")))?;
+    ask(&client).await?;
+    let mut news = watches(&client);
+    let mut known = Known::new(cluster);
+    // Exports, Services, slices.
+    let mut listed = [false; 3];
+    let mut questions = interval(ASK);
+    questions.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut answer = Box::pin(ask(&client));
+    let mut is_asked = true;
+    // When what has changed is told; none: nothing has.
+    let mut tell: Option<(Instant, Instant)> = None;
+    loop {
+        let due = tell.map_or_else(Instant::now, |(quiet, latest)| quiet.min(latest));
+        tokio::select! {
+            event = news.try_next() => match event {
+                Ok(Some(event)) => {
+                    take(&mut known, &mut listed, event);
+                    if known.len() > MOST {
+                        return Err((TOO_LARGE, format!("it has more than {MOST} Services, ServiceExports and EndpointSlices")));
+                    }
+                    let now = Instant::now();
+                    tell = Some((now + QUIET, tell.map_or(now + PATIENCE, |(_, latest)| latest)));
+                }
+                Ok(None) => return Err(("Unreachable", "the watches have ended".to_owned())),
+                Err(error) => return Err(watch_failed(&error)),
+            },
+            () = tokio::time::sleep_until(due), if tell.is_some() && listed == [true; 3] => {
+                tell = None;
+                trouble.over(&format!("ClusterLink/{cluster}: connected"));
+                let exports = Arc::new(known.exports());
+                report.send_modify(|report| {
+                    *report = Report { connected: Some(Ok(())), contact: now(), exports: Some(exports) };
+                });
+            }
+            answered = &mut answer, if is_asked => {
+                answered?;
+                is_asked = false;
+                // Nobody needs to look because of that.
+                report.send_if_modified(|report| {
+                    report.contact = now();
+                    false
+                });
+            }
+            _ = questions.tick(), if !is_asked => {
+                answer = Box::pin(ask(&client));
+                is_asked = true;
+            }
+        }
+    }
+}
+
+/// Whether the cluster answers at all.
+async fn ask(client: &Client) -> Result<(), Ended> {
+    match timeout(TRY, client.apiserver_version()).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(kube::Error::Api(status))) if status.code == 401 => Err(refused(&status)),
+        // It has answered.
+        Ok(Err(kube::Error::Api(status))) if status.code < 500 => Ok(()),
+        Ok(Err(error)) => Err(failed(&error)),
+        Err(_) => Err(("Unreachable", format!("no answer within {} s", TRY.as_secs()))),
+    }
+}
+
+fn watches(client: &Client) -> BoxStream<'static, Result<News, watcher::Error>> {
+    let config = || watcher::Config::default().timeout(watching::WATCH_SECONDS).page_size(PAGE);
+    let exports: Api<DynamicObject> = Api::all_with(client.clone(), &resource("ServiceExport"));
+    let slices = ApiResource::erase::<EndpointSlice>(&());
+    let slices: Api<DynamicObject> = Api::all_with(client.clone(), &slices);
+    let services: Api<Service> = Api::all(client.clone());
+    futures::stream::select(
+        watcher(exports, config()).map_ok(News::Export),
+        futures::stream::select(
+            watcher(services, config()).map_ok(News::Service),
+            watcher(slices, config()).map_ok(News::Slice),
+        ),
+    )
+    .boxed()
+}
+
+/// Where ServiceExports or ServiceImports are.
+pub(super) fn resource(kind: &str) -> ApiResource {
+    ApiResource {
+        group: mcs::GROUP.to_owned(),
+        version: mcs::VERSION.to_owned(),
+        api_version: mcs::API_VERSION.to_owned(),
+        kind: kind.to_owned(),
+        plural: format!("{}s", kind.to_lowercase()),
+    }
+}
+
+/// Takes in what is said. While a list is under way, `listed` says so: less is known than there is.
+fn take(known: &mut Known, listed: &mut [bool; 3], news: News) {
+    match news {
+        News::Export(Event::Init) => {
+            listed[0] = false;
+            known.forget_exports();
+        }
+        News::Export(Event::InitApply(object) | Event::Apply(object)) => known.export(&object),
+        News::Export(Event::Delete(object)) => known.forget_export(&object.metadata),
+        News::Export(Event::InitDone) => listed[0] = true,
+        News::Service(Event::Init) => {
+            listed[1] = false;
+            known.forget_services();
+        }
+        News::Service(Event::InitApply(object) | Event::Apply(object)) => known.service(&object),
+        News::Service(Event::Delete(object)) => known.forget_service(&object.metadata),
+        News::Service(Event::InitDone) => listed[1] = true,
+        News::Slice(Event::Init) => {
+            listed[2] = false;
+            known.forget_slices();
+        }
+        News::Slice(Event::InitApply(object) | Event::Apply(object)) => {
+            let metadata = object.metadata.clone();
+            match watching::seen(Kind::EndpointSlice, object, false).object {
+                Ok(Object::EndpointSlice(slice)) => known.slice(&metadata, Some(&slice)),
+                _ => known.slice(&metadata, None),
+            }
+        }
+        News::Slice(Event::Delete(object)) => known.forget_slice(&object.metadata),
+        News::Slice(Event::InitDone) => listed[2] = true,
+    }
+}
+
+fn watch_failed(error: &watcher::Error) -> Ended {
+    match error {
+        watcher::Error::InitialListFailed(error)
+        | watcher::Error::WatchStartFailed(error)
+        | watcher::Error::WatchFailed(error) => failed(error),
+        watcher::Error::WatchError(status) => refused(status),
+        watcher::Error::NoResourceVersion => ("Unreachable", error.to_string()),
+    }
+}
+
+fn failed(error: &kube::Error) -> Ended {
+    match error {
+        kube::Error::Api(status) => refused(status),
+        error => {
+            // The innermost cause says it best.
+            let mut cause: &dyn std::error::Error = error;
+            while let Some(source) = cause.source() {
+                cause = source;
+            }
+            ("Unreachable", cause.to_string())
+        }
+    }
+}
+
+fn refused(status: &kube::core::Status) -> Ended {
+    let reason = match status.code {
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "NotServed",
+        _ => "Refused",
+    };
+    // Who knows how long it is.
+    (reason, format!("{}: {}", status.code, status.message.chars().take(LONGEST).collect::<String>()))
+}

@@ -76,16 +76,14 @@ impl Mirror {
         for kind in self.kinds.iter().filter(|kind| **kind != Kind::Secret) {
             let source = Source::All(*kind);
             assembly.change(&source, Change::Listing);
-            for ((_, name), entry) in
-                self.entries.range((*kind, String::new())..).take_while(|((k, _), _)| k == kind)
-            {
+            for (name, entry) in self.of(*kind) {
                 if let Some(seen) = entry.seen(name) {
                     assembly.change(&source, Change::Listed(seen));
                 }
             }
             assembly.change(&source, Change::ListDone);
         }
-        for ((_, name), entry) in self.entries.range((Kind::Secret, String::new())..) {
+        for (name, entry) in self.of(Kind::Secret) {
             if let Some(seen) = entry.seen(name) {
                 assembly.change(&Source::Secret(name.clone()), Change::Applied(seen));
             }
@@ -135,6 +133,11 @@ impl Mirror {
             parts.into_iter().filter_map(|(part, kept)| Some((part, kept.as_ref()?.0))).collect();
         let status = entry.status.as_ref().map_or(0, |(revision, _)| *revision);
         (!object.is_empty() && entry.revision.to_string() == version).then_some(Revisions { object, status })
+    }
+
+    fn of(&self, kind: Kind) -> impl Iterator<Item = (&String, &Entry)> {
+        let all = self.entries.range((kind, String::new())..).take_while(move |((of, _), _)| *of == kind);
+        all.map(|((_, name), entry)| (name, entry))
     }
 
     /// Secrets that are not there are listed, too.

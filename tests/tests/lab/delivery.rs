@@ -313,14 +313,16 @@ fn pods_are_reached_through_changes_restarts_and_the_loss_of_a_node() -> Result<
         all_answer(&mut traffic, &["pod111", "pod112", "pod211"])?;
     }
 
-    // Controller and agents come back to what they left. The router moves flows then, which any node sends to the same one, once
-    // its slots are clean.
+    // Controller and agents come back to what they left. The router moves flows then, away and back, which any node sends to the
+    // same one, once its slots are clean.
     if let Some(controller) = cluster.controller.take() {
         controller.kill();
     }
     cluster.start_controller()?;
     for balancer in 0..2 {
-        cluster.lab.wait_clean(1 - balancer)?;
+        for node in 0..2 {
+            cluster.lab.wait_clean(node)?;
+        }
         if let Some(agent) = cluster.agents[balancer].take() {
             agent.kill();
         }

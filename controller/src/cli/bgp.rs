@@ -1,7 +1,7 @@
 //! `fairlead bgp peers|routes`: sessions and routes of the BGP speaker.
 use super::{
-    Failure, Instance,
-    output::{Format, age, json, or_dash, print, table},
+    Failure, Question,
+    output::{age, or_dash, print, table},
 };
 use bgp_speaker::{
     PeerId,
@@ -26,44 +26,29 @@ enum What {
     /// has everything.
     Peers {
         #[command(flatten)]
-        options: Options,
+        question: Question,
     },
     /// One line per route and table: adj-in (what a peer told us), loc (what we use), adj-out (what we tell a peer)
     Routes {
         #[command(flatten)]
-        options: Options,
+        question: Question,
         /// Only routes of this peer.
         #[arg(long, value_name = "ADDR|INTERFACE")]
         peer: Option<PeerId>,
     },
 }
 
-#[derive(Debug, clap::Args)]
-struct Options {
-    #[command(flatten)]
-    instance: Instance,
-    /// Form of the output.
-    #[arg(short, long, value_enum, default_value = "table")]
-    output: Format,
-}
-
 impl Args {
     pub(super) fn run(self) -> Result<(), Failure> {
         print(&match self.what {
-            What::Peers { options } => {
-                let peers: Vec<PeerStatus> = options.instance.ask("/v1/bgp/peers")?;
-                match options.output {
-                    Format::Json => json(&peers)?,
-                    Format::Table => peers_table(&peers),
-                }
+            What::Peers { question } => {
+                let peers: Vec<PeerStatus> = question.instance.ask("/v1/bgp/peers")?;
+                question.shown(&peers[..], peers_table)?
             }
-            What::Routes { options, peer } => {
-                let mut routes: Vec<RouteStatus> = options.instance.ask("/v1/bgp/routes")?;
+            What::Routes { question, peer } => {
+                let mut routes: Vec<RouteStatus> = question.instance.ask("/v1/bgp/routes")?;
                 routes.retain(|r| peer.is_none() || r.peer == peer);
-                match options.output {
-                    Format::Json => json(&routes)?,
-                    Format::Table => routes_table(&routes),
-                }
+                question.shown(&routes[..], routes_table)?
             }
         })
     }

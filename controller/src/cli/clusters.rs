@@ -1,7 +1,7 @@
 //! `fairlead clusters`: links to other clusters, and what came over them.
 use super::{
-    Failure, Instance,
-    output::{Format, json, or_dash, print, table},
+    Failure, Question,
+    output::{or_dash, print, table},
 };
 use crate::serve::rows::LinkRow;
 
@@ -13,20 +13,14 @@ use crate::serve::rows::LinkRow;
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
-    instance: Instance,
-    /// Form of the output.
-    #[arg(short, long, value_enum, default_value = "table")]
-    output: Format,
+    question: Question,
 }
 
 impl Args {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let links: Vec<LinkRow> = self.instance.ask("/v1/clusters")?;
-        self.instance.warn_of_faults();
-        print(&match self.output {
-            Format::Json => json(&links)?,
-            Format::Table => links_table(&links),
-        })
+        let links: Vec<LinkRow> = self.question.instance.ask("/v1/clusters")?;
+        self.question.instance.warn_of_faults();
+        print(&self.question.shown(&links[..], links_table)?)
     }
 }
 

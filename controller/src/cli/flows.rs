@@ -1,6 +1,6 @@
 //! `fairlead flows`: what becomes of packets, as it happens.
 use super::{
-    Failure, Instance,
+    Failure, Question,
     output::{Format, json, or_dash, print, row, table},
     say,
 };
@@ -21,10 +21,7 @@ pub(super) struct Args {
     #[arg(short, long)]
     follow: bool,
     #[command(flatten)]
-    instance: Instance,
-    /// Form of the output.
-    #[arg(short, long, value_enum, default_value = "table")]
-    output: Format,
+    question: Question,
 }
 
 impl Args {
@@ -36,8 +33,8 @@ impl Args {
     }
 
     fn moment(&self) -> Result<(), Failure> {
-        let rows: FlowRows = self.instance.ask("/v1/flows")?;
-        match self.output {
+        let rows: FlowRows = self.question.instance.ask("/v1/flows")?;
+        match self.question.output {
             Format::Json => print(&json(&rows)?),
             Format::Table => {
                 print(&table(&HEADER, rows.flows.iter().map(|flow| cells(flow).into())))?;
@@ -49,8 +46,8 @@ impl Args {
 
     fn follow(&self) -> Result<(), Failure> {
         let mut header = row(&HEADER.map(str::to_owned), &WIDTHS);
-        let ended = self.instance.follow("/v1/flows?follow=true", |line: FlowLine| {
-            let text = match (self.output, &line) {
+        let ended = self.question.instance.follow("/v1/flows?follow=true", |line: FlowLine| {
+            let text = match (self.question.output, &line) {
                 (Format::Json, line) => json_line(line),
                 // The header once, when it is clear that there is an instance.
                 (Format::Table, FlowLine::Flow(flow)) => {

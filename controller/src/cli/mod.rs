@@ -8,7 +8,8 @@ use crate::{
     telemetry,
 };
 use clap::{Parser, Subcommand};
-use serde::de::DeserializeOwned;
+use output::Format;
+use serde::{Serialize, de::DeserializeOwned};
 use std::{fmt, io, ops::ControlFlow, path::PathBuf, process::ExitCode};
 
 mod agent;
@@ -206,6 +207,30 @@ impl Instance {
         if !faults.is_empty() {
             let faults: String = faults.iter().map(|fault| format!("\n  {fault}")).collect();
             say(&format!("the newest files are refused; what was in force before them still is:{faults}"));
+        }
+    }
+}
+
+/// What is asked of the running instance, and shown as a table or for programs.
+#[derive(Debug, clap::Args)]
+struct Question {
+    #[command(flatten)]
+    instance: Instance,
+    /// Form of the output.
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Format,
+}
+
+impl Question {
+    /// The answer in the form that is asked for.
+    fn shown<T: Serialize + ?Sized>(
+        &self,
+        answer: &T,
+        table: impl FnOnce(&T) -> String,
+    ) -> Result<String, Failure> {
+        match self.output {
+            Format::Json => output::json(answer),
+            Format::Table => Ok(table(answer)),
         }
     }
 }

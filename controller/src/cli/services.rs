@@ -1,7 +1,7 @@
 //! `fairlead services`: what the datapath does, by service and backend.
 use super::{
-    Failure, Instance,
-    output::{Format, json, or_dash, print, table},
+    Failure, Question,
+    output::{or_dash, print, table},
 };
 use crate::serve::rows::{BackendRow, ServiceRow};
 
@@ -16,20 +16,14 @@ use crate::serve::rows::{BackendRow, ServiceRow};
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
-    instance: Instance,
-    /// Form of the output.
-    #[arg(short, long, value_enum, default_value = "table")]
-    output: Format,
+    question: Question,
 }
 
 impl Args {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let services: Vec<ServiceRow> = self.instance.ask("/v1/services")?;
-        self.instance.warn_of_faults();
-        print(&match self.output {
-            Format::Json => json(&services)?,
-            Format::Table => services_table(&services),
-        })
+        let services: Vec<ServiceRow> = self.question.instance.ask("/v1/services")?;
+        self.question.instance.warn_of_faults();
+        print(&self.question.shown(&services[..], services_table)?)
     }
 }
 

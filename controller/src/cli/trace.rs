@@ -1,7 +1,7 @@
 //! `fairlead trace`: what the kernel would do with a packet, and why.
 use super::{
-    Failure, Instance,
-    output::{Format, age, json, lines, print},
+    Failure, Question,
+    output::{age, lines, print},
 };
 use crate::serve::rows::{BackendStatus, TraceRow};
 use clap::ValueEnum;
@@ -35,10 +35,7 @@ pub(super) struct Args {
     #[arg(long)]
     syn: bool,
     #[command(flatten)]
-    instance: Instance,
-    /// Form of the output.
-    #[arg(short, long, value_enum, default_value = "table")]
-    output: Format,
+    question: Question,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -55,11 +52,8 @@ impl Args {
         };
         let packet = Packet::new(protocol, self.src, self.dst, self.syn)
             .map_err(|error| Failure::Usage(error.to_string()))?;
-        let row: TraceRow = self.instance.ask(&path(&packet))?;
-        print(&match self.output {
-            Format::Json => json(&row)?,
-            Format::Table => lines(&cells(&row)),
-        })?;
+        let row: TraceRow = self.question.instance.ask(&path(&packet))?;
+        print(&self.question.shown(&row, |row| lines(&cells(row)))?)?;
         if row.trace.is_sent() { Ok(()) } else { Err(Failure::No(String::new())) }
     }
 }

@@ -4,6 +4,7 @@ pub mod api;
 pub mod declared;
 pub mod desired;
 pub mod fault;
+mod fnv;
 pub mod import;
 pub mod mcs;
 pub mod object;

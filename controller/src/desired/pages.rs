@@ -7,7 +7,13 @@
 //!
 //! Objects of which the newest version is invalid are in no page: which version is in force may differ from process to
 //! process.
-use crate::{api::Kind, declared::Declared, fault::Fault, status::Statuses};
+use crate::{
+    api::Kind,
+    declared::Declared,
+    fault::Fault,
+    fnv::{self, fnv},
+    status::Statuses,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -122,7 +128,8 @@ impl<'a> Pages<'a> {
         let uid = metadata.uid.as_deref().unwrap_or_default();
         let generation = metadata.generation.unwrap_or(0).to_string();
         let parts = [&object.0.name(), object.1, uid, &generation, addresses];
-        let digest = parts.iter().fold(page.digest ^ FNV_OFFSET, |digest, part| fnv(digest, part));
+        let digest =
+            parts.iter().fold(page.digest ^ fnv::OFFSET, |digest, part| fnv(digest, part.as_bytes()));
         page.digest = digest;
         // Kinds are added in their order, and names in theirs.
         page.objects.push(object);
@@ -155,15 +162,7 @@ impl Standing {
 }
 
 fn page_of((kind, name): Key<'_>) -> usize {
-    (fnv(fnv(FNV_OFFSET, &kind.name()), name) % PAGES as u64) as usize
-}
-
-/// FNV-1a, 64 bits, as draft-eastlake-fnv has it: the same in every process and version. A 0 ends each part.
-const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
-
-fn fnv(digest: u64, part: &str) -> u64 {
-    let bytes = part.bytes().chain([0]);
-    bytes.fold(digest, |digest, byte| (digest ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    (fnv(fnv(fnv::OFFSET, kind.name().as_bytes()), name.as_bytes()) % PAGES as u64) as usize
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 //!
 //! An imported service consists of a ServiceImport and of EndpointSlices, those of each cluster apart. Whatever we write has the
 //! label that says so, and nothing else is touched.
+use crate::fnv::{self, fnv};
+
 mod export;
 mod leave;
 mod merge;
@@ -30,8 +32,7 @@ pub const IMPORT_MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// Who writes what we write.
 pub const MANAGER: &str = "clusters.fairlead.dev";
 
-/// FNV-1a, 64 bits: the same for every process and every version.
+/// The same for every process and every version.
 fn hash(parts: &[&[u8]]) -> u64 {
-    let octets = parts.iter().flat_map(|part| part.iter().chain(&[0]));
-    octets.fold(0xcbf2_9ce4_8422_2325, |hash, octet| (hash ^ u64::from(*octet)).wrapping_mul(0x100_0000_01b3))
+    parts.iter().fold(fnv::OFFSET, |digest, part| fnv(digest, part))
 }

@@ -10,7 +10,10 @@ use super::{
     spill::Links,
 };
 use crate::{
-    api::{AddressPool, EndpointSlice, Kind, LoadBalancer, LoadBalancerStatus, ServicePolicy},
+    api::{
+        AddressPool, EndpointSlice, Kind, LoadBalancer, LoadBalancerStatus, ServicePolicy,
+        load_balancer::AssignedAddress,
+    },
     declared::Declared,
     fault::Fault,
     observed::{Health, Observed},
@@ -246,17 +249,17 @@ impl Asked {
         }
         let (before, after) = (self.object.metadata(), source.object.metadata());
         let is_of_same_kind = mem::discriminant(&self.object) == mem::discriminant(&source.object);
-        let claim = |metadata: &ObjectMeta| (metadata.name.clone(), metadata.namespace.clone());
-        let addresses = |status: &Option<Arc<LoadBalancerStatus>>| {
-            status.as_ref().map(|status| status.addresses.clone()).unwrap_or_default()
-        };
         is_of_same_kind
-            && claim(before) == claim(after)
+            && (&before.name, &before.namespace) == (&after.name, &after.namespace)
             && labels(before) == labels(after)
             && before.creation_timestamp == after.creation_timestamp
             && self.terms.asks_the_same(&source.terms)
-            && addresses(&self.before) == addresses(&source.before)
+            && addresses(self.before.as_ref()).eq(addresses(source.before.as_ref()))
     }
+}
+
+fn addresses(status: Option<&Arc<LoadBalancerStatus>>) -> impl Iterator<Item = &AssignedAddress> {
+    status.into_iter().flat_map(|status| &status.addresses)
 }
 
 impl Memory {

@@ -221,8 +221,12 @@ impl State {
         if self.named.is_none() {
             return Ok(BTreeSet::new());
         }
-        let declared: HashSet<u32> =
-            self.services.values().flat_map(|service| service.entries.values().copied()).collect();
+        let entries = || self.services.values().map(|service| &service.entries);
+        // As mostly: all are declared.
+        if entries().map(BTreeMap::len).sum::<usize>() == self.backends.len() {
+            return Ok(BTreeSet::new());
+        }
+        let declared: HashSet<u32> = entries().flat_map(BTreeMap::values).copied().collect();
         let mut rest: BTreeSet<u32> =
             self.backends.keys().filter(|index| !declared.contains(index)).copied().collect();
         for index in self.named_by_ids() {

@@ -69,14 +69,14 @@ mod tests {
     use super::{super::publish::ApiServer, *};
     use crate::{
         api::{LoadBalancerStatus, load_balancer::AssignedAddress},
-        status::{Conditions, StatusSet},
+        status::{Conditions, StatusSet, Statuses},
         store::objects::{
             plan::{Step, plan},
             publish::Target,
             snapshot::tests::assembly,
         },
     };
-    use std::{collections::BTreeMap, sync::Arc};
+    use std::sync::Arc;
 
     #[test]
     fn patches_make_one_of_the_other() {
@@ -118,7 +118,7 @@ mod tests {
         let object = json!({"kind": "Service", "metadata": {"name": "a", "namespace": "n", "resourceVersion": "7"},
             "spec": {"type": "LoadBalancer", "loadBalancerClass": "fairlead.dev/lb"}, "status": known});
         let after = Arc::new(status(&["Announced", "Healthy"]));
-        let after = StatusSet { services: BTreeMap::from([("n/a".to_owned(), after)]), ..Default::default() };
+        let after = StatusSet { services: Statuses::from([("n/a".to_owned(), after)]), ..Default::default() };
         let writes = plan(Step::Services, &assembly([object]), &after, 0, &ApiServer::SERVICE);
         let patch = patch(&writes[0], None);
         assert_eq!(patch["metadata"], json!({"resourceVersion": "7"}));

@@ -283,7 +283,14 @@ impl Memory {
             let known = known.into_iter().zip(all);
             return known
                 .map(|(known, (object, name, _))| {
-                    (changed.is_empty() || !has_other_slices(&object.services(name))).then_some(known)
+                    let has_other = !changed.is_empty()
+                        && match object {
+                            Object::Service(_) => {
+                                name.split_once('/').is_some_and(|own| changed.contains(&own))
+                            }
+                            Object::LoadBalancer(_) => has_other_slices(&object.services(name)),
+                        };
+                    (!has_other).then_some(known)
                 })
                 .collect();
         }

@@ -74,7 +74,7 @@ pub trait Speaker: Send {
     fn set_stations(&self, stations: Vec<BmpStation>)
     -> impl Future<Output = Result<(), Self::Error>> + Send;
     /// What it announces: the whole set.
-    fn set_routes(&self, routes: Vec<Route>) -> impl Future<Output = Result<(), Self::Error>> + Send;
+    fn set_routes(&self, routes: Arc<Vec<Route>>) -> impl Future<Output = Result<(), Self::Error>> + Send;
     /// The last set of routes is all that there is to announce: what peers keep of the process before may go.
     fn routes_complete(&self) -> impl Future<Output = ()> + Send;
     /// Returns when the peers have been told of the last set of routes, as far as that can be known.
@@ -215,7 +215,7 @@ impl Speaker for bgp_speaker::Handle {
         bgp_speaker::Handle::set_stations(self, stations).await
     }
 
-    async fn set_routes(&self, routes: Vec<Route>) -> Result<(), Self::Error> {
+    async fn set_routes(&self, routes: Arc<Vec<Route>>) -> Result<(), Self::Error> {
         bgp_speaker::Handle::set_routes(self, routes).await
     }
 

@@ -242,7 +242,7 @@ impl<S: Store + ?Sized, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler
         errors.note("speaker.set_stations", self.speaker.set_stations(stations).await);
         errors.note("speaker.set_peers", self.speaker.set_peers(peers).await);
         errors.note("speaker.set_ranges", self.speaker.set_ranges(ranges).await);
-        let routes = self.speaker.set_routes(desired.routes.clone()).await;
+        let routes = self.speaker.set_routes(Arc::clone(&desired.routes)).await;
         let told = errors.note("speaker.set_routes", routes).is_some();
         if told {
             // The first pass after a restart adopts what is installed, health included: nothing is missing.

@@ -281,7 +281,7 @@ fn dump(desired: &Desired) -> String {
         writeln!(out, "  port {port}: {local_endpoints} local endpoints of {namespace}/{name}").unwrap();
     }
     out += "routes\n";
-    for route in &desired.routes {
+    for route in desired.routes.iter() {
         writeln!(out, "  {}", route_line(route)).unwrap();
     }
     if let Some(speaker) = &desired.speaker {

@@ -71,6 +71,8 @@ pub(super) struct Driver {
     speaker: Speaker,
     /// The beginning of time.
     epoch: Instant,
+    /// Those that the speaker has.
+    routes: Option<Arc<Vec<Route>>>,
     listeners: BTreeMap<SocketAddr, Listener>,
     /// Keys that the listeners have.
     keys: BTreeMap<IpNet, Md5Key>,
@@ -154,6 +156,7 @@ impl Driver {
             // Keyed with randomness from the system.
             speaker: start(Speaker::new(RandomState::new().build_hasher().finish())),
             epoch: now.checked_sub(ages.max().unwrap_or_default()).unwrap_or(now),
+            routes: None,
             listeners: BTreeMap::new(),
             keys: BTreeMap::new(),
             connections: BTreeMap::new(),
@@ -308,9 +311,12 @@ impl Driver {
         self.peers_known()
     }
 
-    fn set_routes(&mut self, routes: Vec<Route>) -> Result<(), ConfigError> {
-        let outputs = self.speaker.set_routes(routes)?;
-        self.perform(outputs);
+    fn set_routes(&mut self, routes: Arc<Vec<Route>>) -> Result<(), ConfigError> {
+        if !self.routes.as_ref().is_some_and(|known| Arc::ptr_eq(known, &routes)) {
+            let outputs = self.speaker.set_routes(routes.to_vec())?;
+            self.routes = Some(routes);
+            self.perform(outputs);
+        }
         self.routes_known()
     }
 

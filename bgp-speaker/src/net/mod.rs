@@ -31,7 +31,7 @@ use crate::{
 };
 use driver::Driver;
 use ipnet::IpNet;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::timeout,
@@ -72,7 +72,7 @@ enum Command {
     SetGlobal(Global, oneshot::Sender<Result<(), ConfigError>>),
     SetPeers(Vec<PeerConfig>, oneshot::Sender<Result<(), ConfigError>>),
     SetRanges(Vec<PeerRange>, oneshot::Sender<Result<(), ConfigError>>),
-    SetRoutes(Vec<Route>, oneshot::Sender<Result<(), ConfigError>>),
+    SetRoutes(Arc<Vec<Route>>, oneshot::Sender<Result<(), ConfigError>>),
     SetStations(Vec<BmpStation>, oneshot::Sender<Result<(), ConfigError>>),
     RoutesComplete(oneshot::Sender<()>),
     Flushed(oneshot::Sender<()>),
@@ -136,11 +136,13 @@ impl Handle {
         self.ask(|answer| Command::SetRanges(ranges, answer)).await.unwrap_or_else(shut_down)
     }
 
-    /// Sets the routes to announce, the whole set. What did not change is not sent again.
+    /// Sets the routes to announce, the whole set. What did not change is not sent again, and the very same set as the last
+    /// time is not even looked at.
     ///
     /// # Errors
     /// A field that makes no sense; nothing changes then.
-    pub async fn set_routes(&self, routes: Vec<Route>) -> Result<(), ConfigError> {
+    pub async fn set_routes(&self, routes: impl Into<Arc<Vec<Route>>>) -> Result<(), ConfigError> {
+        let routes = routes.into();
         self.ask(|answer| Command::SetRoutes(routes, answer)).await.unwrap_or_else(shut_down)
     }
 

@@ -20,6 +20,7 @@ use crate::{
     observed::{Health, Observed},
     status::StatusSet,
 };
+use bgp_speaker::config::Route;
 use ipam::{Assignment, Assignments};
 use k8s_openapi::{
     api::core::v1::{Namespace, Service},
@@ -43,6 +44,7 @@ pub struct Memory {
     pub(super) sources: Vec<Remembered>,
     given: Option<Arc<Given>>,
     asked: Vec<Asked>,
+    pub(super) routes: Option<Arc<Vec<Route>>>,
 }
 
 /// What counts for every source. With another one nothing is remembered.

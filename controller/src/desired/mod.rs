@@ -56,7 +56,7 @@ pub struct Desired {
     pub speaker: Option<Speaker>,
     /// What is announced: only what is installed. Sorted by prefix; several routes of one prefix differ in their
     /// peers, which are disjoint then.
-    pub routes: Vec<Route>,
+    pub routes: Arc<Vec<Route>>,
     /// When the next packet filter expires, in seconds since the epoch: then something else is desired. None: no one
     /// does.
     pub next_expiry: Option<u64>,
@@ -165,13 +165,19 @@ impl<'a> Draft<'a> {
         let held = services::Held::new(&self.services, installed);
         let announcements = routes::announce(&self, &held);
         let status = status::status(&self, &held, &installed.filters, &announcements, &mut memory.sources);
+        // Who has them already sees at once that they are the same.
+        let routes = match memory.routes.take() {
+            Some(before) if *before == announcements.routes => before,
+            _ => Arc::new(announcements.routes),
+        };
+        memory.routes = Some(Arc::clone(&routes));
         let health_ports =
             self.services.all.iter().filter_map(|balanced| balanced.source.health_port()).collect();
         let desired = Desired {
             datapath: self.services.datapath,
             targets: self.services.targets,
             speaker: self.speaker.unwrap_or_default(),
-            routes: announcements.routes,
+            routes,
             next_expiry: self.filters.next_expiry,
             health_ports,
             status: Arc::new(status),

@@ -56,7 +56,7 @@ struct World {
     unresolved: bool,
     filters: BTreeSet<String>,
     sampled: Option<NonZeroU32>,
-    routes: Vec<Route>,
+    routes: Arc<Vec<Route>>,
     /// Peers may forget what the process before announced.
     complete: bool,
     /// What peers may have been told and not been told otherwise.
@@ -205,7 +205,7 @@ impl Speaker for FakeSpeaker {
         Ok(())
     }
 
-    async fn set_routes(&self, routes: Vec<Route>) -> Result<(), Failed> {
+    async fn set_routes(&self, routes: Arc<Vec<Route>>) -> Result<(), Failed> {
         let mut world = self.0.lock().unwrap();
         world.fail(Fail::Routes)?;
         world.known.extend(routes.iter().map(|route| route.prefix));

@@ -35,6 +35,8 @@ pub struct Leases {
     pub last_number: u64,
     /// By chunk; what is not in here is free as far as this cluster is concerned. They do not overlap.
     pub chunks: BTreeMap<IpNet, Lease>,
+    /// Whether something is asked for in vain and no chunk is free: IPv4, IPv6. Then others give back what they have in reserve.
+    pub is_short: [bool; 2],
 }
 
 /// What a cluster says of one chunk.
@@ -86,6 +88,8 @@ pub struct Other {
 pub struct Need {
     /// Addresses that are in use or rest.
     used: Vec<Range>,
+    /// Addresses that somebody asks for by address and that are not leased.
+    asked: Vec<Range>,
     /// Addresses (of pools for pods: blocks, as numbers of addresses) that were asked for in vain: IPv4, IPv6.
     pub lacking: [u128; 2],
     /// Nothing is needed beyond what is in use.
@@ -95,15 +99,29 @@ pub struct Need {
 impl Need {
     /// Of what is in use or rests, in any order.
     pub fn new(used: &[Range], lacking: [u128; 2], is_disabled: bool) -> Self {
-        Need { used: merge(used), lacking, is_disabled }
+        Need { used: merge(used), asked: Vec::new(), lacking, is_disabled }
+    }
+
+    /// The same; some addresses are asked for by address.
+    #[must_use]
+    pub fn asking(self, asked: &[Range]) -> Self {
+        Need { asked: merge(asked), ..self }
     }
 
     fn uses(&self, chunk: &IpNet) -> bool {
-        let chunk = Range::of_net(*chunk);
-        let at =
-            self.used.partition_point(|used| (used.family(), used.end()) < (chunk.family(), chunk.start()));
-        self.used.get(at).is_some_and(|used| used.intersection(&chunk).is_some())
+        touches(&self.used, chunk)
     }
+
+    fn asks_for(&self, chunk: &IpNet) -> bool {
+        !self.is_disabled && touches(&self.asked, chunk)
+    }
+}
+
+/// Whether sorted, disjoint ranges have addresses of a chunk.
+fn touches(ranges: &[Range], chunk: &IpNet) -> bool {
+    let chunk = Range::of_net(*chunk);
+    let at = ranges.partition_point(|range| (range.family(), range.end()) < (chunk.family(), chunk.start()));
+    ranges.get(at).is_some_and(|range| range.intersection(&chunk).is_some())
 }
 
 impl Leases {
@@ -191,6 +209,7 @@ pub fn step(
     stepper.give_back(&mut next, chunks);
     stepper.grant(&mut next);
     stepper.claim_reserve(&mut next, chunks);
+    next.is_short = Family::ALL.map(|family| stepper.is_short(&next, chunks, family));
     next
 }
 
@@ -306,8 +325,9 @@ impl Stepper<'_> {
                 next.around(chunk).next().is_none()
                     && self.registers().all(|(_, theirs)| theirs.around(chunk).next().is_none())
             };
-            let free: Vec<_> = order.into_iter().filter(is_free).take(missing).collect();
-            for chunk in free {
+            let (asked, others): (Vec<_>, Vec<_>) =
+                order.into_iter().filter(is_free).partition(|chunk| self.need.asks_for(chunk));
+            for chunk in asked.into_iter().chain(others.into_iter().take(missing)) {
                 next.claim(chunk, Reason::Demand, self.now);
             }
         }
@@ -324,14 +344,29 @@ impl Stepper<'_> {
     /// How many chunks without anything in use are to be held.
     fn wanted(&self, chunks: &[IpNet], family: Family) -> usize {
         let Some(size) = chunks.first().map(size).filter(|_| !self.need.is_disabled) else { return 0 };
-        1 + self.need.lacking[family as usize].div_ceil(size).min(AT_ONCE) as usize
+        match self.need.lacking[family as usize].div_ceil(size).min(AT_ONCE) as usize {
+            0 if self.is_another_short(family) => 0,
+            lacking => 1 + lacking,
+        }
     }
 
-    /// What is held or claimed without anything in use.
+    fn is_another_short(&self, family: Family) -> bool {
+        let fresh = self.others.values().filter(|other| other.is_listed && other.is_fresh);
+        { fresh }.filter_map(|other| other.leases.as_ref()).any(|theirs| theirs.is_short[family as usize])
+    }
+
+    /// Whether what is held and claimed is not enough even without a reserve.
+    fn is_short(&self, next: &Leases, chunks: &[IpNet], family: Family) -> bool {
+        self.need.lacking[family as usize] > 0
+            && self.idle(next, family).len() + 1 < self.wanted(&self.order(chunks, family), family)
+    }
+
+    /// What is held or claimed without anything in use, and not asked for by address.
     fn idle(&self, next: &Leases, family: Family) -> Vec<IpNet> {
         let is_ours = |lease: &Lease| !matches!(lease, Lease::Granted { .. });
         let ours = next.chunks.iter().filter(|(_, lease)| is_ours(lease)).map(|(chunk, _)| *chunk);
-        ours.filter(|chunk| Family::of(chunk.addr()) == family && !self.need.uses(chunk)).collect()
+        let is_needed = |chunk: &IpNet| self.need.uses(chunk) || self.need.asks_for(chunk);
+        ours.filter(|chunk| Family::of(chunk.addr()) == family && !is_needed(chunk)).collect()
     }
 }
 

@@ -35,6 +35,8 @@ struct World {
     now: u64,
     /// When a register was made anew: clocks do not go back behind this.
     wiped: u64,
+    /// The latest that it was.
+    latest: u64,
 }
 
 struct Cluster {
@@ -87,6 +89,7 @@ impl World {
             seen: vec![vec![(0, true); count]; count],
             now: 100,
             wiped: 0,
+            latest: 100,
         }
     }
 
@@ -171,9 +174,13 @@ impl World {
             Event::Cut(i, coarse) => self.clusters[i % count].is_coarse = coarse,
             Event::Wipe(i) => {
                 self.write(i % count, None);
-                (self.now, self.wiped) = (self.now + 1, self.now + 1);
+                self.latest += 1;
+                (self.now, self.wiped) = (self.latest, self.latest);
             }
-            Event::Clock(now) => self.now = self.wiped.max(now.into()),
+            Event::Clock(now) => {
+                self.now = self.wiped.max(now.into());
+                self.latest = self.latest.max(self.now);
+            }
         }
     }
 
@@ -247,12 +254,36 @@ proptest! {
             let used: Vec<_> = cluster.used.iter().map(|address| single(*address)).collect();
             let need = Need::new(&used, [0; 2], false);
             let idle = register.held().filter(|chunk| !need.uses(chunk)).count();
-            let has_enough = idle as u128 > cluster.lacking.div_ceil(2);
+            let has_enough = idle as u128 > cluster.lacking.div_ceil(2) || registers.iter().any(|r| r.is_short[0]);
             prop_assert!(has_enough || !chunks.iter().any(is_free), "{} lacks {}: {:?}", cluster.name, cluster.lacking, registers);
+            if register.is_short[0] {
+                // Nobody who lacks nothing keeps something in reserve.
+                let reserves = world.clusters.iter().zip(&registers).filter(|(other, _)| other.lacking == 0);
+                for (other, theirs) in reserves {
+                    let used: Vec<_> = other.used.iter().map(|address| single(*address)).collect();
+                    let need = Need::new(&used, [0; 2], false);
+                    prop_assert!(theirs.held().all(|chunk| need.uses(chunk)), "{:?}", registers);
+                }
+                prop_assert!(!chunks.iter().any(is_free), "{:?}", registers);
+            }
             let pending = register.chunks.values().filter(|lease| matches!(lease, Lease::Claimed { .. })).count();
             prop_assert_eq!(pending, 0, "{:?}", registers);
         }
     }
+}
+
+#[test]
+fn a_chunk_that_is_asked_for_by_address_is_claimed() {
+    let mut world = World::new(2);
+    let asked = [single("192.0.2.5".parse().unwrap())];
+    let need = Need::default().asking(&asked);
+    world.heal();
+    let chunks = chunks(&[range(POOL)], &[], [31, 128]);
+    let other = |leases| Other { leases: Some(leases), is_listed: true, is_fresh: true };
+    let others = BTreeMap::from([("c1".into(), other(Leases::default()))]);
+    let next = step(&Leases::default(), "c0", &others, &chunks, &need, 1);
+    assert!(next.chunks.contains_key(&net("192.0.2.4/31")), "{next:?}");
+    assert_eq!(step(&next, "c0", &others, &chunks, &need, 2), next);
 }
 
 #[test]

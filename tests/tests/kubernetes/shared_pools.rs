@@ -122,7 +122,7 @@ fn clusters_that_share_a_pool_give_each_address_once() -> Result<(), Error> {
     }
     let mut all = addresses(&east, &named("e", 0..12))?;
     all.extend(addresses(&west, &named("w", 0..2))?);
-    assert!(!all.iter().any(|address| *address == vip));
+    assert!(!all.contains(&vip));
     assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), 14, "{all:?}");
     wait_condition(&west, "addresspool", "vips", ["Leased", "True", "Leased"])?;
 

@@ -125,6 +125,7 @@ async fn open(source: &Source, identity: &str) -> Result<Arc<dyn SharedStore>, S
 /// Brings the statuses of the cluster to what they should be, for ever; while the store does not lead, does nothing.
 pub async fn reconcile(store: Arc<impl Store + ?Sized>, facts: Facts) {
     let (mut snapshots, mut leader, mut faults) = (store.watch(), store.leader(), store.faults());
+    let mut neighbours = store.neighbours();
     let mut declared: Option<Arc<Declared>> = None;
     let (mut retry, mut next) = (FIRST_RETRY, Instant::now() + SLOWEST);
     // Whether a set was published since this process leads.
@@ -140,6 +141,7 @@ pub async fn reconcile(store: Arc<impl Store + ?Sized>, facts: Facts) {
             Some(snapshot) = snapshots.next() => declared = Some(snapshot),
             Ok(()) = leader.changed() => {}
             Ok(()) = faults.changed() => {}
+            Ok(()) = neighbours.changed() => {}
             () = sleep_until(next) => {}
             // After a failure the next pass has its time.
             _ = sums.tick(), if retry == FIRST_RETRY => is_sum = true,
@@ -163,6 +165,7 @@ pub async fn reconcile(store: Arc<impl Store + ?Sized>, facts: Facts) {
         }
         let observed = Observed {
             faults: faults.borrow_and_update().clone(),
+            neighbours: Arc::clone(&neighbours.borrow_and_update()),
             now: host::now(),
             takes_over: !has_published,
             ..Observed::default()

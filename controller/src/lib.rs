@@ -8,6 +8,7 @@ pub mod fault;
 mod fnv;
 pub mod import;
 pub mod mcs;
+pub mod neighbours;
 pub mod object;
 pub mod observed;
 pub mod status;

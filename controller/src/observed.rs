@@ -1,7 +1,7 @@
 //! What this node sees: itself, the health of backends, what its datapath holds, its BGP sessions, the time.
 //! Together with [`Declared`](crate::declared::Declared) this is all that
 //! [`desired`](crate::desired::desired) knows.
-use crate::{api::policy, fault::Fault, status::StatusSet};
+use crate::{api::policy, fault::Fault, neighbours::Neighbours, status::StatusSet};
 use bgp_speaker::PeerId;
 use lb_bpf::{Counter, Installed, service::Endpoint};
 use serde::Serialize;
@@ -31,6 +31,8 @@ pub struct Observed {
     /// The statuses that this node came to last; empty at the start. What is the same is shared with them, and conditions are as
     /// old as they are, also where others write the statuses that come back.
     pub said: Arc<StatusSet>,
+    /// What is known of other clusters; empty where no links are opened.
+    pub neighbours: Arc<Neighbours>,
     /// Seconds since the epoch.
     pub now: u64,
     /// Whether this process leads since a moment ago: it is looked for what went while nobody led.

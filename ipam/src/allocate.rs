@@ -101,6 +101,8 @@ struct Allocator<'a> {
     /// Key → addresses of the claims that have it.
     keyed: HashMap<&'a str, BTreeSet<IpAddr>>,
     released: BTreeMap<IpAddr, Released>,
+    /// Address → the claim that another cluster has it for.
+    elsewhere: &'a BTreeMap<IpAddr, Name>,
     /// By pool: how its addresses are given when nothing is odd.
     plain: Vec<Arc<Given>>,
     odd: HashMap<Given, Arc<Given>>,
@@ -153,6 +155,7 @@ impl<'a> Allocator<'a> {
             by_age,
             given,
             released: held.released.clone(),
+            elsewhere: &held.elsewhere,
         }
     }
 
@@ -273,6 +276,16 @@ impl<'a> Allocator<'a> {
     /// The pool that gives `address` to the claim; none: it is of no pool.
     fn specific(&self, claim: usize, address: IpAddr) -> Result<Option<usize>, Unassigned> {
         let pool = self.admission(claim, address)?;
+        match self.elsewhere.get(&address) {
+            Some(holder) if holder != self.claims[claim].0 => {
+                return Err(Unassigned::Elsewhere { address, holder: holder.clone() });
+            }
+            None if self.index.is_withheld(address) => {
+                let pool = pool.map_or_else(|| "".into(), |pool| self.index.pools[pool].name.clone());
+                return Err(Unassigned::Withheld { address, pool });
+            }
+            _ => {}
+        }
         match self.conflict(claim, address) {
             Some(holder) => Err(Unassigned::Conflict { address, holder: self.claims[holder].0.clone() }),
             None => Ok(pool),
@@ -309,6 +322,10 @@ impl<'a> Allocator<'a> {
         for (address, released) in &self.released {
             own.entry(released.claim.clone()).or_default().push(*address);
         }
+        let mut abroad: HashMap<&Name, Vec<IpAddr>> = HashMap::new();
+        for (address, claim) in self.elsewhere {
+            abroad.entry(claim).or_default().push(*address);
+        }
         let mut candidates = Candidates::default();
         let mut exhausted = Vec::new();
         for i in lacking {
@@ -326,9 +343,11 @@ impl<'a> Allocator<'a> {
                     continue;
                 }
                 let before = own.get(name).into_iter().flatten().copied();
-                let before = before.filter(|address| !self.taken.contains_key(address));
-                let before = self.of_key(i).chain(before).filter(|address| Family::of(*address) == family);
-                let known = { before }.find_map(|address| {
+                let before = before.filter(|address| self.is_ours(address));
+                let same = abroad.get(name).into_iter().flatten().copied();
+                let known = same.chain(before).filter(|address| !self.taken.contains_key(address));
+                let known = self.of_key(i).chain(known).filter(|address| Family::of(*address) == family);
+                let known = { known }.find_map(|address| {
                     let offering = self.index.offering(address).filter(|pool| pools.contains(pool));
                     offering.min().map(|pool| (pool, address))
                 });
@@ -336,8 +355,11 @@ impl<'a> Allocator<'a> {
                     pools.iter().find_map(|&pool| {
                         let delay = self.index.pools[pool].pool.reuse_delay_seconds;
                         let cursor = &mut cursors[pool][family as usize];
-                        let address =
-                            cursor.find(|a| !self.taken.contains_key(a) && !self.rests(a, delay))?;
+                        let address = cursor.find(|a| {
+                            !self.taken.contains_key(a)
+                                && !self.rests(a, delay)
+                                && !self.elsewhere.contains_key(a)
+                        })?;
                         Some((pool, address))
                     })
                 });
@@ -348,6 +370,11 @@ impl<'a> Allocator<'a> {
             }
         }
         exhausted
+    }
+
+    /// Whether an address may be given to anybody here.
+    fn is_ours(&self, address: &IpAddr) -> bool {
+        !self.index.is_withheld(*address) && !self.elsewhere.contains_key(address)
     }
 
     /// The addresses of others that the claim may have by its key.
@@ -362,8 +389,11 @@ impl<'a> Allocator<'a> {
     fn finish(mut self, exhausted: Vec<Exhausted>) -> Assignments {
         let mut usage = self.index.totals();
         for &address in self.taken.keys() {
+            let is_withheld = self.index.is_withheld(address);
             for pool in self.index.offering(address) {
-                usage[pool].of_mut(Family::of(address)).assigned += 1;
+                let counters = usage[pool].of_mut(Family::of(address));
+                counters.assigned += 1;
+                counters.withheld = counters.withheld.saturating_sub(is_withheld.into());
             }
         }
         let mut released = mem::take(&mut self.released);
@@ -376,7 +406,10 @@ impl<'a> Allocator<'a> {
             let mut rests = false;
             for pool in self.index.offering(*address) {
                 if resting(record.at, self.index.pools[pool].pool.reuse_delay_seconds, self.now) {
-                    usage[pool].of_mut(Family::of(*address)).resting += 1;
+                    let counters = usage[pool].of_mut(Family::of(*address));
+                    counters.resting += 1;
+                    let is_withheld = self.index.is_withheld(*address);
+                    counters.withheld = counters.withheld.saturating_sub(is_withheld.into());
                     rests = true;
                 }
             }
@@ -390,6 +423,7 @@ impl<'a> Allocator<'a> {
                 counters.total = counters.total.saturating_add(of_pool.total);
                 counters.assigned += of_pool.assigned;
                 counters.resting += of_pool.resting;
+                counters.withheld = counters.withheld.saturating_add(of_pool.withheld);
             }
             let pools: Vec<_> = pools.into_iter().map(|pool| self.index.pools[pool].name.clone()).collect();
             self.got[claim].unassigned.push(match pools.is_empty() {
@@ -405,7 +439,7 @@ impl<'a> Allocator<'a> {
             unassigned: unassigned.into_boxed_slice(),
         };
         let claims = names.zip(self.got.into_iter().map(assignment)).collect();
-        Assignments { claims, pools, released, overlaps }
+        Assignments { claims, pools, released, overlaps, elsewhere: self.elsewhere.clone() }
     }
 
     /// The oldest claim that keeps `claim` from having `address`.

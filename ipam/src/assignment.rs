@@ -13,6 +13,9 @@ pub struct Held {
     pub given: BTreeMap<Name, Addresses>,
     /// Addresses that rest.
     pub released: BTreeMap<IpAddr, Released>,
+    /// Addresses that a claim of another cluster has: only the claim of this name may have them, too, and it may also if they are not
+    /// leased to this cluster.
+    pub elsewhere: BTreeMap<IpAddr, Name>,
 }
 
 /// How an address came to rest.
@@ -35,6 +38,8 @@ pub struct Assignments {
     pub released: BTreeMap<IpAddr, Released>,
     /// Addresses that more than one pool offers.
     pub overlaps: Vec<Overlap>,
+    /// As in [`Held`].
+    pub elsewhere: BTreeMap<IpAddr, Name>,
 }
 
 impl Assignments {
@@ -42,7 +47,7 @@ impl Assignments {
     pub fn held(&self) -> Held {
         let given = self.claims.iter().filter(|(_, assignment)| !assignment.addresses.is_empty());
         let given = given.map(|(claim, assignment)| (claim.clone(), assignment.addresses.clone())).collect();
-        Held { given, released: self.released.clone() }
+        Held { given, released: self.released.clone(), elsewhere: self.elsewhere.clone() }
     }
 }
 
@@ -160,6 +165,20 @@ pub enum Unassigned {
         /// The claim that has it.
         holder: Name,
     },
+    /// The address is of a pool that clusters share, and not leased to this one.
+    Withheld {
+        /// The address.
+        address: IpAddr,
+        /// The pool.
+        pool: Name,
+    },
+    /// Another cluster has the address for this claim.
+    Elsewhere {
+        /// The address.
+        address: IpAddr,
+        /// The claim there.
+        holder: Name,
+    },
     /// The pool of the address reserves it.
     Reserved {
         /// The address.
@@ -179,6 +198,8 @@ impl Unassigned {
             Unassigned::PoolRefuses { .. } => "PoolRefuses",
             Unassigned::PoolExhausted { .. } => "PoolExhausted",
             Unassigned::Conflict { .. } => "Conflict",
+            Unassigned::Withheld { .. } => "NotLeased",
+            Unassigned::Elsewhere { .. } => "Conflict",
             Unassigned::Reserved { .. } => "Reserved",
         }
     }
@@ -191,15 +212,25 @@ impl fmt::Display for Unassigned {
             Unassigned::PoolNotFound { pool } => write!(f, "there is no pool {pool}"),
             Unassigned::PoolDisabled { pool } => write!(f, "pool {pool} is disabled"),
             Unassigned::PoolRefuses { pool } => write!(f, "the selector of pool {pool} does not match"),
-            Unassigned::PoolExhausted { family, pools, counters } => write!(
-                f,
-                "no free {family} address in {}: {} of {} assigned, {} resting",
-                pools.join(", "),
-                counters.assigned,
-                counters.total,
-                counters.resting
-            ),
+            Unassigned::PoolExhausted { family, pools, counters } => {
+                let Counters { total, assigned, resting, withheld } = counters;
+                let pools = pools.join(", ");
+                write!(
+                    f,
+                    "no free {family} address in {pools}: {assigned} of {total} assigned, {resting} resting"
+                )?;
+                match withheld {
+                    0 => Ok(()),
+                    _ => write!(f, ", {withheld} not leased to this cluster"),
+                }
+            }
             Unassigned::Conflict { address, holder } => write!(f, "{address} belongs to {holder}"),
+            Unassigned::Withheld { address, pool } => {
+                write!(f, "{address} of pool {pool} is not leased to this cluster")
+            }
+            Unassigned::Elsewhere { address, holder } => {
+                write!(f, "{address} belongs to {holder} of another cluster")
+            }
             Unassigned::Reserved { address, pool } => write!(f, "pool {pool} reserves {address}"),
         }
     }

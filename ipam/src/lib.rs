@@ -1,5 +1,5 @@
 //! Deterministic, sticky, dual-stack allocation of addresses to services ([`allocate`]) and of blocks to nodes
-//! ([`pod_cidr`]). Pure: what pools, claims and held addresses there are comes in; assignments and reasons go out.
+//! ([`pod_cidr`]); leases of the pools that clusters share ([`lease`]). Pure: what pools, claims and held addresses there are comes in; assignments and reasons go out.
 //!
 //! The rules, in the order in which [`allocate`] applies them:
 //! 1. What a claim holds it keeps, whatever became of the pool: an address never moves because a pool was
@@ -10,6 +10,7 @@
 //! The result is itself the next state ([`Assignments::held`]): calling again with it changes nothing.
 mod allocate;
 mod assignment;
+pub mod lease;
 pub mod pod_cidr;
 mod pool;
 

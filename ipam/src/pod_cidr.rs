@@ -39,6 +39,18 @@ pub struct BlockPool {
     pub reuse_delay_seconds: u64,
     /// Gives nothing new; what is given stays.
     pub disabled: bool,
+    /// Of a pool that clusters share, what is leased to this one: nothing else is given. None: it is not shared.
+    pub leased: Option<Vec<Range>>,
+}
+
+impl BlockPool {
+    /// The blocks of which something is given.
+    fn givable(&self) -> Vec<Range> {
+        match &self.leased {
+            None => self.blocks.clone(),
+            Some(leased) => subtract(&self.blocks, &subtract(&self.blocks, leased)),
+        }
+    }
 }
 
 /// A node that wants blocks.
@@ -120,12 +132,17 @@ pub struct Lacking {
 
 impl fmt::Display for Lacking {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Lacking { family, count, pools, counters: Counters { total, assigned, resting } } = self;
+        let Lacking { family, count, pools, counters: Counters { total, assigned, resting, withheld } } =
+            self;
         write!(
             f,
             "{count} {family} blocks missing, none free in {}: {assigned} of {total} assigned, {resting} resting",
             pools.join(", ")
-        )
+        )?;
+        match withheld {
+            0 => Ok(()),
+            _ => write!(f, ", {withheld} not leased to this cluster"),
+        }
     }
 }
 
@@ -234,7 +251,7 @@ impl<'a> Assigning<'a> {
                 let mut holes = pool.reserved.clone();
                 holes.extend(self.taken.ranges());
                 holes.extend(&resting);
-                let free = subtract(&pool.blocks, &holes);
+                let free = subtract(&pool.givable(), &holes);
                 Family::ALL.map(|family| Blocks::new(&free, family, length(pool, family)))
             })
             .collect();
@@ -274,16 +291,23 @@ impl<'a> Assigning<'a> {
     fn finish(mut self, exhausted: Vec<(&Name, Family, usize, Vec<usize>)>) -> BlockAssignments {
         let resting: Vec<_> = self.released.keys().map(|net| range(*net)).collect();
         let taken: Vec<_> = self.taken.ranges().collect();
-        let count = |pool: &BlockPool, holes: &[&[Range]], family| {
+        let count_of = |pool: &BlockPool, blocks: &[Range], holes: &[&[Range]], family| {
             let holes: Vec<_> = holes.concat();
-            Blocks::new(&subtract(&pool.blocks, &holes), family, length(pool, family)).count_all()
+            Blocks::new(&subtract(blocks, &holes), family, length(pool, family)).count_all()
         };
+        let count =
+            |pool: &BlockPool, holes: &[&[Range]], family| count_of(pool, &pool.blocks, holes, family);
         let usage = |pool: &BlockPool| {
             let of_family = |family| {
                 let total = count(pool, &[&pool.reserved], family);
                 let not_taken = count(pool, &[&pool.reserved, &taken], family);
                 let free = count(pool, &[&pool.reserved, &taken, &resting], family);
-                Counters { total, assigned: total - not_taken, resting: not_taken - free }
+                let givable = match &pool.leased {
+                    None => free,
+                    Some(_) => count_of(pool, &pool.givable(), &[&pool.reserved, &taken, &resting], family),
+                };
+                let (assigned, resting) = (total - not_taken, not_taken - free);
+                Counters { total, assigned, resting, withheld: free.saturating_sub(givable) }
             };
             Usage { ipv4: of_family(Family::Ipv4), ipv6: of_family(Family::Ipv6) }
         };
@@ -294,6 +318,7 @@ impl<'a> Assigning<'a> {
                 counters.total = counters.total.saturating_add(of_pool.total);
                 counters.assigned = counters.assigned.saturating_add(of_pool.assigned);
                 counters.resting = counters.resting.saturating_add(of_pool.resting);
+                counters.withheld = counters.withheld.saturating_add(of_pool.withheld);
             }
             let pools = candidates.iter().map(|index| self.pools[*index].0.clone()).collect();
             let lacking = Lacking { family, count, pools, counters };

@@ -24,6 +24,8 @@ pub struct Pool {
     pub reuse_delay_seconds: u64,
     /// Gives nothing new; what is given stays.
     pub disabled: bool,
+    /// Of a pool that clusters share, what is leased to this one: nothing else is given. None: it is not shared.
+    pub leased: Option<Vec<Range>>,
 }
 
 /// Address family.
@@ -236,12 +238,15 @@ pub struct Counters {
     pub assigned: u128,
     /// Released, and not yet free for others.
     pub resting: u128,
+    /// Of a pool that clusters share: neither of those, and not leased to this cluster.
+    pub withheld: u128,
 }
 
 impl Counters {
     /// Addresses that are free now.
     pub fn available(&self) -> u128 {
-        self.total.saturating_sub(self.assigned).saturating_sub(self.resting)
+        let given = self.assigned.saturating_add(self.resting);
+        self.total.saturating_sub(given).saturating_sub(self.withheld)
     }
 }
 
@@ -267,6 +272,8 @@ pub(crate) struct Index<'a> {
     /// For each of `ranges` the highest end up to here: tells when looking further back is in vain.
     reach: Vec<(Family, u128)>,
     reserved: Vec<(Range, usize)>,
+    /// What is of shared pools and not leased to this cluster: sorted, disjoint. No pool gives it.
+    withheld: Vec<Range>,
 }
 
 pub(crate) struct IndexedPool<'a> {
@@ -274,14 +281,25 @@ pub(crate) struct IndexedPool<'a> {
     pub(crate) pool: &'a Pool,
     /// Blocks without reserved ranges: sorted, disjoint.
     pub(crate) usable: Vec<Range>,
+    /// Of these what is not withheld.
+    givable: Vec<Range>,
 }
 
 impl<'a> Index<'a> {
     pub(crate) fn new(pools: &'a BTreeMap<Name, Pool>) -> Self {
         let mut indexed: Vec<_> = pools
             .iter()
-            .map(|(name, pool)| IndexedPool { name, pool, usable: subtract(&pool.blocks, &pool.reserved) })
+            .map(|(name, pool)| {
+                let usable = subtract(&pool.blocks, &pool.reserved);
+                IndexedPool { name, pool, givable: usable.clone(), usable }
+            })
             .collect();
+        let leased = |p: &IndexedPool<'_>| Some(subtract(&p.usable, p.pool.leased.as_deref()?));
+        let withheld: Vec<_> = indexed.iter().filter_map(leased).flatten().collect();
+        let withheld = merge(&withheld);
+        if !withheld.is_empty() {
+            indexed.iter_mut().for_each(|p| p.givable = subtract(&p.usable, &withheld));
+        }
         // Stable: among equal priorities the order of the map, which is that of the names, stays.
         indexed.sort_by_key(|p| Reverse(p.pool.priority));
         let mut ranges: Vec<_> =
@@ -309,7 +327,7 @@ impl<'a> Index<'a> {
             })
             .collect();
         let by_name = indexed.iter().enumerate().map(|(i, p)| (&**p.name, i)).collect();
-        Index { pools: indexed, by_name, ranges, reach, reserved }
+        Index { pools: indexed, by_name, ranges, reach, reserved, withheld }
     }
 
     pub(crate) fn find(&self, name: &str) -> Option<usize> {
@@ -330,6 +348,13 @@ impl<'a> Index<'a> {
     /// The first pool that reserves `address`.
     pub(crate) fn reserving(&self, address: IpAddr) -> Option<usize> {
         self.reserved.iter().filter(|(r, _)| r.contains(address)).map(|(_, pool)| *pool).min()
+    }
+
+    /// Whether `address` is of a pool that clusters share, and not leased to this one.
+    pub(crate) fn is_withheld(&self, address: IpAddr) -> bool {
+        let at = (Family::of(address), number(address));
+        let after = self.withheld.partition_point(|r| (r.family, r.last) < at);
+        self.withheld.get(after).is_some_and(|range| range.contains(address))
     }
 
     pub(crate) fn overlaps(&self) -> Vec<Overlap> {
@@ -362,13 +387,18 @@ impl<'a> Index<'a> {
             for range in &pool.usable {
                 let counters = usage.of_mut(range.family);
                 counters.total = counters.total.saturating_add(range.len());
+                counters.withheld = counters.withheld.saturating_add(range.len());
+            }
+            for range in &pool.givable {
+                let withheld = &mut usage.of_mut(range.family).withheld;
+                *withheld = withheld.saturating_sub(range.len());
             }
         }
         totals
     }
 }
 
-/// Walks through the usable addresses of one family of a pool, upwards, each once.
+/// Walks through the addresses of one family of a pool that may be given, upwards, each once.
 pub(crate) struct Cursor {
     /// What is left; the next address is the first of the last range.
     left: Vec<Range>,
@@ -376,7 +406,7 @@ pub(crate) struct Cursor {
 
 impl Cursor {
     pub(crate) fn new(pool: &IndexedPool<'_>, family: Family) -> Self {
-        Cursor { left: pool.usable.iter().rev().filter(|r| r.family == family).copied().collect() }
+        Cursor { left: pool.givable.iter().rev().filter(|r| r.family == family).copied().collect() }
     }
 }
 

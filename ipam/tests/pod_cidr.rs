@@ -189,6 +189,7 @@ fn block_pool() -> impl Strategy<Value = BlockPool> {
                 priority,
                 reuse_delay_seconds,
                 disabled,
+                leased: None,
             }
         })
 }

@@ -42,6 +42,7 @@ fn pool() -> impl Strategy<Value = Pool> {
             priority,
             reuse_delay_seconds,
             disabled,
+            leased: None,
         })
 }
 

@@ -250,3 +250,45 @@ fn many_claims_in_huge_blocks() {
     assert_eq!(first.pools["six"].ipv6.total, 1 << 96);
     assert_eq!(world.run(), first);
 }
+
+#[test]
+fn of_a_shared_pool_only_what_is_leased_is_given() {
+    let shared = Pool { leased: Some(vec![range("192.0.2.4/31")]), ..pool(&["192.0.2.0/29"]) };
+    let mut world = World::new([("a", shared)]);
+    for name in ["one", "two", "three"] {
+        world.claim(name, any(V4));
+    }
+    world.claim("asks", exactly(&["192.0.2.1"]));
+    assert_eq!(world.got("one"), "192.0.2.4");
+    assert_eq!(world.got("three"), "192.0.2.5");
+    assert_eq!(
+        world.got("two"),
+        "no free IPv4 address in a: 2 of 8 assigned, 0 resting, 6 not leased to this cluster"
+    );
+    assert_eq!(world.got("asks"), "192.0.2.1 of pool a is not leased to this cluster");
+    // What is given stays when the lease is lost, and another pool does not give what is not leased.
+    world.pools.get_mut("a").unwrap().leased = Some(vec![]);
+    world.pools.insert("b".into(), pool(&["192.0.2.6/31"]));
+    world.claim("asks", from("b"));
+    assert_eq!((world.got("one").as_str(), world.run().pools["a"].ipv4.withheld), ("192.0.2.4", 6));
+    assert!(world.got("asks").starts_with("no free IPv4 address in b: 0 of 2 assigned"));
+}
+
+#[test]
+fn what_another_cluster_has_for_a_claim_only_this_claim_may_have() {
+    let shared = Pool { leased: Some(vec![range("192.0.2.0/31")]), ..pool(&["192.0.2.0/29"]) };
+    let mut world = World::new([("a", shared)]);
+    let address = |text: &str| text.parse().unwrap();
+    world.held.elsewhere =
+        BTreeMap::from([(address("192.0.2.0"), "mine".into()), (address("192.0.2.6"), "same".into())]);
+    world.claim("other", any(V4));
+    world.claim("same", any(V4));
+    world.claim("asks", exactly(&["192.0.2.0", "192.0.2.6"]));
+    assert_eq!((world.got("other").as_str(), world.got("same").as_str()), ("192.0.2.1", "192.0.2.6"));
+    assert_eq!(
+        world.got("asks"),
+        "192.0.2.0 belongs to mine of another cluster; 192.0.2.6 belongs to same of another cluster"
+    );
+    world.claim("mine", exactly(&["192.0.2.0"]));
+    assert_eq!(world.got("mine"), "192.0.2.0");
+}

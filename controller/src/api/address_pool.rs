@@ -58,6 +58,12 @@ use std::net::IpAddr;
          (!has(self.nodeSelector.matchLabels) || size(self.nodeSelector.matchLabels) == 0))",
         OF_PODS
     ),
+    ("!has(self.clusters) || size(self.clusters) != 1", TWO_CLUSTERS),
+    ("!has(self.clusters) || self.clusters.all(c, self.clusters.exists_one(d, d == c))", UNIQUE_CLUSTERS),
+    (
+        "!has(self.clusters) || self.clusters.all(c, c.matches('^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$'))",
+        CLUSTER_NAMES
+    ),
 ])))]
 pub struct AddressPoolSpec {
     /// What the addresses are for.
@@ -94,7 +100,19 @@ pub struct AddressPoolSpec {
     /// For `use: PodCIDR`: nodes that are given a block from here, by their labels.
     #[serde(default)]
     pub node_selector: Selector,
+    /// Clusters that share the pool, by name, our own among them: each declares it with the same name, use and blocks, and all are
+    /// linked with each other. Empty: it is not shared.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(max = 63)))]
+    pub clusters: Vec<String>,
 }
+
+/// Why one cluster alone is refused.
+pub(crate) const TWO_CLUSTERS: &str = "clusters has at least two, or none";
+/// Why a cluster that stands twice is refused.
+pub(crate) const UNIQUE_CLUSTERS: &str = "a cluster stands in clusters once";
+/// What a cluster is called.
+pub(crate) const CLUSTER_NAMES: &str = "clusters has names of clusters, which are labels of the DNS";
 
 /// Which pools have a size of blocks.
 pub(crate) const NODE_MASK: &str = "nodeMask is needed with use PodCIDR, and only there";
@@ -195,6 +213,65 @@ pub struct AddressPoolStatus {
     /// 1000 ranges, sorted.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub in_use: Vec<AddressRange>,
+    /// Of a pool that clusters share: what this cluster says of its chunks. Only its own controller writes it; those of the other
+    /// clusters read it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub leases: Option<PoolLeases>,
+}
+
+/// What a cluster says of the chunks of a pool.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PoolLeases {
+    /// The highest number of a claim so far.
+    pub last_number: i64,
+    /// What it asks for, holds, and has granted to others; sorted by prefix.
+    pub chunks: Vec<ChunkLease>,
+    /// IPv4 addresses are asked for in vain and no chunk is free: others give back what they have in reserve.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub short_of_ipv4: bool,
+    /// The same of IPv6.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub short_of_ipv6: bool,
+}
+
+/// What a cluster says of one chunk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ChunkLease {
+    /// The chunk.
+    #[schemars(with = "String")]
+    pub cidr: Cidr,
+    /// Whether it asks for it, holds it, or leaves it to another.
+    pub state: LeaseState,
+    /// Whom it is granted to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+    /// Number of the claim: of this cluster, or of that to which it is granted.
+    pub number: i64,
+    /// Why it is claimed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<ClaimReason>,
+}
+
+/// How a chunk stands with a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum LeaseState {
+    /// It asks for it.
+    Claimed,
+    /// It has it: all others have granted it.
+    Held,
+    /// It leaves it to another until that one has given it back.
+    Granted,
+}
+
+/// Why a chunk is claimed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ClaimReason {
+    /// Addresses of it are in use here, from before it was shared.
+    InUse,
+    /// There is too little left of what is held.
+    Demand,
 }
 
 /// Addresses of one family in numbers; each is cut off at 9223372036854775807.
@@ -209,6 +286,14 @@ pub struct AddressCounts {
     pub released: i64,
     /// Free to be given now.
     pub available: i64,
+    /// Of a pool that clusters share: none of these, and not leased to this cluster.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub withheld: i64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+fn is_zero(number: &i64) -> bool {
+    *number == 0
 }
 
 /// An address that was given back.

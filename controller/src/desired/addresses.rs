@@ -3,7 +3,7 @@
 //! What is given out is published first. It takes effect when it has come back in the statuses: so no address is
 //! in use that is not written where it survives.
 use super::{
-    NO_LABELS, in_use, labels,
+    NO_LABELS, in_use, labels, leases,
     sources::{self, Source, claim},
 };
 use crate::{
@@ -21,14 +21,18 @@ use ipam::{
     Assignment, Assignments, Claim, Counters, Given, Held, Name, Pool, Range, Released, Request, Sharing,
 };
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
 };
 
 /// Gives addresses to all sources.
 pub(super) fn assign(declared: &Declared, sources: &[Source<'_>], observed: &Observed) -> Assignments {
-    let pools = service_pools(declared).map(|(name, p)| (name.as_str().into(), pool(p))).collect();
+    let leased = |name: &String, object: &AddressPool| Pool {
+        leased: leases::leased(declared, observed, name, object),
+        ..pool(object)
+    };
+    let pools = service_pools(declared).map(|(name, p)| (name.as_str().into(), leased(name, p))).collect();
     let mut matching = Matching::new(declared);
     let mut claim_of = |source: &Source<'_>| {
         let protocol = |port: &sources::Port| lb_bpf::service::Protocol::from(port.protocol).number();
@@ -42,7 +46,7 @@ pub(super) fn assign(declared: &Declared, sources: &[Source<'_>], observed: &Obs
     };
     let claims = sources.iter().map(|source| (source.claim(), claim_of(source)));
     let claims = claims.chain(refused(declared)).collect();
-    let mut held = held(declared);
+    let mut held = Held { elsewhere: leases::elsewhere(declared, observed), ..held(declared) };
     in_use::release(declared, observed, &mut held);
     let mut assignments = ipam::allocate(&pools, &claims, &held, observed.now);
     // Nothing is said of it here: there is an assignment for each source.
@@ -112,6 +116,7 @@ pub(super) fn counts(counters: &Counters) -> AddressCounts {
         assigned: count(counters.assigned),
         released: count(counters.resting),
         available: count(counters.available()),
+        withheld: count(counters.withheld),
     }
 }
 
@@ -147,6 +152,7 @@ fn pool(object: &AddressPool) -> Pool {
         priority: spec.priority,
         reuse_delay_seconds: spec.reuse_delay_seconds.get().into(),
         disabled: spec.disabled,
+        leased: None,
     }
 }
 
@@ -180,7 +186,7 @@ fn held(declared: &Declared) -> Held {
     let released = statuses.pools.values().flat_map(|status| &status.released);
     let released = released
         .map(|r| (r.address.0, Released { claim: r.owner.as_str().into(), at: seconds(&r.released_at) }));
-    Held { given, released: released.collect() }
+    Held { given, released: released.collect(), elsewhere: BTreeMap::new() }
 }
 
 /// Which pools let a source in. Sources that the same pools let in share the set.

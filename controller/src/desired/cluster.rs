@@ -12,8 +12,8 @@ use lb_bpf::Installed;
 use std::{collections::BTreeMap, mem, sync::Arc};
 
 /// Conditions that are the same wherever one looks from.
-const OF_CLUSTER: [&str; 6] =
-    ["Accepted", "Active", "AddressAssigned", "AddressesAvailable", "Disjoint", "PolicyApplied"];
+const OF_CLUSTER: [&str; 7] =
+    ["Accepted", "Active", "AddressAssigned", "AddressesAvailable", "Disjoint", "Leased", "PolicyApplied"];
 
 /// What the pass before came to: see [`Memory`].
 #[derive(Debug, Default)]

@@ -317,7 +317,8 @@ impl Memory {
         all.iter().map(recall).collect()
     }
 
-    /// What pools give, if they are asked for the same by the same. While something rests, time counts.
+    /// What pools give, if they are asked for the same by the same. While something rests, time counts, and of what clusters share,
+    /// the others.
     pub(super) fn give(
         &mut self,
         declared: &Declared,
@@ -328,7 +329,8 @@ impl Memory {
         let StatusSet { load_balancers, services, pools, .. } = &declared.statuses;
         let holders = self.sources.iter().filter(|source| source.before.is_some()).count();
         let is_plain = holders == load_balancers.len() + services.len();
-        let rests = observed.takes_over || pools.values().any(|status| !status.released.is_empty());
+        let shares = declared.pools.values().any(|pool| !pool.spec.clusters.is_empty());
+        let rests = shares || observed.takes_over || pools.values().any(|status| !status.released.is_empty());
         let known = self.given.take().filter(|given| {
             is_plain
                 && !rests

@@ -9,6 +9,7 @@ mod endpoints;
 mod filters;
 mod fleet;
 mod in_use;
+mod leases;
 mod links;
 mod memory;
 mod pages;

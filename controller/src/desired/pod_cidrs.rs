@@ -1,6 +1,6 @@
 //! Pod CIDRs: from pools and nodes to the pools and claims of `ipam`, and back to statuses. As of addresses, what is given
 //! takes effect when it comes back: in the status, or in `spec.podCIDRs` of the node.
-use super::{Draft, Node, conditions, in_use, labels};
+use super::{Draft, Node, conditions, in_use, labels, leases};
 use crate::{
     api::{
         AddressPool, PoolUse,
@@ -55,7 +55,12 @@ pub(super) fn assign(declared: &Declared, observed: &Observed) -> BlockAssignmen
     });
     let mut held = HeldBlocks { given: given.collect(), released: released.collect() };
     in_use::release_blocks(declared, observed, &mut held);
-    let pools = pools.iter().map(|(name, object)| (Name::from(name.as_str()), pool(object))).collect();
+    let leased = |name: &String, object: &AddressPool| BlockPool {
+        leased: leases::leased(declared, observed, name, object),
+        ..pool(object)
+    };
+    let pools =
+        pools.iter().map(|(name, object)| (Name::from(name.as_str()), leased(name, object))).collect();
     assign_blocks(&pools, &nodes, &held, observed.now)
 }
 
@@ -180,5 +185,6 @@ fn pool(object: &AddressPool) -> BlockPool {
         priority: spec.priority,
         reuse_delay_seconds: spec.reuse_delay_seconds.get().into(),
         disabled: spec.disabled,
+        leased: None,
     }
 }

@@ -170,6 +170,81 @@ mod tests {
         assert_eq!(weights("clusters: {minLocalPercent: 100}", link, ""), spilt);
     }
 
+    /// What `own` has of the service `web`, which is exported in all clusters: its slices, and those of the others as they are
+    /// imported, under names and in an order of its own.
+    fn mirrored(own: &str, clusters: &[(&str, &[&str])], policy: &str) -> lb_bpf::service::Service {
+        let mut text = format!(
+            "kind: AddressPool\nmetadata: {{name: p-{own}}}\nspec: {{blocks: [{{cidr: 192.0.2.0/29}}]}}\n---\n\
+             kind: ServicePolicy\nmetadata: {{name: s}}\nspec: {{policy: {{{policy}}}}}\n---\n\
+             kind: Service\nmetadata: {{name: web, namespace: shop, annotations: {{fairlead.dev/addresses: 192.0.2.1}}}}\n\
+             spec: {{type: LoadBalancer, loadBalancerClass: fairlead.dev/lb, ports: [{{name: http, port: 80}}]}}\n"
+        );
+        if own == "east" {
+            // It has others before: numbers and orders differ.
+            text += "---\nkind: LoadBalancer\nmetadata: {name: a}\nspec: {ports: [{port: 1}], backends: [{address: 10.2.0.2}]}\n";
+        }
+        for (number, (cluster, endpoints)) in clusters.iter().enumerate() {
+            let labels = match *cluster == own {
+                true => "kubernetes.io/service-name: web".to_owned(),
+                false => {
+                    text += &format!(
+                        "---\nkind: ClusterLink\nmetadata: {{name: {cluster}}}\n\
+                         spec: {{kubeconfigSecretRef: {{name: a, key: b}}, priority: {number}}}\n"
+                    );
+                    format!(
+                        "multicluster.kubernetes.io/service-name: web, multicluster.kubernetes.io/source-cluster: {cluster}, \
+                         endpointslice.kubernetes.io/managed-by: clusters.fairlead.dev"
+                    )
+                }
+            };
+            // One slice for each endpoint.
+            for (index, endpoint) in endpoints.iter().enumerate() {
+                text += &format!(
+                    "---\nkind: EndpointSlice\naddressType: IPv4\nports: [{{name: http, port: 8080}}]\n\
+                     metadata: {{name: {own}-{}-{cluster}, namespace: shop, labels: {{{labels}}}}}\nendpoints: [{endpoint}]\n",
+                    9 - index
+                );
+            }
+        }
+        let mut declared = parse_directory(&BTreeMap::from([("a.yaml".into(), text)])).unwrap();
+        declared.statuses = StatusSet::clone(&desired(&declared, &Observed::default()).status);
+        let mut desired = desired(&declared, &Observed::default()).datapath.services;
+        desired.retain(|key, _| key.0.contains("web"));
+        let (_, service) = desired.pop_first().unwrap();
+        assert!(desired.is_empty());
+        std::sync::Arc::unwrap_or_clone(service)
+    }
+
+    /// So a flow goes on where the network has moved it to another site.
+    #[test]
+    fn the_table_of_a_service_is_the_same_in_all_clusters() {
+        let down = "{addresses: [10.2.0.1], conditions: {ready: false}}";
+        let clusters: [(&str, &[&str]); 3] = [
+            ("east", &["{addresses: [10.1.0.1]}", "{addresses: [10.1.0.9]}"]),
+            ("west", &[down, "{addresses: [10.2.0.2]}", "{addresses: [10.2.0.3], nodeName: n}"]),
+            ("north", &["{addresses: [10.0.0.7]}"]),
+        ];
+        let policy = "clusters: {prefer: None, minLocalPercent: 90}";
+        let table = |service: &lb_bpf::service::Service| {
+            let up = service.backends.iter().filter(|(_, target)| target.up);
+            let members: Vec<_> = up.map(|(endpoint, target)| (*endpoint, target.weight)).collect();
+            let slots = lb_bpf::maglev::build(lb_bpf::maglev::table_size(members.len()), &members);
+            slots.into_iter().map(|slot| members[slot as usize].0).collect::<Vec<_>>()
+        };
+        let first = mirrored("east", &clusters, policy);
+        assert_eq!((first.frontends.len(), first.backends.len()), (1, 6));
+        for own in ["west", "north"] {
+            let mut turned = clusters;
+            turned.reverse();
+            let other = mirrored(own, &turned, policy);
+            assert_eq!((&other.frontends, &other.backends), (&first.frontends, &first.backends), "{own}");
+            assert_eq!(table(&other), table(&first), "{own}");
+        }
+        // With another policy each prefers its own.
+        let local = |own| mirrored(own, &clusters, "clusters: {}");
+        assert_ne!(table(&local("east")), table(&local("west")));
+    }
+
     const WEST: Link = Link { priority: 0, weight: 1 };
 
     #[test]

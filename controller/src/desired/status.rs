@@ -3,7 +3,7 @@
 use super::{
     Draft, NotAnnounced, addresses, conditions,
     filters::{Filtering, ROOM, Standing},
-    in_use, labels, links,
+    in_use, labels, leases, links,
     memory::{Remembered, Said, same},
     peer_id, pod_cidrs,
     routes::{Announced, Announcements},
@@ -341,7 +341,7 @@ fn pools(draft: &Draft<'_>, faults: &Faults<'_>) -> Statuses<AddressPoolStatus> 
             status.released = addresses::released(&draft.given.assignments, object);
             status.in_use = in_use::ranges(object, in_effect(draft).map(|address| (address, address)));
             available(object, "addresses", &status, &mut conditions);
-            disjoint(name, &draft.given.assignments.overlaps, &mut conditions);
+            disjoint(draft, name, &draft.given.assignments.overlaps, &mut conditions);
         }
         if let Some(usage) = draft.blocks.pools.get(name.as_str()) {
             status.ipv4 = addresses::counts(&usage.ipv4);
@@ -350,6 +350,13 @@ fn pools(draft: &Draft<'_>, faults: &Faults<'_>) -> Statuses<AddressPoolStatus> 
             let blocks = pod_cidrs::all_effective(draft.declared, &draft.blocks);
             status.in_use = in_use::ranges(object, blocks.map(|net| (net.network(), net.broadcast())));
             available(object, "blocks", &status, &mut conditions);
+            if !draft.observed.neighbours.clusters.is_empty() {
+                disjoint(draft, name, &[], &mut conditions);
+            }
+        }
+        if let Some(leased) = leases::Leased::new(draft, name, object) {
+            leased.say(&mut conditions);
+            status.leases = Some(leased.leases());
         }
         status.conditions = conditions.finish();
         (name.clone(), Arc::new(status))
@@ -376,7 +383,13 @@ fn available(object: &AddressPool, what: &str, status: &AddressPoolStatus, condi
     let of: Vec<_> = families
         .iter()
         .filter(|(_, counts)| counts.total > 0)
-        .map(|(family, counts)| format!("{} of {} {family} {what} free", counts.available, counts.total))
+        .map(|(family, counts)| {
+            let free = format!("{} of {} {family} {what} free", counts.available, counts.total);
+            match counts.withheld {
+                0 => free,
+                withheld => format!("{free} ({withheld} not leased to this cluster)"),
+            }
+        })
         .collect();
     let exhausted = families.iter().any(|(_, counts)| counts.total > 0 && counts.available == 0);
     match (object.spec.disabled, of.is_empty(), exhausted) {
@@ -387,7 +400,7 @@ fn available(object: &AddressPool, what: &str, status: &AddressPoolStatus, condi
     }
 }
 
-fn disjoint(name: &str, overlaps: &[Overlap], conditions: &mut Conditions<'_>) {
+fn disjoint(draft: &Draft<'_>, name: &str, overlaps: &[Overlap], conditions: &mut Conditions<'_>) {
     const TYPE: &str = "Disjoint";
     let others: Vec<_> = overlaps
         .iter()
@@ -398,6 +411,9 @@ fn disjoint(name: &str, overlaps: &[Overlap], conditions: &mut Conditions<'_>) {
         })
         .collect();
     match others.first() {
+        None if let Some(message) = leases::overlap(draft, name) => {
+            conditions.set(TYPE, false, "OverlapAcrossClusters", message);
+        }
         None => conditions.set(TYPE, true, "Disjoint", "no other pool has its addresses"),
         Some((other, range)) => {
             let message = format!("pool {other} has {range}, too ({} overlaps)", others.len());

@@ -1,5 +1,8 @@
 //! Where declared objects come from and where their statuses go.
-use crate::{api::NodeState, declared::Declared, desired::NodeReports, fault::Fault, status::StatusSet};
+use crate::{
+    api::NodeState, declared::Declared, desired::NodeReports, fault::Fault, neighbours::Neighbours,
+    status::StatusSet,
+};
 use futures::{future::BoxFuture, stream::BoxStream};
 use k8s_openapi::api::core::v1::Node;
 use prometheus::core::Collector;
@@ -39,6 +42,11 @@ pub trait Store: Send + Sync + 'static {
     /// What the nodes tell of themselves; none: that cannot be said now, or never.
     fn node_reports(&self) -> Option<NodeReports> {
         None
+    }
+
+    /// What is known of other clusters; nothing, where no links are opened.
+    fn neighbours(&self) -> watch::Receiver<Arc<Neighbours>> {
+        watch::channel(Arc::default()).1
     }
 
     /// What it counts, for the page of metrics.

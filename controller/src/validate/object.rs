@@ -4,7 +4,10 @@ use crate::{
     api::{
         AddressPoolSpec, BGPAdvertisementSpec, BGPPeerSpec, BGPRouterSpec, Cidr, ClusterLink,
         LoadBalancerSpec, PacketFilterSpec, PoolUse, Selector,
-        address_pool::{NODE_MASK, OF_PODS, OF_SERVICES, ONE_BLOCK, ONE_FAMILY},
+        address_pool::{
+            CLUSTER_NAMES, NODE_MASK, OF_PODS, OF_SERVICES, ONE_BLOCK, ONE_FAMILY, TWO_CLUSTERS,
+            UNIQUE_CLUSTERS,
+        },
         bgp_advertisement::{OF_BACKENDS, Source},
         bgp_peer::{
             EVERYBODY, HOLD_TIME, KEEPALIVE, KEYS_OF_ADDRESSES, LOCAL_ADDRESS, LOCAL_FAMILY,
@@ -27,7 +30,10 @@ use crate::{
 };
 use bgp_speaker::InterfaceName;
 use lb_bpf::abi;
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 /// Field and reason.
 pub(super) type Found = (String, String);
@@ -93,6 +99,10 @@ impl Faults {
         self.node_mask(spec);
         self.selector("serviceSelector", &spec.service_selector);
         self.selector("namespaceSelector", &spec.namespace_selector);
+        let clusters: BTreeSet<_> = spec.clusters.iter().collect();
+        self.add_if(spec.clusters.len() == 1, "clusters", TWO_CLUSTERS);
+        self.add_if(clusters.len() < spec.clusters.len(), "clusters", UNIQUE_CLUSTERS);
+        self.add_if(!clusters.into_iter().all(|name| is_dns_label(name)), "clusters", CLUSTER_NAMES);
         for (index, block) in spec.blocks.iter().enumerate() {
             let field = format!("blocks[{index}]");
             match (block.cidr, block.start, block.stop) {

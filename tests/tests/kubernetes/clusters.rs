@@ -14,7 +14,7 @@ use serde_json::Value;
 use std::{collections::BTreeMap, fs, path::Path, thread};
 
 /// Both clusters; that of the controller first.
-fn planes() -> Result<[ControlPlane; 2], Error> {
+pub(super) fn planes() -> Result<[ControlPlane; 2], Error> {
     let start = || {
         let plane = ControlPlane::start()?;
         plane.install()?;
@@ -28,7 +28,7 @@ fn planes() -> Result<[ControlPlane; 2], Error> {
     Ok([start()?, west.join().map_err(|_| "west has not started")??])
 }
 
-fn export(name: &str) -> String {
+pub(super) fn export(name: &str) -> String {
     format!(
         "---\napiVersion: multicluster.x-k8s.io/v1alpha1\nkind: ServiceExport\nmetadata: {{name: {name}, namespace: shop}}\n"
     )
@@ -54,14 +54,14 @@ fn slice(service: &str, addresses: &[&str]) -> String {
     )
 }
 
-fn link(name: &str, stale_after: u32) -> String {
+pub(super) fn link(name: &str, stale_after: u32) -> String {
     format!(
         "---\napiVersion: fairlead.dev/v1alpha1\nkind: ClusterLink\nmetadata: {{name: {name}}}\n\
          spec: {{kubeconfigSecretRef: {{name: {name}, key: kubeconfig}}, staleAfterSeconds: {stale_after}}}\n"
     )
 }
 
-fn secret(plane: &ControlPlane, name: &str, kubeconfig: &str) -> Result<(), Error> {
+pub(super) fn secret(plane: &ControlPlane, name: &str, kubeconfig: &str) -> Result<(), Error> {
     let text = serde_json::to_string(kubeconfig)?;
     let yaml = format!(
         "{{apiVersion: v1, kind: Secret, metadata: {{name: {name}, namespace: {NAMESPACE}}}, stringData: {{kubeconfig: {text}}}}}"
@@ -69,13 +69,13 @@ fn secret(plane: &ControlPlane, name: &str, kubeconfig: &str) -> Result<(), Erro
     plane.apply(&yaml).map(drop)
 }
 
-fn object(plane: &ControlPlane, kind: &str, name: &str) -> Result<Value, Error> {
+pub(super) fn object(plane: &ControlPlane, kind: &str, name: &str) -> Result<Value, Error> {
     let found = plane.kubectl(&["get", kind, name, "-n", "shop", "--ignore-not-found", "-o", "json"])?;
     Ok(if found.is_empty() { Value::Null } else { serde_json::from_str(&found)? })
 }
 
 /// Status, reason and message of a condition.
-fn condition(object: &Value, type_: &str) -> Option<(String, String, String)> {
+pub(super) fn condition(object: &Value, type_: &str) -> Option<(String, String, String)> {
     let conditions = object["status"]["conditions"].as_array()?;
     let found = conditions.iter().find(|condition| condition["type"] == type_)?;
     let text = |field: &str| found[field].as_str().unwrap_or_default().to_owned();
@@ -83,7 +83,7 @@ fn condition(object: &Value, type_: &str) -> Option<(String, String, String)> {
 }
 
 /// Waits for a condition, and gives its message.
-fn wait_condition(
+pub(super) fn wait_condition(
     plane: &ControlPlane,
     kind: &str,
     name: &str,
@@ -128,13 +128,18 @@ fn wait_imported(plane: &ControlPlane, service: &str, cluster: &str, want: &[&st
 }
 
 /// West as its clients see it: a proxy that has the rights of `remote-reader.yaml`.
-fn reader(west: &ControlPlane) -> Result<Proxy, Error> {
+pub(super) fn reader(west: &ControlPlane) -> Result<Proxy, Error> {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes/remote-reader.yaml");
     west.apply(&fs::read_to_string(manifest)?)?;
     west.kubectl(&["create", "serviceaccount", "nobody"])?;
     let everybody = allowed(west, "nobody", "default", "default");
     let may = allowed(west, "fairlead-remote", NAMESPACE, NAMESPACE);
-    let read = ["multicluster.x-k8s.io/serviceexports", "/services", "discovery.k8s.io/endpointslices"];
+    let read = [
+        "multicluster.x-k8s.io/serviceexports",
+        "/services",
+        "discovery.k8s.io/endpointslices",
+        "fairlead.dev/addresspools",
+    ];
     let read: Rights =
         read.iter().flat_map(|r| ["list", "watch"].map(|verb| format!("{verb} {r}"))).collect();
     assert_eq!(may.difference(&everybody).cloned().collect::<Rights>(), read);

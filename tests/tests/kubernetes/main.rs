@@ -10,4 +10,5 @@ mod manifests;
 mod nodes;
 mod outage;
 mod reuse;
+mod shared_pools;
 mod store;

@@ -50,7 +50,12 @@ impl Process {
         identity: &str,
         cut: Option<Cut>,
     ) -> Result<Self, Error> {
-        Process::start_with(kubeconfig, role, identity, cut, false)
+        Process::start_with(kubeconfig, role, identity, cut, false, None)
+    }
+
+    /// A controller of the cluster that is called so.
+    pub(super) fn controller_of(cluster: &str, kubeconfig: &Path) -> Result<Self, Error> {
+        Process::start_with(kubeconfig, Role::Controller, cluster, None, false, Some(cluster))
     }
 
     /// The same; `is_default_class`: Services that name no class are ours.
@@ -60,6 +65,7 @@ impl Process {
         identity: &str,
         cut: Option<Cut>,
         is_default_class: bool,
+        cluster: Option<&str>,
     ) -> Result<Self, Error> {
         let runtime = Runtime::new()?;
         let faults = Faults::default();
@@ -67,6 +73,7 @@ impl Process {
         let (store, snapshots) = runtime.block_on(async {
             let access = Access::with_faults(Some(kubeconfig), Some(NAMESPACE.into()), &faults).await?;
             let access = access.with_default_class(is_default_class);
+            let access = access.with_cluster_name(cluster.map(str::to_owned));
             let store = Arc::new(KubernetesStore::start(&access, role, identity)?);
             let snapshots = Arc::new(Mutex::new(Vec::new()));
             let (mut stream, list) = (store.watch(), Arc::clone(&snapshots));
@@ -401,13 +408,14 @@ fn services_without_a_class_are_ours_if_it_is_said() -> Result<(), Error> {
     assert_eq!(ingress("plain")?, "");
     drop(controller);
     plane.kubectl(&["delete", "lease", "-n", NAMESPACE, "fairlead-controller"])?;
-    let _controller = Process::start_with(&plane.kubeconfig(), Role::Controller, "two", None, true)?;
+    let _controller = Process::start_with(&plane.kubeconfig(), Role::Controller, "two", None, true, None)?;
     assigned(2)?;
     assert!(ingress("plain")?.starts_with("192.0.2."));
     assert_eq!([ingress("other")?, ingress("inside")?], ["", ""]);
     // An agent that is told so takes it from there; one that is not leaves it alone.
     for is_default_class in [true, false] {
-        let agent = Process::start_with(&plane.kubeconfig(), Role::Agent, "node", None, is_default_class)?;
+        let agent =
+            Process::start_with(&plane.kubeconfig(), Role::Agent, "node", None, is_default_class, None)?;
         let declared =
             agent.wait("there is a snapshot", |declared| declared.services.contains_key("default/plain"))?;
         assert_eq!(declared.statuses.services.contains_key("default/plain"), is_default_class);

@@ -12,6 +12,7 @@ use crate::{
     declared::Declared,
     desired::NodeReports,
     fault::Fault,
+    neighbours::Neighbours,
     status::StatusSet,
 };
 use futures::{
@@ -126,6 +127,10 @@ impl Store for KubernetesStore {
 
     fn node_reports(&self) -> Option<NodeReports> {
         lock(&self.cluster.shared.nodes).reports(now())
+    }
+
+    fn neighbours(&self) -> watch::Receiver<Arc<Neighbours>> {
+        self.cluster.shared.neighbours.subscribe()
     }
 
     fn collectors(&self) -> Vec<Box<dyn Collector>> {

@@ -1,6 +1,6 @@
 //! What the stores have in common in which each object stands for itself and many processes share them: snapshots of what
 //! was seen, statuses that are written step by step, and who leads. How objects are read and written is the store's own.
-use crate::{api::Kind, declared::Declared, fault::Fault};
+use crate::{api::Kind, declared::Declared, fault::Fault, neighbours::Neighbours};
 use snapshot::{Assembly, Change, Source};
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -56,6 +56,8 @@ pub(super) struct Shared {
     pub(super) faults: watch::Sender<Vec<Fault>>,
     pub(super) leader: watch::Sender<bool>,
     lead: Mutex<lead::Lead>,
+    /// Other clusters, while this process leads.
+    pub(super) neighbours: watch::Sender<Arc<Neighbours>>,
     /// What agents tell; the controller asks.
     pub(super) nodes: Mutex<nodes::Nodes>,
     pub(super) metrics: metrics::Metrics,
@@ -71,6 +73,7 @@ impl Shared {
             faults: watch::Sender::new(Vec::new()),
             leader: watch::Sender::new(false),
             lead: Mutex::default(),
+            neighbours: watch::Sender::default(),
             nodes: Mutex::default(),
             metrics: metrics::Metrics::new()?,
         })

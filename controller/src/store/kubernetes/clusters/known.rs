@@ -3,6 +3,7 @@
 use crate::{
     api::EndpointSlice,
     mcs::{Export, Exports, Facts, Invalid, slice_name},
+    neighbours::NeighbourPool,
     status::seconds,
 };
 use k8s_openapi::{api::core::v1::Service, apimachinery::pkg::apis::meta::v1::ObjectMeta};
@@ -10,6 +11,7 @@ use kube::api::DynamicObject;
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, HashMap},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -19,6 +21,9 @@ pub(super) struct Known {
     cluster: String,
     exports: BTreeMap<String, Declared>,
     services: HashMap<String, Result<Arc<Facts>, Invalid>>,
+    /// Addresses that others reach Services by, where there are some.
+    addresses: HashMap<String, Vec<IpAddr>>,
+    pools: BTreeMap<String, NeighbourPool>,
     slices: HashMap<String, BTreeMap<String, Arc<EndpointSlice>>>,
     /// By `NAMESPACE/NAME` of a slice: the service that it is of.
     services_of_slices: HashMap<String, String>,
@@ -70,6 +75,8 @@ impl Known {
             cluster: cluster.to_owned(),
             exports: BTreeMap::new(),
             services: HashMap::new(),
+            addresses: HashMap::new(),
+            pools: BTreeMap::new(),
             slices: HashMap::new(),
             services_of_slices: HashMap::new(),
         }
@@ -80,7 +87,24 @@ impl Known {
     }
 
     pub(super) fn service(&mut self, object: &Service) {
-        self.services.insert(name(&object.metadata), Facts::of(object).map(Arc::new));
+        let name = name(&object.metadata);
+        let status = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+        let ingress = status.and_then(|status| status.ingress.as_ref()).into_iter().flatten();
+        let addresses: Vec<_> = ingress.filter_map(|ingress| ingress.ip.as_ref()?.parse().ok()).collect();
+        match addresses.is_empty() {
+            true => drop(self.addresses.remove(&name)),
+            false => drop(self.addresses.insert(name.clone(), addresses)),
+        }
+        self.services.insert(name, Facts::of(object).map(Arc::new));
+    }
+
+    /// A pool; none: it is there, and cannot be read.
+    pub(super) fn pool(&mut self, metadata: &ObjectMeta, pool: Option<NeighbourPool>) {
+        let name = metadata.name.clone().unwrap_or_default();
+        match pool {
+            Some(pool) => drop(self.pools.insert(name, pool)),
+            None => drop(self.pools.remove(&name)),
+        }
     }
 
     /// A slice; none: it is there, and cannot be read.
@@ -101,6 +125,7 @@ impl Known {
 
     pub(super) fn forget_service(&mut self, metadata: &ObjectMeta) {
         self.services.remove(&name(metadata));
+        self.addresses.remove(&name(metadata));
     }
 
     pub(super) fn forget_slice(&mut self, metadata: &ObjectMeta) {
@@ -121,6 +146,12 @@ impl Known {
     /// All Services are listed anew.
     pub(super) fn forget_services(&mut self) {
         self.services.clear();
+        self.addresses.clear();
+    }
+
+    /// All AddressPools are listed anew.
+    pub(super) fn forget_pools(&mut self) {
+        self.pools.clear();
     }
 
     /// All EndpointSlices are listed anew.
@@ -131,7 +162,18 @@ impl Known {
 
     /// How many objects are known.
     pub(super) fn len(&self) -> usize {
-        self.exports.len() + self.services.len() + self.services_of_slices.len()
+        self.exports.len() + self.services.len() + self.services_of_slices.len() + self.pools.len()
+    }
+
+    /// Its pools.
+    pub(super) fn pools(&self) -> &BTreeMap<String, NeighbourPool> {
+        &self.pools
+    }
+
+    /// Addresses of what is exported.
+    pub(super) fn addresses(&self) -> BTreeMap<String, Vec<IpAddr>> {
+        let exported = self.addresses.iter().filter(|(name, _)| self.exports.contains_key(*name));
+        exported.map(|(name, addresses)| (name.clone(), addresses.clone())).collect()
     }
 
     /// What is exported.

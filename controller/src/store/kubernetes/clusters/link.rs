@@ -7,8 +7,9 @@ use super::{
     known::Known,
 };
 use crate::{
-    api::Kind,
+    api::{AddressPool, AddressPoolStatus, Kind},
     mcs::{self, Exports},
+    neighbours::NeighbourPool,
     object::Object,
     store::objects::now,
     trouble::{Trouble, jittered},
@@ -18,9 +19,13 @@ use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use kube::{
     Api, Client,
     api::{ApiResource, DynamicObject},
-    runtime::watcher::{self, Event, watcher},
+    runtime::{
+        WatchStreamExt,
+        watcher::{self, Event, watcher},
+    },
 };
-use std::{sync::Arc, time::Duration};
+use serde::Deserialize;
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 use tokio::{
     sync::watch,
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
@@ -59,11 +64,24 @@ pub(super) struct Report {
     pub(super) contact: Duration,
     /// What it exports; none: it was never listed.
     pub(super) exports: Option<Arc<Exports>>,
+    /// Its pools as they were last seen; none: never.
+    pub(super) pools: Option<Arc<BTreeMap<String, NeighbourPool>>>,
+    /// Whether its pools are known as they are, while it is connected.
+    pub(super) pools_are_listed: bool,
+    /// Addresses of what it exports.
+    pub(super) addresses: Arc<BTreeMap<String, Vec<IpAddr>>>,
 }
 
 impl Report {
     pub(super) fn new() -> Self {
-        Report { connected: None, contact: now(), exports: None }
+        Report {
+            connected: None,
+            contact: now(),
+            exports: None,
+            pools: None,
+            pools_are_listed: false,
+            addresses: Arc::default(),
+        }
     }
 }
 
@@ -117,6 +135,8 @@ enum News {
     Export(Event<DynamicObject>),
     Service(Event<Service>),
     Slice(Event<DynamicObject>),
+    /// None: pools cannot be watched, whatever else can.
+    Pool(Option<Event<DynamicObject>>),
 }
 
 /// From the opening of a cluster until it does not answer.
@@ -133,6 +153,9 @@ async fn session(
     let mut known = Known::new(cluster);
     // Exports, Services, slices.
     let mut listed = [false; 3];
+    let mut pools_are_listed = false;
+    // Whether more than pools has changed.
+    let mut is_more = false;
     let mut questions = interval(ASK);
     questions.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut answer = Box::pin(ask(&client));
@@ -143,7 +166,13 @@ async fn session(
         let due = tell.map_or_else(Instant::now, |(quiet, latest)| quiet.min(latest));
         tokio::select! {
             event = news.try_next() => match event {
+                Ok(Some(News::Pool(event))) => {
+                    take_pool(&mut known, &mut pools_are_listed, event);
+                    let now = Instant::now();
+                    tell = Some((now + QUIET, tell.map_or(now + PATIENCE, |(_, latest)| latest)));
+                }
                 Ok(Some(event)) => {
+                    is_more = true;
                     take(&mut known, &mut listed, event);
                     if known.len() > MOST {
                         return Err((TOO_LARGE, format!("it has more than {MOST} Services, ServiceExports and EndpointSlices")));
@@ -157,9 +186,18 @@ async fn session(
             () = tokio::time::sleep_until(due), if tell.is_some() && listed == [true; 3] => {
                 tell = None;
                 trouble.over(&format!("ClusterLink/{cluster}: connected"));
-                let exports = Arc::new(known.exports());
+                // A list anew is told when it is done: what is free meanwhile is not known.
+                let pools = pools_are_listed.then(|| Arc::new(known.pools().clone()));
+                let more = std::mem::take(&mut is_more)
+                    .then(|| (Arc::new(known.exports()), Arc::new(known.addresses())));
                 report.send_modify(|report| {
-                    *report = Report { connected: Some(Ok(())), contact: now(), exports: Some(exports) };
+                    report.connected = Some(Ok(()));
+                    report.contact = now();
+                    report.pools_are_listed = pools_are_listed;
+                    report.pools = pools.or_else(|| report.pools.take());
+                    if let Some((exports, addresses)) = more {
+                        (report.exports, report.addresses) = (Some(exports), addresses);
+                    }
                 });
             }
             answered = &mut answer, if is_asked => {
@@ -197,12 +235,14 @@ fn watches(client: &Client) -> BoxStream<'static, Result<News, watcher::Error>> 
     let slices = ApiResource::erase::<EndpointSlice>(&());
     let slices: Api<DynamicObject> = Api::all_with(client.clone(), &slices);
     let services: Api<Service> = Api::all(client.clone());
+    let pools: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::erase::<AddressPool>(&()));
+    // A cluster may have none, or not let us read them: all else goes on.
+    let pools = watcher(pools, config()).default_backoff();
+    let pools = pools.map(|event| Ok(News::Pool(event.ok()))).boxed();
+    let more = futures::stream::select(pools, watcher(slices, config()).map_ok(News::Slice));
     futures::stream::select(
         watcher(exports, config()).map_ok(News::Export),
-        futures::stream::select(
-            watcher(services, config()).map_ok(News::Service),
-            watcher(slices, config()).map_ok(News::Slice),
-        ),
+        futures::stream::select(watcher(services, config()).map_ok(News::Service), more),
     )
     .boxed()
 }
@@ -248,6 +288,29 @@ fn take(known: &mut Known, listed: &mut [bool; 3], news: News) {
         }
         News::Slice(Event::Delete(object)) => known.forget_slice(&object.metadata),
         News::Slice(Event::InitDone) => listed[2] = true,
+        News::Pool(_) => {}
+    }
+}
+
+/// The same of pools.
+fn take_pool(known: &mut Known, listed: &mut bool, event: Option<Event<DynamicObject>>) {
+    match event {
+        None => *listed = false,
+        Some(Event::Init) => {
+            *listed = false;
+            known.forget_pools();
+        }
+        Some(Event::InitApply(object) | Event::Apply(object)) => {
+            let (metadata, status) = (object.metadata.clone(), object.data.get("status").cloned());
+            let status = status.and_then(|status| AddressPoolStatus::deserialize(status).ok());
+            let pool = match watching::seen(Kind::AddressPool, object, false).object {
+                Ok(Object::AddressPool(pool)) => Some(NeighbourPool::of(&pool, status.as_ref())),
+                _ => None,
+            };
+            known.pool(&metadata, pool);
+        }
+        Some(Event::Delete(object)) => known.pool(&object.metadata, None),
+        Some(Event::InitDone) => *listed = true,
     }
 }
 

@@ -17,6 +17,7 @@ use crate::{
     declared::Declared,
     host,
     mcs::{Cluster, Counts, Export, Exports, Facts, Invalid, Merged, PERMILLE, leaving, merge},
+    neighbours::{Neighbour, Neighbours},
     status::{Conditions, Verdict, seconds, time},
     store::objects::{REQUEST, now},
     trouble::Trouble,
@@ -77,6 +78,8 @@ pub(super) async fn follow(home: Home, name: Option<String>) {
 /// While this process leads.
 async fn lead(home: &Home, name: Option<&str>) {
     let Home { client, namespace, shared, .. } = home;
+    // What was known when this process led before is old.
+    shared.neighbours.send_replace(Arc::default());
     let changed = Arc::new(Notify::new());
     let (exports, imports) = (Objects::default(), Objects::default());
     let mut tasks = JoinSet::new();
@@ -115,6 +118,14 @@ async fn lead(home: &Home, name: Option<&str>) {
         let none = (Arc::default(), Arc::default());
         // Without the definitions there is nothing to merge, but there are links to speak of.
         let Some((exports, imports)) = listed.or(is_undefined.then_some(none)) else { continue };
+        let neighbours = neighbours(&name, &exports, &reports);
+        shared.neighbours.send_if_modified(|before| {
+            let is_changed = **before != neighbours;
+            if is_changed {
+                *before = Arc::new(neighbours);
+            }
+            is_changed
+        });
         let pass = Pass {
             name: &name,
             declared: &declared,
@@ -141,6 +152,27 @@ async fn lead(home: &Home, name: Option<&str>) {
         if reports.values().any(|report| !matches!(report.connected, Some(Ok(())))) {
             next = next.min(Instant::now() + STEP);
         }
+    }
+}
+
+/// What addresses go by.
+fn neighbours(
+    name: &str,
+    exports: &BTreeMap<String, DynamicObject>,
+    reports: &BTreeMap<String, Report>,
+) -> Neighbours {
+    let neighbour = |(name, report): (&String, &Report)| {
+        let neighbour = Neighbour {
+            is_connected: matches!(report.connected, Some(Ok(()))) && report.pools_are_listed,
+            pools: report.pools.clone(),
+            addresses: Arc::clone(&report.addresses),
+        };
+        (name.clone(), Arc::new(neighbour))
+    };
+    Neighbours {
+        name: Some(name.to_owned()),
+        exports: exports.keys().cloned().collect(),
+        clusters: reports.iter().map(neighbour).collect(),
     }
 }
 

@@ -67,6 +67,15 @@ impl<T, const N: usize> From<[(String, Arc<T>); N]> for ByName<T> {
     }
 }
 
+impl<T> IntoIterator for ByName<T> {
+    type Item = (String, Arc<T>);
+    type IntoIter = btree_map::IntoIter<String, Arc<T>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        Arc::unwrap_or_clone(self.0).into_iter()
+    }
+}
+
 impl<'a, T> IntoIterator for &'a ByName<T> {
     type Item = (&'a String, &'a Arc<T>);
     type IntoIter = btree_map::Iter<'a, String, Arc<T>>;

@@ -34,7 +34,7 @@ fn with_attributes() -> RouteAttributes {
 async fn speaker(peer: PeerConfig) -> Handle {
     let speaker = spawn();
     speaker.set_global(global()).await.unwrap();
-    speaker.set_routes(OURS.map(|prefix| route(prefix, &with_attributes())).into()).await.unwrap();
+    speaker.set_routes(OURS.map(|prefix| route(prefix, &with_attributes())).to_vec()).await.unwrap();
     speaker.set_peers(vec![peer]).await.unwrap();
     speaker
 }
@@ -86,7 +86,7 @@ async fn exchange<R: Router>(cable: &Cable) {
     speaker.set_routes(vec![route(OURS[1], &with_attributes())]).await.unwrap();
     wait_for("ours is gone", || ready(router.route(OURS[0]).is_empty())).await;
     assert!(!router.route(OURS[1]).is_empty());
-    speaker.set_routes(OURS.map(|prefix| route(prefix, &with_attributes())).into()).await.unwrap();
+    speaker.set_routes(OURS.map(|prefix| route(prefix, &with_attributes())).to_vec()).await.unwrap();
     speaker.flushed().await;
     wait_for("ours is back", || ready(!router.route(OURS[0]).is_empty())).await;
 

@@ -5,7 +5,7 @@ use crate::{
 };
 use ipnet::IpNet;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     net::{IpAddr, Ipv4Addr},
 };
 
@@ -195,7 +195,6 @@ fn peer(peer: &PeerConfig, global: Option<&Global>) -> Result<(), ConfigError> {
 
 /// The whole set of own routes.
 pub(crate) fn routes(routes: &[Route]) -> Result<(), ConfigError> {
-    let mut told: BTreeMap<IpNet, Vec<&Route>> = BTreeMap::new();
     for route in routes {
         let error =
             |field, reason: &str| Err(ConfigError::new(format!("route {}", route.prefix), field, reason));
@@ -216,19 +215,27 @@ pub(crate) fn routes(routes: &[Route]) -> Result<(), ConfigError> {
         if route.attributes.prepend > MAX_PREPEND {
             return error("prepend", "must be 0 to 16");
         }
-        let others = told.entry(route.prefix).or_default();
+    }
+    let mut sorted: Vec<&Route> = routes.iter().collect();
+    sorted.sort_by_key(|route| route.prefix);
+    sorted.chunk_by(|one, next| one.prefix == next.prefix).try_for_each(of_one_prefix)
+}
+
+/// No peer hears of a prefix twice.
+fn of_one_prefix(routes: &[&Route]) -> Result<(), ConfigError> {
+    for (index, route) in routes.iter().enumerate() {
         let same = |other: &&Route| match (&route.peers, &other.peers) {
             (None, None) => true,
             (Some(one), Some(other)) => !one.is_disjoint(other),
             _ => false,
         };
-        if others.iter().any(same) {
-            return match route.peers {
-                None => error("prefix", "is there more than once"),
-                Some(_) => error("peers", "the same peer would hear of the prefix twice"),
+        if routes[..index].iter().any(same) {
+            let (field, reason) = match route.peers {
+                None => ("prefix", "is there more than once"),
+                Some(_) => ("peers", "the same peer would hear of the prefix twice"),
             };
+            return Err(ConfigError::new(format!("route {}", route.prefix), field, reason));
         }
-        others.push(route);
     }
     Ok(())
 }
@@ -250,6 +257,7 @@ fn is_unicast(address: IpAddr) -> bool {
 mod tests {
     use super::*;
     use crate::config::{Bfd, Family, RouteAttributes, Timers};
+    use std::collections::BTreeMap;
 
     const BFD: Bfd = Bfd { min_tx_millis: 300, min_rx_millis: 300, multiplier: 3 };
 

@@ -3,12 +3,21 @@
 use crate::{
     health::Checks,
     host,
-    observed::{Check, Health, NodeInfo, Targets},
+    observed::{Check, FilterCounters, Health, NodeInfo, Targets},
 };
 use bgp_speaker::PeerId;
 use bgp_speaker::config::{BmpStation, ConfigError, Global, PeerConfig, PeerRange, Route};
-use lb_bpf::{Counters, FlowEvent, Installed, service::Desired, service::Endpoint};
-use std::{collections::BTreeSet, error::Error, future::Future, num::NonZeroU32, sync::Arc};
+use lb_bpf::{
+    DirtySlots, FlowEvent, Installed,
+    service::{Desired, Endpoint, ServiceKey},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    error::Error,
+    future::Future,
+    num::NonZeroU32,
+    sync::Arc,
+};
 use tokio::sync::watch;
 
 /// The packet path of this node.
@@ -31,8 +40,10 @@ pub trait Datapath: Send {
     fn changed(&mut self) -> impl Future<Output = ()> + Send;
     /// Bounded housekeeping, every few seconds.
     fn sweep(&mut self) -> Result<(), Self::Error>;
-    /// What it counted.
-    fn counters(&self) -> Result<Counters, Self::Error>;
+    /// What its packet filters counted.
+    fn filter_counters(&self) -> Result<FilterCounters, Self::Error>;
+    /// Of the services that have any, the slots that are dirty now.
+    fn dirty_slots(&self) -> Result<BTreeMap<ServiceKey, DirtySlots>, Self::Error>;
     /// A reader of the events of packets, beside it; one at a time.
     fn events(&self) -> Result<Self::Events, Self::Error>;
     /// Reports one packet in so many, and all that are dropped or begin a flow; none: reports nothing.
@@ -160,8 +171,12 @@ impl Datapath for lb_bpf::Datapath {
         Ok(())
     }
 
-    fn counters(&self) -> Result<Counters, Self::Error> {
-        lb_bpf::Datapath::counters(self)
+    fn filter_counters(&self) -> Result<FilterCounters, Self::Error> {
+        lb_bpf::Datapath::filter_counters(self)
+    }
+
+    fn dirty_slots(&self) -> Result<BTreeMap<ServiceKey, DirtySlots>, Self::Error> {
+        lb_bpf::Datapath::dirty_slots(self)
     }
 
     fn events(&self) -> Result<lb_bpf::Events, Self::Error> {

@@ -1,6 +1,7 @@
 //! Fairlead's controller: what users declare, what this node should have, and the loop that brings it there.
 //! Without the feature `runtime` this is the pure core.
 pub mod api;
+pub mod by_name;
 pub mod declared;
 pub mod desired;
 pub mod fault;

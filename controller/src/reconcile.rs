@@ -14,13 +14,13 @@ use crate::{
     appliers::{CheckResult, Checker, Datapath, Host, Speaker},
     declared::Declared,
     desired::{Desired, Draft, Memory},
-    observed::{Observed, Targets},
+    observed::{FilterCounters, Observed, Targets},
     store::Store,
 };
 use futures::{FutureExt, StreamExt, stream::BoxStream};
-use lb_bpf::{Counters, Installed};
+use lb_bpf::{DirtySlots, Installed, service::ServiceKey};
 use prometheus::Histogram;
-use std::{error::Error, mem, num::NonZeroU32, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, error::Error, mem, num::NonZeroU32, sync::Arc, time::Duration};
 use tokio::{
     sync::watch,
     time::{Instant, MissedTickBehavior},
@@ -30,7 +30,7 @@ use tokio::{
 const SLOWEST: Duration = Duration::from_secs(30);
 /// A pass that failed is repeated after this, then after twice as long, up to [`SLOWEST`].
 const FIRST_RETRY: Duration = Duration::from_millis(500);
-/// Housekeeping of the datapath, and reading of its counters.
+/// Housekeeping of the datapath.
 const SWEEP: Duration = Duration::from_secs(2);
 /// While somebody follows the flows, one packet in so many is reported of those that are neither dropped nor the first
 /// of a flow. A power of two.
@@ -47,8 +47,10 @@ pub struct View {
     pub observed: Arc<Observed>,
     /// What the datapath held after it; none: it has not said yet.
     pub installed: Option<Arc<Installed>>,
-    /// What the datapath counted, a few seconds ago at most.
-    pub counters: Arc<Counters>,
+    /// What rules of packet filters counted, a few seconds ago at most.
+    pub filters: Arc<FilterCounters>,
+    /// Slots of services that are dirty, after the last pass or some seconds later.
+    pub dirt: Arc<BTreeMap<ServiceKey, DirtySlots>>,
     /// Whether a pass was complete without an error.
     pub ready: bool,
     /// Passes so far.
@@ -109,7 +111,7 @@ impl<S: Store + ?Sized, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler
     /// Runs for ever. Nothing is done before the first snapshot. Durations of passes go to `pass_seconds`.
     pub async fn run(mut self, pass_seconds: Histogram) {
         // Counters outlive the process: nobody shall read 0 first.
-        self.count();
+        self.look();
         // The process before may have been sampling when it died.
         self.sample();
         let mut snapshots = self.store.watch();
@@ -210,6 +212,8 @@ impl<S: Store + ?Sized, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler
         }
         errors.note("store.publish", self.store.publish(&desired.status).await);
 
+        // Before anybody sees what is installed: which slots are dirty for it.
+        self.look();
         let complete = errors.0.is_empty();
         let last_error = (!complete).then(|| errors.0.join("; "));
         self.view.send_modify(|view| {
@@ -265,7 +269,7 @@ impl<S: Store + ?Sized, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler
 
     fn sweep(&mut self) {
         Errors::default().note("datapath.sweep", self.datapath.sweep());
-        self.count();
+        self.look();
         // Should it have failed before.
         self.sample();
     }
@@ -278,12 +282,19 @@ impl<S: Store + ?Sized, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler
         }
     }
 
-    fn count(&mut self) {
+    /// Looks at what changes by packets and time.
+    fn look(&mut self) {
         let mut errors = Errors::default();
-        if let Some(counters) = errors.note("datapath.counters", self.datapath.counters()) {
-            self.observed.filters = Arc::new(counters.filters.clone());
-            self.view.send_modify(|view| view.counters = Arc::new(counters));
+        if let Some(filters) = errors.note("datapath.filter_counters", self.datapath.filter_counters()) {
+            self.observed.filters = Arc::new(filters);
         }
+        let dirt = errors.note("datapath.dirty_slots", self.datapath.dirty_slots());
+        self.view.send_modify(|view| {
+            view.filters = Arc::clone(&self.observed.filters);
+            if let Some(dirt) = dirt {
+                view.dirt = Arc::new(dirt);
+            }
+        });
     }
 }
 

@@ -223,7 +223,7 @@ async fn instance(
     let start = || if forwards { bgp_speaker::spawn_restarted() } else { bgp_speaker::spawn() };
     let speaker = successor.unwrap_or_else(start);
 
-    let (faults, tracer) = (store.faults(), datapath.tracer()?);
+    let (faults, observer) = (store.faults(), datapath.observer()?);
     let (flows, events) = (Flows::default(), datapath.events()?);
     let (reconciler, view) = Reconciler::new(
         Arc::clone(&store),
@@ -243,7 +243,8 @@ async fn instance(
         speaker: speaker.clone(),
         map_sizes: options.map_sizes,
         conditions: Arc::default(),
-        tracer,
+        observer,
+        counting: Arc::default(),
         flows: flows.clone(),
     };
     let mut parts = JoinSet::new();

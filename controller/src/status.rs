@@ -1,73 +1,45 @@
 //! What became of the declared objects, as one value: published to a store and given back by it.
-use crate::api::{
-    AddressPoolStatus, BGPAdvertisementStatus, BGPPeerStatus, BGPRouterStatus, ClusterLinkStatus,
-    LoadBalancerStatus, PacketFilterStatus, ServicePolicyStatus, node::NodeStatus,
+use crate::{
+    api::{
+        AddressPoolStatus, BGPAdvertisementStatus, BGPPeerStatus, BGPRouterStatus, ClusterLinkStatus,
+        LoadBalancerStatus, PacketFilterStatus, ServicePolicyStatus, node::NodeStatus,
+    },
+    by_name::ByName,
 };
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
     jiff::Timestamp,
 };
 use serde::{Deserialize, Serialize};
-use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
+use std::borrow::Cow;
 
 /// The statuses of the objects of one kind by name. What has not changed is shared with the set before.
-pub type Statuses<T> = BTreeMap<String, Arc<T>>;
+pub type Statuses<T> = ByName<T>;
 
 /// The statuses of all objects, by kind and name. JSON keys are camelCase and stable: it is also a file format.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct StatusSet {
     /// Of address pools.
-    #[serde(with = "shared")]
     pub pools: Statuses<AddressPoolStatus>,
     /// Of LoadBalancers.
-    #[serde(with = "shared")]
     pub load_balancers: Statuses<LoadBalancerStatus>,
     /// Of Kubernetes' Services of our class, by `NAMESPACE/NAME`.
-    #[serde(with = "shared")]
     pub services: Statuses<LoadBalancerStatus>,
     /// Of service policies.
-    #[serde(with = "shared")]
     pub policies: Statuses<ServicePolicyStatus>,
     /// Of BGP speakers.
-    #[serde(with = "shared")]
     pub routers: Statuses<BGPRouterStatus>,
     /// Of BGP neighbours.
-    #[serde(with = "shared")]
     pub peers: Statuses<BGPPeerStatus>,
     /// Of advertisements.
-    #[serde(with = "shared")]
     pub advertisements: Statuses<BGPAdvertisementStatus>,
     /// Of nodes, about their pod CIDRs.
-    #[serde(with = "shared")]
     pub nodes: Statuses<NodeStatus>,
     /// Of packet filters.
-    #[serde(with = "shared")]
     pub packet_filters: Statuses<PacketFilterStatus>,
     /// Of links to other clusters.
-    #[serde(with = "shared")]
     pub cluster_links: Statuses<ClusterLinkStatus>,
-}
-
-/// Statuses as if they were not shared.
-mod shared {
-    use super::Statuses;
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-    use std::{collections::BTreeMap, sync::Arc};
-
-    pub(super) fn serialize<T: Serialize, S: Serializer>(
-        statuses: &Statuses<T>,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(statuses.iter().map(|(name, status)| (name, &**status)))
-    }
-
-    pub(super) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Statuses<T>, D::Error> {
-        let statuses = BTreeMap::<String, T>::deserialize(deserializer)?;
-        Ok(statuses.into_iter().map(|(name, status)| (name, Arc::new(status))).collect())
-    }
 }
 
 /// The status of a condition.
@@ -180,6 +152,7 @@ pub fn seconds(time: &Time) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
 
     fn ready(before: &[Condition], holds: bool, message: &str, now: u64) -> Vec<Condition> {
         let mut conditions = Conditions::new(before, Some(1), now);
@@ -201,10 +174,8 @@ mod tests {
     #[test]
     fn comes_back_as_written() {
         let status = AddressPoolStatus { conditions: ready(&[], true, "one", 1_000), ..Default::default() };
-        let set = StatusSet {
-            pools: BTreeMap::from([("vips".to_owned(), Arc::new(status))]),
-            ..Default::default()
-        };
+        let set =
+            StatusSet { pools: ByName::from([("vips".to_owned(), Arc::new(status))]), ..Default::default() };
         let text = serde_json::to_string(&set).unwrap();
         assert_eq!(serde_json::from_str::<StatusSet>(&text).unwrap(), set);
     }

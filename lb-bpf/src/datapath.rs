@@ -14,14 +14,14 @@ use crate::{
         plan::{Plan, PlanError},
         tables::GRACE,
     },
-    status::{Counters, Installed, InterfaceStatus, SweepReport, XdpMode},
+    status::{Counter, Counters, DirtySlots, Installed, InterfaceStatus, SweepReport, XdpMode},
     trace::{Packet, Trace, trace},
     tunnel_source::TunnelSources,
 };
 use futures::TryStreamExt;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkXdp, XdpAttached};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     num::NonZeroU32,
     path::PathBuf,
@@ -196,9 +196,19 @@ impl Datapath {
 
     /// Packets by service and backend, by verdict, and by filter.
     pub fn counters(&self) -> Result<Counters, DatapathError> {
+        Ok(Counters::read(&self.loaded.maps)?)
+    }
+
+    /// Packets by filter: [`Counters::filters`] alone.
+    pub fn filter_counters(&self) -> Result<BTreeMap<String, Counter>, DatapathError> {
+        Ok(Counters::of_filters(&self.loaded.maps)?)
+    }
+
+    /// Of the services that have any, the slots that are dirty now.
+    pub fn dirty_slots(&self) -> Result<BTreeMap<ServiceKey, DirtySlots>, DatapathError> {
         match &self.state {
-            Some(state) => Ok(state.counters(&self.loaded.maps)?),
-            None => Ok(State::restore(&self.loaded.maps)?.counters(&self.loaded.maps)?),
+            Some(state) => Ok(state.dirty_slots()),
+            None => Ok(State::restore(&self.loaded.maps)?.dirty_slots()),
         }
     }
 
@@ -207,9 +217,9 @@ impl Datapath {
         Ok(dump::dump(&self.loaded.maps)?)
     }
 
-    /// What says how a packet would be handled, whatever this value is busy with.
-    pub fn tracer(&self) -> Result<Tracer, DatapathError> {
-        Ok(Tracer(Arc::new(self.loaded.open_again()?)))
+    /// What reads the maps, whatever this value is busy with.
+    pub fn observer(&self) -> Result<Observer, DatapathError> {
+        Ok(Observer(Arc::new(self.loaded.open_again()?)))
     }
 
     /// How many operations on the maps [`Datapath::install`] and [`Datapath::prune`] have done since the start.
@@ -276,9 +286,14 @@ impl Datapath {
 /// Reads the installed maps beside their [`Datapath`], like the kernel program does, and changes nothing. Cheap to
 /// clone.
 #[derive(Clone)]
-pub struct Tracer(Arc<KernelMaps>);
+pub struct Observer(Arc<KernelMaps>);
 
-impl Tracer {
+impl Observer {
+    /// See [`Datapath::counters`].
+    pub fn counters(&self) -> Result<Counters, DatapathError> {
+        Ok(Counters::read(&*self.0)?)
+    }
+
     /// What the kernel program would do with `packet` now. It may take some milliseconds: when the packet would need
     /// an entry in a table of flows, all entries are counted.
     pub fn trace(&self, packet: &Packet) -> Result<Trace, DatapathError> {

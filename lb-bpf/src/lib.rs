@@ -33,7 +33,7 @@ pub mod trace;
 pub mod tunnel_source;
 
 #[cfg(feature = "loader")]
-pub use datapath::{Datapath, Options, Tracer};
+pub use datapath::{Datapath, Observer, Options};
 #[cfg(feature = "loader")]
 pub use error::DatapathError;
 #[cfg(feature = "loader")]

@@ -140,15 +140,10 @@ impl Lab {
         Ok(last.unwrap_or_default())
     }
 
-    /// Waits until a load balancer has no dirty slot, and so answers for every flow as all others do. Traffic must be under
-    /// way: counts are as old as the last housekeeping, and packets tell that there was one since.
+    /// Waits until a load balancer has no dirty slot, and so answers for every flow as all others do.
     pub fn wait_clean(&mut self, balancer: usize) -> Result<(), Error> {
-        let packets = |rows: &[ServiceRow]| -> u64 {
-            rows.iter().flat_map(|row| &row.backends).map(|backend| backend.packets).sum()
-        };
-        let before = packets(&self.wait_services(balancer, |_| true)?);
         let is_clean = |row: &ServiceRow| row.learning_slots == 0 && row.settled_slots == 0;
-        self.wait_services(balancer, |rows| packets(rows) > before && rows.iter().all(is_clean)).map(drop)
+        self.wait_services(balancer, |rows| rows.iter().all(is_clean)).map(drop)
     }
 
     /// Waits until the router's kernel has exactly these load balancers as next hops of these VIPs.

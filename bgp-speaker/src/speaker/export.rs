@@ -11,58 +11,83 @@ use crate::{
     wire::{AsPath, Attributes, Community, ExtendedCommunity, LargeCommunity, NextHop, PathId},
 };
 use ipnet::IpNet;
-use std::{collections::BTreeMap, mem, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr};
 
 impl Speaker {
-    /// Compares the routes with what is announced, and marks what differs.
-    pub(super) fn replace_own_routes(&mut self, routes: Vec<Route>) {
-        let asn = self.global.as_ref().map_or(Asn(0), |global| global.asn);
-        let mut wanted: BTreeMap<IpNet, Vec<OwnRoute>> = BTreeMap::new();
-        for route in routes {
-            let attributes = self.rib.attributes.intern(own_attributes(&route.attributes, asn));
-            wanted.entry(route.prefix).or_default().push(OwnRoute {
-                attributes,
-                config: route.attributes,
-                peers: route.peers,
-            });
-        }
-        let old = mem::take(&mut self.own);
-        for prefix in old.keys().filter(|prefix| !wanted.contains_key(prefix)) {
-            let family = family_of(prefix);
-            if let Some(id) = self.rib.table(family).find(prefix) {
-                if let Some(change) = self.rib.remove(family, id, Source::LOCAL, PathId::default()) {
-                    self.mark(family, &change);
-                }
-                self.release_unused(family, [id]);
+    /// Compares the routes with what is announced, and changes and marks what differs.
+    pub(super) fn replace_own_routes(&mut self, mut routes: Vec<Route>) {
+        // Several of one prefix keep their order.
+        routes.sort_by_key(|route| route.prefix);
+        let (mut gone, mut other) = (Vec::new(), Vec::new());
+        let mut known = self.own.iter().peekable();
+        for wanted in routes.chunk_by(|one, next| one.prefix == next.prefix) {
+            let prefix = wanted[0].prefix;
+            while let Some((known, _)) = known.next_if(|(known, _)| **known < prefix) {
+                gone.push(*known);
+            }
+            let own = known.next_if(|(known, _)| **known == prefix);
+            if !own.is_some_and(|(_, own)| own.iter().eq(wanted)) {
+                other.push(wanted);
             }
         }
-        for (prefix, routes) in &wanted {
-            if old.get(prefix) != Some(routes)
-                && let Some(first) = routes.first()
-            {
-                let family = family_of(prefix);
-                let change = self.rib.set(family, *prefix, Path::own(first.attributes));
-                // Of several routes another one may have changed.
-                self.mark(family, &Change { best: true, ..change });
-            }
+        gone.extend(known.map(|(known, _)| *known));
+        for prefix in gone {
+            self.withdraw_own(prefix);
         }
-        for route in old.into_values().flatten() {
-            self.rib.attributes.release(route.attributes);
+        for wanted in other {
+            self.set_own(wanted[0].prefix, wanted);
         }
-        self.own = wanted;
     }
 
     /// After a change of our AS: what own routes are prepended with is another AS now.
     pub(super) fn rebuild_own_routes(&mut self) {
-        let routes = self.own.iter().flat_map(|(&prefix, routes)| {
-            routes.iter().map(move |route| Route {
-                prefix,
-                attributes: route.config.clone(),
-                peers: route.peers.clone(),
-            })
+        let prefixes: Vec<IpNet> = self.own.keys().copied().collect();
+        for prefix in prefixes {
+            let own = self.own.get(&prefix).into_iter().flatten();
+            let routes: Vec<_> = own
+                .map(|route| Route { prefix, attributes: route.config.clone(), peers: route.peers.clone() })
+                .collect();
+            self.set_own(prefix, &routes);
+        }
+    }
+
+    /// Announces these routes of one prefix, and no others of it.
+    fn set_own(&mut self, prefix: IpNet, routes: &[Route]) {
+        let asn = self.global.as_ref().map_or(Asn(0), |global| global.asn);
+        let own = routes.iter().map(|Route { attributes, peers, .. }| OwnRoute {
+            attributes: self.rib.attributes.intern(own_attributes(attributes, asn)),
+            config: attributes.clone(),
+            peers: peers.clone(),
         });
-        let routes = routes.collect();
-        self.replace_own_routes(routes);
+        let own: Vec<OwnRoute> = own.collect();
+        if self.own.get(&prefix) != Some(&own)
+            && let Some(first) = own.first()
+        {
+            let family = family_of(&prefix);
+            let change = self.rib.set(family, prefix, Path::own(first.attributes));
+            // Of several routes another one may have changed.
+            self.mark(family, &Change { best: true, ..change });
+        }
+        let old = self.own.insert(prefix, own);
+        self.release_own(old);
+    }
+
+    fn withdraw_own(&mut self, prefix: IpNet) {
+        let family = family_of(&prefix);
+        if let Some(id) = self.rib.table(family).find(&prefix) {
+            if let Some(change) = self.rib.remove(family, id, Source::LOCAL, PathId::default()) {
+                self.mark(family, &change);
+            }
+            self.release_unused(family, [id]);
+        }
+        let old = self.own.remove(&prefix);
+        self.release_own(old);
+    }
+
+    fn release_own(&mut self, routes: Option<Vec<OwnRoute>>) {
+        for route in routes.into_iter().flatten() {
+            self.rib.attributes.release(route.attributes);
+        }
     }
 
     /// A path of a prefix changed: whoever knows it or may hear of it looks again, if it is the best one, or all
@@ -177,6 +202,13 @@ impl Speaker {
             table.touch(&prefixes);
             self.release_unused(family, unused);
         }
+    }
+}
+
+impl PartialEq<Route> for OwnRoute {
+    /// Whether that is what was asked for.
+    fn eq(&self, route: &Route) -> bool {
+        self.config == route.attributes && self.peers == route.peers
     }
 }
 

@@ -157,6 +157,13 @@ pub fn kubernetes_status(status: &LoadBalancerStatus) -> ServiceStatus {
     }
 }
 
+/// Whether both have the same [`kubernetes_status`], but for the times of addresses, of which only the latest stands there.
+pub fn is_same_in_kubernetes(one: &LoadBalancerStatus, other: &LoadBalancerStatus) -> bool {
+    one.observed_generation == other.observed_generation
+        && one.conditions == other.conditions
+        && one.addresses == other.addresses
+}
+
 /// How the condition [`POOLS`] calls what is no pool; no pool has this name, for it has a space.
 const NO_POOL: &str = "no pool";
 
@@ -275,6 +282,13 @@ mod tests {
         all.extend(others.map(|other| Condition { type_: other.to_owned(), ..all[0].clone() }));
         all.reverse();
         assert_eq!(status_of(&service), status);
+        let more = LoadBalancerStatus { backends: 3, programmed_nodes: Some(1), ..status.clone() };
+        assert!(
+            is_same_in_kubernetes(&more, &status) && kubernetes_status(&more) == kubernetes_status(&status)
+        );
+        let mut moved = status.clone();
+        moved.addresses.pop();
+        assert!(!is_same_in_kubernetes(&moved, &status));
         let strange = "status: {loadBalancer: {ingress: [{hostname: a}, {ip: nonsense}, {ip: 192.0.2.1}, {ip: 192.0.2.1}]}}";
         assert_eq!(status_of(&self::service(strange)).addresses.len(), 1);
     }

@@ -8,22 +8,28 @@ use crate::{
     declared::Declared,
 };
 use k8s_openapi::api::core::v1::{Service, ServicePort};
-use std::{collections::HashMap, iter, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    iter,
+    net::IpAddr,
+    sync::Arc,
+};
 
 /// The EndpointSlices by namespace and name of their Services, imported ones among them, and the links.
 pub(super) struct Slices<'a>(HashMap<&'a str, HashMap<&'a str, Vec<&'a EndpointSlice>>>, &'a Links);
 
 impl<'a> Slices<'a> {
-    /// Those of the Services that `is_wanted`, by namespace and name.
-    pub(super) fn new(
-        declared: &'a Declared,
-        links: &'a Links,
-        is_wanted: impl Fn((&str, &str)) -> bool,
-    ) -> Self {
+    /// Those of the Services that are `wanted`, by namespace and name.
+    pub(super) fn new(declared: &'a Declared, links: &'a Links, wanted: &BTreeSet<(&str, &str)>) -> Self {
         let mut slices: HashMap<_, HashMap<_, Vec<_>>> = HashMap::new();
-        for (name, slice) in &declared.endpoint_slices {
-            if let Some(service) = service_of(name, slice).filter(|service| is_wanted(*service)) {
-                slices.entry(service.0).or_default().entry(service.1).or_default().push(&**slice);
+        let namespaces: BTreeSet<_> = wanted.iter().map(|(namespace, _)| *namespace).collect();
+        for namespace in namespaces {
+            let first = [namespace, "/"].concat();
+            let own = declared.endpoint_slices.range(first.clone()..);
+            for (name, slice) in own.take_while(|(name, _)| name.starts_with(&first)) {
+                if let Some(service) = service_of(name, slice).filter(|service| wanted.contains(service)) {
+                    slices.entry(service.0).or_default().entry(service.1).or_default().push(&**slice);
+                }
             }
         }
         Slices(slices, links)

@@ -14,6 +14,7 @@ use crate::{
         AddressPool, EndpointSlice, Kind, LoadBalancer, LoadBalancerStatus, ServicePolicy,
         load_balancer::AssignedAddress,
     },
+    by_name::ByName,
     declared::Declared,
     fault::Fault,
     observed::{Health, Observed},
@@ -26,7 +27,7 @@ use k8s_openapi::{
 };
 use lb_bpf::InstalledService;
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeSet, HashSet},
     mem,
     net::IpAddr,
     sync::Arc,
@@ -47,7 +48,7 @@ pub struct Memory {
 /// What counts for every source. With another one nothing is remembered.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Context {
-    pub(super) policies: BTreeMap<String, Arc<ServicePolicy>>,
+    pub(super) policies: ByName<ServicePolicy>,
     pub(super) nodes: Nodes,
     pub(super) zone: Option<String>,
     pub(super) balances: bool,
@@ -272,11 +273,28 @@ impl Memory {
 
     /// What is remembered of these, which are in the order of the sources.
     pub(super) fn recall(&mut self, declared: &Declared, all: &[Declaration<'_>]) -> Vec<Option<Remembered>> {
-        let mut known = mem::take(&mut self.sources).into_iter().peekable();
+        let known = mem::take(&mut self.sources);
         let Some(snapshot) = self.snapshot.as_deref() else {
             return all.iter().map(|_| None).collect();
         };
         let changed = changed_slices(&snapshot.endpoint_slices, &declared.endpoint_slices);
+        let has_other_slices = |services: &[(&str, &str)]| services.iter().any(|one| changed.contains(one));
+        if known.len() == all.len() && has_same_sources(snapshot, declared) {
+            let known = known.into_iter().zip(all);
+            return known
+                .map(|(known, (object, name, _))| {
+                    let has_other = !changed.is_empty()
+                        && match object {
+                            Object::Service(_) => {
+                                name.split_once('/').is_some_and(|own| changed.contains(&own))
+                            }
+                            Object::LoadBalancer(_) => has_other_slices(&object.services(name)),
+                        };
+                    (!has_other).then_some(known)
+                })
+                .collect();
+        }
+        let mut known = known.into_iter().peekable();
         let is_service_same = |(namespace, name): (&str, &str)| {
             let name = [namespace, "/", name].concat();
             same(snapshot.services.get(&name), declared.services.get(&name))
@@ -290,7 +308,7 @@ impl Memory {
             let services = object.services(name);
             let is_same = known.object.is(*object)
                 && same(known.before.as_ref(), *before)
-                && !services.iter().any(|service| changed.contains(service))
+                && !has_other_slices(&services)
                 && (object.kind() == Kind::Service || services.into_iter().all(is_service_same));
             is_same.then_some(known)
         };
@@ -330,9 +348,18 @@ impl Memory {
     }
 }
 
+/// Whether nothing of what sources are made of is another, but for slices. No means that something may be.
+fn has_same_sources(one: &Declared, other: &Declared) -> bool {
+    one.load_balancers.is_same(&other.load_balancers)
+        && one.services.is_same(&other.services)
+        && one.statuses.load_balancers.is_same(&other.statuses.load_balancers)
+        && one.statuses.services.is_same(&other.statuses.services)
+}
+
 fn has_same_pools(one: &Declared, other: &Declared) -> bool {
-    fn all<T>(one: &BTreeMap<String, Arc<T>>, other: &BTreeMap<String, Arc<T>>) -> bool {
-        one.len() == other.len() && joined(one, other).all(|(_, one, other)| same(Some(one), other))
+    fn all<T>(one: &ByName<T>, other: &ByName<T>) -> bool {
+        let is_same = |(_, one, other): (&String, &Arc<T>, Option<&Arc<T>>)| same(Some(one), other);
+        one.is_same(other) || one.len() == other.len() && joined(one, other).all(is_same)
     }
     all::<AddressPool>(&one.pools, &other.pools)
         && all::<Namespace>(&one.namespaces, &other.namespaces)
@@ -341,14 +368,25 @@ fn has_same_pools(one: &Declared, other: &Declared) -> bool {
 
 /// Namespace and name of the Services whose slices are not the same.
 fn changed_slices<'a>(
-    before: &'a BTreeMap<String, Arc<EndpointSlice>>,
-    after: &'a BTreeMap<String, Arc<EndpointSlice>>,
+    before: &'a ByName<EndpointSlice>,
+    after: &'a ByName<EndpointSlice>,
 ) -> HashSet<(&'a str, &'a str)> {
     let mut changed = HashSet::new();
-    for (one, other) in [(before, after), (after, before)] {
-        let differing = joined(one, other).filter(|(_, one, other)| !same(Some(one), *other));
-        changed.extend(differing.filter_map(|(name, slice, _)| service_of(name, slice)));
+    if before.is_same(after) {
+        return changed;
     }
+    let mut others = after.iter().peekable();
+    for one in before.iter() {
+        while let Some((name, slice)) = others.next_if(|other| other.0 < one.0) {
+            changed.extend(service_of(name, slice));
+        }
+        let other = others.next_if(|other| other.0 == one.0);
+        if !other.is_some_and(|(_, other)| Arc::ptr_eq(one.1, other)) {
+            changed
+                .extend([Some(one), other].into_iter().flatten().filter_map(|(name, s)| service_of(name, s)));
+        }
+    }
+    changed.extend(others.filter_map(|(name, slice)| service_of(name, slice)));
     changed
 }
 
@@ -517,12 +555,16 @@ mod tests {
             )
             .unwrap();
         }
-        parse_directory(&BTreeMap::from([("a.yaml".into(), text)])).unwrap()
+        parse_directory(&std::collections::BTreeMap::from([("a.yaml".into(), text)])).unwrap()
     }
 
     /// What is the same is shared, as stores do it.
     fn share(now: &mut Declared, before: &Declared) {
-        fn all<T: PartialEq>(now: &mut BTreeMap<String, Arc<T>>, before: &BTreeMap<String, Arc<T>>) {
+        fn all<T: PartialEq>(now: &mut ByName<T>, before: &ByName<T>) {
+            if *now == *before {
+                *now = before.clone();
+                return;
+            }
             for (name, now) in now {
                 if let Some(before) = before.get(name).filter(|before| *before == now) {
                     *now = Arc::clone(before);

@@ -24,7 +24,7 @@ use k8s_openapi::{
 };
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet},
     iter,
     net::IpAddr,
     ops::Deref,
@@ -147,9 +147,9 @@ impl<'a> Source<'a> {
         let all: Vec<_> = balancers.chain(services).collect();
         let known = memory.recall(declared, &all);
         let stale = all.iter().zip(&known).filter(|(_, known)| known.is_none());
-        let wanted: HashSet<_> = stale.flat_map(|((object, name, _), _)| object.services(name)).collect();
+        let wanted: BTreeSet<_> = stale.flat_map(|((object, name, _), _)| object.services(name)).collect();
         let links = memory.context.links.clone();
-        let slices = Slices::new(declared, &links, |service| wanted.contains(&service));
+        let slices = Slices::new(declared, &links, &wanted);
         let mut policies: Vec<_> = declared.policies.iter().collect();
         // Stable: policies of one age stay in the order of their names.
         policies.sort_by_key(|(_, policy)| created(&policy.metadata));

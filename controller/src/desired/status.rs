@@ -38,17 +38,24 @@ pub(super) fn status(
     let faults = Faults::new(draft);
     let mut of_kind = |kind, said: &Statuses<LoadBalancerStatus>| {
         // All in the order of the names.
-        let mut said = said.iter().peekable();
+        let (mut others, mut is_same) = (said.iter().peekable(), true);
         let all = draft.services.all.iter().zip(&announcements.outcomes).zip(&mut *remembered);
         let all = all.filter(|((balanced, _), _)| balanced.source.kind == kind);
-        let status = all.map(|((balanced, outcomes), remembered)| {
+        let statuses = all.map(|((balanced, outcomes), remembered)| {
             let name = balanced.source.name;
-            while said.next_if(|(other, _)| other.as_str() < name).is_some() {}
-            let said = said.next_if(|(other, _)| *other == name).map(|(_, status)| status);
+            while others.next_if(|(other, _)| other.as_str() < name).is_some() {}
+            let said = others.next_if(|(other, _)| *other == name).map(|(_, status)| status);
             let of = Standpoint { balanced, said, held, outcomes };
-            (name.to_owned(), of.status(draft, &faults, remembered))
+            let status = of.status(draft, &faults, remembered);
+            is_same &= said.is_some_and(|said| Arc::ptr_eq(said, &status));
+            (name, status)
         });
-        status.collect()
+        let statuses: Vec<_> = statuses.collect();
+        // Mostly there is nothing new to say.
+        match is_same && statuses.len() == said.len() {
+            true => said.clone(),
+            false => statuses.into_iter().map(|(name, status)| (name.to_owned(), status)).collect(),
+        }
     };
     let said = &draft.observed.said;
     StatusSet {

@@ -153,13 +153,13 @@ impl Datapath for FakeDatapath {
         Ok(())
     }
 
-    fn counters(&self) -> Result<Counters, Failed> {
+    fn filter_counters(&self) -> Result<FilterCounters, Failed> {
         let counter = Counter { packets: 7, bytes: 420, flows: 0 };
-        let rules = self.0.lock().unwrap().filters.clone();
-        Ok(Counters {
-            filters: rules.into_iter().map(|rule| (rule, counter)).collect(),
-            ..Counters::default()
-        })
+        Ok(self.0.lock().unwrap().filters.iter().map(|rule| (rule.clone(), counter)).collect())
+    }
+
+    fn dirty_slots(&self) -> Result<BTreeMap<ServiceKey, DirtySlots>, Failed> {
+        Ok(BTreeMap::new())
     }
 
     fn events(&self) -> Result<NoEvents, Failed> {

@@ -68,8 +68,8 @@ async fn object(
     }
 }
 
-async fn services(State(instance): State<Instance>) -> Json<Vec<ServiceRow>> {
-    Json(instance.services())
+async fn services(State(instance): State<Instance>) -> Answer<Vec<ServiceRow>> {
+    instance.services().await.map(Json).map_err(|error| refusal(StatusCode::INTERNAL_SERVER_ERROR, error))
 }
 
 async fn clusters(State(instance): State<Instance>) -> Json<Vec<LinkRow>> {

@@ -20,7 +20,7 @@ use crate::{
 use bgp_speaker::Handle;
 use bgp_speaker::PeerId;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use lb_bpf::{DatapathError, Sizes, Tracer, trace::Packet};
+use lb_bpf::{Counters, DatapathError, Observer, Sizes, trace::Packet};
 use prometheus::{Histogram, HistogramOpts, exponential_buckets};
 use serde::Serialize;
 use serde_json::Value;
@@ -47,7 +47,9 @@ pub struct Instance {
     /// Conditions of the NodeState when somebody asked last.
     pub conditions: Arc<Mutex<Vec<Condition>>>,
     /// Reads the maps in the kernel.
-    pub tracer: Tracer,
+    pub observer: Observer,
+    /// Held by who reads all counters: one at a time.
+    pub counting: Arc<Mutex<()>>,
     /// What becomes of packets.
     pub flows: Flows,
 }
@@ -55,7 +57,7 @@ pub struct Instance {
 impl Instance {
     /// The objects of a kind with their status, by name, as Kubernetes would show them.
     pub(super) fn objects(&self, kind: Kind) -> BTreeMap<String, Value> {
-        let View { declared, desired, counters, .. } = &*self.view.borrow();
+        let View { declared, desired, filters, .. } = &*self.view.borrow();
         let status = &desired.status;
         match kind {
             Kind::AddressPool => with_status(&declared.pools, &status.pools),
@@ -69,7 +71,7 @@ impl Instance {
             Kind::BGPAdvertisement => with_status(&declared.advertisements, &status.advertisements),
             Kind::ClusterLink => with_status(&declared.cluster_links, &status.cluster_links),
             Kind::PacketFilter => {
-                with_status(&declared.packet_filters, &counted(&status.packet_filters, &counters.filters))
+                with_status(&declared.packet_filters, &counted(&status.packet_filters, filters))
             }
             // Nobody declares it: see `node_state`.
             Kind::NodeState => BTreeMap::new(),
@@ -79,8 +81,19 @@ impl Instance {
     }
 
     /// The services of the datapath.
-    pub(super) fn services(&self) -> Vec<ServiceRow> {
-        service_rows(&self.view.borrow())
+    pub(super) async fn services(&self) -> Result<Vec<ServiceRow>, String> {
+        let counters = self.counters().await?;
+        Ok(service_rows(&self.view.borrow(), &counters))
+    }
+
+    /// What the datapath counted until now. Where there are very many backends this takes a while, which neither the reconcile
+    /// loop nor other requests wait for.
+    async fn counters(&self) -> Result<Counters, String> {
+        let _turn = self.counting.lock().await;
+        let observer = self.observer.clone();
+        let counted = tokio::task::spawn_blocking(move || observer.counters());
+        let counted = counted.await.map_err(|error| error.to_string())?;
+        counted.map_err(|error| format!("reading the datapath: {error}"))
     }
 
     /// Links to other clusters.
@@ -91,7 +104,7 @@ impl Instance {
 
     /// What the kernel would do with a packet now. Reads maps: may take some milliseconds.
     pub(super) fn trace(&self, packet: &Packet) -> Result<TraceRow, DatapathError> {
-        let trace = self.tracer.trace(packet)?;
+        let trace = self.observer.trace(packet)?;
         Ok(trace_row(&self.view.borrow(), trace))
     }
 
@@ -160,11 +173,12 @@ impl Instance {
     /// The page of metrics.
     pub(super) async fn metrics(&self) -> prometheus::Result<String> {
         let peers = self.speaker.peers().await;
+        let counters = self.counters().await.map_err(prometheus::Error::Msg)?;
         let view = self.view.borrow().clone();
         Facts {
             status: &self.status(),
-            services: &service_rows(&view),
-            counters: &view.counters,
+            services: &service_rows(&view, &counters),
+            counters: &counters,
             peers: &peers,
             peer_names: &peer_names(&view),
             conditions: &conditions(&view),

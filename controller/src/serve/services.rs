@@ -7,7 +7,7 @@ use crate::{
     reconcile::View,
 };
 use lb_bpf::{
-    Counter, InstalledService,
+    Counter, Counters, InstalledService,
     service::{Endpoint, Service, ServiceKey, Target, mode_label},
     trace::Trace,
 };
@@ -17,15 +17,15 @@ use std::{
 };
 
 /// One row per desired service.
-pub(super) fn service_rows(view: &View) -> Vec<ServiceRow> {
+pub(super) fn service_rows(view: &View, counters: &Counters) -> Vec<ServiceRow> {
     let services = view.desired.datapath.services.iter();
     let nodes = Nodes::new(view);
     services
         .map(|(key, service)| {
             let held = view.installed.as_ref().and_then(|installed| installed.services.get(key));
             let held = held.map(|held| &**held);
-            let counted = view.counters.services.get(key);
-            let dirt = view.counters.dirt.get(key).copied().unwrap_or_default();
+            let counted = counters.services.get(key);
+            let dirt = view.dirt.get(key).copied().unwrap_or_default();
             ServiceRow {
                 name: key.to_string(),
                 frontends: service.frontends.iter().map(FrontendRow::from).collect(),
@@ -35,7 +35,7 @@ pub(super) fn service_rows(view: &View) -> Vec<ServiceRow> {
                 learning_slots: dirt.learning,
                 settled_slots: dirt.settled,
                 backends: backend_rows(view, &nodes, key, service, held, counted),
-                drops: drop_rows(view, key),
+                drops: drop_rows(counters, key),
             }
         })
         .collect()
@@ -107,8 +107,8 @@ fn backend_rows(
     endpoints.into_iter().map(row).collect()
 }
 
-fn drop_rows(view: &View, key: &ServiceKey) -> BTreeMap<String, DropRow> {
-    let drops = view.counters.drops.get(key).into_iter().flatten();
+fn drop_rows(counters: &Counters, key: &ServiceKey) -> BTreeMap<String, DropRow> {
+    let drops = counters.drops.get(key).into_iter().flatten();
     drops
         .map(|(verdict, Counter { packets, bytes, .. })| {
             ((*verdict).to_owned(), DropRow { packets: *packets, bytes: *bytes })

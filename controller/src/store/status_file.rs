@@ -114,13 +114,13 @@ fn io_error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Stor
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::status::Statuses;
     use crate::{api::LoadBalancerStatus, store::files::tests::Scratch};
-    use std::collections::BTreeMap;
 
     fn statuses(backends: i64) -> StatusSet {
         let status = LoadBalancerStatus { backends, ..Default::default() };
         StatusSet {
-            load_balancers: BTreeMap::from([("web".to_owned(), status.into())]),
+            load_balancers: Statuses::from([("web".to_owned(), status.into())]),
             ..Default::default()
         }
     }

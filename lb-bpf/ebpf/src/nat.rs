@@ -61,9 +61,22 @@ pub fn claim<C: Context>(ctx: &C) -> Result<(), Verdict> {
                 choice.nat_port = key.dst_port;
                 return Ok(());
             }
-            Err(EEXIST) if is_first => is_first = false,
-            Err(EEXIST) => ports.advance(),
+            Err(EEXIST) => {}
             Err(_) => return Err(Verdict::FlowTableFull),
+        }
+        // The flow's own, whose entry in `flows` was removed: the backend knows the flow by this port.
+        if let Some(entry) = installed(key)
+            && is_of(entry, flow)
+        {
+            entry.seen = now;
+            set_way_back(entry, flow, ctx, tags);
+            choice.nat_port = key.dst_port;
+            return Ok(());
+        }
+        if is_first {
+            is_first = false;
+        } else {
+            ports.advance();
         }
     }
     Err(Verdict::NatPortsExhausted)

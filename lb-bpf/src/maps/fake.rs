@@ -1,5 +1,5 @@
 //! The maps in memory, with the limits of the real ones: for tests without a kernel.
-use super::{Chunk, Cursor, MapError, Maps, Op, Sizes, vip_index};
+use super::{Chunk, Cursor, Ended, MapError, Maps, Op, Sizes, vip_index};
 use crate::service::ServiceKey;
 use lb_bpf_common::{
     Addr, Backend, Config, Counter, DecapKey, DropKey, Filter, FlowEntry, FlowKey, RangeKey, ReverseEntry,
@@ -251,11 +251,30 @@ impl Maps for FakeMaps {
                 self.filter_names.remove(index);
             }
             Op::RemoveDrops(keys) => self.service_drops.retain(|key, _| !keys.contains(key)),
-            Op::RemoveFlows(keys) => self.flows.retain(|key, _| !keys.contains(key)),
-            Op::RemoveReplies(keys) => self.replies.retain(|key, _| !keys.contains(key)),
+            Op::RemoveFlows(flows) => {
+                for Ended { key, entry, reply } in flows {
+                    let is_removed = remove_unchanged(&mut self.flows, key, entry);
+                    if let Some((key, reply)) = reply.as_ref().filter(|_| is_removed) {
+                        remove_unchanged(&mut self.replies, key, reply);
+                    }
+                }
+            }
+            Op::RemoveReplies(replies) => {
+                for (key, reply) in replies {
+                    remove_unchanged(&mut self.replies, key, reply);
+                }
+            }
         }
         Ok(())
     }
+}
+
+fn remove_unchanged<V: PartialEq>(map: &mut BTreeMap<FlowKey, V>, key: &FlowKey, judged: &V) -> bool {
+    let is_unchanged = map.get(key) == Some(judged);
+    if is_unchanged {
+        map.remove(key);
+    }
+    is_unchanged
 }
 
 fn entry<'a, T>(array: &'a mut [T], map: &'static str, index: u32) -> Result<&'a mut T, MapError> {

@@ -130,8 +130,8 @@ impl<M: Maps> Maps for FaultyMaps<M> {
                     let half = slots.iter().take(slots.len() / 2).collect();
                     Some(Op::WriteTable(*base, half))
                 }
-                Op::RemoveFlows(keys) => Some(Op::RemoveFlows(keys[..keys.len() / 2].to_vec())),
-                Op::RemoveReplies(keys) => Some(Op::RemoveReplies(keys[..keys.len() / 2].to_vec())),
+                Op::RemoveFlows(flows) => Some(Op::RemoveFlows(flows[..flows.len() / 2].to_vec())),
+                Op::RemoveReplies(all) => Some(Op::RemoveReplies(all[..all.len() / 2].to_vec())),
                 Op::SetFilter(index, _) => Some(Op::FreeFilter(*index)),
                 _ => None,
             };

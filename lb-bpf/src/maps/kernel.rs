@@ -1,7 +1,7 @@
 //! The maps in the kernel. Frontends, tables and backends are memory that is shared with it; all else goes through
 //! bpf(2).
 use super::{
-    Chunk, Cursor, MapError, Maps, NAME_LENGTH, Op, Sizes, raw,
+    Chunk, Cursor, Ended, MapError, Maps, NAME_LENGTH, Op, Sizes, raw,
     vip_index::{self, Unused, VipIndex},
 };
 use crate::service::ServiceKey;
@@ -28,6 +28,8 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+/// Flag of an update (linux/bpf.h): only where there is no entry.
+const BPF_NOEXIST: u64 = 1;
 /// Flag of a hash map (linux/bpf.h): entries are allocated when they are made.
 const BPF_F_NO_PREALLOC: u32 = 1;
 /// Entries that one system call reads.
@@ -435,8 +437,19 @@ impl Maps for KernelMaps {
                     ignore_absent(self.service_drops.remove(&Plain(*key)), "service_drops")?;
                 }
             }
-            Op::RemoveFlows(keys) => delete("flows", fd(&self.flows), keys)?,
-            Op::RemoveReplies(keys) => delete("reverse", fd(&self.replies), keys)?,
+            Op::RemoveFlows(flows) => {
+                for Ended { key, entry, reply } in flows {
+                    let is_removed = remove_unchanged("flows", &mut self.flows, *key, *entry)?;
+                    if let Some((key, reply)) = reply.filter(|_| is_removed) {
+                        remove_unchanged("reverse", &mut self.replies, key, reply)?;
+                    }
+                }
+            }
+            Op::RemoveReplies(replies) => {
+                for (key, reply) in replies {
+                    remove_unchanged("reverse", &mut self.replies, *key, *reply)?;
+                }
+            }
         }
         Ok(())
     }
@@ -626,9 +639,35 @@ fn reset(
     counters.set(index, zeros, 0).map_err(of(map, "update"))
 }
 
-fn delete(map: &'static str, fd: BorrowedFd<'_>, keys: &[FlowKey]) -> Result<(), MapError> {
-    let keys: Vec<Plain<FlowKey>> = keys.iter().map(|key| Plain(*key)).collect();
-    raw::delete_batch(fd, &keys).map_err(|error| MapError::new(map, "delete", error))
+/// Removes an entry of which packets may make something else at any time, if it is as it was judged. Whether it was
+/// removed.
+fn remove_unchanged<V: Copy + PartialEq>(
+    map: &'static str,
+    hash: &mut HashMap<MapData, Plain<FlowKey>, Plain<V>>,
+    key: FlowKey,
+    judged: V,
+) -> Result<bool, MapError>
+where
+    Plain<V>: aya::Pod,
+{
+    let key = Plain(key);
+    if get(map, hash, &key)?.is_none_or(|entry| entry.0 != judged) {
+        return Ok(false);
+    }
+    let gone = raw::lookup_and_delete(fd(hash), &key, Plain(judged));
+    match gone.map_err(|error| MapError::new(map, "delete", error))? {
+        None => Ok(false),
+        Some(entry) if entry.0 == judged => Ok(true),
+        // A packet came between the two: it has its entry back, unless the next one has already made another.
+        Some(entry) => {
+            match hash.insert(key, entry, BPF_NOEXIST) {
+                Err(aya::maps::MapError::SyscallError(error))
+                    if error.io_error.kind() == io::ErrorKind::AlreadyExists => {}
+                result => result.map_err(of(map, "update"))?,
+            }
+            Ok(false)
+        }
+    }
 }
 
 fn ignore_absent(result: Result<(), aya::maps::MapError>, map: &'static str) -> Result<(), MapError> {

@@ -217,10 +217,22 @@ pub enum Op {
     RemoveFilterName(u32),
     /// Removes entries of `service_drops`, as far as they are there.
     RemoveDrops(Vec<DropKey>),
-    /// Removes entries of `flows`, as far as they are there.
-    RemoveFlows(Vec<FlowKey>),
-    /// Removes entries of `reverse`, as far as they are there.
-    RemoveReplies(Vec<FlowKey>),
+    /// Removes entries of `flows` that are still so, and of each that it removes the way back if that is still so: a packet
+    /// may have begun the flow anew.
+    RemoveFlows(Vec<Ended>),
+    /// Removes entries of `reverse` that are still so.
+    RemoveReplies(Vec<(FlowKey, ReverseEntry)>),
+}
+
+/// A flow that has ended, as it was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Its key in `flows`.
+    pub key: FlowKey,
+    /// Its value there.
+    pub entry: FlowEntry,
+    /// Its entry in `reverse`.
+    pub reply: Option<(FlowKey, ReverseEntry)>,
 }
 
 /// Where the reading of a hash map goes on; 0 is its begin.

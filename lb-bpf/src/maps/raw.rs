@@ -9,8 +9,8 @@ use std::{
 };
 
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
-const BPF_MAP_DELETE_BATCH: libc::c_int = 27;
 const BPF_LINK_GET_FD_BY_ID: libc::c_int = 30;
 
 #[repr(C)]
@@ -23,6 +23,15 @@ struct BatchAttr {
     count: u32,
     map_fd: u32,
     elem_flags: u64,
+    flags: u64,
+}
+
+#[repr(C)]
+struct ElementAttr {
+    map_fd: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
     flags: u64,
 }
 
@@ -82,26 +91,27 @@ pub(crate) fn lookup_batch<K: Pod, V: Pod>(
     }
 }
 
-/// BPF_MAP_DELETE_BATCH; keys that are not there do not matter.
-pub(super) fn delete_batch<K: Pod>(map: BorrowedFd<'_>, mut keys: &[K]) -> io::Result<()> {
-    while !keys.is_empty() {
-        let mut attr = BatchAttr {
-            keys: keys.as_ptr().expose_provenance() as u64,
-            count: keys.len() as u32,
-            map_fd: map.as_raw_fd() as u32,
-            ..BatchAttr::default()
-        };
-        // SAFETY: `keys` has `count` keys of the map's size and outlives the call.
-        match unsafe { bpf(BPF_MAP_DELETE_BATCH, &mut attr) } {
-            Ok(_) => return Ok(()),
-            // It stops at the first key that is not there; `count` is how many it has removed.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-                keys = keys.get(attr.count as usize + 1..).unwrap_or_default();
-            }
-            Err(error) => return Err(error),
-        }
+/// BPF_MAP_LOOKUP_AND_DELETE_ELEM (of hash maps since Linux 5.14): removes an entry and gives what it was in that moment.
+/// `zero` is filled.
+pub(super) fn lookup_and_delete<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    key: &K,
+    mut zero: V,
+) -> io::Result<Option<V>> {
+    let mut attr = ElementAttr {
+        map_fd: map.as_raw_fd() as u32,
+        padding: 0,
+        key: std::ptr::from_ref(key).expose_provenance() as u64,
+        value: (&raw mut zero).expose_provenance() as u64,
+        flags: 0,
+    };
+    // SAFETY: key and value are of the map's sizes (the caller's types are those of the map, see `loader::SHAPES`) and
+    // outlive the call. V is plain data.
+    match unsafe { bpf(BPF_MAP_LOOKUP_AND_DELETE_ELEM, &mut attr) } {
+        Ok(_) => Ok(Some(zero)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
-    Ok(())
 }
 
 /// BPF_MAP_CREATE of a ring buffer with this many bytes, a power of two and whole pages.

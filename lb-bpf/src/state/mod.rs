@@ -18,12 +18,10 @@ use crate::{
     ids::{Indexes, Ranges},
     maps::{MapError, Maps, Op, vip_index},
     service::{Endpoint, Frontend, Protocol, Scope, Service, ServiceKey},
-    status::{Counter, Counters, DirtySlots, InstalledService},
+    status::{DirtySlots, InstalledService},
     tunnel_source::TunnelSource,
 };
-use lb_bpf_common::{
-    Addr, Backend, Config, DecapKey, Filter, Mode, RangeKey, Verdict, Vip, VipKey, proto, scope,
-};
+use lb_bpf_common::{Addr, Backend, Config, DecapKey, Filter, Mode, RangeKey, Vip, VipKey, proto, scope};
 use since::Since;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -253,51 +251,14 @@ impl State {
         Ok(services)
     }
 
-    /// Reads the counters. Those of a backend that drains belong to its service as long as its entry is there.
-    pub fn counters(&self, maps: &impl Maps) -> Result<Counters, MapError> {
-        let count = self.backends.last_key_value().map_or(0, |(last, _)| last + 1);
-        let backends = maps.backend_counters(count)?;
-        let mut counters = Counters::default();
-        // Service by service: to look up the name for each of 100,000 backends takes longer than all else.
-        let mut entries = self.by_target.iter().peekable();
-        while let Some(&&((id, ..), _)) = entries.peek() {
-            let mut of_nobody = BTreeMap::new();
-            let endpoints = match self.names.get(&id) {
-                Some(name) => counters.services.entry(name.clone()).or_default(),
-                None => &mut of_nobody,
-            };
-            while let Some(((_, address, port, _), index)) = entries.next_if(|((other, ..), _)| *other == id)
-            {
-                let endpoint = Endpoint { address: (*address).into(), port: u16::from_be(*port) };
-                *endpoints.entry(endpoint).or_default() +=
-                    backends.get(*index as usize).copied().unwrap_or_default();
-            }
-        }
-        for (verdict, counter) in Verdict::ALL.iter().zip(maps.verdict_counters()?) {
-            *counters.verdicts.entry(verdict.label()).or_default() += counter;
-        }
-        for (key, counter) in maps.service_drops()? {
-            let verdict = Verdict::ALL.get(key.verdict as usize);
-            if let (Some(name), Some(verdict)) = (self.names.get(&key.service), verdict) {
-                let drops = counters.drops.entry(name.clone()).or_default();
-                *drops.entry(verdict.label()).or_default() += counter;
-            }
-        }
-        for (name, service) in self.services.iter().filter(|(_, service)| !service.dirty.is_empty()) {
+    /// Of the services that have any, the slots that are dirty now.
+    pub fn dirty_slots(&self) -> BTreeMap<ServiceKey, DirtySlots> {
+        let dirty = self.services.iter().filter(|(_, service)| !service.dirty.is_empty());
+        let slots = dirty.map(|(name, service)| {
             let learning = service.dirty.values().filter_map(dirt::Dirt::learns_until).count() as u32;
-            let settled = service.dirty.len() as u32 - learning;
-            counters.dirt.insert(name.clone(), DirtySlots { learning, settled });
-        }
-        let filters = maps.filter_counters(self.filters.last_key_value().map_or(0, |(last, _)| last + 1))?;
-        for (index, counter) in (0..).zip(filters) {
-            let name = self.filter_names.get(&index).filter(|_| self.filters.contains_key(&index));
-            if let Some(name) = name {
-                let mut sum = Counter::default();
-                sum += counter;
-                counters.filters.insert(name.clone(), sum);
-            }
-        }
-        Ok(counters)
+            (name.clone(), DirtySlots { learning, settled: service.dirty.len() as u32 - learning })
+        });
+        slots.collect()
     }
 
     /// Plans that one packet in `one_in` is reported, rounded up to a power of two; or none at all.

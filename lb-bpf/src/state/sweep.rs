@@ -8,7 +8,7 @@ use super::{
     dirt::{self, Dirt},
 };
 use crate::{
-    maps::{Cursor, MapError, Maps, Op},
+    maps::{Cursor, Ended, MapError, Maps, Op},
     status::SweepReport,
 };
 use lb_bpf_common::{
@@ -221,8 +221,12 @@ impl State {
         if self.named.is_none() {
             return Ok(BTreeSet::new());
         }
-        let declared: HashSet<u32> =
-            self.services.values().flat_map(|service| service.entries.values().copied()).collect();
+        let entries = || self.services.values().map(|service| &service.entries);
+        // As mostly: all are declared.
+        if entries().map(BTreeMap::len).sum::<usize>() == self.backends.len() {
+            return Ok(BTreeSet::new());
+        }
+        let declared: HashSet<u32> = entries().flat_map(BTreeMap::values).copied().collect();
         let mut rest: BTreeSet<u32> =
             self.backends.keys().filter(|index| !declared.contains(index)).copied().collect();
         for index in self.named_by_ids() {
@@ -300,7 +304,7 @@ impl<'a> View<'a> {
         report: &mut SweepReport,
     ) -> Result<Stage, MapError> {
         let chunk = maps.flows(from, limit)?;
-        let (mut flows, mut replies) = (Vec::new(), Vec::new());
+        let mut ended = Vec::new();
         for (key, entry) in &chunk.entries {
             match self.judge(maps, key, entry)? {
                 Fate::Keep => {}
@@ -308,8 +312,7 @@ impl<'a> View<'a> {
                     pass.busy.insert((id, slot));
                 }
                 Fate::Remove => {
-                    flows.push(*key);
-                    replies.extend(self.reply_key(key, entry));
+                    ended.push(self.ended(maps, key, entry)?);
                     continue;
                 }
             }
@@ -317,12 +320,9 @@ impl<'a> View<'a> {
             pass.load.add(entry);
         }
         report.flows_seen += chunk.entries.len();
-        report.flows_removed += flows.len();
-        // The flow first: a flow without a way back would be worse than a way back without a flow.
-        for op in [Op::RemoveFlows(flows), Op::RemoveReplies(replies)] {
-            if !matches!(&op, Op::RemoveFlows(keys) | Op::RemoveReplies(keys) if keys.is_empty()) {
-                maps.apply(&op)?;
-            }
+        report.flows_removed += ended.len();
+        if !ended.is_empty() {
+            maps.apply(&Op::RemoveFlows(ended))?;
         }
         Ok(chunk.next.map_or(Stage::Replies(0), Stage::Flows))
     }
@@ -413,7 +413,7 @@ impl<'a> View<'a> {
             let age = now.seconds().saturating_sub(reply.seen);
             // The kernel program makes the way back first and then the flow.
             if u64::from(age) * 1000 > 2 * GRACE && self.is_lost(maps, key, reply)? {
-                lost.push(*key);
+                lost.push((*key, *reply));
             }
         }
         report.flows_seen += chunk.entries.len();
@@ -442,6 +442,14 @@ impl<'a> View<'a> {
             }
         }
         Ok(true)
+    }
+
+    fn ended(&self, maps: &impl Maps, key: &FlowKey, entry: &FlowEntry) -> Result<Ended, MapError> {
+        let reply = match self.reply_key(key, entry) {
+            Some(key) => maps.reply(&key)?.map(|reply| (key, reply)),
+            None => None,
+        };
+        Ok(Ended { key: *key, entry: *entry, reply })
     }
 
     /// Where the way back of a flow is that is translated.

@@ -358,7 +358,11 @@ impl<M: Maps> Way<'_, M> {
         let mut is_first = is_kept;
         for _ in 0..NAT_ATTEMPTS {
             let tried = if is_first { self.key.src_port } else { ports.port() };
-            if entry(tried)?.is_none() {
+            let holder = entry(tried)?;
+            if holder.is_some_and(|entry| is_of(&entry, &self.key)) {
+                return Ok(tried);
+            }
+            if holder.is_none() {
                 if is_full(self.maps.sizes().flows, |from| self.maps.replies(from, CHUNK))? {
                     let why = "the flow needs a port of NAT, and the table of ways back is full";
                     return stop(Verdict::FlowTableFull, why);

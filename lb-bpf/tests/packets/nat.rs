@@ -97,7 +97,7 @@ fn errors(family: Family) -> Vec<Case> {
     };
     let full = ack.clone().payload(vec![1; 1500 - family.header() - 20]);
     let over = ack.clone().payload(vec![1; 1501 - family.header() - 20]);
-    let taken = edit(&|world| world.reverse = vec![(reply_key(family, 1, PORT), reverse_entry(family, 1))]);
+    let taken = edit(&|world| world.reverse = vec![(reply_key(family, 1, PORT), of_another(family))]);
     let mut other = flow_key(&syn);
     other.src_port = 1;
     let flows_full = edit(&|world| {
@@ -202,7 +202,7 @@ fn flows(family: Family) -> Vec<Case> {
     // Two ports, one of them taken: whichever comes first, the free one is found.
     let mut one_of_two = base.clone();
     one_of_two.config.nat_port_last = PORT + 1;
-    one_of_two.reverse = vec![(reply_key(family, 1, PORT + 1), reverse_entry(family, 1))];
+    one_of_two.reverse = vec![(reply_key(family, 1, PORT + 1), of_another(family))];
     let probing = case(name("probing"), one_of_two, syn.bytes(), sent(family, &syn, 1, true));
     let mut gone = base.clone();
     gone.flows = vec![(key, entry(&ack, 2, 1))];
@@ -277,9 +277,7 @@ fn ports(family: Family) -> Vec<Case> {
         }
     };
     let again = connections.clone();
-    // Of another client.
-    let mut other = reverse_entry(family, 1);
-    other.client_port = 9;
+    let other = of_another(family);
     vec![
         start("the same backend").check(move |rig| {
             again(rig, 1);
@@ -290,6 +288,18 @@ fn ports(family: Family) -> Vec<Case> {
                 move_to(rig, index);
                 connections(rig, index);
                 assert_eq!(rig.reverse().len(), index as usize, "one way back at each backend");
+            }
+        }),
+        // The sweep removes the flow and then its way back: between the two it may go on, or begin anew.
+        start("what is left of the flow is its way back").check({
+            let (syn, ack) = (syn.clone(), ack.clone());
+            move |rig| {
+                for frame in [&ack, &syn, &ack] {
+                    rig.set_flow(&key, None);
+                    assert_eq!(rig.run(&frame.bytes()).bytes, translated(family, frame, 1, PORT));
+                    assert_eq!(rig.flow(&key).map(|entry| entry.nat_port), Some(PORT.to_be()));
+                    assert_eq!(rig.reverse().len(), 1, "it is taken again");
+                }
             }
         }),
         start("the port is another flow's by now").check({
@@ -308,6 +318,11 @@ fn ports(family: Family) -> Vec<Case> {
             assert_eq!(rig.reverse().len(), 2);
         }),
     ]
+}
+
+/// A way back to backend 1 of another flow.
+fn of_another(family: Family) -> ReverseEntry {
+    ReverseEntry { client_port: 9, ..reverse_entry(family, 1) }
 }
 
 fn replies(family: Family) -> Vec<Case> {

@@ -15,7 +15,6 @@ use crate::store::{
         publish::{Outcome, Target},
     },
 };
-use serde_json::json;
 use std::sync::{Arc, Mutex};
 
 /// etcd as what statuses are written to.
@@ -27,7 +26,7 @@ pub(super) struct Etcd {
 }
 
 impl Target for Etcd {
-    const SERVICE: ServiceForm = |status| json!(status);
+    const SERVICE: ServiceForm = ServiceForm::PLAIN;
 
     async fn send(&self, write: &Write) -> Outcome {
         let Some(term) = self.standing.term() else { return Outcome::Refused(StoreError::NotLeader) };

@@ -1,6 +1,7 @@
 //! The file store over real directories.
 use super::*;
 use crate::api::LoadBalancerStatus;
+use crate::status::Statuses;
 use std::{
     process,
     sync::atomic::{AtomicU32, Ordering},
@@ -194,7 +195,7 @@ async fn the_directory_may_go_and_come_back() {
 
 fn statuses(backends: i64) -> StatusSet {
     let status = LoadBalancerStatus { backends, ..Default::default() };
-    StatusSet { load_balancers: BTreeMap::from([("web".to_owned(), status.into())]), ..Default::default() }
+    StatusSet { load_balancers: Statuses::from([("web".to_owned(), status.into())]), ..Default::default() }
 }
 
 #[tokio::test]

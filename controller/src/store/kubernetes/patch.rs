@@ -69,14 +69,14 @@ mod tests {
     use super::{super::publish::ApiServer, *};
     use crate::{
         api::{LoadBalancerStatus, load_balancer::AssignedAddress},
-        status::{Conditions, StatusSet},
+        status::{Conditions, StatusSet, Statuses},
         store::objects::{
             plan::{Step, plan},
             publish::Target,
             snapshot::tests::assembly,
         },
     };
-    use std::{collections::BTreeMap, sync::Arc};
+    use std::sync::Arc;
 
     #[test]
     fn patches_make_one_of_the_other() {
@@ -114,12 +114,12 @@ mod tests {
                 ..Default::default()
             }
         };
-        let known = ApiServer::SERVICE(&status(&["Accepted", "Announced"]));
+        let known = (ApiServer::SERVICE.written)(&status(&["Accepted", "Announced"]));
         let object = json!({"kind": "Service", "metadata": {"name": "a", "namespace": "n", "resourceVersion": "7"},
             "spec": {"type": "LoadBalancer", "loadBalancerClass": "fairlead.dev/lb"}, "status": known});
         let after = Arc::new(status(&["Announced", "Healthy"]));
-        let after = StatusSet { services: BTreeMap::from([("n/a".to_owned(), after)]), ..Default::default() };
-        let writes = plan(Step::Services, &assembly([object]), &after, 0, ApiServer::SERVICE);
+        let after = StatusSet { services: Statuses::from([("n/a".to_owned(), after)]), ..Default::default() };
+        let writes = plan(Step::Services, &assembly([object]), &after, 0, &ApiServer::SERVICE);
         let patch = patch(&writes[0], None);
         assert_eq!(patch["metadata"], json!({"resourceVersion": "7"}));
         let patch = &patch["status"];

@@ -1,7 +1,10 @@
 //! Writes a status to the API server, and says in an event what has changed.
 use super::{Cluster, api, lock, patch::patch, watching::seen};
 use crate::{
-    api::{Kind, service::kubernetes_status},
+    api::{
+        Kind,
+        service::{is_same_in_kubernetes, kubernetes_status},
+    },
     store::{
         StoreError,
         objects::{
@@ -119,7 +122,8 @@ impl ApiServer {
 }
 
 impl Target for ApiServer {
-    const SERVICE: ServiceForm = |status| json!(kubernetes_status(status));
+    const SERVICE: ServiceForm =
+        ServiceForm { written: |status| json!(kubernetes_status(status)), is_same: is_same_in_kubernetes };
 
     async fn send(&self, write: &Write) -> Outcome {
         let failed = |source| StoreError::Api { object: write.object(), source: Box::new(source) };

@@ -53,7 +53,21 @@ impl Write {
 }
 
 /// How the status of a Service stands in a store.
-pub(in crate::store) type ServiceForm = fn(&LoadBalancerStatus) -> Value;
+pub(in crate::store) type ServiceForm = Form<LoadBalancerStatus>;
+
+/// How a status stands in a store.
+pub(in crate::store) struct Form<T> {
+    /// What is written.
+    pub(in crate::store) written: fn(&T) -> Value,
+    /// Whether the same is written for both. It may say no where only what is written can tell: to make that of all
+    /// statuses would be most of what a pass costs.
+    pub(in crate::store) is_same: fn(&T, &T) -> bool,
+}
+
+impl<T: Serialize + PartialEq> Form<T> {
+    /// As it is.
+    pub(in crate::store) const PLAIN: Self = Form { written: |status| json!(status), is_same: T::eq };
+}
 
 /// A condition that has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,27 +87,32 @@ pub(in crate::store) fn plan(
     assembly: &Assembly,
     after: &StatusSet,
     now: u64,
-    service: ServiceForm,
+    service: &ServiceForm,
 ) -> Vec<Write> {
     let before = assembly.statuses();
     let mut writes = Writes { assembly, writes: Vec::new() };
     match step {
-        Step::Pools => writes.compare(Kind::AddressPool, &before.pools, &after.pools, plain),
+        Step::Pools => writes.compare(Kind::AddressPool, &before.pools, &after.pools, &Form::PLAIN),
         Step::Losses => {
-            writes.losses(Kind::LoadBalancer, &before.load_balancers, &after.load_balancers, plain);
+            writes.losses(Kind::LoadBalancer, &before.load_balancers, &after.load_balancers, &Form::PLAIN);
             writes.losses(Kind::Service, &before.services, &after.services, service);
         }
         Step::Services => {
-            writes.compare(Kind::LoadBalancer, &before.load_balancers, &after.load_balancers, plain);
+            writes.compare(Kind::LoadBalancer, &before.load_balancers, &after.load_balancers, &Form::PLAIN);
             writes.compare(Kind::Service, &before.services, &after.services, service);
         }
         Step::Others => {
-            writes.compare(Kind::Node, &before.nodes, &after.nodes, plain);
-            writes.compare(Kind::ServicePolicy, &before.policies, &after.policies, plain);
-            writes.compare(Kind::BGPRouter, &before.routers, &after.routers, plain);
-            writes.compare(Kind::BGPPeer, &before.peers, &after.peers, plain);
-            writes.compare(Kind::BGPAdvertisement, &before.advertisements, &after.advertisements, plain);
-            writes.compare(Kind::PacketFilter, &before.packet_filters, &after.packet_filters, plain);
+            writes.compare(Kind::Node, &before.nodes, &after.nodes, &Form::PLAIN);
+            writes.compare(Kind::ServicePolicy, &before.policies, &after.policies, &Form::PLAIN);
+            writes.compare(Kind::BGPRouter, &before.routers, &after.routers, &Form::PLAIN);
+            writes.compare(Kind::BGPPeer, &before.peers, &after.peers, &Form::PLAIN);
+            writes.compare(
+                Kind::BGPAdvertisement,
+                &before.advertisements,
+                &after.advertisements,
+                &Form::PLAIN,
+            );
+            writes.compare(Kind::PacketFilter, &before.packet_filters, &after.packet_filters, &Form::PLAIN);
             assembly.refused().for_each(|refused| writes.refuse(refused, now));
         }
     }
@@ -106,17 +125,11 @@ struct Writes<'a> {
 }
 
 impl Writes<'_> {
-    fn compare<T: PartialEq>(
-        &mut self,
-        kind: Kind,
-        before: &Statuses<T>,
-        after: &Statuses<T>,
-        written: fn(&T) -> Value,
-    ) {
+    fn compare<T>(&mut self, kind: Kind, before: &Statuses<T>, after: &Statuses<T>, form: &Form<T>) {
         for (name, after, before) in joined(after, before) {
-            if before.is_none_or(|before| !Arc::ptr_eq(before, after) && before != after) {
-                let before = before.map_or(Value::Null, |before| written(before));
-                self.write(kind, name, before, written(after));
+            if before.is_none_or(|before| !Arc::ptr_eq(before, after) && !(form.is_same)(before, after)) {
+                let before = before.map_or(Value::Null, |before| (form.written)(before));
+                self.write(kind, name, before, (form.written)(after));
             }
         }
     }
@@ -127,7 +140,7 @@ impl Writes<'_> {
         kind: Kind,
         before: &Statuses<LoadBalancerStatus>,
         after: &Statuses<LoadBalancerStatus>,
-        written: fn(&LoadBalancerStatus) -> Value,
+        form: &ServiceForm,
     ) {
         for (name, before, after) in joined(before, after) {
             let Some(after) = after.filter(|after| !Arc::ptr_eq(before, after)) else { continue };
@@ -138,7 +151,7 @@ impl Writes<'_> {
             }
             let mut reduced = (**after).clone();
             reduced.addresses.retain(|given| has(before, given.address));
-            self.write(kind, name, written(before), written(&reduced));
+            self.write(kind, name, (form.written)(before), (form.written)(&reduced));
         }
     }
 
@@ -166,11 +179,6 @@ impl Writes<'_> {
         let (name, version, news) = (name.to_owned(), version.to_owned(), news(&before, &after));
         self.writes.push(Write { kind, name, version, before, after, news });
     }
-}
-
-/// How a status of ours stands in a store.
-fn plain<T: Serialize>(status: &T) -> Value {
-    json!(status)
 }
 
 /// Conditions that have come to another verdict or reason. That all is well from the beginning is no news, but for an
@@ -232,7 +240,7 @@ mod tests {
             let all = write.after["addresses"].as_array().cloned().unwrap_or_default();
             all.iter().map(|a| a["address"].as_str().unwrap().to_owned()).collect()
         };
-        plan(step, assembly, after, 0, plain)
+        plan(step, assembly, after, 0, &Form::PLAIN)
             .iter()
             .map(|write| (write.name.clone(), addresses(write)))
             .collect()
@@ -243,9 +251,9 @@ mod tests {
         let statuses: [(&str, &[&str]); 2] = [("a", &["192.0.2.1"]), ("b", &[])];
         let known = known(&statuses);
         for step in Step::ALL {
-            assert_eq!(plan(step, &known, &set(&statuses), 0, plain), []);
+            assert_eq!(plan(step, &known, &set(&statuses), 0, &Form::PLAIN), []);
         }
-        assert_eq!(plan(Step::Services, &known, &set(&[("gone", &["192.0.2.1"])]), 0, plain), []);
+        assert_eq!(plan(Step::Services, &known, &set(&[("gone", &["192.0.2.1"])]), 0, &Form::PLAIN), []);
     }
 
     #[test]
@@ -260,7 +268,8 @@ mod tests {
 
     #[test]
     fn a_write_is_for_one_version() {
-        let writes = plan(Step::Services, &known(&[("a", &[])]), &set(&[("a", &["192.0.2.1"])]), 0, plain);
+        let writes =
+            plan(Step::Services, &known(&[("a", &[])]), &set(&[("a", &["192.0.2.1"])]), 0, &Form::PLAIN);
         assert_eq!(writes[0].version, "7");
     }
 
@@ -285,7 +294,7 @@ mod tests {
     fn what_is_refused_says_so() {
         let bad = json!({"kind": "LoadBalancer", "metadata": {"name": "a", "resourceVersion": "7"},
             "status": {"backends": 3, "healthyBackends": 0}, "spec": {"ports": [{"port": 0}], "backends": []}});
-        let writes = plan(Step::Others, &assembly([bad]), &StatusSet::default(), 5, plain);
+        let writes = plan(Step::Others, &assembly([bad]), &StatusSet::default(), 5, &Form::PLAIN);
         let condition = &writes[0].after["conditions"][0];
         assert_eq!((&condition["type"], &condition["status"]), (&json!("Accepted"), &json!("False")));
         assert!(condition["message"].as_str().unwrap().contains("spec.ports[0].port"), "{condition}");

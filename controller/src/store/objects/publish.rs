@@ -29,7 +29,7 @@ pub(in crate::store) trait Target: Send + Sync + 'static {
     /// Sends a write, within [`REQUEST`](super::REQUEST).
     fn send(&self, write: &Write) -> impl Future<Output = Outcome> + Send;
 
-    /// How the status of a Service stands there: see [`plan::plan`].
+    /// How the status of a Service stands there.
     const SERVICE: plan::ServiceForm;
 }
 
@@ -69,7 +69,7 @@ impl<T: Target> Publisher<T> {
         }
         for step in Step::ALL {
             let now = host::now();
-            let writes = plan::plan(step, &lock(&self.shared.assembly), statuses, now, T::SERVICE);
+            let writes = plan::plan(step, &lock(&self.shared.assembly), statuses, now, &T::SERVICE);
             if writes.is_empty() {
                 continue;
             }

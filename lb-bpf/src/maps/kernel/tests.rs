@@ -139,7 +139,7 @@ fn op() -> impl Strategy<Value = Op> {
     let vip = (1..4_u32, 0..3_u32).prop_map(|(service, n)| Vip { service, base: n * 50, size: 50, flags: 0 });
     let decap = (0..4_u8).prop_map(|n| DecapKey { local: addr(n), vip: addr(9) });
     let slot = (0..9_u32, 0..3_u32).prop_map(|(current, previous)| Slot { current, previous });
-    let flows = subsequence((0..40_u16).map(flow).collect::<Vec<_>>(), 0..12);
+    let flows = subsequence((0..40_u16).collect::<Vec<_>>(), 0..12);
     prop_oneof![
         (0..2_u32).prop_map(|flags| Op::SetConfig(Config {
             flags,
@@ -160,8 +160,11 @@ fn op() -> impl Strategy<Value = Op> {
         vip_key.prop_map(Op::RemoveVip),
         (decap.clone(), 1..=2_u32).prop_map(|(key, value)| Op::SetDecap(key, value)),
         decap.prop_map(Op::RemoveDecap),
-        flows.clone().prop_map(Op::RemoveFlows),
-        flows.prop_map(Op::RemoveReplies),
+        (flows.clone(), any::<[bool; 3]>())
+            .prop_map(|(flows, is)| { Op::RemoveFlows(flows.into_iter().map(|n| ended(n, is)).collect()) }),
+        (flows, any::<bool>()).prop_map(|(flows, is_same)| {
+            Op::RemoveReplies(flows.into_iter().map(|n| (flow(n), since(reply(n), is_same))).collect())
+        }),
         (range_key(), any::<bool>()).prop_map(|(key, is_let_in)| Op::SetRange(key, is_let_in)),
         range_key().prop_map(Op::RemoveRange),
         (0..5_u32, filter()).prop_map(|(index, filter)| Op::SetFilter(index, filter)),
@@ -170,6 +173,16 @@ fn op() -> impl Strategy<Value = Op> {
         (0..5_u32, "[a-z/é]{1,20}").prop_map(|(index, name)| Op::SetFilterName(index, name)),
         (0..5_u32).prop_map(Op::RemoveFilterName),
     ]
+}
+
+/// A flow that was found so: with its way back or without, and meanwhile each of them is the same or not.
+fn ended(n: u16, [is_same, has_reply, is_reply_same]: [bool; 3]) -> Ended {
+    let entry = if is_same { entry(n) } else { FlowEntry { state: 77, ..entry(n) } };
+    Ended { key: flow(n), entry, reply: has_reply.then(|| (flow(n), since(reply(n), is_reply_same))) }
+}
+
+fn since(reply: ReverseEntry, is_same: bool) -> ReverseEntry {
+    if is_same { reply } else { ReverseEntry { seen: reply.seen.wrapping_add(1), ..reply } }
 }
 
 fn range_key() -> impl Strategy<Value = RangeKey> {

@@ -4,6 +4,7 @@ use crate::{
     filter::{Filter, FilterAction},
     maps::{Maps, Sizes, fake::FakeMaps},
     service::Desired,
+    status::Counters,
 };
 use lb_bpf_common::{self as abi, Counter};
 use proptest::prelude::*;
@@ -52,7 +53,7 @@ proptest! {
             prop_assert_eq!(&seen(&maps), &fitting);
             prop_assert_eq!(state.filters(), fitting.into_keys().collect());
             let after = indexes(&maps);
-            let counters = state.counters(&maps).unwrap().filters;
+            let counters = Counters::of_filters(&maps).unwrap();
             for (name, index) in &after {
                 let is_known = before.get(name) == Some(index);
                 prop_assert!(is_known || !before.contains_key(name), "{} has moved", name);

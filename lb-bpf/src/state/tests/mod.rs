@@ -15,6 +15,7 @@ use super::{
 use crate::{
     maps::{Maps, Op, Sizes, fake::FakeMaps},
     service::{Desired, Endpoint, Frontend, Protocol, Rules, Scope, Service, ServiceKey, Target},
+    status::Counters,
     tunnel_source::TunnelSources,
 };
 use lb_bpf_common::{Backend, Config, Counter, DropKey, Mode, Verdict};
@@ -436,19 +437,19 @@ fn drops_are_counted_by_service_as_long_as_it_is_there() {
     let unknown = DropKey { service: 2, verdict: 999 };
     maps.service_drops =
         [(denied(1), drops(3)), (denied(2), drops(4)), (no_backend, drops(5)), (unknown, drops(6))].into();
-    let seen = |state: &State, maps: &FakeMaps| -> Vec<(String, &str, u64)> {
-        let all = state.counters(maps).unwrap().drops;
+    let seen = |maps: &FakeMaps| -> Vec<(String, &str, u64)> {
+        let all = Counters::read(maps).unwrap().drops;
         let all =
             all.into_iter().flat_map(|(key, drops)| drops.into_iter().map(move |drop| (key.clone(), drop)));
         all.map(|(key, (label, counter))| (key.0.to_string(), label, counter.packets)).collect()
     };
     let wanted = [("a", "source_denied", 3), ("b", "no_backend", 5), ("b", "source_denied", 4)]
         .map(|(s, l, n)| (s.to_owned(), l, n));
-    assert_eq!(seen(&state, &maps), wanted);
+    assert_eq!(seen(&maps), wanted);
     install(&mut state, &mut maps, &desired([("a", web)]), START);
     while !state.sweep(&mut maps, START).unwrap().complete {}
     assert_eq!(maps.service_drops, [(denied(1), drops(3))].into());
-    assert_eq!(seen(&state, &maps), wanted[..1]);
+    assert_eq!(seen(&maps), wanted[..1]);
 }
 
 /// With affinity the ports do not count; connections stay where they are all the same when a slot moves.

@@ -21,5 +21,6 @@ mod quic;
 mod restart;
 mod routers;
 mod segment;
+mod sites;
 mod trace;
 mod tunnel;

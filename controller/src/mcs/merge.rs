@@ -156,7 +156,10 @@ type Claim<'a> = (&'a str, &'a Export, &'a Facts);
 /// The union; of ports of one name, or of one protocol and number, the first one counts.
 fn ports(claims: &[Claim<'_>]) -> Vec<ImportPort> {
     let mut union: Vec<ImportPort> = Vec::new();
-    for port in claims.iter().flat_map(|(.., facts)| &facts.ports) {
+    let first = claims.first().map(|(.., facts)| &facts.ports);
+    // As mostly: all say the same.
+    let others = claims.iter().skip(1).map(|(.., facts)| &facts.ports).filter(|ports| Some(*ports) != first);
+    for port in first.into_iter().chain(others).flatten() {
         let clashes = |known: &ImportPort| {
             known.name == port.name || (&known.protocol, known.port) == (&port.protocol, port.port)
         };
@@ -170,7 +173,14 @@ fn ports(claims: &[Claim<'_>]) -> Vec<ImportPort> {
 /// Where the claims contradict each other, the oldest first.
 fn conflicts(claims: &[Claim<'_>]) -> Vec<Conflict> {
     let Some(((winner, oldest, facts), others)) = claims.split_first() else { return Vec::new() };
-    let others: Vec<_> = others.iter().filter(|(_, other, _)| other.created != Export::REMEMBERED).collect();
+    let mut others: Vec<_> =
+        others.iter().filter(|(_, other, _)| other.created != Export::REMEMBERED).collect();
+    others.retain(|(_, other, its)| {
+        its != facts || (&other.labels, &other.annotations) != (&oldest.labels, &oldest.annotations)
+    });
+    if others.is_empty() {
+        return Vec::new();
+    }
     let mut found = Vec::new();
     let mut differ = |reason, what: &str, is_same: &dyn Fn(&Claim<'_>) -> bool| {
         let others: Vec<_> =

@@ -96,7 +96,7 @@ async fn lead(home: &Home, name: Option<&str>) {
         open: BTreeMap::new(),
     };
     let (mut snapshots, mut faults) = (shared.snapshots.subscribe(), shared.faults.subscribe());
-    let mut trouble = Trouble::default();
+    let (mut trouble, mut settled) = (Trouble::default(), plan::Settled::new());
     let mut next = Instant::now();
     loop {
         tokio::select! {
@@ -138,7 +138,7 @@ async fn lead(home: &Home, name: Option<&str>) {
         let existing = Existing { imports: &imports, exports: &exports, slices: &declared.endpoint_slices };
         let mut writes = match is_undefined {
             true => Vec::new(),
-            false => plan::plan(&merged, existing, &writer.written, &pass.kept(), host::now()),
+            false => plan::plan(&merged, existing, &writer.written, &mut settled, &pass.kept(), host::now()),
         };
         writes.extend(pass.link_statuses(&merged, &faults.borrow_and_update()));
         if writes.is_empty() {
@@ -286,12 +286,16 @@ impl Pass<'_> {
 
     /// What this cluster exports.
     fn own(&self) -> Exports {
-        let mut slices: HashMap<(&str, &str), Vec<&EndpointSlice>> = HashMap::new();
+        let exported = self.exports.keys().filter_map(|name| name.split_once('/'));
+        let mut slices: HashMap<(&str, &str), Vec<&EndpointSlice>> =
+            exported.map(|name| (name, Vec::new())).collect();
+        if slices.is_empty() {
+            return Exports::new();
+        }
         for slice in self.declared.endpoint_slices.values() {
-            if let Some((namespace, service)) =
-                slice.metadata.namespace.as_deref().zip(slice.metadata.service.as_deref())
-            {
-                slices.entry((namespace, service)).or_default().push(slice);
+            let service = slice.metadata.namespace.as_deref().zip(slice.metadata.service.as_deref());
+            if let Some(own) = service.and_then(|service| slices.get_mut(&service)) {
+                own.push(slice);
             }
         }
         let export = |(full, object): (&String, &DynamicObject)| -> Option<(String, Export)> {

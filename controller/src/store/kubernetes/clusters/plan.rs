@@ -46,22 +46,27 @@ pub(super) struct Existing<'a> {
 /// What we wrote last, for API servers that do not give it back as it was: by name, its `resourceVersion` then.
 pub(super) type Written = BTreeMap<String, (String, Import)>;
 
+/// ServiceImports that need no write: by name, their `resourceVersion`, and what was merged. As long as both are the same there is
+/// nothing to do: to read them again would be most of what a pass costs.
+pub(super) type Settled = BTreeMap<String, (String, Import)>;
+
 /// ServiceImports of others: their services are theirs.
 pub(super) fn foreign(imports: &BTreeMap<String, DynamicObject>) -> BTreeSet<&str> {
     imports.iter().filter(|(_, import)| !is_ours(&import.metadata)).map(|(name, _)| name.as_str()).collect()
 }
 
-/// The writes, ServiceImports first. `kept`: clusters that were not listed yet, whose slices stay as they are. `now`: seconds since
+/// The writes, ServiceImports first, and what needs none is added to `settled`. `kept`: clusters that were not listed yet, whose slices stay as they are. `now`: seconds since
 /// the epoch.
 pub(super) fn plan(
     merged: &Merged,
     existing: Existing<'_>,
     written: &Written,
+    settled: &mut Settled,
     kept: &BTreeSet<&str>,
     now: u64,
 ) -> Vec<Write> {
     let foreign = foreign(existing.imports);
-    let mut writes = imports(merged, existing.imports, written, &foreign, now);
+    let mut writes = imports(merged, existing.imports, written, settled, &foreign, now);
     let is_foreign = |slice: &EndpointSlice| {
         let import = slice.metadata.import.as_ref().zip(slice.metadata.namespace.as_ref());
         import.is_some_and(|(import, namespace)| {
@@ -108,16 +113,21 @@ fn imports(
     merged: &Merged,
     existing: &BTreeMap<String, DynamicObject>,
     written: &Written,
+    settled: &mut Settled,
     foreign: &BTreeSet<&str>,
     now: u64,
 ) -> Vec<Write> {
     let mut writes = Vec::new();
+    settled.retain(|name, _| merged.imports.contains_key(name));
     for (name, import) in merged.imports.iter().filter(|(name, _)| !foreign.contains(name.as_str())) {
         let Some(known) = existing.get(name) else {
             writes.push(Write::CreateImport(import.object(name)));
             continue;
         };
         let version = known.metadata.resource_version.clone().unwrap_or_default();
+        if settled.get(name).is_some_and(|(at, last)| *at == version && last == import) {
+            continue;
+        }
         let is_written = written.get(name).is_some_and(|(at, last)| *at == version && last.is_like(import));
         if !is_written && !read(known).is_some_and(|known| known.is_like(import)) {
             let mut object = import.object(name);
@@ -131,6 +141,8 @@ fn imports(
         let status = import.status(&conditions.finish());
         if known.data.get("status").is_none_or(|before| !contains(before, &status)) {
             writes.push(Write::ImportStatus(name.clone(), status));
+        } else {
+            settled.insert(name.clone(), (version, import.clone()));
         }
     }
     let gone = existing
@@ -251,7 +263,10 @@ mod tests {
             imports.iter().map(|import| (super::super::known::name(&import.metadata), import.clone()));
         let (imports, exports, slices) = (imports.collect(), BTreeMap::new(), BTreeMap::new());
         let existing = Existing { imports: &imports, exports: &exports, slices: &slices };
-        plan(merged, existing, written, &BTreeSet::new(), 1)
+        let mut settled = Settled::new();
+        let writes = plan(merged, existing, written, &mut settled, &BTreeSet::new(), 1);
+        assert_eq!(plan(merged, existing, written, &mut settled, &BTreeSet::new(), 1), writes);
+        writes
     }
 
     #[test]

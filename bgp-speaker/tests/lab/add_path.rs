@@ -1,7 +1,7 @@
 //! Several paths of a prefix (RFC 7911) with BIRD, FRR, GoBGP and OpenBGPD, told and taken. A third speaker tells both sides
 //! what each knows already, so that each has two paths to tell the other.
 use super::{
-    harness::{Cable, OUR_ASN, ROUTER, ROUTER_ASN, US, global, peer, run, wait_for, within},
+    harness::{Cable, OUR_ASN, ROUTER, ROUTER_ASN, US, global, peer, run, wait_for, wait_until, within},
     others::{GoBgp, OpenBgpd},
     routers::{Bird, Frr},
 };
@@ -58,6 +58,9 @@ fn both_ways<R>(start: impl FnOnce(&Cable) -> R, shown: impl Fn(&R, &str) -> Str
     run("ip", &["-n", &cable.us, "address", "add", &format!("{THIRD}/24"), "dev", "us0"]);
     within(&cable.us, async {
         let router = start(&cable);
+        // Else the first connection would be refused, and that would be an error of the session.
+        let listening = ["netns", "exec", &cable.router, "ss", "-Hltn", "sport = :179"];
+        wait_until("the router listens", || !run("ip", &listening).is_empty());
         let speaker = spawn();
         speaker.set_global(global()).await.unwrap();
         speaker.set_routes(vec![route(OURS, ROUTER)]).await.unwrap();

@@ -1,10 +1,7 @@
 //! Two clusters behind one router, each with an API server, a controller, a node and backends of its own: `east` (lb1; b1, b2)
 //! imports what `west` (lb2; b3) exports, and both announce the same VIPs.
 use super::cluster::{NAMESPACE, service, slices, start, start_agent};
-use controller::demo::{
-    http::{Load, Sample, Target, Traffic},
-    router::Frr,
-};
+use controller::demo::http::{Load, Sample, Target, Traffic};
 use lab::{
     Error, Lab, Routing, WEB, address,
     control_plane::{ControlPlane, Fault, Proxy},
@@ -26,7 +23,7 @@ const POLICY: &str = "---\napiVersion: fairlead.dev/v1alpha1\nkind: ServicePolic
                       healthCheck: {tcp: {}, intervalMillis: 200, timeoutMillis: 500, rise: 2, fall: 2}\n    \
                       clusters: {prefer: Local, minLocalPercent: 100}\n";
 
-/// A cluster with all that both have alike: nodes, pool, BGP with BFD, the API's definitions, the Service.
+/// A cluster with all that both have alike: nodes, pool, BGP, the API's definitions, the Service.
 fn plane(lab: &Lab, backends: &[u8]) -> Result<ControlPlane, Error> {
     let router = &lab.topology.router;
     let plane = ControlPlane::start_in(&router.namespace, router.ipv4.into())?;
@@ -37,14 +34,16 @@ fn plane(lab: &Lab, backends: &[u8]) -> Result<ControlPlane, Error> {
     for name in ["nodes.yaml", "pool.yaml", "bgp.yaml"] {
         plane.apply(&lab.instances[0].read(name)?)?;
     }
-    let bfd = json!({"spec": {"bfd": {"minTxMillis": 100, "minRxMillis": 100, "multiplier": 3}}});
-    plane.kubectl(&["patch", "bgppeer", "router", "--type=merge", "-p", &bfd.to_string()])?;
     plane.apply(&[service(), slices(backends)].join("---\n"))?;
     Ok(plane)
 }
 
-/// Lets FRR watch its neighbours by BFD.
-fn watch_neighbors(lab: &Lab) -> Result<&Frr, Error> {
+/// Lets FRR and the nodes watch each other by BFD; returns when they do.
+fn watch_neighbors(lab: &Lab, planes: [&ControlPlane; 2]) -> Result<(), Error> {
+    let bfd = json!({"spec": {"bfd": {"minTxMillis": 200, "minRxMillis": 200, "multiplier": 3}}});
+    for plane in planes {
+        plane.kubectl(&["patch", "bgppeer", "router", "--type=merge", "-p", &bfd.to_string()])?;
+    }
     let frr = lab.frr.as_ref().ok_or("there is no FRR")?;
     let dir = lab.topology.sandbox.dir().join("router");
     fs::write(dir.join("bfdd.conf"), "log timestamp precision 3\n")?;
@@ -56,9 +55,13 @@ fn watch_neighbors(lab: &Lab) -> Result<&Frr, Error> {
     lab.topology.router.namespace.output(bfdd)?;
     for neighbor in &lab.topology.balancers {
         let neighbor = neighbor.ipv4;
-        frr.vtysh(&format!("configure terminal\nrouter bgp 65000\nneighbor {neighbor} bfd 3 100 100\nend"))?;
+        frr.vtysh(&format!("configure terminal\nrouter bgp 65000\nneighbor {neighbor} bfd 3 200 200\nend"))?;
     }
-    Ok(frr)
+    wait_until("BFD is up with both nodes", || {
+        let peers: Value = serde_json::from_str(&frr.vtysh("show bfd peers json")?)?;
+        let up = peers.as_array().into_iter().flatten().filter(|peer| peer["status"] == "up");
+        Ok(up.count() == 2)
+    })
 }
 
 /// Writes the link of east to west.
@@ -130,7 +133,6 @@ fn two_sites_stand_in_for_each_other() -> Result<(), Error> {
         let east = plane(&lab, &[1, 2]);
         Ok::<_, Error>((east?, west.join().map_err(|_| "west has not started")??))
     })?;
-    watch_neighbors(&lab)?;
     west.apply(EXPORT)?;
     east.apply(&[EXPORT, POLICY].concat())?;
     let way = way(&east, &west)?;
@@ -190,12 +192,8 @@ fn two_sites_stand_in_for_each_other() -> Result<(), Error> {
     agents.push(start_agent(&lab, 1, &west.kubeconfig_of(NAMESPACE, "fairlead-agent")?)?);
     lab.wait_next_hops(&WEB, &[0, 1])?;
     wait_backends(&mut lab, 1, &[3])?;
-    let frr = lab.frr.as_ref().ok_or("there is no FRR")?;
-    wait_until("BFD is up with both nodes", || {
-        let peers: Value = serde_json::from_str(&frr.vtysh("show bfd peers json")?)?;
-        let up = peers.as_array().into_iter().flatten().filter(|peer| peer["status"] == "up");
-        Ok(up.count() == 2)
-    })?;
+    watch_neighbors(&lab, [&east, &west])?;
+    lab.wait_next_hops(&WEB, &[0, 1])?;
     let both = share(&fresh(&mut traffic)?, "b3");
     assert!(both > 0.0 && both < 1.0, "{both} of the requests went to west");
     let start = Instant::now();

@@ -419,11 +419,7 @@ impl<'a> Allocator<'a> {
             pools.retain(|&pool| usage[pool].of(family).total > 0);
             let mut counters = Counters::default();
             for &pool in &pools {
-                let of_pool = usage[pool].of(family);
-                counters.total = counters.total.saturating_add(of_pool.total);
-                counters.assigned += of_pool.assigned;
-                counters.resting += of_pool.resting;
-                counters.withheld = counters.withheld.saturating_add(of_pool.withheld);
+                counters += *usage[pool].of(family);
             }
             let pools: Vec<_> = pools.into_iter().map(|pool| self.index.pools[pool].name.clone()).collect();
             self.got[claim].unassigned.push(match pools.is_empty() {

@@ -213,16 +213,7 @@ impl fmt::Display for Unassigned {
             Unassigned::PoolDisabled { pool } => write!(f, "pool {pool} is disabled"),
             Unassigned::PoolRefuses { pool } => write!(f, "the selector of pool {pool} does not match"),
             Unassigned::PoolExhausted { family, pools, counters } => {
-                let Counters { total, assigned, resting, withheld } = counters;
-                let pools = pools.join(", ");
-                write!(
-                    f,
-                    "no free {family} address in {pools}: {assigned} of {total} assigned, {resting} resting"
-                )?;
-                match withheld {
-                    0 => Ok(()),
-                    _ => write!(f, ", {withheld} not leased to this cluster"),
-                }
+                write!(f, "no free {family} address in {}: {counters}", pools.join(", "))
             }
             Unassigned::Conflict { address, holder } => write!(f, "{address} belongs to {holder}"),
             Unassigned::Withheld { address, pool } => {

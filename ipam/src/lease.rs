@@ -142,7 +142,8 @@ impl Leases {
     }
 }
 
-fn overlap(one: &IpNet, other: &IpNet) -> bool {
+/// Whether two prefixes have addresses in common.
+pub fn overlap(one: &IpNet, other: &IpNet) -> bool {
     one.contains(other) || other.contains(one)
 }
 

@@ -132,17 +132,8 @@ pub struct Lacking {
 
 impl fmt::Display for Lacking {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Lacking { family, count, pools, counters: Counters { total, assigned, resting, withheld } } =
-            self;
-        write!(
-            f,
-            "{count} {family} blocks missing, none free in {}: {assigned} of {total} assigned, {resting} resting",
-            pools.join(", ")
-        )?;
-        match withheld {
-            0 => Ok(()),
-            _ => write!(f, ", {withheld} not leased to this cluster"),
-        }
+        let Lacking { family, count, pools, counters } = self;
+        write!(f, "{count} {family} blocks missing, none free in {}: {counters}", pools.join(", "))
     }
 }
 
@@ -314,11 +305,8 @@ impl<'a> Assigning<'a> {
         let usages: Vec<_> = self.pools.iter().map(|(_, pool)| usage(pool)).collect();
         for (name, family, count, candidates) in exhausted {
             let mut counters = Counters::default();
-            for of_pool in candidates.iter().map(|index| usages[*index].of(family)) {
-                counters.total = counters.total.saturating_add(of_pool.total);
-                counters.assigned = counters.assigned.saturating_add(of_pool.assigned);
-                counters.resting = counters.resting.saturating_add(of_pool.resting);
-                counters.withheld = counters.withheld.saturating_add(of_pool.withheld);
+            for index in &candidates {
+                counters += *usages[*index].of(family);
             }
             let pools = candidates.iter().map(|index| self.pools[*index].0.clone()).collect();
             let lacking = Lacking { family, count, pools, counters };

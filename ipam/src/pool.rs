@@ -7,6 +7,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::AddAssign,
 };
 
 /// A set of addresses and the rules by which they are given out.
@@ -247,6 +248,27 @@ impl Counters {
     pub fn available(&self) -> u128 {
         let given = self.assigned.saturating_add(self.resting);
         self.total.saturating_sub(given).saturating_sub(self.withheld)
+    }
+}
+
+impl AddAssign for Counters {
+    fn add_assign(&mut self, other: Self) {
+        self.total = self.total.saturating_add(other.total);
+        self.assigned = self.assigned.saturating_add(other.assigned);
+        self.resting = self.resting.saturating_add(other.resting);
+        self.withheld = self.withheld.saturating_add(other.withheld);
+    }
+}
+
+/// What became of all that there is: part of a sentence.
+impl fmt::Display for Counters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Counters { total, assigned, resting, withheld } = self;
+        write!(f, "{assigned} of {total} assigned, {resting} resting")?;
+        match withheld {
+            0 => Ok(()),
+            _ => write!(f, ", {withheld} not leased to this cluster"),
+        }
     }
 }
 

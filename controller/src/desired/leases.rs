@@ -31,7 +31,7 @@ pub(super) fn leased(
     let is_contested = |chunk: &IpNet| {
         others.iter().any(|(_, pool)| {
             let theirs = pool.leases.iter().flat_map(Leases::held);
-            theirs.into_iter().any(|held| held.contains(chunk) || chunk.contains(held))
+            theirs.into_iter().any(|held| lease::overlap(held, chunk))
         })
     };
     let held = own.held().filter(|chunk| !is_contested(chunk));
@@ -200,7 +200,7 @@ impl<'a> Leased<'a> {
     /// Another cluster that holds a chunk, or claims it because it is in use.
     fn user(&self, chunk: &IpNet) -> Option<&Name> {
         let is_user = |(other, lease): (&IpNet, &Lease)| {
-            (other.contains(chunk) || chunk.contains(other))
+            lease::overlap(other, chunk)
                 && matches!(lease, Lease::Held { .. } | Lease::Claimed { reason: Reason::InUse, .. })
         };
         let others = self.others.iter().filter_map(|(name, other)| Some((name, other.leases.as_ref()?)));

@@ -82,14 +82,13 @@ impl<'a> Object<'a> {
     }
 
     /// Namespace and name of the Services whose endpoints it uses; `name` is its own.
-    pub(super) fn services(self, name: &'a str) -> Vec<(&'a str, &'a str)> {
-        match self {
-            Object::Service(_) => name.split_once('/').into_iter().collect(),
-            Object::LoadBalancer(object) => {
-                let services = object.spec.backends.iter().filter_map(|backend| backend.service.as_ref());
-                services.map(|service| (&*service.namespace, &*service.name)).collect()
-            }
-        }
+    pub(super) fn services(self, name: &'a str) -> impl Iterator<Item = (&'a str, &'a str)> {
+        let (own, backends) = match self {
+            Object::Service(_) => (name.split_once('/'), &[][..]),
+            Object::LoadBalancer(object) => (None, &*object.spec.backends),
+        };
+        let services = backends.iter().filter_map(|backend| backend.service.as_ref());
+        own.into_iter().chain(services.map(|service| (&*service.namespace, &*service.name)))
     }
 
     fn held(self) -> Held {
@@ -280,38 +279,29 @@ impl Memory {
             return all.iter().map(|_| None).collect();
         };
         let changed = changed_slices(&snapshot.endpoint_slices, &declared.endpoint_slices);
-        let has_other_slices = |services: &[(&str, &str)]| services.iter().any(|one| changed.contains(one));
+        let has_other_slices = |(object, name, _): &Declaration<'_>| {
+            !changed.is_empty() && object.services(name).any(|service| changed.contains(&service))
+        };
         if known.len() == all.len() && has_same_sources(snapshot, declared) {
             let known = known.into_iter().zip(all);
-            return known
-                .map(|(known, (object, name, _))| {
-                    let has_other = !changed.is_empty()
-                        && match object {
-                            Object::Service(_) => {
-                                name.split_once('/').is_some_and(|own| changed.contains(&own))
-                            }
-                            Object::LoadBalancer(_) => has_other_slices(&object.services(name)),
-                        };
-                    (!has_other).then_some(known)
-                })
-                .collect();
+            return known.map(|(known, of)| (!has_other_slices(of)).then_some(known)).collect();
         }
         let mut known = known.into_iter().peekable();
         let is_service_same = |(namespace, name): (&str, &str)| {
             let name = [namespace, "/", name].concat();
             same(snapshot.services.get(&name), declared.services.get(&name))
         };
-        let recall = |(object, name, before): &Declaration<'_>| {
+        let recall = |declaration: &Declaration<'_>| {
+            let (object, name, before) = declaration;
             let order = |kind: Kind| kind == Kind::Service;
             let key = (order(object.kind()), *name);
             let of = |known: &Remembered| matches!(known.object, Held::Service(_));
             while known.next_if(|known| (of(known), &*known.name) < key).is_some() {}
             let known = known.next_if(|known| (of(known), &*known.name) == key)?;
-            let services = object.services(name);
             let is_same = known.object.is(*object)
                 && same(known.before.as_ref(), *before)
-                && !has_other_slices(&services)
-                && (object.kind() == Kind::Service || services.into_iter().all(is_service_same));
+                && !has_other_slices(declaration)
+                && (object.kind() == Kind::Service || object.services(name).all(is_service_same));
             is_same.then_some(known)
         };
         all.iter().map(recall).collect()

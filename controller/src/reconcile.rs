@@ -213,7 +213,7 @@ impl<S: Store + ?Sized, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler
         errors.note("store.publish", self.store.publish(&desired.status).await);
 
         // Before anybody sees what is installed: which slots are dirty for it.
-        self.look();
+        self.look_at_slots();
         let complete = errors.0.is_empty();
         let last_error = (!complete).then(|| errors.0.join("; "));
         self.view.send_modify(|view| {
@@ -284,17 +284,19 @@ impl<S: Store + ?Sized, D: Datapath, B: Speaker, C: Checker, H: Host> Reconciler
 
     /// Looks at what changes by packets and time.
     fn look(&mut self) {
-        let mut errors = Errors::default();
-        if let Some(filters) = errors.note("datapath.filter_counters", self.datapath.filter_counters()) {
+        let counted = self.datapath.filter_counters();
+        if let Some(filters) = Errors::default().note("datapath.filter_counters", counted) {
             self.observed.filters = Arc::new(filters);
+            self.view.send_modify(|view| view.filters = Arc::clone(&self.observed.filters));
         }
-        let dirt = errors.note("datapath.dirty_slots", self.datapath.dirty_slots());
-        self.view.send_modify(|view| {
-            view.filters = Arc::clone(&self.observed.filters);
-            if let Some(dirt) = dirt {
-                view.dirt = Arc::new(dirt);
-            }
-        });
+        self.look_at_slots();
+    }
+
+    fn look_at_slots(&self) {
+        let slots = self.datapath.dirty_slots();
+        if let Some(dirt) = Errors::default().note("datapath.dirty_slots", slots) {
+            self.view.send_modify(|view| view.dirt = Arc::new(dirt));
+        }
     }
 }
 

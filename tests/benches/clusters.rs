@@ -13,6 +13,7 @@
 //! - Floor of the same run: the write itself, until it is answered.
 //!
 //! Both API servers, etcd and the controller share the CPUs of one machine; etcd does not sync.
+use common::{report, write_all};
 use controller::demo::netns::{Process, Sandbox};
 use lab::{
     Error,
@@ -25,15 +26,15 @@ use std::{
     net::Ipv4Addr,
     path::Path,
     process::Command,
-    sync::atomic::{AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
+#[path = "kubernetes/common.rs"]
+mod common;
+
 const LINKS: [&str; 5] = ["east1", "east2", "east3", "east4", "east5"];
 const NAMESPACES: usize = 100;
-/// Requests at once while the API server is filled.
-const WRITERS: usize = 16;
 /// Between two looks at what is written.
 const PAUSE: Duration = Duration::from_millis(2);
 
@@ -190,28 +191,18 @@ fn fill(home: &Api, east: &Api, services: usize) -> Result<(), Error> {
             api.post("/api/v1/namespaces", &object)?.object()?;
         }
     }
-    let next = AtomicUsize::new(0);
-    let write = || -> Result<(), Error> {
-        loop {
-            let n = next.fetch_add(1, Ordering::Relaxed);
-            if n >= services {
-                return Ok(());
-            }
-            let metadata = json!({"name": format!("service-{n}")});
-            let export = json!({
-                "apiVersion": "multicluster.x-k8s.io/v1alpha1", "kind": "ServiceExport", "metadata": metadata,
-            });
-            let service = json!({"metadata": metadata, "spec": {"ports": [{"name": "http", "port": 80}]}});
-            let (core, mcs) = ("/api/v1", "/apis/multicluster.x-k8s.io/v1alpha1");
-            let within = format!("namespaces/{}", namespace(n));
-            east.post(&format!("{core}/{within}/services"), &service)?.object()?;
-            east.post(&slices(n), &slice(n, endpoints(n)))?.object()?;
-            east.post(&format!("{mcs}/{within}/serviceexports"), &export)?.object()?;
-        }
-    };
-    thread::scope(|scope| {
-        let writers: Vec<_> = (0..WRITERS).map(|_| scope.spawn(write)).collect();
-        writers.into_iter().try_for_each(|writer| writer.join().map_err(|_| "a writer panicked")?)
+    write_all(services, |n| {
+        let metadata = json!({"name": format!("service-{n}")});
+        let export = json!({
+            "apiVersion": "multicluster.x-k8s.io/v1alpha1", "kind": "ServiceExport", "metadata": metadata,
+        });
+        let service = json!({"metadata": metadata, "spec": {"ports": [{"name": "http", "port": 80}]}});
+        let (core, mcs) = ("/api/v1", "/apis/multicluster.x-k8s.io/v1alpha1");
+        let within = format!("namespaces/{}", namespace(n));
+        east.post(&format!("{core}/{within}/services"), &service)?.object()?;
+        east.post(&slices(n), &slice(n, endpoints(n)))?.object()?;
+        east.post(&format!("{mcs}/{within}/serviceexports"), &export)?.object()?;
+        Ok(())
     })
 }
 
@@ -255,11 +246,4 @@ fn anonymous(process: &Process) -> Result<u64, Error> {
     let status = fs::read_to_string(format!("/proc/{}/status", process.id().ok_or("it does not run")?))?;
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).ok_or("no RssAnon")?;
     Ok(line.trim().trim_end_matches(" kB").parse()?)
-}
-
-fn report(what: &str, mut times: Vec<Duration>) {
-    times.sort();
-    let at = |share: usize| times.get((times.len() * share / 100).min(times.len().saturating_sub(1)));
-    let [median, most] = [50, 99].map(|share| at(share).copied().unwrap_or_default());
-    println!("{what}: {median:.1?} median, {most:.1?} at the 99th percentile of {}", times.len());
 }

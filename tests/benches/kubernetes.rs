@@ -10,6 +10,7 @@
 //! - Floors of the same run: a plain list of the same objects, in pages and decoded; the write itself, until it is answered.
 //!
 //! API server, etcd and the measured process share the CPUs of one machine; etcd does not sync.
+use common::{report, write_all};
 use controller::demo::{
     netns::Process,
     topology::{ROUTER_ASN, Topology},
@@ -29,21 +30,18 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::Command,
-    sync::{
-        atomic::{AtomicUsize, Ordering},
-        mpsc,
-    },
+    sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
 
+#[path = "kubernetes/common.rs"]
+mod common;
 #[path = "kubernetes/peer.rs"]
 mod peer;
 
 const ENDPOINTS: usize = 10;
 const NAMESPACES: usize = 100;
-/// Requests at once while the API server is filled.
-const WRITERS: usize = 16;
 /// Where the processes serve their metrics.
 const METRICS: &str = "127.0.0.1:9617";
 const CONFIG: &str = "\
@@ -127,20 +125,9 @@ impl Bench {
 
     /// Creates objects, many at once.
     fn post_all(&self, count: usize, object: impl Fn(usize) -> (String, Value) + Sync) -> Result<(), Error> {
-        let next = AtomicUsize::new(0);
-        let write = || -> Result<(), Error> {
-            loop {
-                let n = next.fetch_add(1, Ordering::Relaxed);
-                if n >= count {
-                    return Ok(());
-                }
-                let (path, object) = object(n);
-                self.api.post(&path, &object)?.object()?;
-            }
-        };
-        thread::scope(|scope| {
-            let writers: Vec<_> = (0..WRITERS).map(|_| scope.spawn(write)).collect();
-            writers.into_iter().try_for_each(|writer| writer.join().map_err(|_| "a writer panicked")?)
+        write_all(count, |n| {
+            let (path, object) = object(n);
+            self.api.post(&path, &object)?.object().map(drop)
         })
     }
 
@@ -414,11 +401,4 @@ fn http(stream: &mut (impl Read + Write), path: &str) -> Result<String, Error> {
         return Err(format!("{path}: {answer}").into());
     }
     Ok(body.to_owned())
-}
-
-fn report(what: &str, mut times: Vec<Duration>) {
-    times.sort();
-    let at = |share: usize| times.get((times.len() * share / 100).min(times.len().saturating_sub(1)));
-    let [median, most] = [50, 99].map(|share| at(share).copied().unwrap_or_default());
-    println!("{what}: {median:.1?} median, {most:.1?} at the 99th percentile of {}", times.len());
 }

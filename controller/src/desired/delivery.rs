@@ -41,13 +41,13 @@ impl Nodes {
     }
 
     /// Whether a source has pods on this node that this node delivers to.
-    pub(super) fn delivers(&self, source: &Source<'_>) -> bool {
+    pub(super) fn delivers(&self, source: &Source) -> bool {
         source.policy.forwarding.datapath_mode().is_tunnel() && self.own_families(source).next().is_some()
     }
 
     /// The tunnel ends of this node for the pods that a source has on it, by its VIPs: all that other nodes may send to,
     /// which may have other pods in view.
-    pub(super) fn decap(&self, source: &Source<'_>, vips: &[IpAddr]) -> impl Iterator<Item = Decap> {
+    pub(super) fn decap(&self, source: &Source, vips: &[IpAddr]) -> impl Iterator<Item = Decap> {
         let families: BTreeSet<Family> = self.own_families(source).collect();
         let ends = self.ends.get(&self.own).copied().unwrap_or_default();
         let vips = vips.iter().filter(move |vip| families.contains(&Family::of(**vip)));
@@ -62,7 +62,7 @@ impl Nodes {
     ///
     /// All backends of a service are of one family. For pods it is that of the VIP if all their nodes have an address
     /// of it, else the other, if they all have that.
-    pub(super) fn vias(&self, source: &Source<'_>, plain: Option<Family>) -> Vec<Option<Via>> {
+    pub(super) fn vias(&self, source: &Source, plain: Option<Family>) -> Vec<Option<Via>> {
         let is_tunnel = source.policy.forwarding.datapath_mode().is_tunnel();
         if !is_tunnel || source.hosts.iter().all(|host| host.node.is_none()) {
             return Vec::new();
@@ -85,7 +85,7 @@ impl Nodes {
     }
 
     /// What is to be said of pods whose nodes cannot be reached.
-    pub(super) fn refusal(&self, source: &Source<'_>, vias: &[Option<Via>]) -> Option<String> {
+    pub(super) fn refusal(&self, source: &Source, vias: &[Option<Via>]) -> Option<String> {
         let lost = source.hosts.iter().zip(vias).filter(|(_, via)| via.is_some_and(|via| via.end.is_none()));
         let nodes: BTreeSet<&str> = lost.clone().filter_map(|(host, _)| host.node.as_deref()).collect();
         let first = nodes.first()?;
@@ -101,7 +101,7 @@ impl Nodes {
         Some(format!("Node {first} {what}{others}: {} endpoints count as down", lost.count()))
     }
 
-    fn own_families(&self, source: &Source<'_>) -> impl Iterator<Item = Family> {
+    fn own_families(&self, source: &Source) -> impl Iterator<Item = Family> {
         let own = source.hosts.iter().filter(|host| host.node.as_ref().is_some_and(|node| self.is_own(node)));
         own.map(|host| Family::of(host.address))
     }
@@ -233,7 +233,7 @@ mod tests {
         let node = NodeInfo { name: format!("n{own}"), ..NodeInfo::default() };
         let observed = Observed { node, ..Observed::default() };
         declared.statuses = (*desired(&declared, &observed).status).clone();
-        desired(&declared, &observed).datapath
+        lb_bpf::service::Desired::clone(&desired(&declared, &observed).datapath)
     }
 
     fn of_scope(datapath: &lb_bpf::service::Desired, scope: Scope) -> impl Iterator<Item = &Service> {

@@ -3,15 +3,17 @@
 //! Clusters stand in a row: the own one, then those with the highest priority, and so on. Each takes what is left of the traffic,
 //! all of it while enough of its backends are up, else in proportion; the rest goes on to the next. What nobody takes is shared
 //! as what was taken.
-use crate::api::{
-    ClusterLink,
-    policy::{Clusters, Prefer},
+use crate::{
+    api::{
+        ClusterLink,
+        policy::{Clusters, Prefer},
+    },
+    by_name::ByName,
 };
 use lb_bpf::service::{Endpoint, Target};
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, btree_map::Entry},
-    sync::Arc,
 };
 
 /// What counts of the link to a cluster.
@@ -25,7 +27,7 @@ pub(super) struct Link {
 pub(super) type Links = BTreeMap<String, Link>;
 
 /// What counts of all links.
-pub(super) fn links(declared: &BTreeMap<String, Arc<ClusterLink>>) -> Links {
+pub(super) fn links(declared: &ByName<ClusterLink>) -> Links {
     let link = |link: &ClusterLink| Link { priority: link.spec.priority, weight: link.spec.weight.get() };
     declared.iter().map(|(name, declared)| (name.clone(), link(declared))).collect()
 }
@@ -208,11 +210,11 @@ mod tests {
         }
         let mut declared = parse_directory(&BTreeMap::from([("a.yaml".into(), text)])).unwrap();
         declared.statuses = StatusSet::clone(&desired(&declared, &Observed::default()).status);
-        let mut desired = desired(&declared, &Observed::default()).datapath.services;
-        desired.retain(|key, _| key.0.contains("web"));
-        let (_, service) = desired.pop_first().unwrap();
-        assert!(desired.is_empty());
-        std::sync::Arc::unwrap_or_clone(service)
+        let desired = desired(&declared, &Observed::default()).datapath;
+        let mut services = desired.services.iter().filter(|(key, _)| key.0.contains("web"));
+        let (_, service) = services.next().unwrap();
+        assert_eq!(services.next(), None);
+        lb_bpf::service::Service::clone(service)
     }
 
     /// So a flow goes on where the network has moved it to another site.

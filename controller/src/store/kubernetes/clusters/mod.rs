@@ -14,6 +14,7 @@ use crate::{
         ClusterLink, EndpointSlice, bgp_peer::SecretReference, cluster_link::ClusterLinkStatus,
         selector::is_dns_label,
     },
+    by_name::ByName,
     declared::Declared,
     host,
     mcs::{Cluster, Counts, Export, Exports, Facts, Invalid, Merged, PERMILLE, leaving, merge},
@@ -223,7 +224,7 @@ struct Open {
 
 impl Links {
     /// Opens what is declared, and closes what is not. Those that stay go on undisturbed.
-    fn set(&mut self, declared: &BTreeMap<String, Arc<ClusterLink>>, own: &str) {
+    fn set(&mut self, declared: &ByName<ClusterLink>, own: &str) {
         let wanted = |name: &String| declared.get(name).filter(|_| name != own);
         self.open.retain(|name, open| {
             wanted(name).is_some_and(|link| link.spec.kubeconfig_secret_ref == open.secret)

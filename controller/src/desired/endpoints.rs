@@ -2,7 +2,10 @@
 //!
 //! An endpoint that is terminating and still serves drains; while a Service has no others, it serves. One that is not
 //! ready is down, unless the Service publishes such addresses.
-use super::spill::{Link, Links};
+use super::{
+    delivery::PodNode,
+    spill::{Link, Links},
+};
 use crate::{
     api::endpoint_slice::{Endpoint, EndpointSlice, SliceMetadata},
     declared::Declared,
@@ -12,7 +15,6 @@ use std::{
     collections::{BTreeSet, HashMap},
     iter,
     net::IpAddr,
-    sync::Arc,
 };
 
 /// The EndpointSlices by namespace and name of their Services, imported ones among them, and the links.
@@ -143,6 +145,15 @@ struct Found<'a> {
     link: Option<Link>,
 }
 
+impl Found<'_> {
+    /// The node that it is on. What is of another cluster names no node of ours.
+    fn node(&self) -> Option<PodNode> {
+        let import = self.slice.metadata.import.as_ref().filter(|_| self.link.is_some());
+        let own = || self.endpoint.node_name.clone().map(PodNode::Own);
+        import.map(|import| PodNode::elsewhere(import, self.endpoint.address)).or_else(own)
+    }
+}
+
 impl<'a> Endpoints<'a> {
     /// Leaves those of a node.
     pub(super) fn keep_local(&mut self, node: &str) {
@@ -177,8 +188,8 @@ impl<'a> Endpoints<'a> {
     }
 
     /// Address and state of each, and its node.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (IpAddr, State, Option<&'a Arc<str>>)> {
-        self.0.iter().map(|found| (found.endpoint.address, found.state, found.endpoint.node_name.as_ref()))
+    pub(super) fn iter(&self) -> impl Iterator<Item = (IpAddr, State, Option<PodNode>)> {
+        self.0.iter().map(|found| (found.endpoint.address, found.state, found.node()))
     }
 
     /// The link to the cluster of each; none: it is of the own one.

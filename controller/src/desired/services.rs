@@ -3,11 +3,11 @@
 //! chooses the node, and on a node that has some, one that chooses among them.
 use super::{
     Node, addresses,
-    delivery::{Nodes, Pods, Via},
+    delivery::{Nodes, PodNode, Pods, Via},
     joined,
     memory::Memory,
     sources::{self, Host, Source, policy_of},
-    spill::spill,
+    spill::{Share, spill},
 };
 use crate::{
     api::{
@@ -61,7 +61,7 @@ pub(super) struct Plan {
     services: Vec<Port>,
     pub(super) backends: Backends,
     /// What is to be said of pods that cannot be reached.
-    pub(super) refused: Option<String>,
+    pub(super) refused: Vec<String>,
     decap: Vec<Decap>,
     local_vips: Vec<IpAddr>,
 }
@@ -188,6 +188,8 @@ impl Checked {
     /// endpoints: they are sorted once, for the targets, and walked beside the results then.
     fn new(sources: &[Source<'_>], results: &Healths, scene: &Scene<'_>) -> Self {
         let mut by_check: BTreeMap<Check, Vec<(Endpoint, usize)>> = BTreeMap::new();
+        // Behind nodes of other clusters: whether they can be reached from here says nothing.
+        let mut trusted = Vec::new();
         let mut length = 0;
         for source in sources.iter().filter(|source| scene.serves(source)) {
             let Some((check, port)) = source.policy.health_check.as_ref().map(Check::of) else { continue };
@@ -195,7 +197,9 @@ impl Checked {
             let targets = source.ports.iter().flat_map(|port| &port.targets);
             for (index, (host, number)) in targets.enumerate() {
                 let host = &source.hosts[*host];
-                if scene.uses(host) {
+                if matches!(host.node, Some(PodNode::Elsewhere(_))) {
+                    trusted.push(length + index);
+                } else if scene.uses(host) {
                     let endpoint = Endpoint { address: host.address, port: port.unwrap_or(*number) };
                     endpoints.push((endpoint, length + index));
                 }
@@ -203,6 +207,7 @@ impl Checked {
             length += scene.checks_of(source);
         }
         let mut healths = vec![None; length];
+        trusted.into_iter().for_each(|index| healths[index] = Some(Health::Healthy));
         let targets = by_check.into_iter().map(|(check, mut endpoints)| {
             endpoints.sort_unstable_by_key(|(endpoint, _)| *endpoint);
             let mut known = results.get(&check).into_iter().flatten().peekable();
@@ -250,10 +255,12 @@ impl Plan {
         scene: &Scene<'_>,
     ) {
         let only = only_family(source);
-        let vias = scene.nodes.vias(source, only);
-        self.backends.declared = source.hosts.len() as u32;
+        let vias = scene.nodes.vias(source, addresses, only);
+        let takes = |at: usize| vias.get(at).copied().flatten().is_none_or(|via| via.takes);
+        self.backends.declared = (0..source.hosts.len()).filter(|at| takes(*at)).count() as u32;
         // By host: whether it is up on all ports, and whether some port was not checked yet.
-        let mut standing: Vec<_> = source.hosts.iter().map(|host| (host.is_up, false)).collect();
+        let mut standing: Vec<_> =
+            source.hosts.iter().enumerate().map(|(at, host)| (host.is_up && takes(at), false)).collect();
         for port in &source.ports {
             // Empty without a check.
             let healths = healths.split_off(..port.targets.len()).unwrap_or_default();
@@ -272,7 +279,7 @@ impl Plan {
                 let before_here = LazyCell::new(|| scene.installed.services.get(&pods_key(key.as_ref()?)));
                 let (mut serving, mut healthy_weight) = (0, 0);
                 let mut backends = Vec::with_capacity(port.targets.len());
-                let mut links = Vec::with_capacity(port.targets.len());
+                let mut shares = Vec::with_capacity(port.targets.len());
                 let mut pods = Pods::default();
                 for (index, (at, number)) in port.targets.iter().enumerate() {
                     let (host, standing) = (&source.hosts[*at], &mut standing[*at]);
@@ -281,7 +288,9 @@ impl Plan {
                         Some(_) => Family::of(host.address) == family,
                         None => Family::of(host.address) == only.unwrap_or(family) && !counts_elsewhere,
                     };
-                    if !is_of_service || !scene.uses(host) {
+                    let takes = takes(*at)
+                        && host.node.as_ref().is_none_or(|node| node.takes(port.protocol, port.number));
+                    if !is_of_service || !takes || !scene.uses(host) {
                         continue;
                     }
                     let endpoint = Endpoint { address: host.address, port: *number };
@@ -319,24 +328,29 @@ impl Plan {
                     let target = Target { weight, up, here: false };
                     match via {
                         None => {
-                            links.push(host.link);
+                            shares.push(Share::of(host.link, &target));
                             backends.push((endpoint, target));
                         }
-                        Some(via) => pods.add(via, port.number, endpoint, target),
+                        Some(via) => pods.add(via, host.link, port.number, endpoint, target),
                     }
                 }
-                if let Some(clusters) =
-                    source.policy.clusters.as_ref().filter(|_| links.iter().any(Option::is_some))
-                {
-                    spill(clusters, &mut backends, &links);
-                    let up = backends.iter().filter(|(_, target)| target.up && target.weight > 0);
-                    (serving, healthy_weight) = up.fold((0, 0), |(count, sum), (_, target)| {
-                        (count + 1, sum + u64::from(target.weight))
+                let (nodes, own) = pods.levels();
+                let has_nodes = nodes.len() > 0;
+                for (endpoint, (target, share)) in nodes {
+                    shares.push(share);
+                    backends.push((endpoint, target));
+                }
+                let clusters = source.policy.clusters.as_ref();
+                if let Some(clusters) = clusters.filter(|_| shares.iter().any(|share| share.link.is_some())) {
+                    spill(clusters, &mut backends, &shares);
+                    let all = backends.iter().zip(&shares);
+                    let up = all.filter(|((_, target), _)| target.up && target.weight > 0);
+                    (serving, healthy_weight) = up.fold((0, 0), |(count, sum), ((_, target), share)| {
+                        (count + share.serving, sum + u64::from(target.weight))
                     });
                 }
                 let Some(key) = key else { continue };
                 let mut rules = rules(&source.policy, port, family);
-                let (nodes, own) = pods.levels();
                 let mut add = |key, scope, service| {
                     let (service, weight) = (Arc::new(service), healthy_weight);
                     self.services.push(Port { key, service, scope, family, serving, weight });
@@ -353,13 +367,13 @@ impl Plan {
                     add(pods_key(&key), Scope::Local, service);
                 }
                 if scene.balances {
-                    if !nodes.is_empty() {
+                    if has_nodes {
                         rules.server_id_bytes = 0;
                     }
                     let service = Service {
                         frontends: of_clients,
                         mode: source.policy.forwarding.datapath_mode(),
-                        backends: backends.into_iter().chain(nodes).collect(),
+                        backends: backends.into_iter().collect(),
                         drain_seconds: source.policy.drain_seconds.get(),
                         rules,
                     };
@@ -369,7 +383,7 @@ impl Plan {
         }
         self.backends.healthy = standing.iter().filter(|(up, _)| *up).count() as u32;
         self.backends.unknown = standing.iter().filter(|(_, unknown)| *unknown).count() as u32;
-        self.refused = scene.nodes.refusal(source, &vias);
+        self.refused = scene.nodes.refusals(source, &vias);
     }
 
     /// Adds what a node with these local addresses needs that is a backend, whether or not it balances: tunnel ends, or the

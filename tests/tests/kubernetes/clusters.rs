@@ -137,6 +137,7 @@ pub(super) fn reader(west: &ControlPlane) -> Result<Proxy, Error> {
     let read = [
         "multicluster.x-k8s.io/serviceexports",
         "/services",
+        "/nodes",
         "discovery.k8s.io/endpointslices",
         "fairlead.dev/addresspools",
     ];

@@ -15,7 +15,10 @@ use crate::{
     trouble::{Trouble, jittered},
 };
 use futures::{StreamExt, TryStreamExt, stream::BoxStream};
-use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use k8s_openapi::api::{
+    core::v1::{Node, Service},
+    discovery::v1::EndpointSlice,
+};
 use kube::{
     Api, Client,
     api::{ApiResource, DynamicObject},
@@ -135,6 +138,8 @@ enum News {
     Export(Event<DynamicObject>),
     Service(Event<Service>),
     Slice(Event<DynamicObject>),
+    /// None: the rights do not go so far.
+    Node(Option<Event<Node>>),
     /// None: pools cannot be watched, whatever else can.
     Pool(Option<Event<DynamicObject>>),
 }
@@ -151,8 +156,8 @@ async fn session(
     ask(&client).await?;
     let mut news = watches(&client);
     let mut known = Known::new(cluster);
-    // Exports, Services, slices.
-    let mut listed = [false; 3];
+    // Exports, Services, slices, nodes.
+    let mut listed = [false; 4];
     let mut pools_are_listed = false;
     // Whether more than pools has changed.
     let mut is_more = false;
@@ -172,10 +177,12 @@ async fn session(
                     tell = Some((now + QUIET, tell.map_or(now + PATIENCE, |(_, latest)| latest)));
                 }
                 Ok(Some(event)) => {
+                    if !take(&mut known, &mut listed, event) {
+                        continue;
+                    }
                     is_more = true;
-                    take(&mut known, &mut listed, event);
                     if known.len() > MOST {
-                        return Err((TOO_LARGE, format!("it has more than {MOST} Services, ServiceExports and EndpointSlices")));
+                        return Err((TOO_LARGE, format!("it has more than {MOST} Services, ServiceExports, EndpointSlices and Nodes")));
                     }
                     let now = Instant::now();
                     tell = Some((now + QUIET, tell.map_or(now + PATIENCE, |(_, latest)| latest)));
@@ -183,7 +190,7 @@ async fn session(
                 Ok(None) => return Err(("Unreachable", "the watches have ended".to_owned())),
                 Err(error) => return Err(watch_failed(&error)),
             },
-            () = tokio::time::sleep_until(due), if tell.is_some() && listed == [true; 3] => {
+            () = tokio::time::sleep_until(due), if tell.is_some() && listed == [true; 4] => {
                 tell = None;
                 trouble.over(&format!("ClusterLink/{cluster}: connected"));
                 // A list anew is told when it is done: what is free meanwhile is not known.
@@ -239,12 +246,31 @@ fn watches(client: &Client) -> BoxStream<'static, Result<News, watcher::Error>> 
     // A cluster may have none, or not let us read them: all else goes on.
     let pools = watcher(pools, config()).default_backoff();
     let pools = pools.map(|event| Ok(News::Pool(event.ok()))).boxed();
-    let more = futures::stream::select(pools, watcher(slices, config()).map_ok(News::Slice));
-    futures::stream::select(
-        watcher(exports, config()).map_ok(News::Export),
-        futures::stream::select(watcher(services, config()).map_ok(News::Service), more),
-    )
+    // Without them there are no ways into tunnels; all else goes on. Any other error ends the session: to forget the ways would be worse.
+    let nodes = watcher(Api::<Node>::all(client.clone()), config()).default_backoff();
+    let nodes = nodes.map(|event| match event {
+        Ok(event) => Ok(News::Node(Some(event))),
+        Err(error) if is_forbidden(&error) => Ok(News::Node(None)),
+        Err(error) => Err(error),
+    });
+    futures::stream::select_all([
+        watcher(exports, config()).map_ok(News::Export).boxed(),
+        watcher(services, config()).map_ok(News::Service).boxed(),
+        watcher(slices, config()).map_ok(News::Slice).boxed(),
+        nodes.boxed(),
+        pools,
+    ])
     .boxed()
+}
+
+fn is_forbidden(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status)) => status.code == 403,
+        watcher::Error::WatchError(status) => status.code == 403,
+        _ => false,
+    }
 }
 
 /// Where ServiceExports or ServiceImports are.
@@ -258,8 +284,8 @@ pub(super) fn resource(kind: &str) -> ApiResource {
     }
 }
 
-/// Takes in what is said. While a list is under way, `listed` says so: less is known than there is.
-fn take(known: &mut Known, listed: &mut [bool; 3], news: News) {
+/// Takes in what is said; whether that makes a difference. While a list is under way, `listed` says so: less is known than there is.
+fn take(known: &mut Known, listed: &mut [bool; 4], news: News) -> bool {
     match news {
         News::Export(Event::Init) => {
             listed[0] = false;
@@ -288,8 +314,18 @@ fn take(known: &mut Known, listed: &mut [bool; 3], news: News) {
         }
         News::Slice(Event::Delete(object)) => known.forget_slice(&object.metadata),
         News::Slice(Event::InitDone) => listed[2] = true,
+        // Where they may not be read it is tried again and again.
+        News::Node(Some(Event::Init)) => {
+            listed[3] &= !known.forget_nodes();
+            return false;
+        }
+        News::Node(Some(Event::InitApply(node) | Event::Apply(node))) => return known.node(&node),
+        News::Node(Some(Event::Delete(node))) => known.forget_node(&node.metadata),
+        News::Node(Some(Event::InitDone)) => listed[3] = true,
+        News::Node(None) => return !std::mem::replace(&mut listed[3], true),
         News::Pool(_) => {}
     }
+    true
 }
 
 /// The same of pools.

@@ -42,9 +42,12 @@ use tokio::{
 };
 use write::Writer;
 
+#[cfg(test)]
+mod anycast;
 mod credentials;
 mod known;
 mod link;
+mod nodes;
 mod objects;
 mod plan;
 mod write;

@@ -19,7 +19,7 @@ use crate::{
 use ipam::Family;
 use lb_bpf::service::{Decap, Endpoint, Target};
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
 };
@@ -62,11 +62,21 @@ impl PodNode {
     }
 }
 
+impl Elsewhere {
+    /// Whether the service has all of these addresses there that are of a family.
+    fn has_all(&self, addresses: &[IpAddr], family: Family) -> bool {
+        let Some(delivery) = &self.import.delivery else { return false };
+        let mut own = addresses.iter().filter(|address| Family::of(**address) == family).peekable();
+        own.peek().is_some() && own.all(|address| delivery.addresses.contains(address))
+    }
+}
+
 /// Where the nodes of the cluster take packets for their pods.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Nodes {
     own: String,
     ends: HashMap<String, Ends>,
+    addresses: HashSet<IpAddr>,
 }
 
 /// The address of a node in each [`Family`]; none: it has none.
@@ -79,7 +89,8 @@ impl Nodes {
             let of = |family| internal_ips(node).find(|address| Family::of(*address) == family);
             (name.clone(), Family::ALL.map(of))
         });
-        Nodes { own: own.to_owned(), ends: ends.collect() }
+        let addresses = declared.nodes.values().flat_map(|node| internal_ips(node)).collect();
+        Nodes { own: own.to_owned(), ends: ends.collect(), addresses }
     }
 
     /// Whether a node is this one.
@@ -123,7 +134,8 @@ impl Nodes {
         let ways = Family::ALL.map(|family| {
             let pods = source.hosts.iter().filter(|host| Family::of(host.address) == family);
             let pods = pods.filter_map(|host| host.node.as_ref());
-            let known = pods.filter(|node| takes(node, addresses, family)).filter_map(|node| self.ends(node));
+            let known =
+                pods.filter(|node| self.takes(node, addresses, family)).filter_map(|node| self.ends(node));
             let has = |way: Family| known.clone().all(|ends| ends[way as usize].is_some());
             match plain {
                 _ if is_mixed => plain.unwrap_or(family),
@@ -133,9 +145,22 @@ impl Nodes {
         let via = |host: &Host| {
             let (node, family) = (host.node.as_ref()?, Family::of(host.address));
             let end = self.ends(node).and_then(|ends| ends[ways[family as usize] as usize]);
-            Some(Via { end, here: self.is_own(node), takes: takes(node, addresses, family) })
+            Some(Via { end, here: self.is_own(node), takes: self.takes(node, addresses, family) })
         };
         source.hosts.iter().map(via).collect()
+    }
+
+    /// Whether a node takes packets to all of these addresses that are of a family. What goes to an address of ours comes to ours.
+    fn takes(&self, node: &PodNode, addresses: &[IpAddr], family: Family) -> bool {
+        match node {
+            PodNode::Own(_) => true,
+            PodNode::Elsewhere(node) => node.has_all(addresses, family) && !self.is_taken(node),
+        }
+    }
+
+    /// Whether a node of ours has an address of it.
+    fn is_taken(&self, node: &Elsewhere) -> bool {
+        node.ends.iter().flatten().any(|end| self.addresses.contains(end))
     }
 
     /// The addresses of a node; none: nobody knows it.
@@ -149,7 +174,8 @@ impl Nodes {
     /// What is to be said of pods that cannot be reached.
     pub(super) fn refusals(&self, source: &Source<'_>, vias: &[Option<Via>]) -> Vec<String> {
         let mut lost = (BTreeSet::new(), 0);
-        let (mut elsewhere, mut untaken) = (BTreeMap::new(), BTreeMap::new());
+        // By cluster and reason.
+        let mut elsewhere: BTreeMap<(&str, &str), usize> = BTreeMap::new();
         for (host, via) in source.hosts.iter().zip(vias) {
             let Some((node, via)) = host.node.as_ref().zip(via.as_ref()) else { continue };
             match node {
@@ -158,13 +184,15 @@ impl Nodes {
                     lost.1 += 1;
                 }
                 PodNode::Own(_) => {}
-                PodNode::Elsewhere(node) if !via.takes => {
-                    *untaken.entry(&*node.import.cluster).or_insert(0) += 1;
+                PodNode::Elsewhere(node) => {
+                    let reason = match via {
+                        _ if self.is_taken(node) => "their nodes have addresses of nodes of this cluster",
+                        Via { takes: false, .. } => "the address is another one there",
+                        Via { end: None, .. } => "no InternalIP of their nodes is known",
+                        _ => continue,
+                    };
+                    *elsewhere.entry((&node.import.cluster, reason)).or_default() += 1;
                 }
-                PodNode::Elsewhere(node) if via.end.is_none() => {
-                    *elsewhere.entry(&*node.import.cluster).or_insert(0) += 1;
-                }
-                PodNode::Elsewhere(_) => {}
             }
         }
         let own = lost.0.first().map(|first| {
@@ -179,27 +207,16 @@ impl Nodes {
             };
             format!("Node {first} {what}{others}: {} endpoints count as down", lost.1)
         });
-        let untaken = untaken.iter().map(|(cluster, count): (&&str, &usize)| {
-            format!("clusters: {cluster} does not have the address, so its {count} endpoints are not used")
+        let elsewhere = elsewhere.into_iter().map(|((cluster, reason), count)| {
+            format!("clusters: {count} endpoints of {cluster} are not used: {reason}")
         });
-        let elsewhere = elsewhere.iter().map(|(cluster, count): (&&str, &usize)| {
-            format!("clusters: of {count} endpoints of {cluster} no InternalIP of their nodes is known: they count as down")
-        });
-        own.into_iter().chain(untaken).chain(elsewhere).collect()
+        own.into_iter().chain(elsewhere).collect()
     }
 
     fn own_families(&self, source: &Source<'_>) -> impl Iterator<Item = Family> {
         let own = source.hosts.iter().filter(|host| host.node.as_ref().is_some_and(|node| self.is_own(node)));
         own.map(|host| Family::of(host.address))
     }
-}
-
-/// Whether a node takes packets to all of these addresses that are of a family.
-fn takes(node: &PodNode, addresses: &[IpAddr], family: Family) -> bool {
-    let PodNode::Elsewhere(node) = node else { return true };
-    let Some(delivery) = &node.import.delivery else { return false };
-    let mut own = addresses.iter().filter(|address| Family::of(**address) == family).peekable();
-    own.peek().is_some() && own.all(|address| delivery.addresses.contains(address))
 }
 
 fn other(family: Family) -> Family {

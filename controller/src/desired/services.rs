@@ -288,9 +288,11 @@ impl Plan {
                         Some(_) => Family::of(host.address) == family,
                         None => Family::of(host.address) == only.unwrap_or(family) && !counts_elsewhere,
                     };
-                    let takes = takes(*at)
-                        && host.node.as_ref().is_none_or(|node| node.takes(port.protocol, port.number));
-                    if !is_of_service || !takes || !scene.uses(host) {
+                    if !is_of_service || !takes(*at) || !scene.uses(host) {
+                        continue;
+                    }
+                    if host.node.as_ref().is_some_and(|node| !node.takes(port.protocol, port.number)) {
+                        standing.0 = false;
                         continue;
                     }
                     let endpoint = Endpoint { address: host.address, port: *number };

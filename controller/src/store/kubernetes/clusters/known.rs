@@ -1,6 +1,9 @@
 //! What is known of another cluster: ServiceExports, Services, EndpointSlices and Nodes come and go in any order; what is exported
 //! comes out. Pure. Of each object only what counts is kept.
-use super::nodes::{Listed, Nodes};
+use super::{
+    nodes::{Listed, Nodes},
+    overlap::PodCidrs,
+};
 use crate::{
     api::EndpointSlice,
     mcs::{Export, Exports, Facts, Invalid, slice_name},
@@ -210,6 +213,11 @@ impl Known {
     pub(super) fn addresses(&self) -> BTreeMap<String, Vec<IpAddr>> {
         let exported = self.addresses.iter().filter(|(name, _)| self.exports.contains_key(*name));
         exported.map(|(name, addresses)| (name.clone(), addresses.clone())).collect()
+    }
+
+    /// The pod CIDRs of its nodes.
+    pub(super) fn pod_cidrs(&self) -> PodCidrs {
+        self.nodes.pod_cidrs()
     }
 
     /// What is exported.

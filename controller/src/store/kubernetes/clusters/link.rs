@@ -5,6 +5,7 @@ use super::{
     super::watching,
     credentials::{self, Credentials},
     known::Known,
+    overlap::PodCidrs,
 };
 use crate::{
     api::{AddressPool, AddressPoolStatus, Kind},
@@ -73,6 +74,8 @@ pub(super) struct Report {
     pub(super) pools_are_listed: bool,
     /// Addresses of what it exports.
     pub(super) addresses: Arc<BTreeMap<String, Vec<IpAddr>>>,
+    /// The pod CIDRs of its nodes.
+    pub(super) pod_cidrs: Arc<PodCidrs>,
 }
 
 impl Report {
@@ -84,6 +87,7 @@ impl Report {
             pools: None,
             pools_are_listed: false,
             addresses: Arc::default(),
+            pod_cidrs: Arc::default(),
         }
     }
 }
@@ -159,8 +163,8 @@ async fn session(
     // Exports, Services, slices, nodes.
     let mut listed = [false; 4];
     let mut pools_are_listed = false;
-    // Whether more than pools has changed.
-    let mut is_more = false;
+    // Whether more than pools has changed, and whether nodes have.
+    let (mut is_more, mut is_of_nodes) = (false, false);
     let mut questions = interval(ASK);
     questions.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut answer = Box::pin(ask(&client));
@@ -177,10 +181,11 @@ async fn session(
                     tell = Some((now + QUIET, tell.map_or(now + PATIENCE, |(_, latest)| latest)));
                 }
                 Ok(Some(event)) => {
+                    let is_of_node = matches!(event, News::Node(_));
                     if !take(&mut known, &mut listed, event) {
                         continue;
                     }
-                    is_more = true;
+                    (is_more, is_of_nodes) = (true, is_of_nodes || is_of_node);
                     if known.len() > MOST {
                         return Err((TOO_LARGE, format!("it has more than {MOST} Services, ServiceExports, EndpointSlices and Nodes")));
                     }
@@ -197,6 +202,7 @@ async fn session(
                 let pools = pools_are_listed.then(|| Arc::new(known.pools().clone()));
                 let more = std::mem::take(&mut is_more)
                     .then(|| (Arc::new(known.exports()), Arc::new(known.addresses())));
+                let pod_cidrs = std::mem::take(&mut is_of_nodes).then(|| Arc::new(known.pod_cidrs()));
                 report.send_modify(|report| {
                     report.connected = Some(Ok(()));
                     report.contact = now();
@@ -204,6 +210,9 @@ async fn session(
                     report.pools = pools.or_else(|| report.pools.take());
                     if let Some((exports, addresses)) = more {
                         (report.exports, report.addresses) = (Some(exports), addresses);
+                    }
+                    if let Some(pod_cidrs) = pod_cidrs {
+                        report.pod_cidrs = pod_cidrs;
                     }
                 });
             }

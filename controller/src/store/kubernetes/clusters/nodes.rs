@@ -1,14 +1,16 @@
-//! The nodes of another cluster, as far as its pods are reached through them. Pure.
+//! The nodes of another cluster: how its pods are reached through them, and which pod CIDRs they have. Pure.
+use super::overlap::PodCidrs;
 use crate::{
     api::{
         EndpointSlice,
         delivery::{DeliveredPort, DeliveringNode, Delivery},
         load_balancer::Protocol,
-        node::internal_ips,
+        node::{internal_ips, pod_cidrs},
     },
     mcs::{Facts, ImportPort},
 };
 use ipam::Family;
+use ipnet::IpNet;
 use k8s_openapi::{api::core::v1::Node, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use std::{
     collections::{BTreeMap, HashMap},
@@ -16,21 +18,37 @@ use std::{
     sync::Arc,
 };
 
-/// Where nodes take packets for their pods, by their names.
+/// Nodes by their names.
 #[derive(Debug, Default)]
-pub(super) struct Nodes(HashMap<String, Box<[IpAddr]>>);
+pub(super) struct Nodes(HashMap<String, Known>);
+
+/// What counts of a node.
+#[derive(Debug, PartialEq)]
+struct Known {
+    /// Where it takes packets for its pods.
+    addresses: Box<[IpAddr]>,
+    pod_cidrs: Vec<IpNet>,
+}
 
 impl Nodes {
     /// Takes in a node. Whether it was another one, or is a new one.
     pub(super) fn put(&mut self, node: &Node) -> bool {
         let first = |family| internal_ips(node).find(|address| Family::of(*address) == family);
-        let addresses: Box<[IpAddr]> = Family::ALL.into_iter().filter_map(first).collect();
+        let addresses = Family::ALL.into_iter().filter_map(first).collect();
+        let known = Known { addresses, pod_cidrs: pod_cidrs(node) };
         let name = node.metadata.name.clone().unwrap_or_default();
-        let is_same = self.0.get(&name) == Some(&addresses);
+        let is_same = self.0.get(&name) == Some(&known);
         if !is_same {
-            self.0.insert(name, addresses);
+            self.0.insert(name, known);
         }
         !is_same
+    }
+
+    /// All pod CIDRs, with the names of their nodes.
+    pub(super) fn pod_cidrs(&self) -> PodCidrs {
+        let all =
+            self.0.iter().flat_map(|(name, known)| known.pod_cidrs.iter().map(|cidr| (*cidr, name.clone())));
+        all.collect()
     }
 
     /// Whether it was there.
@@ -78,7 +96,8 @@ impl Listed {
             }
         }
         let node = |(name, mut endpoints): (&str, Vec<IpAddr>)| {
-            let addresses = nodes.0.get(name).filter(|addresses| !addresses.is_empty())?.clone();
+            let addresses = nodes.0.get(name)?.addresses.clone();
+            (!addresses.is_empty()).then_some(())?;
             endpoints.sort_unstable();
             Some(DeliveringNode { name: name.into(), addresses, endpoints: endpoints.into() })
         };

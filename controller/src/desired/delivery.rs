@@ -119,7 +119,7 @@ impl Nodes {
     /// without pods. `plain`: the one family of those that are none, if that of the VIP does not matter.
     ///
     /// All backends of a service are of one family. For pods it is that of the VIP if all their nodes have an address
-    /// of it, else the other, if they all have that.
+    /// of it, else the other, if they all have that; if there is none that all have, one that all nodes of this cluster have.
     pub(super) fn vias(
         &self,
         source: &Source<'_>,
@@ -133,13 +133,18 @@ impl Nodes {
         let is_mixed = source.hosts.iter().any(|host| host.node.is_none());
         let ways = Family::ALL.map(|family| {
             let pods = source.hosts.iter().filter(|host| Family::of(host.address) == family);
-            let pods = pods.filter_map(|host| host.node.as_ref());
-            let known =
-                pods.filter(|node| self.takes(node, addresses, family)).filter_map(|node| self.ends(node));
-            let has = |way: Family| known.clone().all(|ends| ends[way as usize].is_some());
+            let nodes = pods.filter_map(|host| host.node.as_ref());
+            let nodes = nodes.filter(|node| self.takes(node, addresses, family));
+            let own = nodes.clone().filter(|node| matches!(node, PodNode::Own(_)));
+            let has = |node: &PodNode, way: Family| self.ends(node).is_none_or(|e| e[way as usize].is_some());
+            let mut all = [family, other(family)].into_iter();
             match plain {
                 _ if is_mixed => plain.unwrap_or(family),
-                _ => [family, other(family)].into_iter().find(|way| has(*way)).unwrap_or(family),
+                _ => all
+                    .clone()
+                    .find(|way| nodes.clone().all(|node| has(node, *way)))
+                    .or_else(|| all.find(|way| own.clone().all(|node| has(node, *way))))
+                    .unwrap_or(family),
             }
         });
         let via = |host: &Host| {
@@ -187,8 +192,8 @@ impl Nodes {
                 PodNode::Elsewhere(node) => {
                     let reason = match via {
                         _ if self.is_taken(node) => "their nodes have addresses of nodes of this cluster",
-                        Via { takes: false, .. } => "the address is another one there",
-                        Via { end: None, .. } => "no InternalIP of their nodes is known",
+                        Via { takes: false, .. } => "the Service does not have the address there",
+                        Via { end: None, .. } => "no InternalIP of the right family is known of their nodes",
                         _ => continue,
                     };
                     *elsewhere.entry((&node.import.cluster, reason)).or_default() += 1;

@@ -57,11 +57,11 @@ impl<'a> Slices<'a> {
                 link: None,
             }));
         }
-        Endpoints::new(found)
+        Endpoints::new(found, false)
     }
 
-    /// Those of a Service in linked clusters, beside its own.
-    pub(super) fn import(&self, name: &str, own: Endpoints<'a>) -> Endpoints<'a> {
+    /// Those of a Service in linked clusters, beside its own. In tunnels (`is_tunnel`) pods of several clusters may have one address.
+    pub(super) fn import(&self, name: &str, own: Endpoints<'a>, is_tunnel: bool) -> Endpoints<'a> {
         let mut found = own.0;
         for slice in self.of(name) {
             let import = slice.metadata.import.as_ref();
@@ -74,16 +74,21 @@ impl<'a> Slices<'a> {
                 link: Some(*link),
             }));
         }
-        Endpoints::new(found)
+        Endpoints::new(found, is_tunnel)
     }
 }
 
 impl<'a> Endpoints<'a> {
-    fn new(mut found: Vec<Found<'a>>) -> Self {
+    /// Of one address there is one, or one in each cluster.
+    fn new(mut found: Vec<Found<'a>>, by_cluster: bool) -> Self {
+        let cluster = |found: &Found<'a>| {
+            let import = found.slice.metadata.import.as_ref().filter(|_| by_cluster);
+            import.map(|import| &*import.cluster)
+        };
         // Stable: of one address, those of the first slice come first.
-        found.sort_by_key(|found| found.endpoint.address);
+        found.sort_by_key(|found| (found.endpoint.address, cluster(found)));
         found.dedup_by(|next, first| {
-            let is_same = next.endpoint.address == first.endpoint.address;
+            let is_same = (next.endpoint.address, cluster(next)) == (first.endpoint.address, cluster(first));
             if is_same {
                 first.others.push(next.slice);
                 // In two slices for a moment: what stands better is the newer word.

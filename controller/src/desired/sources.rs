@@ -233,7 +233,7 @@ impl Terms {
             };
             let mut endpoints = slices.endpoints(&name, service);
             if spec.policy.clusters.is_some() && !spec.policy.forwarding.mode.is_direct_return() {
-                endpoints = slices.import(&name, endpoints);
+                endpoints = slices.import(&name, endpoints, false);
             }
             endpoints.serve_terminating();
             let share = if weight == 0 { 0 } else { (weight as usize / endpoints.ready().max(1)).max(1) };
@@ -303,7 +303,8 @@ impl Terms {
         let policy = policy(policies.first().map(|(_, policy)| *policy), spec);
         let mut endpoints = slices.endpoints(name, object);
         if imports(&policy) && !local_only {
-            endpoints = slices.import(name, endpoints);
+            let is_tunnel = policy.forwarding.datapath_mode().is_tunnel();
+            endpoints = slices.import(name, endpoints, is_tunnel);
         }
         let is_served = endpoints.iter().any(|(_, state, _)| state != State::Down);
         if local_only {

@@ -200,7 +200,7 @@ fn who_has_another_address_gets_nothing() {
     let programmed = conditions.iter().find(|condition| condition.type_ == "Programmed").unwrap();
     assert_eq!(
         programmed.message,
-        "0 of 2 services installed; clusters: 5 endpoints of west are not used: the address is another one there"
+        "0 of 2 services installed; clusters: 5 endpoints of west are not used: the Service does not have the address there"
     );
     // Under NAT it makes no difference: each is reached as it is.
     let nat = nodes_of(sites[0], &sites, "clusters: {prefer: None}");

@@ -424,7 +424,7 @@ mod tests {
     }
 
     fn scene() -> impl Strategy<Value = Scene> {
-        let policy = prop::option::of(0..4_u8);
+        let policy = prop::option::of(0..5_u8);
         let all = (
             prop::collection::vec(web(), 4),
             policy,
@@ -472,7 +472,9 @@ mod tests {
         }
         if let Some(policy) = scene.policy {
             let clusters = "clusters: {minLocalPercent: 60}";
-            let all = ["healthCheck: {tcp: {}}", "affinity: ClientIP", "forwarding: {mode: GUE}", clusters];
+            let (check, gue) = ("healthCheck: {tcp: {}}", "forwarding: {mode: GUE}");
+            let both = [gue, clusters].join(", ");
+            let all = [check, "affinity: ClientIP", gue, clusters, &both];
             let spec = format!("{{policy: {{{}}}}}", all[usize::from(policy)]);
             write!(text, "---\nkind: ServicePolicy\nmetadata: {{name: s}}\nspec: {spec}\n").unwrap();
         }
@@ -485,7 +487,9 @@ mod tests {
                  kind: EndpointSlice\naddressType: IPv4\nports: [{{port: 80}}]\n\
                  metadata: {{name: west, namespace: a-b, labels: {{multicluster.kubernetes.io/service-name: s0, \
                  multicluster.kubernetes.io/source-cluster: west, \
-                 endpointslice.kubernetes.io/managed-by: clusters.fairlead.dev}}}}\n\
+                 endpointslice.kubernetes.io/managed-by: clusters.fairlead.dev}}, annotations: {{fairlead.dev/delivery: \
+                 '{{\"addresses\": [\"198.51.100.0\"], \"ports\": [{{\"protocol\": \"TCP\", \"port\": 80}}], \
+                 \"nodes\": [{{\"name\": \"n1\", \"addresses\": [\"10.0.9.1\"], \"endpoints\": [\"10.7.0.1\"]}}]}}'}}}}\n\
                  endpoints: [{{addresses: [10.7.0.1], conditions: {{ready: {ready}}}}}]\n",
                 scene.nodes
             )

@@ -3,9 +3,9 @@
 //! chooses the node, and on a node that has some, one that chooses among them.
 use super::{
     HealthPort, addresses,
-    delivery::{Nodes, Pods, Via},
+    delivery::{Nodes, PodNode, Pods, Via},
     sources::{self, Host, Source, policy_of},
-    spill::spill,
+    spill::{Share, spill},
 };
 use crate::{
     api::{
@@ -73,7 +73,7 @@ pub(super) struct Plan {
     services: Vec<Port>,
     pub(super) backends: Backends,
     /// What is to be said of pods that cannot be reached.
-    pub(super) refused: Option<String>,
+    pub(super) refused: Vec<String>,
     decap: Vec<Decap>,
     local_vips: Vec<IpAddr>,
 }
@@ -165,7 +165,7 @@ impl Services {
         for (at, source) in renewed {
             let before = &self.all[*at];
             if scene.check(source) != scene.check(&before.source)
-                || !scene.checked(source).eq(scene.checked(&before.source))
+                || !scene.looks(source).eq(scene.looks(&before.source))
             {
                 return false;
             }
@@ -287,14 +287,20 @@ impl Scene<'_> {
         source.policy.health_check.as_ref().filter(|_| self.serves(source)).map(Check::of)
     }
 
-    /// What is to be checked for a source: by port, then by target; none: this is not used.
-    fn checked(&self, source: &Source) -> impl Iterator<Item = Option<Endpoint>> {
+    /// What is to be checked for a source that asks for it: by port, then by target.
+    fn looks(&self, source: &Source) -> impl Iterator<Item = Look> {
         let check = self.check(source).map(|(_, port)| port);
         let targets = source.ports.iter().flat_map(|port| &port.targets).filter(move |_| check.is_some());
         targets.map(move |(host, number)| {
             let host = &source.hosts[*host];
-            let endpoint = Endpoint { address: host.address, port: check.flatten().unwrap_or(*number) };
-            self.uses(host).then_some(endpoint)
+            match host.node {
+                Some(PodNode::Elsewhere(_)) => Look::Trusted,
+                _ if self.uses(host) => {
+                    let port = check.flatten().unwrap_or(*number);
+                    Look::At(Endpoint { address: host.address, port })
+                }
+                _ => Look::Unused,
+            }
         })
     }
 
@@ -303,6 +309,16 @@ impl Scene<'_> {
         let targets = || source.ports.iter().map(|port| port.targets.len()).sum();
         if source.policy.health_check.is_some() && self.serves(source) { targets() } else { 0 }
     }
+}
+
+/// What there is to check of a target.
+#[derive(PartialEq)]
+enum Look {
+    At(Endpoint),
+    /// It is behind a node of another cluster: whether it can be reached from here says nothing.
+    Trusted,
+    /// This node does not use it.
+    Unused,
 }
 
 /// What is to be checked, and what came of it so far.
@@ -319,15 +335,22 @@ impl Checked {
     /// endpoints: they are sorted once, for the targets, and walked beside the results then.
     fn new(sources: &[(Arc<Source>, Option<Balanced>)], results: &Healths, scene: &Scene<'_>) -> Self {
         let mut by_check: BTreeMap<Check, Vec<(Endpoint, usize)>> = BTreeMap::new();
+        let mut trusted = Vec::new();
         let mut length = 0;
         for (source, _) in sources {
             let Some((check, _)) = scene.check(source) else { continue };
             let endpoints = by_check.entry(check).or_default();
-            let checked = (length..).zip(scene.checked(source));
-            endpoints.extend(checked.filter_map(|(index, endpoint)| Some((endpoint?, index))));
+            for (index, look) in (length..).zip(scene.looks(source)) {
+                match look {
+                    Look::At(endpoint) => endpoints.push((endpoint, index)),
+                    Look::Trusted => trusted.push(index),
+                    Look::Unused => {}
+                }
+            }
             length += scene.checks_of(source);
         }
         let mut healths = vec![None; length];
+        trusted.into_iter().for_each(|index| healths[index] = Some(Health::Healthy));
         let targets = by_check.into_iter().map(|(check, mut endpoints)| {
             endpoints.sort_unstable_by_key(|(endpoint, _)| *endpoint);
             let mut known = results.get(&check).into_iter().flatten().peekable();
@@ -379,10 +402,12 @@ impl Plan {
         scene: &Scene<'_>,
     ) {
         let only = only_family(source);
-        let vias = scene.nodes.vias(source, only);
-        self.backends.declared = source.hosts.len() as u32;
+        let vias = scene.nodes.vias(source, addresses, only);
+        let takes = |at: usize| vias.get(at).copied().flatten().is_none_or(|via| via.takes);
+        self.backends.declared = (0..source.hosts.len()).filter(|at| takes(*at)).count() as u32;
         // By host: whether it is up on all ports, and whether some port was not checked yet.
-        let mut standing: Vec<_> = source.hosts.iter().map(|host| (host.is_up, false)).collect();
+        let mut standing: Vec<_> =
+            source.hosts.iter().enumerate().map(|(at, host)| (host.is_up && takes(at), false)).collect();
         for port in &source.ports {
             // Empty without a check.
             let healths = healths.split_off(..port.targets.len()).unwrap_or_default();
@@ -401,7 +426,7 @@ impl Plan {
                 let before_here = LazyCell::new(|| scene.installed.services.get(&pods_key(key.as_ref()?)));
                 let (mut serving, mut healthy_weight) = (0, 0);
                 let mut backends = Vec::with_capacity(port.targets.len());
-                let mut links = Vec::with_capacity(port.targets.len());
+                let mut shares = Vec::with_capacity(port.targets.len());
                 let mut pods = Pods::default();
                 for (index, (at, number)) in port.targets.iter().enumerate() {
                     let (host, standing) = (&source.hosts[*at], &mut standing[*at]);
@@ -410,7 +435,11 @@ impl Plan {
                         Some(_) => Family::of(host.address) == family,
                         None => Family::of(host.address) == only.unwrap_or(family) && !counts_elsewhere,
                     };
-                    if !is_of_service || !scene.uses(host) {
+                    if !is_of_service || !takes(*at) || !scene.uses(host) {
+                        continue;
+                    }
+                    if host.node.as_ref().is_some_and(|node| !node.takes(port.protocol, port.number)) {
+                        standing.0 = false;
                         continue;
                     }
                     let endpoint = Endpoint { address: host.address, port: *number };
@@ -448,24 +477,29 @@ impl Plan {
                     let target = Target { weight, up, here: false };
                     match via {
                         None => {
-                            links.push(host.link);
+                            shares.push(Share::of(host.link, &target));
                             backends.push((endpoint, target));
                         }
-                        Some(via) => pods.add(via, port.number, endpoint, target),
+                        Some(via) => pods.add(via, host.link, port.number, endpoint, target),
                     }
                 }
-                if let Some(clusters) =
-                    source.policy.clusters.as_ref().filter(|_| links.iter().any(Option::is_some))
-                {
-                    spill(clusters, &mut backends, &links);
-                    let up = backends.iter().filter(|(_, target)| target.up && target.weight > 0);
-                    (serving, healthy_weight) = up.fold((0, 0), |(count, sum), (_, target)| {
-                        (count + 1, sum + u64::from(target.weight))
+                let (nodes, own) = pods.levels();
+                let has_nodes = nodes.len() > 0;
+                for (endpoint, (target, share)) in nodes {
+                    shares.push(share);
+                    backends.push((endpoint, target));
+                }
+                let clusters = source.policy.clusters.as_ref();
+                if let Some(clusters) = clusters.filter(|_| shares.iter().any(|share| share.link.is_some())) {
+                    spill(clusters, &mut backends, &shares);
+                    let all = backends.iter().zip(&shares);
+                    let up = all.filter(|((_, target), _)| target.up && target.weight > 0);
+                    (serving, healthy_weight) = up.fold((0, 0), |(count, sum), ((_, target), share)| {
+                        (count + share.serving, sum + u64::from(target.weight))
                     });
                 }
                 let Some(key) = key else { continue };
                 let mut rules = rules(&source.policy, port, family);
-                let (nodes, own) = pods.levels();
                 let mut add = |key, scope, service| {
                     let (service, weight) = (Arc::new(service), healthy_weight);
                     self.services.push(Port { key, service, scope, family, serving, weight });
@@ -482,13 +516,13 @@ impl Plan {
                     add(pods_key(&key), Scope::Local, service);
                 }
                 if scene.balances {
-                    if !nodes.is_empty() {
+                    if has_nodes {
                         rules.server_id_bytes = 0;
                     }
                     let service = Service {
                         frontends: of_clients,
                         mode: source.policy.forwarding.datapath_mode(),
-                        backends: backends.into_iter().chain(nodes).collect(),
+                        backends: backends.into_iter().collect(),
                         drain_seconds: source.policy.drain_seconds.get(),
                         rules,
                     };
@@ -498,7 +532,7 @@ impl Plan {
         }
         self.backends.healthy = standing.iter().filter(|(up, _)| *up).count() as u32;
         self.backends.unknown = standing.iter().filter(|(_, unknown)| *unknown).count() as u32;
-        self.refused = scene.nodes.refusal(source, &vias);
+        self.refused = scene.nodes.refusals(source, &vias);
     }
 
     /// Adds what a node with these local addresses needs that is a backend, whether or not it balances: tunnel ends, or the

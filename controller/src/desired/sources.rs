@@ -1,6 +1,7 @@
 //! What is to be balanced, in one form: LoadBalancers, and Kubernetes' Services of our class with their endpoints.
 use super::{
     HealthPort, Node,
+    delivery::PodNode,
     endpoints::{Endpoints, Slices, State},
     joined, labels,
     spill::{Link, Links},
@@ -111,7 +112,7 @@ pub(super) struct Host {
     /// Whether it may be up at all.
     pub(super) is_up: bool,
     /// The node that delivers to it; none: packets go to it itself, as under NAT all do.
-    pub(super) node: Option<Arc<str>>,
+    pub(super) node: Option<PodNode>,
     /// The link to its cluster; none: it is of the own one.
     pub(super) link: Option<Link>,
 }
@@ -306,8 +307,8 @@ impl Terms {
                 continue;
             };
             let mut endpoints = slices.endpoints(&name, service);
-            if imports(&spec.policy) {
-                endpoints = slices.import(&name, endpoints);
+            if spec.policy.clusters.is_some() && !spec.policy.forwarding.mode.is_direct_return() {
+                endpoints = slices.import(&name, endpoints, false);
             }
             endpoints.serve_terminating();
             let share = if weight == 0 { 0 } else { (weight as usize / endpoints.ready().max(1)).max(1) };
@@ -377,7 +378,8 @@ impl Terms {
         let policy = policy(policies.first().map(|(_, policy)| *policy), spec);
         let mut endpoints = slices.endpoints(name, object);
         if imports(&policy) && !local_only {
-            endpoints = slices.import(name, endpoints);
+            let is_tunnel = policy.forwarding.datapath_mode().is_tunnel();
+            endpoints = slices.import(name, endpoints, is_tunnel);
         }
         let is_served = endpoints.iter().any(|(_, state, _)| state != State::Down);
         if local_only {
@@ -424,9 +426,12 @@ impl Terms {
             hosts.iter_mut().for_each(|host| host.node = None);
             return;
         }
-        if policy.clusters.is_some() {
+        // Nodes of other clusters deliver for the addresses of their Services.
+        let is_balancer = matches!(policy, PolicyOf::Balancer(_));
+        if policy.clusters.is_some() && (is_balancer || mode == ForwardingMode::L2) {
+            let modes = if is_balancer { "mode NAT" } else { "modes NAT, IPIP and GUE" };
             refused.push(format!(
-                "clusters: endpoints of other clusters are reached in the mode NAT, not {mode:?}"
+                "clusters: endpoints of other clusters are reached in the {modes}, not {mode:?}"
             ));
         }
         let is_pod = |host: usize| hosts[host].node.is_some();
@@ -469,9 +474,9 @@ fn created(metadata: &ObjectMeta) -> u64 {
     metadata.creation_timestamp.as_ref().map_or(0, seconds)
 }
 
-fn host((address, state, node): (IpAddr, State, Option<&Arc<str>>), weight: u16) -> Host {
+fn host((address, state, node): (IpAddr, State, Option<PodNode>), weight: u16) -> Host {
     let weight = if state == State::Draining { 0 } else { weight };
-    Host { address, weight, is_up: state != State::Down, node: node.cloned(), link: None }
+    Host { address, weight, is_up: state != State::Down, node, link: None }
 }
 
 fn hosts_of(endpoints: &Endpoints<'_>, weight: u16) -> impl Iterator<Item = Host> {
@@ -479,9 +484,9 @@ fn hosts_of(endpoints: &Endpoints<'_>, weight: u16) -> impl Iterator<Item = Host
     all.map(move |(endpoint, link)| Host { link, ..host(endpoint, weight) })
 }
 
-/// Whether endpoints of other clusters are used, which are reached as they are.
+/// Whether endpoints of other clusters are used: under NAT as they are, in tunnels through their nodes.
 fn imports(policy: &Policy) -> bool {
-    policy.clusters.is_some() && !policy.forwarding.mode.is_direct_return()
+    policy.clusters.is_some() && policy.forwarding.mode != ForwardingMode::L2
 }
 
 fn protocol(port: &ServicePort) -> Option<Protocol> {

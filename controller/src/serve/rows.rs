@@ -87,7 +87,7 @@ pub struct BackendRow {
     pub address: IpAddr,
     /// Port.
     pub port: u16,
-    /// Name of the node that it is, and which delivers to its pods; none: it is none.
+    /// Name of the node that it is, and which delivers to its pods, after `CLUSTER/` if it is of another cluster; none: it is none.
     #[serde(default)]
     pub node: Option<String>,
     /// Weight as declared, of a node the sum of those of its pods that are healthy; 0 drains. None: no longer declared, its flows are running out.

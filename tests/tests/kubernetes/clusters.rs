@@ -137,6 +137,7 @@ pub(super) fn reader(west: &ControlPlane) -> Result<Proxy, Error> {
     let read = [
         "multicluster.x-k8s.io/serviceexports",
         "/services",
+        "/nodes",
         "discovery.k8s.io/endpointslices",
         "fairlead.dev/addresspools",
     ];
@@ -208,6 +209,18 @@ fn services_of_another_cluster_are_imported_and_leave_by_and_by() -> Result<(), 
     // `none` has no Service, `elsewhere` no namespace here, `theirs` belongs to somebody else.
     assert_eq!(count("exportedServices"), Some(4));
 
+    // Pod CIDRs of nodes there and here.
+    let node = |name: &str, cidr: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Node, metadata: {{name: {name}}}, spec: {{podCIDR: {cidr}, podCIDRs: [{cidr}]}}}}"
+        )
+    };
+    west.apply(&node("w1", "10.2.0.0/24"))?;
+    wait_condition(&home, "clusterlink", "west", ["Disjoint", "True", "Disjoint"])?;
+    home.apply(&node("h1", "10.2.0.0/16"))?;
+    let said = wait_condition(&home, "clusterlink", "west", ["Disjoint", "False", "OverlapAcrossClusters"])?;
+    assert_eq!(said, "Node w1 has 10.2.0.0/24 there, and Node h1 10.2.0.0/16 here (1 overlaps)");
+
     // What changes there changes here, and what is not ours stays as it is.
     west.apply(&slice("web", &addresses[..4]))?;
     wait_imported(&home, "web", "west", &addresses[..4])?;
@@ -246,9 +259,12 @@ fn services_of_another_cluster_are_imported_and_leave_by_and_by() -> Result<(), 
     wait_condition(&home, "clusterlink", "west", ["Ready", "False", "Stale"])?;
     wait_imported(&home, "web", "local", &["10.1.0.1"])?;
 
-    // It comes back, with what has changed meanwhile.
+    // It comes back, with what has changed meanwhile. That its nodes may not be read any more is no reason to import nothing.
     west.apply(&slice("web", &addresses[..2]))?;
-    way.set(|_| Fault::None);
+    way.set(|request| match request.path.starts_with("/api/v1/nodes") {
+        true => Fault::Answer(403, None),
+        false => Fault::None,
+    });
     way.cut();
     wait_imported(&home, "web", "west", &addresses[..2])?;
     wait_condition(&home, "clusterlink", "west", ["Ready", "True", "Imported"])?;

@@ -32,7 +32,7 @@ const TERMINATING: &str = "{ready: false, serving: true, terminating: true}";
 const LOST: &str = "{ready: false, serving: false}";
 
 /// Ports of the pods, the same for both Services: a client may have one port in a connection of each.
-const TARGET_PORTS: [u16; 2] = [80, 7007];
+pub(super) const TARGET_PORTS: [u16; 2] = [80, 7007];
 
 /// A pod.
 struct Pod {
@@ -106,37 +106,7 @@ impl Cluster {
 
     /// A pod on a node, which serves HTTP and echoes.
     fn pod(&self, node: usize, number: u8) -> Result<Pod, Error> {
-        let name = format!("pod{}{number}", node + 1);
-        let namespace = self.lab.topology.sandbox.namespace(&name)?;
-        let prefixes = [format!("10.244.{}.", node + 1), format!("fd00:244:{}::", node + 1)];
-        let [[gateway4, gateway6], [ipv4, ipv6]] =
-            [1, number].map(|host| prefixes.clone().map(|prefix| format!("{prefix}{host}")));
-        self.lab.balancer(node).namespace.ip(&format!(
-            "link add {name} type veth peer name eth0 netns {}\n\
-             addr add {gateway4}/32 dev {name}\n\
-             addr add {gateway6}/128 dev {name} nodad\n\
-             link set {name} up\n\
-             route add {ipv4}/32 dev {name}\n\
-             route add {ipv6}/128 dev {name}\n",
-            namespace.name()
-        ))?;
-        namespace.ip(&format!(
-            "link set lo up\n\
-             addr add {ipv4}/32 dev eth0\n\
-             addr add {ipv6}/128 dev eth0 nodad\n\
-             link set eth0 up\n\
-             route add {gateway4}/32 dev eth0\n\
-             route add {gateway6}/128 dev eth0\n\
-             route add default via {gateway4}\n\
-             route add default via {gateway6}\n"
-        ))?;
-        let [http, echo] = TARGET_PORTS;
-        echo::serve(&namespace, echo);
-        let of_pod = name.clone();
-        // Ends with the test process, as the echo does.
-        namespace.thread(move || serve(&of_pod, http));
-        let host = Host { name, namespace, ipv4: ipv4.parse()?, ipv6: ipv6.parse()? };
-        Ok(Pod { node, host })
+        Ok(Pod { node, host: pod(&self.lab, node, number)? })
     }
 
     /// Writes the EndpointSlices of a Service, as their controller would.
@@ -176,6 +146,40 @@ impl Cluster {
         }
         Ok(())
     }
+}
+
+/// A pod on a node, which serves HTTP and echoes at [`TARGET_PORTS`].
+pub(super) fn pod(lab: &Lab, node: usize, number: u8) -> Result<Host, Error> {
+    let name = format!("pod{}{number}", node + 1);
+    let namespace = lab.topology.sandbox.namespace(&name)?;
+    let prefixes = [format!("10.244.{}.", node + 1), format!("fd00:244:{}::", node + 1)];
+    let [[gateway4, gateway6], [ipv4, ipv6]] =
+        [1, number].map(|host| prefixes.clone().map(|prefix| format!("{prefix}{host}")));
+    lab.balancer(node).namespace.ip(&format!(
+        "link add {name} type veth peer name eth0 netns {}\n\
+         addr add {gateway4}/32 dev {name}\n\
+         addr add {gateway6}/128 dev {name} nodad\n\
+         link set {name} up\n\
+         route add {ipv4}/32 dev {name}\n\
+         route add {ipv6}/128 dev {name}\n",
+        namespace.name()
+    ))?;
+    namespace.ip(&format!(
+        "link set lo up\n\
+         addr add {ipv4}/32 dev eth0\n\
+         addr add {ipv6}/128 dev eth0 nodad\n\
+         link set eth0 up\n\
+         route add {gateway4}/32 dev eth0\n\
+         route add {gateway6}/128 dev eth0\n\
+         route add default via {gateway4}\n\
+         route add default via {gateway6}\n"
+    ))?;
+    let [http, echo] = TARGET_PORTS;
+    echo::serve(&namespace, echo);
+    let of_pod = name.clone();
+    // Ends with the test process, as the echo does.
+    namespace.thread(move || serve(&of_pod, http));
+    Ok(Host { name, namespace, ipv4: ipv4.parse()?, ipv6: ipv6.parse()? })
 }
 
 /// The pod CIDRs of a node.

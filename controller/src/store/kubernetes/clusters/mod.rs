@@ -12,7 +12,7 @@ use super::Cluster as Home;
 use crate::{
     api::{
         ClusterLink, EndpointSlice, bgp_peer::SecretReference, cluster_link::ClusterLinkStatus,
-        selector::is_dns_label,
+        node::pod_cidrs, selector::is_dns_label,
     },
     by_name::ByName,
     declared::Declared,
@@ -30,6 +30,7 @@ use kube::{
 };
 use link::Report;
 use objects::Objects;
+use overlap::PodCidrs;
 use plan::{Existing, Write};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -43,10 +44,14 @@ use tokio::{
 };
 use write::Writer;
 
+#[cfg(test)]
+mod anycast;
 mod credentials;
 mod known;
 mod link;
+mod nodes;
 mod objects;
+mod overlap;
 mod plan;
 mod write;
 
@@ -367,9 +372,13 @@ impl Pass<'_> {
     /// How the links are, where that has changed.
     fn link_statuses(&self, merged: &Merged, faults: &[crate::fault::Fault]) -> Vec<Write> {
         let statuses = &self.declared.statuses.cluster_links;
+        let nodes = self.declared.nodes.iter().filter(|_| !self.reports.is_empty());
+        let pod_cidrs =
+            nodes.flat_map(|(name, node)| pod_cidrs(node).into_iter().map(|cidr| (cidr, name.clone())));
+        let pod_cidrs: PodCidrs = pod_cidrs.collect();
         let write = |(name, link): (&String, &Arc<ClusterLink>)| {
             let before = statuses.get(name);
-            let status = self.link_status(name, link, before, merged, faults);
+            let status = self.link_status(name, link, before, merged, faults, &pod_cidrs);
             plan::link_status(name, before, &status)
         };
         self.declared.cluster_links.iter().filter_map(write).collect()
@@ -382,6 +391,7 @@ impl Pass<'_> {
         before: Option<&Arc<ClusterLinkStatus>>,
         merged: &Merged,
         faults: &[crate::fault::Fault],
+        pod_cidrs: &PodCidrs,
     ) -> ClusterLinkStatus {
         const MOST: usize = 100;
         let generation = link.metadata.generation;
@@ -403,6 +413,15 @@ impl Pass<'_> {
                 conditions.set("Connected", true, "Connected", "it answers, and all of its exports are known")
             }
             Some(Some(Err((reason, message)))) => conditions.set("Connected", false, reason, message.clone()),
+        }
+        // As long as its nodes are known.
+        if let Some(report) = report.filter(|report| !report.pod_cidrs.is_empty()) {
+            match overlap::overlap(pod_cidrs, &report.pod_cidrs) {
+                None => {
+                    conditions.set("Disjoint", true, "Disjoint", "no pod CIDR of its nodes is one of ours")
+                }
+                Some(message) => conditions.set("Disjoint", false, "OverlapAcrossClusters", message),
+            }
         }
         let left = report.map_or(PERMILLE, |report| self.left(name, report));
         let is_connected = report.is_some_and(|report| matches!(report.connected, Some(Ok(()))));

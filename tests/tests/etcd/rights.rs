@@ -23,7 +23,7 @@ fn grant(etcd: &Etcd, name: &str, rights: &[(&str, &str)]) -> Result<(), Error> 
     etcd.post(0, "/v3/auth/user/grant", &json!({"user": name, "role": name})).map(drop)
 }
 
-fn base64(text: &str) -> String {
+pub(super) fn base64(text: &str) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let digits = text.as_bytes().chunks(3).flat_map(|chunk| {
         let bits = (0..3).fold(0_u32, |bits, at| bits << 8 | u32::from(*chunk.get(at).unwrap_or(&0)));

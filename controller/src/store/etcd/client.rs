@@ -4,7 +4,7 @@
 //! its watches. Answers are bounded in size and time.
 use super::{
     access::read_password,
-    wire::{Header, KeyValue, Message, Range, Refusal, Token, Txn, Watch, end, text},
+    wire::{Header, KeyValue, Lease, Message, Range, Refusal, Token, Txn, Watch, end, text},
 };
 use crate::store::{directory::MAX_DIRECTORY_BYTES, objects::REQUEST};
 use http_body_util::{BodyExt, Full, Limited};
@@ -151,6 +151,22 @@ impl Client {
 
     pub(super) async fn txn(&self, txn: &Value) -> Result<Txn, EtcdError> {
         self.call("/v3/kv/txn", txn).await
+    }
+
+    /// Takes a lease that ends when it is not renewed for this time, whole seconds.
+    pub(super) async fn grant(&self, ttl: Duration) -> Result<i64, EtcdError> {
+        let grant = json!({"TTL": ttl.as_secs().to_string()});
+        let Lease { id, .. } = self.call("/v3/lease/grant", &grant).await?;
+        Ok(id)
+    }
+
+    /// Renews a lease: whether it is there still.
+    pub(super) async fn renew(&self, lease: i64) -> Result<bool, EtcdError> {
+        let answer = self.call("/v3/lease/keepalive", &json!({"ID": lease.to_string()})).await?;
+        match answer {
+            Message::Result(Lease { ttl, .. }) => Ok(ttl > 0),
+            Message::Error(refusal) => Err(EtcdError::new(refusal.message)),
+        }
     }
 
     /// All keys that begin so, in pages of one revision.

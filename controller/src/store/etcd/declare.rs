@@ -148,7 +148,7 @@ impl Access {
                 }
                 let mut writes = self.deletion(kind, name);
                 if kind == Kind::Node {
-                    let keys = [registered.clone(), self.keys.node_state(name), self.keys.heartbeat(name)];
+                    let keys = [registered.clone(), self.keys.node_state(name), self.keys.node_lease(name)];
                     writes.extend(keys.iter().map(|key| delete(key)));
                 }
                 (Done { deleted: vec![object.clone()], ..Done::default() }, writes)

@@ -7,7 +7,7 @@ use super::{
     EtcdError,
     client::Client,
     keys::Keys,
-    wire::{Compare, Lease, Message, end, put, text, txn},
+    wire::{Compare, end, put, text, txn},
 };
 use crate::{
     store::objects::{Shared, lock, now},
@@ -95,7 +95,7 @@ impl Standing {
     async fn turn(&self) -> Result<(), EtcdError> {
         let sent = now();
         let term = match self.term() {
-            Some(term) if self.renew(term.lease).await? => term,
+            Some(term) if self.client.renew(term.lease).await? => term,
             Some(_) => {
                 self.is_lost();
                 self.enter().await?
@@ -117,19 +117,9 @@ impl Standing {
         Ok(())
     }
 
-    /// Whether the lease is there still.
-    async fn renew(&self, lease: i64) -> Result<bool, EtcdError> {
-        let answer = self.client.call("/v3/lease/keepalive", &json!({"ID": lease.to_string()})).await?;
-        match answer {
-            Message::Result(Lease { ttl, .. }) => Ok(ttl > 0),
-            Message::Error(refusal) => Err(EtcdError::new(refusal.message)),
-        }
-    }
-
     /// Takes a lease and makes our key.
     async fn enter(&self) -> Result<Term, EtcdError> {
-        let grant = json!({"TTL": TTL.as_secs().to_string()});
-        let Lease { id: lease, .. } = self.client.call("/v3/lease/grant", &grant).await?;
+        let lease = self.client.grant(TTL).await?;
         let key = format!("{}{lease:016x}", self.keys.leader());
         let make = txn(&[Compare::Created(&key, 0)], &[put(&key, &self.identity, Some(lease))], &[]);
         let answer = self.client.txn(&make).await?;

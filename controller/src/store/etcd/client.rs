@@ -93,6 +93,12 @@ impl EtcdError {
         self.is_unsent || self.code.is_some_and(|code| !UNKNOWN.contains(&code))
     }
 
+    /// Whether what was asked for is more than etcd takes at once: in its own words, or in those of gRPC before it.
+    pub(super) fn is_too_large(&self) -> bool {
+        let words = ["request is too large", "received message larger than max"];
+        self.is_answer() && words.iter().any(|words| self.message.contains(words))
+    }
+
     /// Whether etcd does not know any more who we are: the token is too old, or rights have changed since.
     fn is_unauthenticated(&self) -> bool {
         const UNAUTHENTICATED: u32 = 16;

@@ -1,13 +1,9 @@
 //! A host is there as long as its lease: who is gone is silent, and an etcd that was away leaves time to come back.
 use super::{
-    process::{Process, options},
+    process::{Process, node_state, options},
     rights::base64,
 };
-use controller::{
-    api::{NodeState, NodeStateStatus},
-    status::time,
-    store::{SharedStore, Store, objects::Role},
-};
+use controller::store::{SharedStore, Store, objects::Role};
 use lab::{Error, etcd::Etcd, wait_until};
 use serde_json::{Value, json};
 
@@ -27,9 +23,7 @@ fn a_host_is_there_as_long_as_its_lease() -> Result<(), Error> {
     let mut now = 0;
     let mut tell = || {
         now += 30;
-        let mut state = NodeState::new("n1", Default::default());
-        state.status = Some(NodeStateStatus { heartbeat_time: Some(time(now)), ..Default::default() });
-        agent.block_on(agent.store.publish_node(&state, None))
+        agent.block_on(agent.store.publish_node(&node_state("n1", now), None))
     };
     let is_there = || Some(controller.store.node_reports()?.get("n1")?.is_fresh);
     let end_lease = |etcd: &Etcd| -> Result<(), Error> {

@@ -1,6 +1,6 @@
 //! etcd with users and roles, and with TLS.
-use super::process::{Process, apply, balancer, has_address, options, pool};
-use controller::store::{etcd::Options, objects::Role};
+use super::process::{Process, apply, balancer, has_address, node_state, options, pool};
+use controller::store::{SharedStore, etcd::Options, objects::Role};
 use lab::{Error, etcd::Etcd, wait_until};
 use serde_json::json;
 
@@ -62,6 +62,10 @@ fn users_may_do_what_their_roles_say() -> Result<(), Error> {
         Process::start(&user(&etcd, "controller", "controller-secret")?, Role::Controller, "one")?;
     let agent = Process::start(&agent, Role::Agent, "n1")?;
     agent.wait("web has an address", |d| has_address(d, "web"))?;
+    // The second time the lease is renewed.
+    for now in [1, 31] {
+        agent.block_on(agent.store.publish_node(&node_state("n1", now), None))?;
+    }
     // A member that starts anew knows no tokens.
     etcd.kill(0);
     wait_until("nobody leads", || Ok(!controller.leads()))?;

@@ -11,21 +11,18 @@ use super::{
 };
 use crate::{
     store::objects::{Shared, lock, now},
-    trouble::{Trouble, jittered},
+    trouble::Trouble,
 };
 use serde_json::{Value, json};
 use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
-use tokio::time::sleep;
 
 /// After so long without a renewal others lead.
 const TTL: Duration = Duration::from_secs(15);
 /// We lead for so long after a renewal: what was begun until then has the rest of [`TTL`] to come to its end.
 const RENEW_WITHIN: Duration = Duration::from_secs(10);
-/// Time from one renewal to the next.
-const RETRY: Duration = Duration::from_secs(2);
 
 /// One that stands. Clones are one.
 #[derive(Clone)]
@@ -73,21 +70,9 @@ impl Standing {
     /// Stands and renews the lease again and again.
     pub(super) async fn stand(self) {
         let mut trouble = Trouble::default();
-        loop {
-            if lock(&self.state).has_resigned {
-                return;
-            }
-            match self.turn().await {
-                Ok(()) => trouble.over("the lease of the lead is renewed again"),
-                Err(error) => {
-                    trouble.again(RETRY, RETRY);
-                    trouble.say("the lease of the lead could not be renewed; it is tried again", &error);
-                }
-            }
-            // What was not renewed in time is lost, whatever etcd says meanwhile.
-            let (left, retry) = (self.shared.leads_for(), jittered(RETRY));
-            sleep(left.map_or(retry, |left| left.min(retry))).await;
-            self.shared.lose_if_late();
+        while !self.has_resigned() {
+            let turn = self.turn().await;
+            self.shared.rest(turn, &mut trouble).await;
         }
     }
 
@@ -130,6 +115,10 @@ impl Standing {
             state.term = Some(term.clone());
         }
         Ok(term)
+    }
+
+    fn has_resigned(&self) -> bool {
+        lock(&self.state).has_resigned
     }
 
     fn is_lost(&self) {

@@ -134,6 +134,23 @@ pub struct LinkRow {
     pub imported_endpoints: i64,
     /// Those of the imported services whose exports contradict each other; at most 100.
     pub conflicting_services: Vec<String>,
+    /// Pools that are shared with it.
+    #[serde(default)]
+    pub shared_pools: Vec<SharedPoolRow>,
+}
+
+/// A pool that clusters share, as its condition `Leased` says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SharedPoolRow {
+    /// Its name.
+    pub name: String,
+    /// `True`: chunks can be leased; `False`, or `Unknown`: nothing was said yet.
+    pub leased: String,
+    /// Why, in one word.
+    pub reason: String,
+    /// How many chunks this cluster holds, asks for, and leaves to others, and what keeps it from more.
+    pub chunks: String,
 }
 
 /// What the datapath would do with a packet, and what is known of the backend.

@@ -11,7 +11,16 @@ use lab::{
     wait_until,
 };
 use serde_json::Value;
-use std::{collections::BTreeMap, fs, path::Path, thread};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
 
 /// Both clusters; that of the controller first.
 pub(super) fn planes() -> Result<[ControlPlane; 2], Error> {
@@ -276,6 +285,20 @@ fn services_of_another_cluster_are_imported_and_leave_by_and_by() -> Result<(), 
         wait_imported(&home, "web", "west", &addresses[..count])?;
     }
     assert!(writes() - before <= 9, "{:#?}", here.requests());
+
+    // One that fails is tried again, and again.
+    let tries = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&tries);
+    here.set(move |request| match request.is_write() && request.path.contains("/endpointslices/") {
+        true if count.fetch_add(1, Ordering::Relaxed) < 3 => Fault::Answer(500, None),
+        _ => Fault::None,
+    });
+    west.apply(&slice("web", &addresses[..6]))?;
+    wait_imported(&home, "web", "west", &addresses[..6])?;
+    here.set(|_| Fault::None);
+    assert_eq!(tries.load(Ordering::Relaxed), 4);
+    west.apply(&slice("web", &addresses[..5]))?;
+    wait_imported(&home, "web", "west", &addresses[..5])?;
 
     // Another controller leads, while west is out of reach: what is there of it stays.
     way.set(|_| Fault::Close);

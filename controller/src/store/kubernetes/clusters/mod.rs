@@ -21,7 +21,7 @@ use crate::{
     neighbours::{Neighbour, Neighbours},
     status::{Conditions, Verdict, seconds, time},
     store::objects::{REQUEST, now},
-    trouble::Trouble,
+    trouble::{Trouble, jittered},
 };
 use credentials::Credentials;
 use kube::{
@@ -64,8 +64,10 @@ const QUIET: Duration = Duration::from_millis(5);
 const PATIENCE: Duration = Duration::from_millis(50);
 /// A pass is made at least so often.
 const SLOWEST: Duration = Duration::from_secs(30);
-/// While a cluster is out of reach, and after writes that failed, a pass is made so often.
+/// While a cluster is out of reach, a pass is made so often.
 const STEP: Duration = Duration::from_secs(1);
+/// Writes that failed are tried again after this, then after twice as long, up to [`STEP`].
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// Follows the clusters that are linked, for ever. `name`: what this one is called, where no ClusterProperty says so.
 pub(super) async fn follow(home: Home, name: Option<String>) {
@@ -147,13 +149,15 @@ async fn lead(home: &Home, name: Option<&str>) {
             false => plan::plan(&merged, existing, &writer.written, &mut settled, &pass.kept(), host::now()),
         };
         writes.extend(pass.link_statuses(&merged, &faults.borrow_and_update()));
-        if writes.is_empty() {
-            trouble.over("other clusters: what is imported is written again");
-        } else if let Err(error) = writer.write(writes, existing).await {
-            trouble.again(STEP, STEP);
-            trouble
-                .say("other clusters: not all that is imported could be written; it is tried again", &error);
-            next = Instant::now() + STEP;
+        match writer.write(writes, existing).await {
+            Ok(()) => trouble.over("other clusters: what is imported is written again"),
+            Err(error) => {
+                next = Instant::now() + jittered(trouble.again(AGAIN, STEP));
+                trouble.say(
+                    "other clusters: not all that is imported could be written; it is tried again",
+                    &error,
+                );
+            }
         }
         if reports.values().any(|report| !matches!(report.connected, Some(Ok(())))) {
             next = next.min(Instant::now() + STEP);

@@ -110,7 +110,7 @@ impl Sites {
     }
 
     /// The cable between the routers is pulled, or plugged in again.
-    pub fn set_link(&self, state: &str) -> Result<(), Error> {
+    pub fn set_cable(&self, state: &str) -> Result<(), Error> {
         Ok(self.sites[0].router.namespace.ip(&format!("link set wan {state}"))?)
     }
 
@@ -164,7 +164,7 @@ impl Sites {
         });
         let link = json!({
             "apiVersion": "fairlead.dev/v1alpha1", "kind": "ClusterLink", "metadata": {"name": name},
-            "spec": {"kubeconfigSecretRef": {"name": name, "key": "kubeconfig"}, "staleAfterSeconds": 60},
+            "spec": {"kubeconfigSecretRef": {"name": name, "key": "kubeconfig"}, "staleAfterSeconds": 120},
         });
         home.apply(&format!("{secret}\n---\n{link}")).map(drop)
     }
@@ -365,9 +365,9 @@ impl Site {
         self.plane.apply(&["IPv4", "IPv6"].map(slice).join("\n---\n")).map(drop)
     }
 
-    /// Sets how long the other cluster may be out of reach before its endpoints leave.
-    pub fn set_stale_after(&self, seconds: u32) -> Result<(), Error> {
-        let spec = json!({"spec": {"staleAfterSeconds": seconds}}).to_string();
+    /// Changes fields of the link to the other cluster.
+    pub fn set_link(&self, fields: &Value) -> Result<(), Error> {
+        let spec = json!({"spec": fields}).to_string();
         let link = ["patch", "clusterlink", NAMES[1 - self.number], "--type=merge", "-p", &spec];
         self.plane.kubectl(&link).map(drop)
     }

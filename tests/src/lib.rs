@@ -27,6 +27,9 @@ pub mod echo;
 pub mod etcd;
 pub mod helm;
 pub mod load;
+pub mod pod;
+pub mod probe;
+pub mod sites;
 
 /// What a test of the lab fails with.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -63,15 +66,13 @@ pub struct Lab {
     pub bird: Option<bird::Bird>,
     /// Where all of it lives. Dropped after the processes.
     pub topology: Topology,
-    /// Two labs at once would share two CPUs and mistake each other for slowness.
     _turn: MutexGuard<'static, ()>,
 }
 
 impl Lab {
     /// Lays everything out and starts the router and the HTTP servers, but not `fairlead`.
     pub fn prepare(routing: Routing) -> Result<Self, Error> {
-        static TURN: Mutex<()> = Mutex::new(());
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = turn();
         let binary = fairlead();
         let topology = Topology::build("fll")?;
         let neighbors = topology.balancers.iter().map(|h| (h.ipv4.into(), BALANCER_ASN)).collect();
@@ -203,6 +204,12 @@ impl Lab {
     pub fn log(&self, instance: usize) -> Result<String, Error> {
         Ok(std::fs::read_to_string(self.instances[instance].log())?)
     }
+}
+
+/// One lab at a time: two would share two CPUs and mistake each other for slowness.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Requests that failed, one line each.

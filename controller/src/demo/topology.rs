@@ -25,7 +25,7 @@ pub const ROUTER_ASN: u32 = 65000;
 pub const BALANCER_ASN: u32 = 65010;
 
 /// MTU of the segments of load balancers and backends, bytes.
-const FABRIC_MTU: u32 = 1600;
+pub const FABRIC_MTU: u32 = 1600;
 
 /// Namespaces and links, with addresses and routes. The router forwards, and spreads equal-cost paths by
 /// addresses and ports.
@@ -56,15 +56,17 @@ pub struct Host {
     pub ipv6: Ipv6Addr,
 }
 
-/// A link of the router, shared by the hosts on it.
-struct Segment {
-    /// Name of the router's bridge or interface.
-    name: &'static str,
+/// A link of a router, shared by the hosts on it.
+#[derive(Clone, Copy, Debug)]
+pub struct Segment {
+    /// Name of the router's bridge.
+    pub name: &'static str,
     /// Address of the router, /24.
-    ipv4: Ipv4Addr,
+    pub ipv4: Ipv4Addr,
     /// Address of the router, /64.
-    ipv6: Ipv6Addr,
-    mtu: u32,
+    pub ipv6: Ipv6Addr,
+    /// MTU, bytes.
+    pub mtu: u32,
 }
 
 const CLIENTS: Segment = Segment {
@@ -90,14 +92,7 @@ impl Topology {
     /// Builds it in a new sandbox whose name begins with `prefix`.
     pub fn build(prefix: &str) -> Result<Self, DemoError> {
         let sandbox = Sandbox::create(prefix)?;
-        let router = sandbox.namespace("router")?;
-        router.sysctl(&[
-            ("net/ipv4/ip_forward", "1"),
-            ("net/ipv6/conf/all/forwarding", "1"),
-            // Layer 4: a flow stays on its path, flows of one client spread.
-            ("net/ipv4/fib_multipath_hash_policy", "1"),
-            ("net/ipv6/fib_multipath_hash_policy", "1"),
-        ])?;
+        let router = router(&sandbox, "router")?;
         for segment in [CLIENTS, FRONT, BACK] {
             segment.add(&router)?;
         }
@@ -105,12 +100,8 @@ impl Topology {
             |segment: &Segment, name: &str, number: u8| segment.attach(&sandbox, &router, name, number);
         let client = host(&CLIENTS, "client", 2)?;
         let balancers = vec![host(&FRONT, "lb1", 2)?, host(&FRONT, "lb2", 3)?];
-        let object = sandbox.dir().join("pass.bpf.o");
-        fs::write(&object, lb_bpf::OBJECT).map_err(|e| DemoError::io("writing", &object, e))?;
         for balancer in &balancers {
-            // A veth wakes its peer up for frames that were sent by XDP_TX only when that has a program, too.
-            let (port, object, pass) = (&balancer.name, object.display(), program::PASS);
-            router.ip(&format!("link set dev {port} xdpdrv object {object} program {pass}"))?;
+            take_xdp_frames(&sandbox, &router, &balancer.name)?;
         }
         let backends = vec![host(&BACK, "b1", 11)?, host(&BACK, "b2", 12)?, host(&BACK, "b3", 13)?];
         for backend in &backends {
@@ -129,23 +120,9 @@ impl Topology {
         self.balancers.iter().chain(&self.backends)
     }
 
-    /// The next hops of a host route in the router's kernel: what forwards packets, whatever a routing daemon
-    /// believes.
+    /// See [`next_hops`].
     pub fn next_hops(&self, destination: IpAddr) -> Result<BTreeSet<IpAddr>, DemoError> {
-        let (family, length) = if destination.is_ipv4() { ("-4", 32) } else { ("-6", 128) };
-        let prefix = format!("{destination}/{length}");
-        let routes = self.router.namespace.ip_json(&[family, "route", "show", &prefix])?;
-        let mut hops = BTreeSet::new();
-        for route in routes.as_array().into_iter().flatten() {
-            // One next hop stands in the route itself, several in a list.
-            let list = route["nexthops"].as_array().into_iter().flatten();
-            let gateways = std::iter::once(route).chain(list).filter_map(|hop| {
-                let via = &hop["via"]["host"];
-                hop["gateway"].as_str().or(via.as_str())?.parse::<IpAddr>().ok()
-            });
-            hops.extend(gateways);
-        }
-        Ok(hops)
+        next_hops(&self.router.namespace, destination)
     }
 }
 
@@ -162,8 +139,8 @@ impl Host {
 }
 
 impl Segment {
-    /// The router's bridge of this segment.
-    fn add(&self, router: &Namespace) -> Result<(), DemoError> {
+    /// Makes the router's bridge of this segment.
+    pub fn add(&self, router: &Namespace) -> Result<(), DemoError> {
         let Segment { name, ipv4, ipv6, mtu } = self;
         router.ip(&format!(
             "link add {name} type bridge mcast_snooping 0\n\
@@ -173,8 +150,9 @@ impl Segment {
         ))
     }
 
-    /// A host on this segment, with `number` as the last part of its addresses.
-    fn attach(
+    /// A host on this segment, with `number` as the last part of its addresses. The port of the router is called as the host
+    /// is.
+    pub fn attach(
         &self,
         sandbox: &Sandbox,
         router: &Namespace,
@@ -212,6 +190,47 @@ impl Segment {
         namespace.ethtool("eth0", &[("tx", false)])?;
         Ok(Host { name: name.to_owned(), namespace, ipv4, ipv6 })
     }
+}
+
+/// A namespace that forwards, and spreads equal-cost paths by addresses and ports.
+pub fn router(sandbox: &Sandbox, name: &str) -> Result<Namespace, DemoError> {
+    let router = sandbox.namespace(name)?;
+    router.sysctl(&[
+        ("net/ipv4/ip_forward", "1"),
+        ("net/ipv6/conf/all/forwarding", "1"),
+        // Layer 4: a flow stays on its path, flows of one client spread.
+        ("net/ipv4/fib_multipath_hash_policy", "1"),
+        ("net/ipv6/fib_multipath_hash_policy", "1"),
+    ])?;
+    Ok(router)
+}
+
+/// Lets a port of the router take what a load balancer behind it sends by XDP_TX: a veth wakes its peer up for such frames only
+/// when that has a program, too.
+pub fn take_xdp_frames(sandbox: &Sandbox, router: &Namespace, port: &str) -> Result<(), DemoError> {
+    let object = sandbox.dir().join(format!("{}.bpf.o", router.name()));
+    fs::write(&object, lb_bpf::OBJECT).map_err(|e| DemoError::io("writing", &object, e))?;
+    let (object, pass) = (object.display(), program::PASS);
+    router.ip(&format!("link set dev {port} xdpdrv object {object} program {pass}"))
+}
+
+/// The next hops of a host route in a router's kernel: what forwards packets, whatever a routing daemon
+/// believes.
+pub fn next_hops(router: &Namespace, destination: IpAddr) -> Result<BTreeSet<IpAddr>, DemoError> {
+    let (family, length) = if destination.is_ipv4() { ("-4", 32) } else { ("-6", 128) };
+    let prefix = format!("{destination}/{length}");
+    let routes = router.ip_json(&[family, "route", "show", &prefix])?;
+    let mut hops = BTreeSet::new();
+    for route in routes.as_array().into_iter().flatten() {
+        // One next hop stands in the route itself, several in a list.
+        let list = route["nexthops"].as_array().into_iter().flatten();
+        let gateways = std::iter::once(route).chain(list).filter_map(|hop| {
+            let via = &hop["via"]["host"];
+            hop["gateway"].as_str().or(via.as_str())?.parse::<IpAddr>().ok()
+        });
+        hops.extend(gateways);
+    }
+    Ok(hops)
 }
 
 #[cfg(test)]

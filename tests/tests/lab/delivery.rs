@@ -9,7 +9,9 @@ use controller::{
     },
     serve::rows::ServiceRow,
 };
-use lab::{Error, Lab, Routing, address, control_plane::ControlPlane, echo, failures, wait_until, watch};
+use lab::{
+    Error, Lab, Routing, address, control_plane::ControlPlane, echo, failures, pod::plug, wait_until, watch,
+};
 use std::{
     collections::BTreeSet,
     fs,
@@ -151,35 +153,16 @@ impl Cluster {
 /// A pod on a node, which serves HTTP and echoes at [`TARGET_PORTS`].
 pub(super) fn pod(lab: &Lab, node: usize, number: u8) -> Result<Host, Error> {
     let name = format!("pod{}{number}", node + 1);
-    let namespace = lab.topology.sandbox.namespace(&name)?;
-    let prefixes = [format!("10.244.{}.", node + 1), format!("fd00:244:{}::", node + 1)];
-    let [[gateway4, gateway6], [ipv4, ipv6]] =
-        [1, number].map(|host| prefixes.clone().map(|prefix| format!("{prefix}{host}")));
-    lab.balancer(node).namespace.ip(&format!(
-        "link add {name} type veth peer name eth0 netns {}\n\
-         addr add {gateway4}/32 dev {name}\n\
-         addr add {gateway6}/128 dev {name} nodad\n\
-         link set {name} up\n\
-         route add {ipv4}/32 dev {name}\n\
-         route add {ipv6}/128 dev {name}\n",
-        namespace.name()
-    ))?;
-    namespace.ip(&format!(
-        "link set lo up\n\
-         addr add {ipv4}/32 dev eth0\n\
-         addr add {ipv6}/128 dev eth0 nodad\n\
-         link set eth0 up\n\
-         route add {gateway4}/32 dev eth0\n\
-         route add {gateway6}/128 dev eth0\n\
-         route add default via {gateway4}\n\
-         route add default via {gateway6}\n"
-    ))?;
+    let addresses = (
+        format!("10.244.{}.{number}", node + 1).parse()?,
+        format!("fd00:244:{}::{number}", node + 1).parse()?,
+    );
+    let host = plug(&lab.topology.sandbox, &lab.balancer(node).namespace, &name, addresses)?;
     let [http, echo] = TARGET_PORTS;
-    echo::serve(&namespace, echo);
-    let of_pod = name.clone();
+    echo::serve(&host.namespace, echo);
     // Ends with the test process, as the echo does.
-    namespace.thread(move || serve(&of_pod, http));
-    Ok(Host { name, namespace, ipv4: ipv4.parse()?, ipv6: ipv6.parse()? })
+    host.namespace.thread(move || serve(&name, http));
+    Ok(host)
 }
 
 /// The pod CIDRs of a node.

@@ -1,206 +1,249 @@
-//! Two clusters behind one router, each with an API server, a controller, a node and backends of its own: `east` (lb1; b1, b2)
-//! imports what `west` (lb2; b3) exports, and both announce the same VIPs.
-use super::cluster::{NAMESPACE, service, slices, start, start_agent};
-use controller::demo::http::{Load, Sample, Target, Traffic};
+//! Two sites stand in for each other: pods, nodes, API servers, the link and a whole site fail, while a client at each site has
+//! requests. None fails for which a healthy backend was within reach and known to be so.
+use controller::demo::http::{Sample, Traffic};
 use lab::{
-    Error, Lab, Routing, WEB, address,
-    control_plane::{ControlPlane, Fault, Proxy},
-    failures, wait_until, watch,
+    Error, WEB, address, failures,
+    probe::Probe,
+    sites::{Loss, NODES, Sites},
+    wait_until, watch,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 use std::{
     collections::BTreeSet,
-    fs,
-    path::Path,
-    process::Command,
-    thread,
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
-const EXPORT: &str = "---\n{apiVersion: multicluster.x-k8s.io/v1alpha1, kind: ServiceExport, metadata: {name: shop, namespace: default}}\n";
+const EAST: usize = 0;
+const WEST: usize = 1;
+/// So many requests tell a share.
+const ENOUGH: usize = 120;
+const SECOND: Duration = Duration::from_secs(1);
 
-const POLICY: &str = "---\napiVersion: fairlead.dev/v1alpha1\nkind: ServicePolicy\nmetadata: {name: sites}\nspec:\n  policy:\n    \
-                      healthCheck: {tcp: {}, intervalMillis: 200, timeoutMillis: 500, rise: 2, fall: 2}\n    \
-                      clusters: {prefer: Local, minLocalPercent: 100}\n";
+/// The clients of both sites at work.
+struct Clients([Traffic; 2]);
 
-/// A cluster with all that both have alike: nodes, pool, BGP, the API's definitions, the Service.
-fn plane(lab: &Lab, backends: &[u8]) -> Result<ControlPlane, Error> {
-    let router = &lab.topology.router;
-    let plane = ControlPlane::start_in(&router.namespace, router.ipv4.into())?;
-    plane.install()?;
-    let definitions = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/mcs-api");
-    plane.kubectl(&["apply", "--server-side", "-k", definitions.to_str().ok_or("no text")?])?;
-    plane.kubectl(&["wait", "--for=condition=Established", "--timeout=120s", "crd", "--all"])?;
-    for name in ["nodes.yaml", "pool.yaml", "bgp.yaml"] {
-        plane.apply(&lab.instances[0].read(name)?)?;
+impl Clients {
+    fn start(sites: &Sites) -> Self {
+        Clients(sites.sites.each_ref().map(|site| site.traffic()))
     }
-    plane.apply(&[service(), slices(backends)].join("---\n"))?;
-    Ok(plane)
+
+    /// What they have asked since the last look, and ask for a while from now on: none of it fails. Gives the shares of the
+    /// requests that the other site has answered.
+    fn watch(&mut self, time: Duration) -> Result<[f64; 2], Error> {
+        for traffic in &mut self.0 {
+            assert_eq!(failures(&watch(traffic, Duration::ZERO)?), [""; 0]);
+        }
+        let [east, west] = &mut self.0;
+        let mut samples = [watch(east, time)?, west.until(Instant::now())?];
+        wait_until("there are enough requests", || {
+            for (traffic, samples) in [&mut *east, &mut *west].into_iter().zip(&mut samples) {
+                samples.extend(watch(traffic, Duration::from_millis(50))?);
+                assert_eq!(failures(samples), [""; 0], "of {}", samples.len());
+            }
+            Ok(samples.iter().all(|samples| samples.len() > ENOUGH))
+        })?;
+        let [in_east, in_west] = &samples;
+        Ok([share(in_east, "west"), share(in_west, "east")])
+    }
+
+    /// Something went without a word. Who was using it has lost requests until that was noticed, which is by now; the client of
+    /// the other site has not.
+    fn forgive(&mut self, site: usize, what: &str) -> Result<(), Error> {
+        let lost = watch(&mut self.0[site], Duration::ZERO)?;
+        println!("{what}: {} of {} requests were lost", failures(&lost).len(), lost.len());
+        assert_eq!(failures(&watch(&mut self.0[1 - site], Duration::ZERO)?), [""; 0]);
+        Ok(())
+    }
 }
 
-/// Lets FRR and the nodes watch each other by BFD; returns when they do.
-fn watch_neighbors(lab: &Lab, planes: [&ControlPlane; 2]) -> Result<(), Error> {
-    let bfd = json!({"spec": {"bfd": {"minTxMillis": 200, "minRxMillis": 200, "multiplier": 3}}});
-    for plane in planes {
-        plane.kubectl(&["patch", "bgppeer", "router", "--type=merge", "-p", &bfd.to_string()])?;
-    }
-    let frr = lab.frr.as_ref().ok_or("there is no FRR")?;
-    let dir = lab.topology.sandbox.dir().join("router");
-    fs::write(dir.join("bfdd.conf"), "log timestamp precision 3\n")?;
-    let mut bfdd = Command::new("/usr/lib/frr/bfdd");
-    bfdd.arg("-d").args(["-A", "127.0.0.1", "--vty_socket"]).arg(&dir);
-    for (flag, file) in [("-f", "bfdd.conf"), ("-i", "bfdd.pid"), ("-z", "zserv.api")] {
-        bfdd.arg(flag).arg(dir.join(file));
-    }
-    lab.topology.router.namespace.output(bfdd)?;
-    for neighbor in &lab.topology.balancers {
-        let neighbor = neighbor.ipv4;
-        frr.vtysh(&format!("configure terminal\nrouter bgp 65000\nneighbor {neighbor} bfd 3 200 200\nend"))?;
-    }
-    wait_until("BFD is up with both nodes", || {
-        let peers: Value = serde_json::from_str(&frr.vtysh("show bfd peers json")?)?;
-        let up = peers.as_array().into_iter().flatten().filter(|peer| peer["status"] == "up");
-        Ok(up.count() == 2)
-    })
+/// Share of the requests that pods of a site have answered.
+fn share(samples: &[Sample], site: &str) -> f64 {
+    let by = |sample: &&Sample| sample.answer.as_ref().is_ok_and(|pod| pod.starts_with(site));
+    samples.iter().filter(by).count() as f64 / samples.len() as f64
 }
 
-/// Writes the link of east to west.
-fn link(east: &ControlPlane, weight: u16) -> Result<(), Error> {
-    let link = format!(
-        "{{apiVersion: fairlead.dev/v1alpha1, kind: ClusterLink, metadata: {{name: west}}, spec: {{weight: {weight}, \
-         staleAfterSeconds: 3, kubeconfigSecretRef: {{name: west, key: kubeconfig}}}}}}"
-    );
-    east.apply(&link).map(drop)
-}
-
-/// The way of east's controller to the API server of west, with the rights of `remote-reader.yaml`.
-fn way(east: &ControlPlane, west: &ControlPlane) -> Result<Proxy, Error> {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes/remote-reader.yaml");
-    west.apply(&fs::read_to_string(manifest)?)?;
-    let way = west.proxy(&west.kubeconfig_of(NAMESPACE, "fairlead-remote")?)?;
-    let secret = json!({
-        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "west", "namespace": NAMESPACE},
-        "stringData": {"kubeconfig": fs::read_to_string(way.kubeconfig())?},
-    });
-    east.apply(&secret.to_string())?;
-    Ok(way)
-}
-
-/// Waits until the tables of a node have these backends (by the last figure of their addresses), and no others.
-fn wait_backends(lab: &mut Lab, balancer: usize, backends: &[u8]) -> Result<(), Error> {
-    let want: BTreeSet<_> =
-        backends.iter().flat_map(|b| [format!("10.1.0.1{b}"), format!("fd00:20::1{b}")]).collect();
-    let has = |rows: &[controller::serve::rows::ServiceRow]| {
-        let used = rows.iter().flat_map(|row| &row.backends).filter(|backend| backend.slots > 0);
-        let used: BTreeSet<_> = used.map(|backend| backend.address.to_string()).collect();
-        rows.len() == 2 && rows.iter().all(|row| row.programmed) && used == want
+/// Shares are right when they differ by no more than chance.
+fn assert_shares(shares: [f64; 2], want: [f64; 2]) {
+    let is_near = |(share, want): (f64, f64)| match want {
+        0.0 | 1.0 => share == want,
+        _ => (share - want).abs() < 0.2,
     };
-    lab.wait_services(balancer, has).map(drop)
+    assert!(
+        shares.into_iter().zip(want).all(is_near),
+        "{shares:?} of the requests, not {want:?}, went abroad"
+    );
 }
 
-/// Waits for the condition `Ready` of the link.
-fn wait_link(east: &ControlPlane, reason: &str) -> Result<(), Error> {
-    let mut last = Value::Null;
-    let done = wait_until(&format!("the link says {reason}"), || {
-        last = serde_json::from_str(&east.kubectl(&["get", "clusterlink", "west", "-o", "json"])?)?;
-        let conditions = last["status"]["conditions"].as_array().into_iter().flatten();
-        Ok(conditions.into_iter().any(|said| said["type"] == "Ready" && said["reason"] == reason))
-    });
-    done.map_err(|error| format!("{error}; it is {last}").into())
-}
-
-/// Share of the requests that a backend has answered; none of them may have failed.
-fn share(samples: &[Sample], backend: &str) -> f64 {
-    assert_eq!(failures(samples), [""; 0], "of {}", samples.len());
-    assert!(samples.len() > 50, "{} requests", samples.len());
-    let by = samples.iter().filter(|sample| sample.answer.as_deref() == Ok(backend)).count();
-    by as f64 / samples.len() as f64
-}
-
-/// What is asked from now on, for two seconds.
-fn fresh(traffic: &mut Traffic) -> Result<Vec<Sample>, Error> {
-    traffic.until(Instant::now())?;
-    watch(traffic, Duration::from_secs(2))
-}
-
-/// Traffic spills over to west by degrees and comes back; a cluster that is out of reach, or drained, leaves without a request that
-/// fails; and where a whole site dies, the other one answers.
+/// Traffic spills over by degrees and comes back; a cluster is drained; one out of reach leaves by degrees; an API server that is
+/// lost moves nothing; and what is lost in one direction only is noticed.
 #[test]
-fn two_sites_stand_in_for_each_other() -> Result<(), Error> {
-    let mut lab = Lab::prepare(Routing::Frr)?;
-    let (east, west) = thread::scope(|scope| {
-        let west = scope.spawn(|| plane(&lab, &[3]));
-        let east = plane(&lab, &[1, 2]);
-        Ok::<_, Error>((east?, west.join().map_err(|_| "west has not started")??))
+fn traffic_spills_over_by_degrees_and_comes_back() -> Result<(), Error> {
+    let mut lab = Sites::start()?;
+    for site in [EAST, WEST] {
+        lab.wait_used(site, |pod| pod.at.0 == site)?;
+    }
+    let mut clients = Clients::start(&lab);
+    assert_shares(clients.watch(SECOND)?, [0.0, 0.0]);
+
+    // The pods of the east fail one after the other, and come back at once.
+    for failed in 1..=4 {
+        lab.sites[EAST].stop_server(failed - 1);
+        lab.wait_used(EAST, |pod| pod.is_up())?;
+        clients.forgive(EAST, "a pod failed")?;
+        assert_shares(clients.watch(SECOND)?, [failed as f64 / 4.0, 0.0]);
+    }
+    lab.sites[EAST].start_servers(&lab.sandbox)?;
+    lab.wait_used(EAST, |pod| pod.at.0 == EAST)?;
+    assert_shares(clients.watch(SECOND)?, [0.0, 0.0]);
+    // Two leave in order: they are gone from the slices. What is left is healthy, so nothing spills over.
+    lab.sites[EAST].write_slices(|pod| pod >= 2)?;
+    lab.wait_used(EAST, |pod| pod.at == (EAST, 1))?;
+    assert_shares(clients.watch(SECOND)?, [0.0, 0.0]);
+    lab.sites[EAST].write_slices(|_| true)?;
+    lab.wait_used(EAST, |pod| pod.at.0 == EAST)?;
+
+    // Half of the traffic goes west. The whole west is drained, and taken back.
+    for pod in 0..2 {
+        lab.sites[EAST].stop_server(pod);
+    }
+    lab.wait_used(EAST, |pod| pod.is_up())?;
+    clients.forgive(EAST, "two pods failed")?;
+    lab.sites[EAST].set_link(&json!({"weight": 0}))?;
+    lab.wait_used(EAST, |pod| pod.at.0 == EAST && pod.is_up())?;
+    assert_shares(clients.watch(SECOND)?, [0.0, 0.0]);
+    lab.sites[EAST].set_link(&json!({"weight": 1}))?;
+    lab.wait_used(EAST, |pod| pod.is_up())?;
+
+    // Its API server goes down: that moves nothing.
+    lab.sites[WEST].plane.stop_api_server();
+    lab.sites[EAST].wait_link("Kept")?;
+    assert_shares(clients.watch(2 * SECOND)?, [0.5, 0.0]);
+    lab.wait_used(EAST, |pod| pod.is_up())?;
+    lab.sites[WEST].plane.start_api_server()?;
+    lab.sites[EAST].wait_link("Imported")?;
+    // Both clusters go on: one pod of the west goes and comes.
+    lab.sites[WEST].write_slices(|pod| pod != 0)?;
+    let gone = lab.sites[WEST].pods[0].host.name.clone();
+    lab.wait_used(EAST, |pod| pod.is_up() && pod.host.name != gone)?;
+    lab.wait_used(WEST, |pod| pod.at.0 == WEST && pod.host.name != gone)?;
+    lab.sites[WEST].write_slices(|_| true)?;
+    lab.wait_used(WEST, |pod| pod.at.0 == WEST)?;
+    lab.wait_used(EAST, |pod| pod.is_up())?;
+    assert_shares(clients.watch(SECOND)?, [0.5, 0.0]);
+
+    // The clusters do not see each other any more: endpoints leave one after the other, and are back soon after that has ended.
+    for site in &lab.sites {
+        site.set_link(&json!({"staleAfterSeconds": 3}))?;
+    }
+    let abroad: BTreeSet<_> = lab.sites[WEST].pods.iter().flat_map(|pod| pod.host.addresses()).collect();
+    let lists = lab.sites[WEST].lists("serviceexports")?;
+    lab.lose(Loss::Planes)?;
+    let mut degrees = BTreeSet::new();
+    wait_until("the endpoints of the west have left", || {
+        degrees.insert(lab.sites[EAST].used(0)?.intersection(&abroad).count());
+        Ok(degrees.contains(&0))
     })?;
-    west.apply(EXPORT)?;
-    east.apply(&[EXPORT, POLICY].concat())?;
-    let way = way(&east, &west)?;
-    link(&east, 1)?;
-    let controllers =
-        [(&east, "east", lab.topology.router.clone()), (&west, "west", lab.topology.backends[2].clone())];
-    let _controllers = controllers
-        .iter()
-        .map(|(plane, name, host)| {
-            let config = plane.kubeconfig_of(NAMESPACE, "fairlead-controller")?;
-            start(&lab, host, &["controller", "--cluster-name", name], &config)
-        })
-        .collect::<Result<Vec<_>, _>>()?;
-    let mut agents = vec![start_agent(&lab, 0, &east.kubeconfig_of(NAMESPACE, "fairlead-agent")?)?];
-    wait_link(&east, "Imported")?;
-    lab.wait_next_hops(&WEB, &[0])?;
-    wait_backends(&mut lab, 0, &[1, 2])?;
+    assert!(degrees.len() > 2, "they left by degrees: {degrees:?}");
+    lab.sites[EAST].wait_link("Stale")?;
+    lab.sites[WEST].wait_link("Stale")?;
+    assert_shares(clients.watch(SECOND)?, [0.0, 0.0]);
+    lab.lose_nothing()?;
+    let healed = Instant::now();
+    lab.wait_used(EAST, |pod| pod.is_up())?;
+    println!("the endpoints of a cluster are back {:.1?} after the way to it", healed.elapsed());
+    lab.sites[EAST].wait_link("Imported")?;
+    let lists = lab.sites[WEST].lists("serviceexports")? - lists;
+    assert!((1..=4).contains(&lists), "the west was asked {lists} times for all that it exports");
+    assert_shares(clients.watch(SECOND)?, [0.5, 0.0]);
 
-    // East alone answers, then half of it, with west for the rest.
-    let targets = WEB.map(|vip| Target::new("shop", address(vip), 80));
-    let load = Load { clients: 4, pause: Duration::from_millis(20) };
-    let mut traffic = Traffic::start(&lab.topology.client.namespace, &targets, load);
-    assert_eq!(share(&fresh(&mut traffic)?, "b3"), 0.0);
-    lab.stop_server("b1");
-    wait_backends(&mut lab, 0, &[2, 3])?;
-    let spilt = share(&fresh(&mut traffic)?, "b3");
-    assert!((0.3..0.7).contains(&spilt), "{spilt} of the requests went to west");
+    // What the west sends is lost: its pods do not answer any more, nor does its API server.
+    lab.lose(Loss::FromWest)?;
+    lab.wait_used(EAST, |pod| pod.at.0 == EAST && pod.is_up())?;
+    clients.forgive(EAST, "the west is heard no more")?;
+    lab.sites[EAST].wait_link("Stale")?;
+    assert_shares(clients.watch(SECOND)?, [0.0, 0.0]);
+    lab.lose_nothing()?;
+    lab.wait_used(EAST, |pod| pod.is_up())?;
+    lab.sites[EAST].wait_link("Imported")?;
+    assert_shares(clients.watch(SECOND)?, [0.5, 0.0]);
+    Ok(())
+}
 
-    // West's API server is out of reach: its endpoints leave, and come back with it.
-    way.set(|_| Fault::Silence);
-    way.mute();
-    wait_link(&east, "Stale")?;
-    wait_backends(&mut lab, 0, &[2])?;
-    way.set(|_| Fault::None);
-    way.cut();
-    wait_link(&east, "Imported")?;
-    wait_backends(&mut lab, 0, &[2, 3])?;
-    // The whole cluster is drained, and taken back.
-    for (weight, backends) in [(0, &[2][..]), (1, &[2, 3])] {
-        link(&east, weight)?;
-        wait_backends(&mut lab, 0, backends)?;
+/// Each site goes on by itself when the link is cut; a node that dies costs its site nothing more than the other one takes over;
+/// and a site that dies is answered for by the other.
+#[test]
+fn a_site_answers_for_the_other() -> Result<(), Error> {
+    let mut lab = Sites::start()?;
+    lab.sites[EAST].stop_server(0);
+    lab.wait_used(EAST, |pod| pod.is_up())?;
+    lab.wait_used(WEST, |pod| pod.at.0 == WEST)?;
+    let mut clients = Clients::start(&lab);
+    assert_shares(clients.watch(SECOND)?, [0.25, 0.0]);
+
+    lab.set_cable("down")?;
+    lab.wait_used(EAST, |pod| pod.at.0 == EAST && pod.is_up())?;
+    clients.forgive(EAST, "the link is cut")?;
+    assert_shares(clients.watch(2 * SECOND)?, [0.0, 0.0]);
+    for site in &mut lab.sites {
+        site.wait_announced(&[0, 1])?;
     }
-    let spilt = share(&watch(&mut traffic, Duration::from_secs(1))?, "b3");
-    assert!(spilt > 0.0 && spilt < 1.0, "{spilt} of the requests went to west");
+    lab.set_cable("up")?;
+    lab.wait_used(EAST, |pod| pod.is_up())?;
+    lab.sites[EAST].start_servers(&lab.sandbox)?;
+    lab.wait_used(EAST, |pod| pod.at.0 == EAST)?;
+    assert_shares(clients.watch(SECOND)?, [0.0, 0.0]);
 
-    // West takes all, and gives it back.
-    lab.stop_server("b2");
-    wait_backends(&mut lab, 0, &[3])?;
-    assert_eq!(share(&fresh(&mut traffic)?, "b3"), 1.0);
-    for backend in 0..2 {
-        lab.start_server(backend)?;
+    for site in &mut lab.sites {
+        site.watch_nodes()?;
+        site.wait_announced(&[0, 1])?;
     }
-    wait_backends(&mut lab, 0, &[1, 2])?;
-    assert_eq!(share(&fresh(&mut traffic)?, "b3"), 0.0);
+    clients.watch(SECOND)?;
+    // A node of the west dies, and its pods with it.
+    let probes = probes(&lab);
+    lab.sites[WEST].kill_nodes(&[1])?;
+    lab.sites[WEST].wait_announced(&[0])?;
+    lab.wait_used(WEST, |pod| pod.at != (WEST, 1))?;
+    clients.forgive(WEST, "a node is gone")?;
+    assert_shares(clients.watch(SECOND)?, [0.0, 0.5]);
+    tell("a node in the west is gone", probes)?;
+    lab.sites[WEST].restore_node(1)?;
+    lab.sites[WEST].wait_announced(&[0, 1])?;
+    lab.wait_used(WEST, |pod| pod.at.0 == WEST)?;
+    // Under NAT a connection that the router moves to another node breaks.
+    clients.forgive(WEST, "the node is back")?;
+    assert_shares(clients.watch(SECOND)?, [0.0, 0.0]);
 
-    // The same VIPs at both sites; then east is gone, node and all.
-    agents.push(start_agent(&lab, 1, &west.kubeconfig_of(NAMESPACE, "fairlead-agent")?)?);
-    lab.wait_next_hops(&WEB, &[0, 1])?;
-    wait_backends(&mut lab, 1, &[3])?;
-    watch_neighbors(&lab, [&east, &west])?;
-    lab.wait_next_hops(&WEB, &[0, 1])?;
-    let both = share(&fresh(&mut traffic)?, "b3");
-    assert!(both > 0.0 && both < 1.0, "{both} of the requests went to west");
-    let start = Instant::now();
-    lab.topology.router.namespace.ip("link set lb1 down")?;
-    agents.remove(0).kill();
-    lab.wait_next_hops(&WEB, &[1])?;
-    println!("a site is gone: the router has only the other one after {:.1?}", start.elapsed());
-    assert_eq!(share(&fresh(&mut traffic)?, "b3"), 1.0);
+    // All nodes of the east die at the same moment.
+    let probes = self::probes(&lab);
+    lab.sites[EAST].kill_nodes(&(0..NODES).collect::<Vec<_>>())?;
+    lab.sites[EAST].wait_elsewhere()?;
+    clients.forgive(EAST, "the east is gone")?;
+    assert_shares(clients.watch(2 * SECOND)?, [1.0, 0.0]);
+    tell("the east is gone", probes)?;
+    for node in 0..NODES {
+        lab.sites[EAST].restore_node(node)?;
+    }
+    lab.sites[EAST].wait_announced(&[0, 1])?;
+    lab.wait_used(EAST, |pod| pod.at.0 == EAST)?;
+    clients.forgive(EAST, "the east is back")?;
+    assert_shares(clients.watch(SECOND)?, [0.0, 0.0]);
+    Ok(())
+}
+
+/// A probe of each site's client.
+fn probes(sites: &Sites) -> [Probe; 2] {
+    let target = SocketAddr::new(address(WEB[0]), 80);
+    sites.sites.each_ref().map(|site| Probe::start(&site.client.namespace, target))
+}
+
+/// Prints how long each client was without an answer.
+fn tell(what: &str, probes: [Probe; 2]) -> Result<(), Error> {
+    for (site, probe) in lab::sites::NAMES.into_iter().zip(probes) {
+        let (longest, answered) = probe.stop()?;
+        println!(
+            "{what}: the client in the {site} was without an answer for {longest:.2?}, else had {answered}"
+        );
+    }
     Ok(())
 }

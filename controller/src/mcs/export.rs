@@ -1,15 +1,18 @@
 //! What one cluster exports under one name: of the ServiceExport, the Service and its EndpointSlices what counts.
 use super::hash;
-use crate::api::{
-    EndpointSlice,
-    endpoint_slice::{Endpoint, ImportedFrom, SliceMetadata},
+use crate::{
+    api::{
+        EndpointSlice,
+        endpoint_slice::{Endpoint, ImportedFrom, SliceMetadata},
+    },
+    by_name::ByName,
 };
 use k8s_openapi::api::core::v1::{Service, ServicePort, SessionAffinityConfig};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 /// The exports of a cluster, by `NAMESPACE/NAME`.
-pub type Exports = BTreeMap<String, Export>;
+pub type Exports = ByName<Export>;
 
 /// An exported service.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,8 +25,8 @@ pub struct Export {
     pub annotations: BTreeMap<String, String>,
     /// The Service, or why it cannot be exported.
     pub service: Result<Arc<Facts>, Invalid>,
-    /// Its endpoints, as slices of the importing cluster: by their names there, without the namespace.
-    pub slices: BTreeMap<String, Arc<EndpointSlice>>,
+    /// Its endpoints, as slices of the importing cluster, by their names there.
+    pub slices: Box<[Arc<EndpointSlice>]>,
 }
 
 /// What counts of a Service.

@@ -1,12 +1,12 @@
-//! What all clusters export makes what this one imports. Where exports of one service contradict each other, the oldest wins, of
+//! What all clusters export makes what this one imports, as a whole or for what has changed. Where exports of one service contradict each other, the oldest wins, of
 //! equally old ones that of the first cluster by name (KEP-1645, "Constraints and Conflict Resolution").
 use super::{
     API_VERSION, IMPORT_MANAGED_BY, MANAGER,
     export::{Export, Exports, Facts, ImportPort, Invalid},
     leave::{PERMILLE, thinned},
 };
-use crate::api::EndpointSlice;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use crate::{api::EndpointSlice, by_name::ByName};
+use k8s_openapi::{api::core::v1::Namespace, apimachinery::pkg::apis::meta::v1::Condition};
 use serde_json::{Value, json};
 use std::{
     borrow::Cow,
@@ -27,13 +27,32 @@ pub struct Cluster<'a> {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Merged {
     /// ServiceImports, by `NAMESPACE/NAME`.
-    pub imports: BTreeMap<String, Import>,
+    pub imports: ByName<Import>,
     /// EndpointSlices, by `NAMESPACE/NAME`.
-    pub slices: BTreeMap<String, Arc<EndpointSlice>>,
+    pub slices: ByName<EndpointSlice>,
     /// What is to be said of the exports of this cluster, by `NAMESPACE/NAME`.
-    pub verdicts: BTreeMap<String, Verdict>,
+    pub verdicts: ByName<Verdict>,
     /// What came of each cluster.
     pub counts: BTreeMap<String, Counts>,
+    /// What is there of each service, by `NAMESPACE/NAME`.
+    parts: BTreeMap<String, Part>,
+}
+
+/// What is there of a service.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Part {
+    slices: Vec<String>,
+    /// The clusters that it is imported from, and how many endpoints.
+    clusters: Vec<(String, usize)>,
+}
+
+/// Merges again and again; only services of which something has changed are looked at.
+#[derive(Debug, Default)]
+pub struct Merger {
+    local: String,
+    clusters: BTreeMap<String, (Exports, u16)>,
+    namespaces: ByName<Namespace>,
+    merged: Merged,
 }
 
 /// A ServiceImport.
@@ -77,7 +96,44 @@ pub struct Counts {
     /// Their endpoints, without those that have left.
     pub endpoints: usize,
     /// Those of the imported services whose exports contradict each other.
-    pub conflicts: Vec<String>,
+    pub conflicts: BTreeSet<String>,
+}
+
+impl Merger {
+    /// The same as [`merge()`] of these, with the namespaces of this cluster.
+    pub fn merge(
+        &mut self,
+        local: &str,
+        clusters: &BTreeMap<&str, Cluster<'_>>,
+        namespaces: &ByName<Namespace>,
+    ) -> &Merged {
+        let has_namespace = |name: &str| namespaces.contains_key(name);
+        let is_known = |(name, cluster): (&&str, &Cluster<'_>)| {
+            self.clusters.get(*name).is_some_and(|(_, left)| *left == cluster.left)
+        };
+        let is_same = self.local == local
+            && self.clusters.len() == clusters.len()
+            && clusters.iter().all(is_known)
+            && self.namespaces.is_same(namespaces);
+        if is_same {
+            let changed = clusters.iter().flat_map(|(name, cluster)| {
+                self.clusters[*name].0.changes(cluster.exports).map(|(service, ..)| service)
+            });
+            for name in changed.collect::<BTreeSet<_>>() {
+                self.merged.forget(name);
+                self.merged.add(local, name, clusters, has_namespace);
+            }
+            self.merged.count(clusters);
+        } else {
+            self.merged = merge(local, clusters, has_namespace);
+        }
+        let cluster = |(name, cluster): (&&str, &Cluster<'_>)| {
+            ((*name).to_owned(), (cluster.exports.clone(), cluster.left))
+        };
+        self.clusters = clusters.iter().map(cluster).collect();
+        (self.local, self.namespaces) = (local.to_owned(), namespaces.clone());
+        &self.merged
+    }
 }
 
 /// Merges the exports of all clusters, by their names, of which `local` is this one. Services of namespaces that this one does not
@@ -88,25 +144,59 @@ pub fn merge(
     has_namespace: impl Fn(&str) -> bool,
 ) -> Merged {
     let mut merged = Merged::default();
-    let mut services: BTreeMap<&str, Vec<(&str, &Export, u16)>> = BTreeMap::new();
-    for (cluster, Cluster { exports, left }) in clusters {
-        let counts = Counts { exported: exports.len(), ..Counts::default() };
-        merged.counts.insert((*cluster).to_owned(), counts);
-        for (name, export) in exports.iter().filter(|_| *left < PERMILLE) {
-            services.entry(name).or_default().push((cluster, export, *left));
-        }
+    let present = clusters.values().filter(|cluster| cluster.left < PERMILLE);
+    let names: BTreeSet<_> = present.flat_map(|cluster| cluster.exports.keys()).collect();
+    for name in names {
+        merged.add(local, name, clusters, &has_namespace);
     }
-    for (name, exports) in services {
-        let Some((namespace, _)) = name.split_once('/').filter(|(namespace, _)| has_namespace(namespace))
-        else {
-            continue;
-        };
-        merged.service(local, namespace, name, exports);
-    }
+    merged.count(clusters);
     merged
 }
 
 impl Merged {
+    /// Adds a service, of which nothing is there.
+    fn add(
+        &mut self,
+        local: &str,
+        name: &str,
+        clusters: &BTreeMap<&str, Cluster<'_>>,
+        has_namespace: impl Fn(&str) -> bool,
+    ) {
+        let Some((namespace, _)) = name.split_once('/').filter(|(namespace, _)| has_namespace(namespace))
+        else {
+            return;
+        };
+        let present = clusters.iter().filter(|(_, cluster)| cluster.left < PERMILLE);
+        let exports = present.filter_map(|(cluster, Cluster { exports, left })| {
+            Some((*cluster, &**exports.get(name)?, *left))
+        });
+        let exports: Vec<_> = exports.collect();
+        if !exports.is_empty() {
+            self.service(local, namespace, name, exports);
+        }
+    }
+
+    /// Takes out what is there of a service.
+    fn forget(&mut self, name: &str) {
+        self.imports.remove(name);
+        self.verdicts.remove(name);
+        let Part { slices, clusters } = self.parts.remove(name).unwrap_or_default();
+        slices.iter().for_each(|slice| drop(self.slices.remove(slice)));
+        for (cluster, endpoints) in clusters {
+            let counts = self.counts.entry(cluster).or_default();
+            counts.imported -= 1;
+            counts.endpoints -= endpoints;
+            counts.conflicts.remove(name);
+        }
+    }
+
+    /// Counts what clusters export.
+    fn count(&mut self, clusters: &BTreeMap<&str, Cluster<'_>>) {
+        for (name, cluster) in clusters {
+            self.counts.entry((*name).to_owned()).or_default().exported = cluster.exports.len();
+        }
+    }
+
     fn service(&mut self, local: &str, namespace: &str, name: &str, mut exports: Vec<(&str, &Export, u16)>) {
         // They come in the order of the clusters; the sort is stable.
         exports.sort_by_key(|(_, export, _)| export.created);
@@ -119,7 +209,8 @@ impl Merged {
             exports.iter().find(|(cluster, ..)| *cluster == local).map(|(c, e, _)| (c, e))
         {
             let valid = own.service.as_ref().map(drop).map_err(|invalid| *invalid);
-            self.verdicts.insert(name.to_owned(), Verdict { valid, conflicts: conflicts.clone() });
+            let verdict = Verdict { valid, conflicts: conflicts.clone() };
+            self.verdicts.insert(name.to_owned(), Arc::new(verdict));
         }
         let Some((_, oldest, facts)) = valid.first() else { return };
         let import = Import {
@@ -128,14 +219,16 @@ impl Merged {
             annotations: oldest.annotations.clone(),
             clusters: valid.iter().map(|(cluster, ..)| (*cluster).to_owned()).collect(),
         };
-        self.imports.insert(name.to_owned(), import);
+        self.imports.insert(name.to_owned(), Arc::new(import));
+        let mut part = Part::default();
         for (cluster, export, left) in exports.iter().filter(|(_, export, _)| export.service.is_ok()) {
             let counts = self.counts.entry((*cluster).to_owned()).or_default();
             counts.imported += 1;
             if !conflicts.is_empty() {
-                counts.conflicts.push(name.to_owned());
+                counts.conflicts.insert(name.to_owned());
             }
-            for (slice_name, slice) in &export.slices {
+            let mut endpoints = 0;
+            for slice in &export.slices {
                 let slice = match thinned(slice, *left) {
                     Cow::Borrowed(_) => Arc::clone(slice),
                     Cow::Owned(thinned) => Arc::new(thinned),
@@ -143,10 +236,15 @@ impl Merged {
                 let leaves = |endpoint: &&crate::api::endpoint_slice::Endpoint| {
                     endpoint.conditions.as_ref().and_then(|conditions| conditions.terminating) != Some(true)
                 };
-                counts.endpoints += slice.endpoints.iter().filter(leaves).count();
-                self.slices.insert(format!("{namespace}/{slice_name}"), slice);
+                endpoints += slice.endpoints.iter().filter(leaves).count();
+                let name = format!("{namespace}/{}", slice.metadata.name);
+                part.slices.push(name.clone());
+                self.slices.insert(name, slice);
             }
+            counts.endpoints += endpoints;
+            part.clusters.push(((*cluster).to_owned(), endpoints));
         }
+        self.parts.insert(name.to_owned(), part);
     }
 }
 

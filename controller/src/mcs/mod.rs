@@ -13,7 +13,7 @@ mod tests;
 
 pub use export::{Export, Exports, Facts, ImportPort, Invalid, slice_name};
 pub use leave::{PERMILLE, leaving};
-pub use merge::{Cluster, Conflict, Counts, Import, Merged, Verdict, merge};
+pub use merge::{Cluster, Conflict, Counts, Import, Merged, Merger, Verdict, merge};
 
 /// API group of ServiceExport and ServiceImport.
 pub const GROUP: &str = "multicluster.x-k8s.io";

@@ -19,7 +19,7 @@ fn export(created: u64, spec: &str) -> Export {
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),
         service: facts(spec),
-        slices: BTreeMap::new(),
+        slices: Box::default(),
     }
 }
 
@@ -43,13 +43,13 @@ fn with_endpoints(mut export: Export, cluster: &str, addresses: &[&str]) -> Expo
         ports: Box::default(),
     };
     let imported = Export::imported("web", cluster, &slice, false);
-    export.slices.insert(imported.metadata.name.to_string(), Arc::new(imported));
+    export.slices = [Arc::new(imported)].into();
     export
 }
 
 fn of(exports: &[(&str, Export)]) -> BTreeMap<String, Exports> {
     let one = |(cluster, export): &(&str, Export)| {
-        ((*cluster).to_owned(), Exports::from([("default/web".to_owned(), export.clone())]))
+        ((*cluster).to_owned(), Exports::from([("default/web".to_owned(), Arc::new(export.clone()))]))
     };
     exports.iter().map(one).collect()
 }
@@ -88,7 +88,7 @@ fn the_oldest_export_wins_and_ports_are_united() {
         message,
         "session affinities of home differ from those of west, whose export is the oldest and counts"
     );
-    assert_eq!(merged.counts["west"].conflicts, ["default/web"]);
+    assert_eq!(merged.counts["west"].conflicts, ["default/web".to_owned()].into());
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn what_cannot_be_exported_says_why() {
     assert_eq!(merged_external.verdicts["default/web"].valid, Err(Invalid::ExternalName));
     let mut missing = of(&[("home", export(1, "{}")), ("west", export(2, "{ports: [{port: 80}]}"))]);
     let own = missing.get_mut("home").unwrap().get_mut("default/web").unwrap();
-    own.service = Err(Invalid::NoService);
+    Arc::make_mut(own).service = Err(Invalid::NoService);
     let merged_missing = merged(&missing, 0);
     assert_eq!(merged_missing.verdicts["default/web"].valid, Err(Invalid::NoService));
     assert_eq!(merged_missing.imports["default/web"].clusters, ["west".to_owned()].into());
@@ -117,7 +117,7 @@ fn what_cannot_be_exported_says_why() {
 
 #[test]
 fn only_namespaces_that_are_here_count() {
-    let exports = Exports::from([("elsewhere/web".to_owned(), export(1, "{ports: [{port: 80}]}"))]);
+    let exports = Exports::from([("elsewhere/web".to_owned(), Arc::new(export(1, "{ports: [{port: 80}]}")))]);
     let merged = merged(&BTreeMap::from([("west".to_owned(), exports)]), 0);
     assert!(merged.imports.is_empty() && merged.slices.is_empty());
     assert_eq!((merged.counts["west"].exported, merged.counts["west"].imported), (1, 0));
@@ -127,7 +127,7 @@ fn only_namespaces_that_are_here_count() {
 fn slices_say_whose_they_are_and_name_no_foreign_nodes() {
     let web = with_endpoints(export(1, "{ports: [{port: 80}]}"), "west", &["10.1.0.1"]);
     let merged = merged(&of(&[("west", web)]), 0);
-    let (name, slice) = merged.slices.first_key_value().unwrap();
+    let (name, slice) = merged.slices.iter().next().unwrap();
     assert_eq!(*name, format!("default/{}", slice_name("web", "west", "web-x")));
     let import = slice.metadata.import.as_ref().unwrap();
     assert_eq!((&*import.service, &*import.cluster), ("web", "west"));
@@ -178,7 +178,48 @@ fn any_export() -> impl Strategy<Value = Export> {
     )
 }
 
+/// Clusters with some of three services in two namespaces, how much of them has left, and whether the second namespace is here.
+type Step = (usize, usize, Option<(Export, u8)>, u16, bool);
+
+fn step() -> impl Strategy<Value = Step> {
+    let export = prop::option::of((any_export(), 0..4_u8));
+    (0..3_usize, 0..4_usize, export, prop::sample::select(vec![0, 0, 0, 500, 1000]), any::<bool>())
+}
+
 proptest! {
+    /// Change by change it comes to the same as from nothing.
+    #[test]
+    fn a_change_is_merged_as_all_is(steps in prop::collection::vec(step(), 1..30)) {
+        const SERVICES: [&str; 4] = ["default/web", "default/api", "other/web", "nowhere/web"];
+        let mut merger = Merger::default();
+        let mut clusters: BTreeMap<String, Exports> =
+            ["home", "west"].map(|name| (name.to_owned(), Exports::new())).into();
+        for (cluster, service, export, left, has_other) in steps {
+            let cluster = ["home", "west", "north"][cluster];
+            let exports = clusters.entry(cluster.to_owned()).or_default();
+            match export {
+                Some((export, endpoints)) => {
+                    let addresses: Vec<_> = (0..endpoints).map(|n| format!("10.1.{service}.{n}")).collect();
+                    let addresses: Vec<_> = addresses.iter().map(String::as_str).collect();
+                    let export = with_endpoints(export, &format!("{cluster}-{service}"), &addresses);
+                    exports.insert(SERVICES[service].to_owned(), Arc::new(export));
+                }
+                None => drop(exports.remove(SERVICES[service])),
+            }
+            let left = |name: &str| if name == "north" { left } else { 0 };
+            let views: BTreeMap<_, _> = clusters
+                .iter()
+                .map(|(name, exports)| (name.as_str(), Cluster { exports, left: left(name) }))
+                .collect();
+            let names = ["default", "other"].into_iter().take(1 + usize::from(has_other));
+            let namespaces = names.map(|name| (name.to_owned(), Arc::default())).collect();
+            let expected = merge("home", &views, |name| name == "default" || has_other && name == "other");
+            prop_assert_eq!(merger.merge("home", &views, &namespaces), &expected);
+            // Only what has changed.
+            prop_assert_eq!(merger.merge("home", &views, &namespaces), &expected);
+        }
+    }
+
     /// Every cluster comes to the same: who is local and who is told of first makes no difference.
     #[test]
     fn clusters_agree(exports in prop::collection::vec(any_export(), 1..5)) {

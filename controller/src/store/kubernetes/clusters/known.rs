@@ -36,9 +36,11 @@ pub(super) struct Known {
     /// By `NAMESPACE/NAME` of a slice: the service that it is of.
     services_of_slices: HashMap<String, String>,
     nodes: Nodes,
-    /// Services of whose slices it is not worked out yet how their pods are reached.
+    /// What is exported, as it was told last.
+    told: Exports,
+    /// Services of which something has changed since.
     stale: HashSet<String>,
-    /// Whether that is so of all.
+    /// Whether that may be so of all.
     are_all_stale: bool,
 }
 
@@ -69,7 +71,7 @@ impl Declared {
     pub(super) fn export(
         &self,
         service: Result<Arc<Facts>, Invalid>,
-        slices: BTreeMap<String, Arc<EndpointSlice>>,
+        slices: Box<[Arc<EndpointSlice>]>,
     ) -> Export {
         Export {
             created: self.created,
@@ -93,13 +95,16 @@ impl Known {
             slices: HashMap::new(),
             services_of_slices: HashMap::new(),
             nodes: Nodes::default(),
+            told: Exports::new(),
             stale: HashSet::new(),
             are_all_stale: false,
         }
     }
 
     pub(super) fn export(&mut self, object: &DynamicObject) {
-        self.exports.insert(name(&object.metadata), Declared::of(object));
+        let name = name(&object.metadata);
+        self.stale.insert(name.clone());
+        self.exports.insert(name, Declared::of(object));
     }
 
     pub(super) fn service(&mut self, object: &Service) {
@@ -144,7 +149,9 @@ impl Known {
     }
 
     pub(super) fn forget_export(&mut self, metadata: &ObjectMeta) {
-        self.exports.remove(&name(metadata));
+        let name = name(metadata);
+        self.exports.remove(&name);
+        self.stale.insert(name);
     }
 
     pub(super) fn forget_service(&mut self, metadata: &ObjectMeta) {
@@ -166,11 +173,13 @@ impl Known {
         if slices.is_empty() {
             self.slices.remove(&service);
         }
+        self.stale.insert(service);
     }
 
     /// All ServiceExports are listed anew.
     pub(super) fn forget_exports(&mut self) {
         self.exports.clear();
+        self.are_all_stale = true;
     }
 
     /// All Services are listed anew.
@@ -196,6 +205,7 @@ impl Known {
     pub(super) fn forget_slices(&mut self) {
         self.slices.clear();
         self.services_of_slices.clear();
+        self.are_all_stale = true;
     }
 
     /// How many objects are known.
@@ -220,27 +230,33 @@ impl Known {
         self.nodes.pod_cidrs()
     }
 
-    /// What is exported.
+    /// What is exported. Exports that have not changed are the very same as before.
     pub(super) fn exports(&mut self) -> Exports {
-        self.freshen();
-        let export = |(name, declared): (&String, &Declared)| {
-            let service = self.services.get(name).cloned().unwrap_or(Err(Invalid::NoService));
-            let slices = self.slices.get(name).into_iter().flatten();
-            let slices = slices.map(|(name, listed)| (name.clone(), Arc::clone(&listed.slice)));
-            (name.clone(), declared.export(service, slices.collect()))
-        };
-        self.exports.iter().map(export).collect()
+        let mut stale = mem::take(&mut self.stale);
+        if mem::take(&mut self.are_all_stale) {
+            stale = self.exports.keys().chain(self.told.keys()).cloned().collect();
+        }
+        for name in stale {
+            match self.export_of(&name) {
+                Some(export) if self.told.get(&name).is_some_and(|told| **told == export) => {}
+                Some(export) => drop(self.told.insert(name, Arc::new(export))),
+                None => drop(self.told.remove(&name)),
+            }
+        }
+        self.told.clone()
     }
 
-    /// Works out how pods are reached, where something of that has changed.
-    fn freshen(&mut self) {
-        let Known { services, addresses, slices, nodes, .. } = self;
-        let (stale, are_all_stale) = (mem::take(&mut self.stale), mem::take(&mut self.are_all_stale));
-        for (name, slices) in slices.iter_mut().filter(|(name, _)| are_all_stale || stale.contains(*name)) {
-            let facts = services.get(name).and_then(|facts| facts.as_deref().ok());
-            let service = addresses.get(name).zip(facts);
-            slices.values_mut().for_each(|listed| listed.set_delivery(service, nodes));
+    /// What is exported of a service, and how its pods are reached by now.
+    fn export_of(&mut self, name: &str) -> Option<Export> {
+        let declared = self.exports.get(name)?;
+        let facts = self.services.get(name).cloned().unwrap_or(Err(Invalid::NoService));
+        let reached = self.addresses.get(name).zip(facts.as_deref().ok());
+        let mut slices = Vec::new();
+        for listed in self.slices.get_mut(name).into_iter().flat_map(BTreeMap::values_mut) {
+            listed.set_delivery(reached, &self.nodes);
+            slices.push(Arc::clone(&listed.slice));
         }
+        Some(declared.export(facts.clone(), slices.into()))
     }
 }
 
@@ -281,7 +297,7 @@ mod tests {
                 .unwrap(),
         );
         let exported = known.exports()["n/a"].clone();
-        assert_eq!((exported.service.unwrap().ports[0].port, exported.slices.len()), (80, 1));
+        assert_eq!((exported.service.as_ref().unwrap().ports[0].port, exported.slices.len()), (80, 1));
         // It is of another service now.
         known.slice(&metadata("a-1"), Some(&slice("a-1", "b")));
         assert_eq!(known.exports()["n/a"].slices.len(), 0);

@@ -67,7 +67,7 @@ pub(super) struct Report {
     /// When it answered last, or when it was first tried, by the monotonic clock.
     pub(super) contact: Duration,
     /// What it exports; none: it was never listed.
-    pub(super) exports: Option<Arc<Exports>>,
+    pub(super) exports: Option<Exports>,
     /// Its pools as they were last seen; none: never.
     pub(super) pools: Option<Arc<BTreeMap<String, NeighbourPool>>>,
     /// Whether its pools are known as they are, while it is connected.
@@ -201,7 +201,7 @@ async fn session(
                 // A list anew is told when it is done: what is free meanwhile is not known.
                 let pools = pools_are_listed.then(|| Arc::new(known.pools().clone()));
                 let more = std::mem::take(&mut is_more)
-                    .then(|| (Arc::new(known.exports()), Arc::new(known.addresses())));
+                    .then(|| (known.exports(), Arc::new(known.addresses())));
                 let pod_cidrs = std::mem::take(&mut is_of_nodes).then(|| Arc::new(known.pod_cidrs()));
                 report.send_modify(|report| {
                     report.connected = Some(Ok(()));

@@ -11,13 +11,13 @@
 use super::Cluster as Home;
 use crate::{
     api::{
-        ClusterLink, EndpointSlice, bgp_peer::SecretReference, cluster_link::ClusterLinkStatus,
-        node::pod_cidrs, selector::is_dns_label,
+        ClusterLink, bgp_peer::SecretReference, cluster_link::ClusterLinkStatus, node::pod_cidrs,
+        selector::is_dns_label,
     },
     by_name::ByName,
     declared::Declared,
     host,
-    mcs::{Cluster, Counts, Export, Exports, Facts, Invalid, Merged, PERMILLE, leaving, merge},
+    mcs::{Cluster, Counts, Export, Exports, Merged, Merger, PERMILLE, leaving},
     neighbours::{Neighbour, Neighbours},
     status::{Conditions, Verdict, seconds, time},
     store::objects::{REQUEST, now},
@@ -31,9 +31,10 @@ use kube::{
 use link::Report;
 use objects::Objects;
 use overlap::PodCidrs;
+use own::Own;
 use plan::{Existing, Write};
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::Duration,
 };
@@ -52,6 +53,7 @@ mod link;
 mod nodes;
 mod objects;
 mod overlap;
+mod own;
 mod plan;
 mod write;
 
@@ -104,7 +106,8 @@ async fn lead(home: &Home, name: Option<&str>) {
         open: BTreeMap::new(),
     };
     let (mut snapshots, mut faults) = (shared.snapshots.subscribe(), shared.faults.subscribe());
-    let (mut trouble, mut settled) = (Trouble::default(), plan::Settled::new());
+    let (mut trouble, mut settled) = (Trouble::default(), plan::Settled::default());
+    let (mut own, mut merger) = (Own::default(), Merger::default());
     let mut next = Instant::now();
     loop {
         tokio::select! {
@@ -123,7 +126,7 @@ async fn lead(home: &Home, name: Option<&str>) {
         let reports = links.reports();
         let listed = exports.known().zip(imports.known());
         let is_undefined = exports.is_undefined() || imports.is_undefined();
-        let none = (Arc::default(), Arc::default());
+        let none = (ByName::new(), ByName::new());
         // Without the definitions there is nothing to merge, but there are links to speak of.
         let Some((exports, imports)) = listed.or(is_undefined.then_some(none)) else { continue };
         let neighbours = neighbours(&name, &exports, &reports);
@@ -134,21 +137,15 @@ async fn lead(home: &Home, name: Option<&str>) {
             }
             is_changed
         });
-        let pass = Pass {
-            name: &name,
-            declared: &declared,
-            exports: &exports,
-            imports: &imports,
-            reports: &reports,
-            is_undefined,
-        };
-        let merged = pass.merge();
+        let pass =
+            Pass { name: &name, declared: &declared, imports: &imports, reports: &reports, is_undefined };
+        let merged = pass.merge(own.exports(&name, &exports, &declared), &mut merger);
         let existing = Existing { imports: &imports, exports: &exports, slices: &declared.endpoint_slices };
         let mut writes = match is_undefined {
             true => Vec::new(),
-            false => plan::plan(&merged, existing, &writer.written, &mut settled, &pass.kept(), host::now()),
+            false => plan::plan(merged, existing, &writer.written, &mut settled, &pass.kept(), host::now()),
         };
-        writes.extend(pass.link_statuses(&merged, &faults.borrow_and_update()));
+        writes.extend(pass.link_statuses(merged, &faults.borrow_and_update()));
         match writer.write(writes, existing).await {
             Ok(()) => trouble.over("other clusters: what is imported is written again"),
             Err(error) => {
@@ -166,11 +163,7 @@ async fn lead(home: &Home, name: Option<&str>) {
 }
 
 /// What addresses go by.
-fn neighbours(
-    name: &str,
-    exports: &BTreeMap<String, DynamicObject>,
-    reports: &BTreeMap<String, Report>,
-) -> Neighbours {
+fn neighbours(name: &str, exports: &ByName<DynamicObject>, reports: &BTreeMap<String, Report>) -> Neighbours {
     let neighbour = |(name, report): (&String, &Report)| {
         let neighbour = Neighbour {
             is_connected: matches!(report.connected, Some(Ok(()))) && report.pools_are_listed,
@@ -272,54 +265,24 @@ impl Links {
 struct Pass<'a> {
     name: &'a str,
     declared: &'a Declared,
-    exports: &'a BTreeMap<String, DynamicObject>,
-    imports: &'a BTreeMap<String, DynamicObject>,
+    imports: &'a ByName<DynamicObject>,
     reports: &'a BTreeMap<String, Report>,
     is_undefined: bool,
 }
 
 impl Pass<'_> {
-    fn merge(&self) -> Merged {
-        let own = self.own();
+    fn merge<'m>(&self, own: &Exports, merger: &'m mut Merger) -> &'m Merged {
         // What is there of clusters that were not listed yet. Their slices stay as they are.
         let unlisted: BTreeMap<&str, Exports> =
             self.unlisted().map(|cluster| (cluster, self.remembered(cluster))).collect();
-        let mut clusters = BTreeMap::from([(self.name, Cluster { exports: &own, left: 0 })]);
+        let mut clusters = BTreeMap::from([(self.name, Cluster { exports: own, left: 0 })]);
         for (name, report) in self.reports {
-            let exports = report.exports.as_deref().or_else(|| unlisted.get(name.as_str()));
+            let exports = report.exports.as_ref().or_else(|| unlisted.get(name.as_str()));
             if let Some(exports) = exports {
                 clusters.insert(name, Cluster { exports, left: self.left(name, report) });
             }
         }
-        merge(self.name, &clusters, |namespace| self.declared.namespaces.contains_key(namespace))
-    }
-
-    /// What this cluster exports.
-    fn own(&self) -> Exports {
-        let exported = self.exports.keys().filter_map(|name| name.split_once('/'));
-        let mut slices: HashMap<(&str, &str), Vec<&EndpointSlice>> =
-            exported.map(|name| (name, Vec::new())).collect();
-        if slices.is_empty() {
-            return Exports::new();
-        }
-        for slice in self.declared.endpoint_slices.values() {
-            let service = slice.metadata.namespace.as_deref().zip(slice.metadata.service.as_deref());
-            if let Some(own) = service.and_then(|service| slices.get_mut(&service)) {
-                own.push(slice);
-            }
-        }
-        let export = |(full, object): (&String, &DynamicObject)| -> Option<(String, Export)> {
-            let (namespace, name) = full.split_once('/')?;
-            let service = self.declared.services.get(full).ok_or(Invalid::NoService);
-            let imported = |slice: &&EndpointSlice| {
-                let imported = Export::imported(name, self.name, slice, true);
-                (imported.metadata.name.to_string(), Arc::new(imported))
-            };
-            let slices = slices.get(&(namespace, name)).into_iter().flatten().map(imported).collect();
-            let declared = known::Declared::of(object);
-            Some((full.clone(), declared.export(service.and_then(|s| Facts::of(s)).map(Arc::new), slices)))
-        };
-        self.exports.iter().filter_map(export).collect()
+        merger.merge(self.name, &clusters, &self.declared.namespaces)
     }
 
     /// Clusters that were not listed since this process leads, and have not left.
@@ -337,16 +300,16 @@ impl Pass<'_> {
 
     /// What a cluster exported, as the ServiceImports say: it wins over nobody.
     fn remembered(&self, cluster: &str) -> Exports {
-        let export = |(name, object): (&String, &DynamicObject)| {
+        let export = |(name, object): (&String, &Arc<DynamicObject>)| {
             let import = plan::read(object).filter(|import| import.clusters.contains(cluster))?;
             let export = Export {
                 created: Export::REMEMBERED,
                 labels: import.labels,
                 annotations: import.annotations,
                 service: Ok(Arc::new(import.facts)),
-                slices: BTreeMap::new(),
+                slices: Box::default(),
             };
-            Some((name.clone(), export))
+            Some((name.clone(), Arc::new(export)))
         };
         self.imports.iter().filter_map(export).collect()
     }
@@ -438,9 +401,8 @@ impl Pass<'_> {
             PERMILLE => conditions.set("Ready", false, "Stale", format!("it has not answered for {} s or more: its endpoints have left", 2 * u64::from(after))),
             _ => conditions.set("Ready", false, "Leaving", format!("it has not answered for {after} s or more: its endpoints leave one after the other")),
         }
-        let Counts { exported, imported, endpoints, mut conflicts } =
+        let Counts { exported, imported, endpoints, conflicts } =
             merged.counts.get(name).cloned().unwrap_or_default();
-        conflicts.truncate(MOST);
         let last_contact_time = report.filter(|_| !is_connected).and_then(|report| {
             let kept = before.and_then(|before| before.last_contact_time.clone());
             let since = || time(host::now().saturating_sub(self.silent(name, report)));
@@ -459,7 +421,7 @@ impl Pass<'_> {
             exported_services: count(exported),
             imported_services: count(imported),
             imported_endpoints: endpoints,
-            conflicting_services: conflicts,
+            conflicting_services: conflicts.into_iter().take(MOST).collect(),
         }
     }
 }

@@ -4,7 +4,7 @@ use super::{
     known::name,
     link::resource,
 };
-use crate::trouble::Trouble;
+use crate::{by_name::ByName, trouble::Trouble};
 use futures::TryStreamExt;
 use kube::{
     Api, Client,
@@ -15,7 +15,6 @@ use kube::{
     },
 };
 use std::{
-    collections::BTreeMap,
     mem,
     pin::pin,
     sync::{Arc, Mutex},
@@ -30,14 +29,14 @@ pub(super) struct Objects(Arc<Mutex<Inner>>);
 #[derive(Debug, Default)]
 struct Inner {
     /// By `NAMESPACE/NAME`; none: they were not listed yet.
-    known: Option<Arc<BTreeMap<String, DynamicObject>>>,
+    known: Option<ByName<DynamicObject>>,
     /// Whether the API server does not know the kind.
     is_undefined: bool,
 }
 
 impl Objects {
     /// All objects; none: they were not listed yet.
-    pub(super) fn known(&self) -> Option<Arc<BTreeMap<String, DynamicObject>>> {
+    pub(super) fn known(&self) -> Option<ByName<DynamicObject>> {
         lock(&self.0).known.clone()
     }
 
@@ -51,9 +50,9 @@ impl Objects {
         self.change(|known| put(known, object));
     }
 
-    fn change(&self, change: impl FnOnce(&mut BTreeMap<String, DynamicObject>)) {
+    fn change(&self, change: impl FnOnce(&mut ByName<DynamicObject>)) {
         if let Some(known) = &mut lock(&self.0).known {
-            change(Arc::make_mut(known));
+            change(known);
         }
     }
 
@@ -62,15 +61,15 @@ impl Objects {
         let api: Api<DynamicObject> = Api::all_with(client, &resource(kind));
         let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(500);
         let mut events = pin!(watcher(api, config).default_backoff());
-        let mut listed = BTreeMap::new();
+        let mut listed = ByName::new();
         let mut trouble = Trouble::default();
         loop {
             match events.try_next().await {
-                Ok(Some(Event::Init)) => listed.clear(),
+                Ok(Some(Event::Init)) => listed = ByName::new(),
                 Ok(Some(Event::InitApply(object))) => put(&mut listed, object),
                 Ok(Some(Event::InitDone)) => {
                     trouble.over(&format!("{kind}: watched again"));
-                    let known = Some(Arc::new(mem::take(&mut listed)));
+                    let known = Some(mem::take(&mut listed));
                     *lock(&self.0) = Inner { known, is_undefined: false };
                 }
                 Ok(Some(Event::Apply(object))) => self.change(|known| put(known, object)),
@@ -93,11 +92,11 @@ impl Objects {
 }
 
 /// Takes in an object, unless a newer one is known.
-fn put(known: &mut BTreeMap<String, DynamicObject>, mut object: DynamicObject) {
+fn put(known: &mut ByName<DynamicObject>, mut object: DynamicObject) {
     object.metadata.managed_fields = None;
     let version = |object: &DynamicObject| object.metadata.resource_version.as_ref()?.parse::<u64>().ok();
     let name = name(&object.metadata);
     if known.get(&name).is_none_or(|before| version(before) <= version(&object)) {
-        known.insert(name, object);
+        known.insert(name, Arc::new(object));
     }
 }

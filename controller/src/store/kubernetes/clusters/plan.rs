@@ -39,25 +39,42 @@ pub(super) enum Write {
 /// What this cluster has.
 #[derive(Clone, Copy)]
 pub(super) struct Existing<'a> {
-    pub(super) imports: &'a BTreeMap<String, DynamicObject>,
-    pub(super) exports: &'a BTreeMap<String, DynamicObject>,
+    pub(super) imports: &'a ByName<DynamicObject>,
+    pub(super) exports: &'a ByName<DynamicObject>,
     pub(super) slices: &'a ByName<EndpointSlice>,
 }
 
 /// What we wrote last, for API servers that do not give it back as it was: by name, its `resourceVersion` then.
 pub(super) type Written = BTreeMap<String, (String, Import)>;
 
-/// ServiceImports that need no write: by name, their `resourceVersion`, and what was merged. As long as both are the same there is
-/// nothing to do: to read them again would be most of what a pass costs.
-pub(super) type Settled = BTreeMap<String, (String, Import)>;
+/// What needed no write: of each kind what was merged, and what was there then. Only what is another one since is looked at: to read
+/// all objects again would be most of what a pass costs.
+#[derive(Debug, Default)]
+pub(super) struct Settled {
+    imports: (ByName<Import>, ByName<DynamicObject>),
+    slices: (ByName<EndpointSlice>, ByName<EndpointSlice>),
+    exports: (ByName<Verdict>, ByName<DynamicObject>),
+    /// With others of these all is looked at.
+    ground: (BTreeSet<String>, BTreeSet<String>),
+}
+
+/// The names of which something is another than it was.
+fn open<'a, A: PartialEq, B: PartialEq>(
+    settled: &'a (ByName<A>, ByName<B>),
+    merged: &'a ByName<A>,
+    existing: &'a ByName<B>,
+) -> BTreeSet<&'a str> {
+    let merged = settled.0.changes(merged).map(|(name, ..)| name);
+    merged.chain(settled.1.changes(existing).map(|(name, ..)| name)).collect()
+}
 
 /// ServiceImports of others: their services are theirs.
-pub(super) fn foreign(imports: &BTreeMap<String, DynamicObject>) -> BTreeSet<&str> {
+pub(super) fn foreign(imports: &ByName<DynamicObject>) -> BTreeSet<&str> {
     imports.iter().filter(|(_, import)| !is_ours(&import.metadata)).map(|(name, _)| name.as_str()).collect()
 }
 
-/// The writes, ServiceImports first, and what needs none is added to `settled`. `kept`: clusters that were not listed yet, whose slices stay as they are. `now`: seconds since
-/// the epoch.
+/// The writes, ServiceImports first; what needs none is `settled`. `kept`: clusters that were not listed yet, whose slices stay as
+/// they are. `now`: seconds since the epoch.
 pub(super) fn plan(
     merged: &Merged,
     existing: Existing<'_>,
@@ -67,89 +84,115 @@ pub(super) fn plan(
     now: u64,
 ) -> Vec<Write> {
     let foreign = foreign(existing.imports);
+    let owned = |names: &BTreeSet<&str>| names.iter().map(|name| (*name).to_owned()).collect();
+    let ground = (owned(&foreign), owned(kept));
+    if settled.ground != ground {
+        *settled = Settled { ground, ..Settled::default() };
+    }
     let mut writes = imports(merged, existing.imports, written, settled, &foreign, now);
+    writes.extend(slices(merged, existing.slices, settled, &foreign, kept));
+    writes.extend(exports(merged, existing.exports, settled, &foreign, now));
+    writes
+}
+
+fn slices(
+    merged: &Merged,
+    existing: &ByName<EndpointSlice>,
+    settled: &mut Settled,
+    foreign: &BTreeSet<&str>,
+    kept: &BTreeSet<&str>,
+) -> Vec<Write> {
     let is_foreign = |slice: &EndpointSlice| {
         let import = slice.metadata.import.as_ref().zip(slice.metadata.namespace.as_ref());
         import.is_some_and(|(import, namespace)| {
             !foreign.is_empty() && foreign.contains([namespace, "/", &*import.service].concat().as_str())
         })
     };
-    for (name, slice) in merged.slices.iter().filter(|(_, slice)| !is_foreign(slice)) {
-        match existing.slices.get(name) {
-            Some(known) if Arc::ptr_eq(known, slice) || known == slice => {}
+    let write = |name: &str| {
+        let wanted = merged.slices.get(name).filter(|slice| !is_foreign(slice));
+        match (wanted, existing.get(name)) {
+            (Some(slice), None) => Some(Write::CreateSlice(Arc::clone(slice))),
+            (Some(slice), Some(known)) if Arc::ptr_eq(known, slice) || known == slice => None,
+            (_, Some(known)) if known.metadata.import.is_none() => None,
             // A slice's type of addresses cannot be changed.
-            Some(known) if known.metadata.import.is_some() && known.address_type == slice.address_type => {
-                writes.push(Write::ReplaceSlice(Arc::clone(slice)));
+            (Some(slice), Some(known)) if known.address_type == slice.address_type => {
+                Some(Write::ReplaceSlice(Arc::clone(slice)))
             }
-            Some(known) if known.metadata.import.is_some() => writes.push(Write::DeleteSlice(name.clone())),
-            Some(_) => {}
-            None => writes.push(Write::CreateSlice(Arc::clone(slice))),
+            (None, Some(known)) if is_kept(known, kept) && !is_foreign(known) => None,
+            (_, Some(_)) => Some(Write::DeleteSlice(name.to_owned())),
+            (None, None) => None,
         }
+    };
+    let writes: Vec<_> =
+        open(&settled.slices, &merged.slices, existing).into_iter().filter_map(write).collect();
+    if writes.is_empty() {
+        settled.slices = (merged.slices.clone(), existing.clone());
     }
-    for (name, slice) in existing.slices {
-        let Some(import) = &slice.metadata.import else { continue };
-        let stays = kept.contains(&*import.cluster) && !is_foreign(slice);
-        if !stays && (!merged.slices.contains_key(name) || is_foreign(slice)) {
-            writes.push(Write::DeleteSlice(name.clone()));
-        }
-    }
-    for (name, export) in existing.exports {
-        let status = merged.verdicts.get(name).map(|verdict| {
-            export_conditions(
-                verdict,
-                foreign.contains(name.as_str()),
-                &export.metadata,
-                &conditions(export),
-                now,
-            )
-        });
-        if let Some(status) = status.filter(|status| *status != conditions(export)) {
-            writes.push(Write::ExportStatus(name.clone(), json!({"conditions": status})));
-        }
+    writes
+}
+
+/// Whether a slice is of a cluster whose slices stay as they are.
+fn is_kept(slice: &EndpointSlice, kept: &BTreeSet<&str>) -> bool {
+    slice.metadata.import.as_ref().is_some_and(|import| kept.contains(&*import.cluster))
+}
+
+fn exports(
+    merged: &Merged,
+    existing: &ByName<DynamicObject>,
+    settled: &mut Settled,
+    foreign: &BTreeSet<&str>,
+    now: u64,
+) -> Vec<Write> {
+    let write = |name: &str| {
+        let (verdict, export) = (merged.verdicts.get(name)?, existing.get(name)?);
+        let before = conditions(export);
+        let status = export_conditions(verdict, foreign.contains(name), &export.metadata, &before, now);
+        (status != before).then(|| Write::ExportStatus(name.to_owned(), json!({"conditions": status})))
+    };
+    let writes: Vec<_> =
+        open(&settled.exports, &merged.verdicts, existing).into_iter().filter_map(write).collect();
+    if writes.is_empty() {
+        settled.exports = (merged.verdicts.clone(), existing.clone());
     }
     writes
 }
 
 fn imports(
     merged: &Merged,
-    existing: &BTreeMap<String, DynamicObject>,
+    existing: &ByName<DynamicObject>,
     written: &Written,
     settled: &mut Settled,
     foreign: &BTreeSet<&str>,
     now: u64,
 ) -> Vec<Write> {
-    let mut writes = Vec::new();
-    settled.retain(|name, _| merged.imports.contains_key(name));
-    for (name, import) in merged.imports.iter().filter(|(name, _)| !foreign.contains(name.as_str())) {
-        let Some(known) = existing.get(name) else {
-            writes.push(Write::CreateImport(import.object(name)));
-            continue;
+    let write = |name: &str| {
+        let known = existing.get(name);
+        let Some(import) = merged.imports.get(name).filter(|_| !foreign.contains(name)) else {
+            let is_ours = known.is_some_and(|known| is_ours(&known.metadata));
+            return is_ours.then(|| Write::DeleteImport(name.to_owned()));
         };
+        let Some(known) = known else { return Some(Write::CreateImport(import.object(name))) };
         let version = known.metadata.resource_version.clone().unwrap_or_default();
-        if settled.get(name).is_some_and(|(at, last)| *at == version && last == import) {
-            continue;
-        }
         let is_written = written.get(name).is_some_and(|(at, last)| *at == version && last.is_like(import));
         if !is_written && !read(known).is_some_and(|known| known.is_like(import)) {
             let mut object = import.object(name);
             object["metadata"]["resourceVersion"] = version.into();
-            writes.push(Write::ReplaceImport(name.clone(), object));
-            continue;
+            return Some(Write::ReplaceImport(name.to_owned(), object));
         }
         let before = conditions(known);
         let mut conditions = Conditions::new(&before, known.metadata.generation, now);
         conditions.set("Ready", true, "Ready", "its endpoints are imported");
         let status = import.status(&conditions.finish());
-        if known.data.get("status").is_none_or(|before| !contains(before, &status)) {
-            writes.push(Write::ImportStatus(name.clone(), status));
-        } else {
-            settled.insert(name.clone(), (version, import.clone()));
-        }
+        let is_said = known.data.get("status").is_some_and(|before| contains(before, &status));
+        (!is_said).then(|| Write::ImportStatus(name.to_owned(), status))
+    };
+    let mut writes: Vec<_> =
+        open(&settled.imports, &merged.imports, existing).into_iter().filter_map(write).collect();
+    if writes.is_empty() {
+        settled.imports = (merged.imports.clone(), existing.clone());
     }
-    let gone = existing
-        .iter()
-        .filter(|(name, known)| is_ours(&known.metadata) && !merged.imports.contains_key(*name));
-    writes.extend(gone.map(|(name, _)| Write::DeleteImport(name.clone())));
+    // What is gone goes last.
+    writes.sort_by_key(|write| matches!(write, Write::DeleteImport(_)));
     writes
 }
 
@@ -251,7 +294,9 @@ mod tests {
     }
 
     fn merged(import: Import) -> Merged {
-        Merged { imports: BTreeMap::from([("n/web".to_owned(), import)]), ..Merged::default() }
+        let mut merged = Merged::default();
+        merged.imports.insert("n/web".to_owned(), Arc::new(import));
+        merged
     }
 
     fn object(mut value: Value, version: &str) -> DynamicObject {
@@ -260,11 +305,12 @@ mod tests {
     }
 
     fn planned(merged: &Merged, imports: &[DynamicObject], written: &Written) -> Vec<Write> {
-        let imports =
-            imports.iter().map(|import| (super::super::known::name(&import.metadata), import.clone()));
-        let (imports, exports, slices) = (imports.collect(), BTreeMap::new(), ByName::new());
+        let imports = imports
+            .iter()
+            .map(|import| (super::super::known::name(&import.metadata), Arc::new(import.clone())));
+        let (imports, exports, slices) = (imports.collect(), ByName::new(), ByName::new());
         let existing = Existing { imports: &imports, exports: &exports, slices: &slices };
-        let mut settled = Settled::new();
+        let mut settled = Settled::default();
         let writes = plan(merged, existing, written, &mut settled, &BTreeSet::new(), 1);
         assert_eq!(plan(merged, existing, written, &mut settled, &BTreeSet::new(), 1), writes);
         writes

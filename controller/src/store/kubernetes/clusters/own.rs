@@ -1,0 +1,71 @@
+//! What this cluster itself exports, from its ServiceExports, Services and EndpointSlices. Pure.
+use super::known;
+use crate::{
+    api::EndpointSlice,
+    by_name::ByName,
+    declared::Declared,
+    mcs::{Export, Exports, Facts, Invalid},
+};
+use k8s_openapi::api::core::v1::Service;
+use kube::api::DynamicObject;
+use std::{collections::BTreeSet, sync::Arc};
+
+/// What was exported last, and what that was made of: only what has changed since is made anew.
+#[derive(Debug, Default)]
+pub(super) struct Own {
+    cluster: String,
+    objects: ByName<DynamicObject>,
+    services: ByName<Service>,
+    slices: ByName<EndpointSlice>,
+    exports: Exports,
+}
+
+impl Own {
+    /// What a cluster of this name exports by these ServiceExports.
+    pub(super) fn exports(
+        &mut self,
+        cluster: &str,
+        objects: &ByName<DynamicObject>,
+        declared: &Declared,
+    ) -> &Exports {
+        if self.cluster != cluster {
+            *self = Own { cluster: cluster.to_owned(), ..Own::default() };
+        }
+        let objects_of = self.objects.changes(objects).map(|(name, ..)| name.to_owned());
+        let services = self.services.changes(&declared.services).map(|(name, ..)| name.to_owned());
+        let slices = self.slices.changes(&declared.endpoint_slices);
+        let slices = slices
+            .flat_map(|(_, before, after)| before.into_iter().chain(after).filter_map(|s| service_of(s)));
+        for name in objects_of.chain(services).chain(slices).collect::<BTreeSet<_>>() {
+            match objects.get(&name).and_then(|object| export(cluster, &name, object, declared)) {
+                Some(export) => drop(self.exports.insert(name, Arc::new(export))),
+                None => drop(self.exports.remove(&name)),
+            }
+        }
+        self.objects = objects.clone();
+        self.services = declared.services.clone();
+        self.slices = declared.endpoint_slices.clone();
+        &self.exports
+    }
+}
+
+/// `NAMESPACE/NAME` of the Service that a slice is of; none: of none here.
+fn service_of(slice: &EndpointSlice) -> Option<String> {
+    let namespace = slice.metadata.namespace.as_deref()?;
+    Some([namespace, "/", slice.metadata.service.as_deref()?].concat())
+}
+
+fn export(cluster: &str, full: &str, object: &DynamicObject, declared: &Declared) -> Option<Export> {
+    let (namespace, name) = full.split_once('/')?;
+    let service = declared.services.get(full).ok_or(Invalid::NoService);
+    let first = [namespace, "/"].concat();
+    let all = declared.endpoint_slices.range(first.clone()..);
+    let own = all
+        .take_while(|(name, _)| name.starts_with(&first))
+        .filter(|(_, slice)| slice.metadata.service.as_deref() == Some(name));
+    let mut slices: Vec<_> =
+        own.map(|(_, slice)| Arc::new(Export::imported(name, cluster, slice, true))).collect();
+    slices.sort_by(|one, other| one.metadata.name.cmp(&other.metadata.name));
+    let facts = service.and_then(|service| Facts::of(service)).map(Arc::new);
+    Some(known::Declared::of(object).export(facts, slices.into()))
+}

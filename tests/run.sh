@@ -93,6 +93,7 @@ step "packages" packages
 step "bpf-linker" bpf_linker
 step "control plane of the tests" tests/control-plane/build.sh
 step "helm of the tests" tests/helm/build.sh
+step "conformance suite of the MCS API" tests/conformance/build.sh
 step "format" cargo fmt --all --check
 step "kernel programs are what the source gives" kernel_programs
 step "clippy" cargo clippy --quiet --locked --workspace --all-targets -- -D warnings

@@ -5,6 +5,7 @@
 //! `cargo bench -p controller --no-default-features --bench desired`.
 #![expect(clippy::unwrap_used, reason = "a bench may stop")]
 use controller::{
+    by_name::ByName,
     declared::Declared,
     desired::{Desired, Draft, Memory, desired},
     observed::{Health, NodeInfo, Observed},
@@ -67,22 +68,26 @@ fn main() {
     }
 }
 
-/// The same with another object, or one that looks so.
+/// The same with one backend less somewhere.
 fn changed(declared: &Declared, nth: usize) -> Arc<Declared> {
-    fn renew<T: Clone>(objects: &mut BTreeMap<String, Arc<T>>, nth: usize) {
-        if let Some(object) = objects.values_mut().nth(nth) {
-            *object = Arc::new(T::clone(object));
+    fn renew<T: Clone>(objects: &mut ByName<T>, nth: usize, change: impl Fn(&mut T)) {
+        if let Some(name) = objects.keys().nth(nth).cloned()
+            && let Some(object) = objects.get_mut(&name)
+        {
+            change(Arc::make_mut(object));
         }
     }
     let mut declared = declared.clone();
-    renew(&mut declared.load_balancers, nth);
-    renew(&mut declared.endpoint_slices, nth);
+    renew(&mut declared.load_balancers, nth, |object| drop(object.spec.backends.pop()));
+    renew(&mut declared.endpoint_slices, nth, |object| {
+        object.endpoints = object.endpoints.iter().skip(1).cloned().collect();
+    });
     Arc::new(declared)
 }
 
 /// All objects, statuses and results of checks, shared or not.
 fn copy(declared: &Declared, observed: &Observed) -> impl Sized {
-    fn all<T: Clone>(objects: &BTreeMap<String, Arc<T>>) -> Vec<(String, T)> {
+    fn all<T: Clone>(objects: &ByName<T>) -> Vec<(String, T)> {
         objects.iter().map(|(name, object)| (name.clone(), (**object).clone())).collect()
     }
     let objects = (all(&declared.load_balancers), all(&declared.services), all(&declared.endpoint_slices));

@@ -42,6 +42,24 @@ pub struct StatusSet {
     pub cluster_links: Statuses<ClusterLinkStatus>,
 }
 
+impl StatusSet {
+    /// Whether they are the very same. If not, they may be equal all the same.
+    pub fn is_same(&self, other: &StatusSet) -> bool {
+        let StatusSet { pools, load_balancers, services, policies, routers, .. } = self;
+        let StatusSet { peers, advertisements, nodes, packet_filters, cluster_links, .. } = self;
+        pools.is_same(&other.pools)
+            && load_balancers.is_same(&other.load_balancers)
+            && services.is_same(&other.services)
+            && policies.is_same(&other.policies)
+            && routers.is_same(&other.routers)
+            && peers.is_same(&other.peers)
+            && advertisements.is_same(&other.advertisements)
+            && nodes.is_same(&other.nodes)
+            && packet_filters.is_same(&other.packet_filters)
+            && cluster_links.is_same(&other.cluster_links)
+    }
+}
+
 /// The status of a condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {

@@ -6,6 +6,7 @@
 mod services;
 
 use aya::maps::MapData;
+use imbl::OrdMap;
 use lb_bpf::{
     Datapath, Options, TunnelSources,
     abi::{ABI_VERSION, Addr, Slot, Vip, VipKey, proto},
@@ -67,7 +68,7 @@ async fn with_others() -> Outcome<()> {
 async fn alone(backends: u32) -> Outcome<()> {
     let mut datapath = open().await?;
     let (key, service) = service(0, backends);
-    let mut desired = Desired { services: [(key.clone(), service)].into(), ..Desired::default() };
+    let mut desired = Desired { services: OrdMap::unit(key.clone(), service), ..Desired::default() };
     let times = changes(&mut datapath, &mut desired, Some(&key), false).await?;
     print(&format!("one backend of {backends} changes, alone"), times);
     Ok(datapath.detach().await?)

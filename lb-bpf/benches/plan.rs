@@ -4,6 +4,7 @@
 //! `cargo bench -p lb-bpf --no-default-features --bench plan`
 mod services;
 
+use imbl::OrdMap;
 use lb_bpf::{
     maglev,
     maps::{Maps, Op, fake::FakeMaps},
@@ -40,12 +41,11 @@ fn main() {
     desired = anew(&desired);
     let (ms, ops) = time(|| plan(&mut state, &maps, &desired, &hops));
     print("plan: nothing has changed, all made anew", ms, ops.len());
-    let target = desired
-        .services
-        .values_mut()
-        .next()
-        .and_then(|service| Arc::make_mut(service).backends.values_mut().next());
-    target.into_iter().for_each(|target| target.up = false);
+    let first = desired.services.keys().next().cloned();
+    if let Some(service) = first.and_then(|key| desired.services.get_mut(&key)) {
+        let target = Arc::make_mut(service).backends.values_mut().next();
+        target.into_iter().for_each(|target| target.up = false);
+    }
     let (ms, ops) = time(|| plan(&mut state, &maps, &desired, &hops));
     print("plan: one backend is down", ms, ops.len());
     let (ms, report) = time(|| state.sweep(&mut maps, Now(2_000_000)));
@@ -64,16 +64,15 @@ fn change_one_of(backends: u32, hops: &Arc<NextHops>) -> (f64, f64, usize) {
     let mut maps = FakeMaps::new(SIZES);
     let mut state = restore(&maps);
     let (key, service) = service(0, backends);
-    let mut desired = Desired { services: [(key, service)].into(), ..Desired::default() };
+    let mut desired = Desired { services: OrdMap::unit(key.clone(), service), ..Desired::default() };
     let (mut plans, mut applies) = (Vec::new(), Vec::new());
     for run in 0..=RUNS {
         let (ms, ops) = time(|| plan(&mut state, &maps, &desired, hops));
         plans.push(ms);
         let apply = || ops.iter().for_each(|op| maps.apply(op).unwrap_or_else(|error| panic!("{error}")));
         applies.push(time(apply).0);
-        let targets =
-            desired.services.values_mut().flat_map(|service| Arc::make_mut(service).backends.values_mut());
-        targets.take(1).for_each(|target| target.up = run % 2 == 1);
+        let service = Arc::make_mut(&mut desired.services[&key]);
+        service.backends.values_mut().take(1).for_each(|target| target.up = run % 2 == 1);
     }
     // The first one made all of it.
     let least = |times: &[f64]| times[1..].iter().copied().fold(f64::INFINITY, f64::min);

@@ -1,5 +1,6 @@
 //! What the datapath is asked for: the whole set of services, as one value.
 use crate::filter::Filter;
+use imbl::OrdMap;
 use ipnet::IpNet;
 use lb_bpf_common::{Mode, proto};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -14,10 +15,9 @@ use std::{
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Desired {
-    /// Services that this host balances. One that is the very same [`Arc`] as in the set before costs one look; others are
-    /// compared.
+    /// Services that this host balances. Of a map that was made from that of before by changes, only these are looked at.
     #[serde(serialize_with = "shared")]
-    pub services: BTreeMap<ServiceKey, Arc<Service>>,
+    pub services: OrdMap<ServiceKey, Arc<Service>>,
     /// Tunnel ends of this host. VIPs whose packets go up the stack are added to the loopback interface.
     pub decap: BTreeSet<Decap>,
     /// More VIPs that are added to the loopback interface: this host is a backend that gets their packets as they are
@@ -206,7 +206,7 @@ fn mode_name<S: Serializer>(mode: &Mode, serializer: S) -> Result<S::Ok, S::Erro
 
 /// Writes a map as if its values were not shared.
 pub(crate) fn shared<V: Serialize, S: Serializer>(
-    map: &BTreeMap<ServiceKey, Arc<V>>,
+    map: &OrdMap<ServiceKey, Arc<V>>,
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
     serializer.collect_map(map.iter().map(|(key, value)| (key, &**value)))

@@ -3,6 +3,7 @@ use crate::{
     maps::{MapError, Maps},
     service::{Endpoint, Frontend, ServiceKey, shared},
 };
+use imbl::OrdMap;
 use lb_bpf_common::Verdict;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -18,7 +19,7 @@ use std::{
 pub struct Installed {
     /// The services that are programmed and can forward.
     #[serde(serialize_with = "shared")]
-    pub services: BTreeMap<ServiceKey, Arc<InstalledService>>,
+    pub services: OrdMap<ServiceKey, Arc<InstalledService>>,
     /// The interfaces that the programs are attached to; none while another version forwards still.
     pub interfaces: Vec<InterfaceStatus>,
     /// Names of the filters that are in force. If there are more than the map holds, the first by name are.

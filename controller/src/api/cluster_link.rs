@@ -78,8 +78,8 @@ pub struct ClusterLinkStatus {
     /// Generation of the spec that this status is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Conditions, sorted by type: `Connected` (the cluster answers, and all of its exports are known) and `Ready` (what it
-    /// exports is in use: connected, or not out of reach for too long).
+    /// Conditions, sorted by type: `Connected` (the cluster answers, and all of its exports are known), `Disjoint` (its nodes have
+    /// no pod CIDRs of ours) and `Ready` (what it exports is in use: connected, or not out of reach for too long).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

@@ -1,6 +1,10 @@
 //! Kubernetes' EndpointSlice (discovery.k8s.io/v1) as we keep it. A cluster may have hundreds of thousands of endpoints: what
 //! does not count here is left out, and addresses are read once.
-use super::{kind::Kind, scalar::Address};
+use super::{
+    delivery::{DELIVERY, Delivery},
+    kind::Kind,
+    scalar::Address,
+};
 use crate::mcs;
 use k8s_openapi::{
     api::discovery::v1::{EndpointConditions, EndpointPort},
@@ -8,7 +12,7 @@ use k8s_openapi::{
 };
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer, de,
-    ser::{SerializeMap, SerializeStruct},
+    ser::{self, SerializeMap, SerializeStruct},
 };
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
@@ -38,7 +42,7 @@ pub struct SliceMetadata {
     /// The Service, of the same namespace, by the label `kubernetes.io/service-name`.
     pub service: Option<Box<str>>,
     /// Of a slice that we imported: what it is of.
-    pub import: Option<Box<ImportedFrom>>,
+    pub import: Option<Arc<ImportedFrom>>,
 }
 
 /// What an imported slice is of.
@@ -48,6 +52,8 @@ pub struct ImportedFrom {
     pub service: Box<str>,
     /// The cluster whose endpoints it has.
     pub cluster: Box<str>,
+    /// How its pods are reached in a tunnel; none: the service has no address there.
+    pub delivery: Option<Delivery>,
 }
 
 /// What the addresses of a slice are.
@@ -91,7 +97,8 @@ impl From<ObjectMeta> for SliceMetadata {
             .filter(|labels| labels.get(mcs::SLICE_MANAGED_BY).is_some_and(|by| by == mcs::MANAGER));
         let import = import.and_then(|labels| {
             let (service, cluster) = (labels.remove(mcs::SERVICE_NAME)?, labels.remove(mcs::SOURCE_CLUSTER)?);
-            Some(Box::new(ImportedFrom { service: service.into(), cluster: cluster.into() }))
+            let delivery = metadata.annotations.as_ref().and_then(|all| Delivery::read(all.get(DELIVERY)?));
+            Some(Arc::new(ImportedFrom { service: service.into(), cluster: cluster.into(), delivery }))
         });
         SliceMetadata {
             import,
@@ -141,6 +148,10 @@ impl Serialize for SliceMetadata {
         let labels = self.labels();
         if !labels.is_empty() {
             map.serialize_entry("labels", &labels)?;
+        }
+        if let Some(delivery) = self.import.as_ref().and_then(|import| import.delivery.as_ref()) {
+            let text = serde_json::to_string(delivery).map_err(ser::Error::custom)?;
+            map.serialize_entry("annotations", &BTreeMap::from([(DELIVERY, text)]))?;
         }
         map.end()
     }

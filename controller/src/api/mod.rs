@@ -15,6 +15,7 @@ pub mod bgp_router;
 pub mod cluster_link;
 pub mod community;
 pub mod crds;
+pub mod delivery;
 pub mod endpoint_slice;
 pub mod kind;
 pub mod load_balancer;

@@ -1,15 +1,17 @@
-//! `fairlead clusters`: links to other clusters, and what came over them.
+//! `fairlead clusters`: links to other clusters, what came over them, and the pools that are shared over them.
 use super::{
     Failure, Question,
     output::{or_dash, print, table},
 };
-use crate::serve::rows::LinkRow;
+use crate::serve::rows::{LinkRow, SharedPoolRow};
+use std::collections::BTreeMap;
 
 /// Shows links to other clusters: how they are, how old is what is known, what is exported there and imported here
 ///
 /// Any agent can tell: the controller that leads writes it into the statuses of ClusterLinks. STATE is Imported while the cluster
 /// answers, then Kept, Leaving and Stale: its endpoints stay until staleAfterSeconds are over, and leave one after the other within
-/// as long again. LAG is how long ago it answered last. CONFLICTS are services whose exports contradict each other.
+/// as long again. LAG is how long ago it answered last. CONFLICTS are services whose exports contradict each other. Below stand the
+/// pools that are shared with these clusters, and how many of their chunks are leased to whom.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -59,5 +61,18 @@ fn links_table(links: &[LinkRow]) -> String {
             or_dash(link.reason.clone()),
         ]
     };
-    table(&header, links.iter().map(row))
+    let links_and = table(&header, links.iter().map(row));
+    // A pool that is shared with several of them is one.
+    let pools: BTreeMap<_, _> =
+        links.iter().flat_map(|link| &link.shared_pools).map(|pool| (&pool.name, pool)).collect();
+    if pools.is_empty() {
+        return links_and;
+    }
+    let row = |pool: &SharedPoolRow| {
+        let reason = Some(pool.reason.clone()).filter(|reason| !reason.is_empty());
+        let chunks = Some(pool.chunks.clone()).filter(|chunks| !chunks.is_empty());
+        vec![pool.name.clone(), pool.leased.clone(), or_dash(reason), or_dash(chunks)]
+    };
+    let pools = table(&["POOL", "LEASED", "REASON", "CHUNKS"], pools.into_values().map(row));
+    format!("{links_and}\n{pools}")
 }

@@ -27,14 +27,18 @@ use std::{
 };
 
 /// Gives addresses to all sources.
-pub(super) fn assign(declared: &Declared, sources: &[Source<'_>], observed: &Observed) -> Assignments {
+pub(super) fn assign<'a>(
+    declared: &Declared,
+    sources: impl Iterator<Item = &'a Source>,
+    observed: &Observed,
+) -> Assignments {
     let leased = |name: &String, object: &AddressPool| Pool {
         leased: leases::leased(declared, observed, name, object),
         ..pool(object)
     };
     let pools = service_pools(declared).map(|(name, p)| (name.as_str().into(), leased(name, p))).collect();
     let mut matching = Matching::new(declared);
-    let mut claim_of = |source: &Source<'_>| {
+    let mut claim_of = |source: &Source| {
         let protocol = |port: &sources::Port| lb_bpf::service::Protocol::from(port.protocol).number();
         Claim {
             request: source.wish.request.clone(),
@@ -44,7 +48,7 @@ pub(super) fn assign(declared: &Declared, sources: &[Source<'_>], observed: &Obs
             matching: matching.of(source),
         }
     };
-    let claims = sources.iter().map(|source| (source.claim(), claim_of(source)));
+    let claims = sources.map(|source| (source.claim(), claim_of(source)));
     let claims = claims.chain(refused(declared)).collect();
     let mut held = Held { elsewhere: leases::elsewhere(declared, observed), ..held(declared) };
     in_use::release(declared, observed, &mut held);
@@ -204,7 +208,7 @@ impl<'a> Matching<'a> {
         Matching { declared, pools, sets: HashMap::new(), row: Vec::new() }
     }
 
-    fn of(&mut self, source: &Source<'_>) -> Arc<BTreeSet<Name>> {
+    fn of(&mut self, source: &Source) -> Arc<BTreeSet<Name>> {
         let labels = source.labels();
         self.row.clear();
         for (_, pool) in &self.pools {
@@ -225,7 +229,7 @@ impl<'a> Matching<'a> {
 
     /// A LoadBalancer is of no namespace. Every namespace has the label that Kubernetes gives it, also if it is not
     /// declared.
-    fn selects_namespace(&self, pool: &AddressPool, source: &Source<'_>) -> bool {
+    fn selects_namespace(&self, pool: &AddressPool, source: &Source) -> bool {
         source.namespace().is_some_and(|name| {
             let declared = self.declared.namespaces.get(name);
             let mut labels = declared.map_or(&NO_LABELS, |namespace| labels(&namespace.metadata)).clone();

@@ -1,6 +1,6 @@
 //! Statuses as the whole cluster sees them: addresses, pools, and what is accepted. How things are on its nodes stays as it was
 //! said before: see [`Fleet`](super::Fleet).
-use super::{Draft, Memory, fleet::OF_NODES, memory::same};
+use super::{Draft, Memory, fleet::OF_NODES};
 use crate::{
     api::LoadBalancerStatus,
     declared::Declared,
@@ -9,7 +9,7 @@ use crate::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use lb_bpf::Installed;
-use std::{collections::BTreeMap, mem, sync::Arc};
+use std::{collections::BTreeSet, mem, sync::Arc};
 
 /// Conditions that are the same wherever one looks from.
 const OF_CLUSTER: [&str; 7] =
@@ -19,16 +19,16 @@ const OF_CLUSTER: [&str; 7] =
 #[derive(Debug, Default)]
 pub struct ClusterMemory {
     draft: Memory,
-    load_balancers: BTreeMap<String, Merged>,
-    services: BTreeMap<String, Merged>,
+    load_balancers: Merged,
+    services: Merged,
 }
 
-/// A status of the cluster, and what it was made of.
-#[derive(Debug)]
+/// Statuses of the cluster, and what they were made of.
+#[derive(Debug, Default)]
 struct Merged {
-    own: Arc<LoadBalancerStatus>,
-    before: Option<Arc<LoadBalancerStatus>>,
-    status: Arc<LoadBalancerStatus>,
+    own: Statuses<LoadBalancerStatus>,
+    before: Statuses<LoadBalancerStatus>,
+    statuses: Statuses<LoadBalancerStatus>,
 }
 
 /// What a controller publishes. Of `observed` only the faults and the time count.
@@ -48,7 +48,7 @@ pub fn cluster_remembering(
 }
 
 fn merged(draft: Draft<'_>, declared: &Declared, memory: &mut ClusterMemory) -> StatusSet {
-    let (desired, remembered) = draft.finish_and_remember(&Installed::default());
+    let (desired, remembered) = draft.finish_and_remember(&Arc::<Installed>::default());
     memory.draft = remembered;
     let mut set = Arc::unwrap_or_clone(desired.status);
     let before = &declared.statuses;
@@ -97,49 +97,46 @@ fn keep<T: Clone + PartialEq>(
     before: &Statuses<T>,
     adapt: impl Fn(&mut T, Option<&T>),
 ) {
-    for (name, status) in statuses {
+    statuses.change_each(|name, status| {
         let before = before.get(name);
         adapt(Arc::make_mut(status), before.map(|before| &**before));
         if let Some(before) = before.filter(|before| *before == status) {
             *status = Arc::clone(before);
         }
-    }
+    });
 }
 
 /// The same for services, of which there are many.
 fn keep_balanced(
     statuses: &mut Statuses<LoadBalancerStatus>,
     before: &Statuses<LoadBalancerStatus>,
-    known: &mut BTreeMap<String, Merged>,
+    known: &mut Merged,
 ) {
-    known.retain(|name, _| statuses.contains_key(name));
-    for (name, status) in statuses {
-        let before = before.get(name);
-        if let Some(known) = known.get(name)
-            && Arc::ptr_eq(&known.own, status)
-            && same(known.before.as_ref(), before)
-        {
-            *status = Arc::clone(&known.status);
+    let Merged { own: known_own, before: known_before, statuses: mut merged } = mem::take(known);
+    let own = mem::take(statuses);
+    let changed = known_own.changes(&own).chain(known_before.changes(before)).map(|(name, ..)| name);
+    for name in changed.collect::<BTreeSet<_>>() {
+        let (Some(status), before) = (own.get(name), before.get(name)) else {
+            merged.remove(name);
             continue;
-        }
-        let own = Arc::clone(status);
-        let new = Arc::make_mut(status);
+        };
+        let mut new = LoadBalancerStatus::clone(status);
         merge(&mut new.conditions, before.map(|before| &before.conditions));
         new.healthy_backends = None;
         new.programmed_nodes = before.and_then(|before| before.programmed_nodes);
         new.announcing_nodes = before.and_then(|before| before.announcing_nodes);
-        if let Some(before) = before.filter(|before| *before == status) {
-            *status = Arc::clone(before);
-        }
-        let merged = Merged { own, before: before.cloned(), status: Arc::clone(status) };
-        known.insert(name.clone(), merged);
+        let same = before.filter(|before| ***before == new);
+        merged.insert(name.to_owned(), same.map_or_else(|| Arc::new(new), Arc::clone));
     }
+    *statuses = merged.clone();
+    *known = Merged { own, before: before.clone(), statuses: merged };
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{desired::desired, validate::parse_directory};
+    use std::collections::BTreeMap;
 
     fn declared() -> Declared {
         let yaml = "kind: AddressPool\nmetadata: {name: vips}\n\

@@ -6,20 +6,77 @@
 //!                 v
 //!            that node: its local frontend chooses among its own pods, and writes address and port of the pod in
 //! ```
-use super::sources::Source;
-use crate::{api::node::internal_ips, declared::Declared};
+//! Nodes of another cluster do the same for the addresses that the Service has there, too. What comes out of a tunnel goes to a pod
+//! of the node or nowhere, so no packet goes on from site to site.
+use super::{
+    sources::{Host, Source},
+    spill::{Link, Share},
+};
+use crate::{
+    api::{endpoint_slice::ImportedFrom, load_balancer::Protocol, node::internal_ips},
+    declared::Declared,
+};
 use ipam::Family;
 use lb_bpf::service::{Decap, Endpoint, Target};
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
+    sync::Arc,
 };
+
+/// The node that delivers to a pod.
+#[derive(Clone, Debug)]
+pub(super) enum PodNode {
+    /// One of this cluster, by its name.
+    Own(Arc<str>),
+    /// One of another cluster, which has nothing to do with a node of ours that is called so, too.
+    Elsewhere(Elsewhere),
+}
+
+/// A node of another cluster.
+#[derive(Clone, Debug)]
+pub(super) struct Elsewhere {
+    import: Arc<ImportedFrom>,
+    ends: Ends,
+}
+
+impl PodNode {
+    /// The node of an endpoint that was imported.
+    pub(super) fn elsewhere(import: &Arc<ImportedFrom>, endpoint: IpAddr) -> Self {
+        let node = import.delivery.as_ref().and_then(|delivery| delivery.node_of(endpoint));
+        let ends = Family::ALL.map(|family| {
+            let mut addresses = node.iter().flat_map(|node| node.addresses.iter().copied());
+            addresses.find(|address| Family::of(*address) == family)
+        });
+        PodNode::Elsewhere(Elsewhere { import: Arc::clone(import), ends })
+    }
+
+    /// Whether the node takes packets to a port of the service: one of another cluster does if that has the port, too.
+    pub(super) fn takes(&self, protocol: Protocol, port: u16) -> bool {
+        match self {
+            PodNode::Own(_) => true,
+            PodNode::Elsewhere(node) => {
+                node.import.delivery.as_ref().is_some_and(|delivery| delivery.has_port(protocol, port))
+            }
+        }
+    }
+}
+
+impl Elsewhere {
+    /// Whether the service has all of these addresses there that are of a family.
+    fn has_all(&self, addresses: &[IpAddr], family: Family) -> bool {
+        let Some(delivery) = &self.import.delivery else { return false };
+        let mut own = addresses.iter().filter(|address| Family::of(**address) == family).peekable();
+        own.peek().is_some() && own.all(|address| delivery.addresses.contains(address))
+    }
+}
 
 /// Where the nodes of the cluster take packets for their pods.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Nodes {
     own: String,
     ends: HashMap<String, Ends>,
+    addresses: HashSet<IpAddr>,
 }
 
 /// The address of a node in each [`Family`]; none: it has none.
@@ -32,22 +89,23 @@ impl Nodes {
             let of = |family| internal_ips(node).find(|address| Family::of(*address) == family);
             (name.clone(), Family::ALL.map(of))
         });
-        Nodes { own: own.to_owned(), ends: ends.collect() }
+        let addresses = declared.nodes.values().flat_map(|node| internal_ips(node)).collect();
+        Nodes { own: own.to_owned(), ends: ends.collect(), addresses }
     }
 
     /// Whether a node is this one.
-    pub(super) fn is_own(&self, node: &str) -> bool {
-        node == self.own
+    pub(super) fn is_own(&self, node: &PodNode) -> bool {
+        matches!(node, PodNode::Own(name) if **name == *self.own)
     }
 
     /// Whether a source has pods on this node that this node delivers to.
-    pub(super) fn delivers(&self, source: &Source<'_>) -> bool {
+    pub(super) fn delivers(&self, source: &Source) -> bool {
         source.policy.forwarding.datapath_mode().is_tunnel() && self.own_families(source).next().is_some()
     }
 
     /// The tunnel ends of this node for the pods that a source has on it, by its VIPs: all that other nodes may send to,
     /// which may have other pods in view.
-    pub(super) fn decap(&self, source: &Source<'_>, vips: &[IpAddr]) -> impl Iterator<Item = Decap> {
+    pub(super) fn decap(&self, source: &Source, vips: &[IpAddr]) -> impl Iterator<Item = Decap> {
         let families: BTreeSet<Family> = self.own_families(source).collect();
         let ends = self.ends.get(&self.own).copied().unwrap_or_default();
         let vips = vips.iter().filter(move |vip| families.contains(&Family::of(**vip)));
@@ -57,12 +115,17 @@ impl Nodes {
         })
     }
 
-    /// How each host of a source is reached, by index: nothing for one that is no pod, and nothing at all without pods.
-    /// `plain`: the one family of those that are none, if that of the VIP does not matter.
+    /// How each host of a source with these addresses is reached, by index: nothing for one that is no pod, and nothing at all
+    /// without pods. `plain`: the one family of those that are none, if that of the VIP does not matter.
     ///
     /// All backends of a service are of one family. For pods it is that of the VIP if all their nodes have an address
-    /// of it, else the other, if they all have that.
-    pub(super) fn vias(&self, source: &Source<'_>, plain: Option<Family>) -> Vec<Option<Via>> {
+    /// of it, else the other, if they all have that; if there is none that all have, one that all nodes of this cluster have.
+    pub(super) fn vias(
+        &self,
+        source: &Source,
+        addresses: &[IpAddr],
+        plain: Option<Family>,
+    ) -> Vec<Option<Via>> {
         let is_tunnel = source.policy.forwarding.datapath_mode().is_tunnel();
         if !is_tunnel || source.hosts.iter().all(|host| host.node.is_none()) {
             return Vec::new();
@@ -70,38 +133,92 @@ impl Nodes {
         let is_mixed = source.hosts.iter().any(|host| host.node.is_none());
         let ways = Family::ALL.map(|family| {
             let pods = source.hosts.iter().filter(|host| Family::of(host.address) == family);
-            let known = pods.filter_map(|host| self.ends.get(&**host.node.as_ref()?));
-            let has = |way: Family| known.clone().all(|ends| ends[way as usize].is_some());
+            let nodes = pods.filter_map(|host| host.node.as_ref());
+            let nodes = nodes.filter(|node| self.takes(node, addresses, family));
+            let own = nodes.clone().filter(|node| matches!(node, PodNode::Own(_)));
+            let has = |node: &PodNode, way: Family| self.ends(node).is_none_or(|e| e[way as usize].is_some());
+            let mut all = [family, other(family)].into_iter();
             match plain {
                 _ if is_mixed => plain.unwrap_or(family),
-                _ => [family, other(family)].into_iter().find(|way| has(*way)).unwrap_or(family),
+                _ => all
+                    .clone()
+                    .find(|way| nodes.clone().all(|node| has(node, *way)))
+                    .or_else(|| all.find(|way| own.clone().all(|node| has(node, *way))))
+                    .unwrap_or(family),
             }
         });
-        let via = |node: &str, address: IpAddr| Via {
-            end: self.ends.get(node).and_then(|ends| ends[ways[Family::of(address) as usize] as usize]),
-            here: self.is_own(node),
+        let via = |host: &Host| {
+            let (node, family) = (host.node.as_ref()?, Family::of(host.address));
+            let end = self.ends(node).and_then(|ends| ends[ways[family as usize] as usize]);
+            Some(Via { end, here: self.is_own(node), takes: self.takes(node, addresses, family) })
         };
-        source.hosts.iter().map(|host| host.node.as_ref().map(|node| via(node, host.address))).collect()
+        source.hosts.iter().map(via).collect()
     }
 
-    /// What is to be said of pods whose nodes cannot be reached.
-    pub(super) fn refusal(&self, source: &Source<'_>, vias: &[Option<Via>]) -> Option<String> {
-        let lost = source.hosts.iter().zip(vias).filter(|(_, via)| via.is_some_and(|via| via.end.is_none()));
-        let nodes: BTreeSet<&str> = lost.clone().filter_map(|(host, _)| host.node.as_deref()).collect();
-        let first = nodes.first()?;
-        let what = if self.ends.contains_key(*first) {
-            "has no InternalIP of the right family"
-        } else {
-            "is not known"
-        };
-        let others = match nodes.len() - 1 {
-            0 => String::new(),
-            others => format!(", and {others} more"),
-        };
-        Some(format!("Node {first} {what}{others}: {} endpoints count as down", lost.count()))
+    /// Whether a node takes packets to all of these addresses that are of a family. What goes to an address of ours comes to ours.
+    fn takes(&self, node: &PodNode, addresses: &[IpAddr], family: Family) -> bool {
+        match node {
+            PodNode::Own(_) => true,
+            PodNode::Elsewhere(node) => node.has_all(addresses, family) && !self.is_taken(node),
+        }
     }
 
-    fn own_families(&self, source: &Source<'_>) -> impl Iterator<Item = Family> {
+    /// Whether a node of ours has an address of it.
+    fn is_taken(&self, node: &Elsewhere) -> bool {
+        node.ends.iter().flatten().any(|end| self.addresses.contains(end))
+    }
+
+    /// The addresses of a node; none: nobody knows it.
+    fn ends(&self, node: &PodNode) -> Option<Ends> {
+        match node {
+            PodNode::Own(name) => self.ends.get(&**name).copied(),
+            PodNode::Elsewhere(node) => Some(node.ends).filter(|ends| ends.iter().any(Option::is_some)),
+        }
+    }
+
+    /// What is to be said of pods that cannot be reached.
+    pub(super) fn refusals(&self, source: &Source, vias: &[Option<Via>]) -> Vec<String> {
+        let mut lost = (BTreeSet::new(), 0);
+        // By cluster and reason.
+        let mut elsewhere: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+        for (host, via) in source.hosts.iter().zip(vias) {
+            let Some((node, via)) = host.node.as_ref().zip(via.as_ref()) else { continue };
+            match node {
+                PodNode::Own(name) if via.end.is_none() => {
+                    lost.0.insert(&**name);
+                    lost.1 += 1;
+                }
+                PodNode::Own(_) => {}
+                PodNode::Elsewhere(node) => {
+                    let reason = match via {
+                        _ if self.is_taken(node) => "their nodes have addresses of nodes of this cluster",
+                        Via { takes: false, .. } => "the Service does not have the address there",
+                        Via { end: None, .. } => "no InternalIP of the right family is known of their nodes",
+                        _ => continue,
+                    };
+                    *elsewhere.entry((&node.import.cluster, reason)).or_default() += 1;
+                }
+            }
+        }
+        let own = lost.0.first().map(|first| {
+            let what = if self.ends.contains_key(*first) {
+                "has no InternalIP of the right family"
+            } else {
+                "is not known"
+            };
+            let others = match lost.0.len() - 1 {
+                0 => String::new(),
+                others => format!(", and {others} more"),
+            };
+            format!("Node {first} {what}{others}: {} endpoints count as down", lost.1)
+        });
+        let elsewhere = elsewhere.into_iter().map(|((cluster, reason), count)| {
+            format!("clusters: {count} endpoints of {cluster} are not used: {reason}")
+        });
+        own.into_iter().chain(elsewhere).collect()
+    }
+
+    fn own_families(&self, source: &Source) -> impl Iterator<Item = Family> {
         let own = source.hosts.iter().filter(|host| host.node.as_ref().is_some_and(|node| self.is_own(node)));
         own.map(|host| Family::of(host.address))
     }
@@ -121,36 +238,41 @@ pub(super) struct Via {
     pub(super) end: Option<IpAddr>,
     /// Whether it is on this node.
     pub(super) here: bool,
+    /// Whether its node takes packets to the VIPs.
+    pub(super) takes: bool,
 }
 
 /// The pods among the backends of a service.
 #[derive(Default)]
 pub(super) struct Pods {
-    nodes: BTreeMap<Endpoint, Target>,
+    nodes: BTreeMap<Endpoint, (Target, Share)>,
     own: BTreeMap<Endpoint, Target>,
 }
 
 impl Pods {
-    /// Adds a pod, which takes packets to `port` of the VIP.
-    pub(super) fn add(&mut self, via: Via, port: u16, pod: Endpoint, target: Target) {
+    /// Adds a pod, which takes packets to `port` of the VIP; `link`: to its cluster.
+    pub(super) fn add(&mut self, via: Via, link: Option<Link>, port: u16, pod: Endpoint, target: Target) {
         if via.here {
             self.own.insert(pod, target);
         }
         let Some(address) = via.end else { return };
-        let fresh = Target { weight: 0, up: false, here: via.here };
-        let node = self.nodes.entry(Endpoint { address, port }).or_insert(fresh);
+        let fresh = (Target { weight: 0, up: false, here: via.here }, Share::new(link));
+        let (node, share) = self.nodes.entry(Endpoint { address, port }).or_insert(fresh);
         node.up |= target.up;
         node.weight = node.weight.saturating_add(if target.up { target.weight } else { 0 });
+        share.add(&target);
     }
 
     /// The nodes as backends, and the pods of this node. While none of these is up and has a weight, those that drain
     /// serve: whoever sends here does not know yet.
-    pub(super) fn levels(self) -> (BTreeMap<Endpoint, Target>, BTreeMap<Endpoint, Target>) {
+    pub(super) fn levels(
+        self,
+    ) -> (impl ExactSizeIterator<Item = (Endpoint, (Target, Share))>, BTreeMap<Endpoint, Target>) {
         let Pods { nodes, mut own } = self;
         if !own.values().any(|target| target.up && target.weight > 0) {
             own.values_mut().filter(|target| target.up).for_each(|target| target.weight = 1);
         }
-        (nodes, own)
+        (nodes.into_iter(), own)
     }
 }
 
@@ -233,7 +355,7 @@ mod tests {
         let node = NodeInfo { name: format!("n{own}"), ..NodeInfo::default() };
         let observed = Observed { node, ..Observed::default() };
         declared.statuses = (*desired(&declared, &observed).status).clone();
-        desired(&declared, &observed).datapath
+        lb_bpf::service::Desired::clone(&desired(&declared, &observed).datapath)
     }
 
     fn of_scope(datapath: &lb_bpf::service::Desired, scope: Scope) -> impl Iterator<Item = &Service> {

@@ -2,7 +2,10 @@
 //!
 //! An endpoint that is terminating and still serves drains; while a Service has no others, it serves. One that is not
 //! ready is down, unless the Service publishes such addresses.
-use super::spill::{Link, Links};
+use super::{
+    delivery::PodNode,
+    spill::{Link, Links},
+};
 use crate::{
     api::endpoint_slice::{Endpoint, EndpointSlice, SliceMetadata},
     declared::Declared,
@@ -12,7 +15,6 @@ use std::{
     collections::{BTreeSet, HashMap},
     iter,
     net::IpAddr,
-    sync::Arc,
 };
 
 /// The EndpointSlices by namespace and name of their Services, imported ones among them, and the links.
@@ -55,11 +57,11 @@ impl<'a> Slices<'a> {
                 link: None,
             }));
         }
-        Endpoints::new(found)
+        Endpoints::new(found, false)
     }
 
-    /// Those of a Service in linked clusters, beside its own.
-    pub(super) fn import(&self, name: &str, own: Endpoints<'a>) -> Endpoints<'a> {
+    /// Those of a Service in linked clusters, beside its own. In tunnels (`is_tunnel`) pods of several clusters may have one address.
+    pub(super) fn import(&self, name: &str, own: Endpoints<'a>, is_tunnel: bool) -> Endpoints<'a> {
         let mut found = own.0;
         for slice in self.of(name) {
             let import = slice.metadata.import.as_ref();
@@ -72,16 +74,21 @@ impl<'a> Slices<'a> {
                 link: Some(*link),
             }));
         }
-        Endpoints::new(found)
+        Endpoints::new(found, is_tunnel)
     }
 }
 
 impl<'a> Endpoints<'a> {
-    fn new(mut found: Vec<Found<'a>>) -> Self {
+    /// Of one address there is one, or one in each cluster.
+    fn new(mut found: Vec<Found<'a>>, by_cluster: bool) -> Self {
+        let cluster = |found: &Found<'a>| {
+            let import = found.slice.metadata.import.as_ref().filter(|_| by_cluster);
+            import.map(|import| &*import.cluster)
+        };
         // Stable: of one address, those of the first slice come first.
-        found.sort_by_key(|found| found.endpoint.address);
+        found.sort_by_key(|found| (found.endpoint.address, cluster(found)));
         found.dedup_by(|next, first| {
-            let is_same = next.endpoint.address == first.endpoint.address;
+            let is_same = (next.endpoint.address, cluster(next)) == (first.endpoint.address, cluster(first));
             if is_same {
                 first.others.push(next.slice);
                 // In two slices for a moment: what stands better is the newer word.
@@ -143,6 +150,15 @@ struct Found<'a> {
     link: Option<Link>,
 }
 
+impl Found<'_> {
+    /// The node that it is on. What is of another cluster names no node of ours.
+    fn node(&self) -> Option<PodNode> {
+        let import = self.slice.metadata.import.as_ref().filter(|_| self.link.is_some());
+        let own = || self.endpoint.node_name.clone().map(PodNode::Own);
+        import.map(|import| PodNode::elsewhere(import, self.endpoint.address)).or_else(own)
+    }
+}
+
 impl<'a> Endpoints<'a> {
     /// Leaves those of a node.
     pub(super) fn keep_local(&mut self, node: &str) {
@@ -177,8 +193,8 @@ impl<'a> Endpoints<'a> {
     }
 
     /// Address and state of each, and its node.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (IpAddr, State, Option<&'a Arc<str>>)> {
-        self.0.iter().map(|found| (found.endpoint.address, found.state, found.endpoint.node_name.as_ref()))
+    pub(super) fn iter(&self) -> impl Iterator<Item = (IpAddr, State, Option<PodNode>)> {
+        self.0.iter().map(|found| (found.endpoint.address, found.state, found.node()))
     }
 
     /// The link to the cluster of each; none: it is of the own one.

@@ -14,7 +14,7 @@ use crate::{
     },
     declared::Declared,
     observed::Observed,
-    status::{Conditions, StatusSet, Verdict},
+    status::{Conditions, StatusSet, Statuses, Verdict},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use std::{collections::BTreeMap, sync::Arc};
@@ -69,16 +69,10 @@ impl Fleet {
             .collect();
         let sum = Sum { declared, pages: &pages, members: &members, now: observed.now };
         self.services(&sum, set);
-        for (name, status) in &mut set.routers {
-            sum.router(name, status);
-        }
-        for (name, status) in &mut set.peers {
-            sum.peer(name, status);
-        }
-        for (name, status) in &mut set.packet_filters {
-            sum.packet_filter(name, status);
-        }
-        for (name, status) in &mut set.advertisements {
+        set.routers.change_each(|name, status| sum.router(name, status));
+        set.peers.change_each(|name, status| sum.peer(name, status));
+        set.packet_filters.change_each(|name, status| sum.packet_filter(name, status));
+        set.advertisements.change_each(|name, status| {
             let states = members.iter().flat_map(|member| &member.report.state.advertisements);
             let own = states.filter(|state| state.name == *name);
             let (announced, withheld) = own.fold((0_i64, 0_i64), |(announced, withheld), state| {
@@ -89,7 +83,7 @@ impl Fleet {
                 let status = Arc::make_mut(status);
                 (status.announced_routes, status.withheld_routes) = (announced, withheld);
             }
-        }
+        });
     }
 
     /// Whether the next sum of the same would be the same.
@@ -132,26 +126,28 @@ impl Fleet {
     }
 
     fn services(&mut self, sum: &Sum<'_>, set: &mut StatusSet) {
-        let mut changes = 0;
         let start = self.next.take();
+        let of_kind = |kind, statuses: &Statuses<LoadBalancerStatus>| -> Vec<_> {
+            let all = statuses.iter();
+            all.map(|(name, status)| ((kind, name.clone()), Arc::clone(status))).collect()
+        };
+        let mut all = of_kind(Kind::LoadBalancer, &set.load_balancers);
+        all.extend(of_kind(Kind::Service, &set.services));
         // From where it stopped to the end, then from the begin to there.
-        for turn in [true, false] {
-            let parts = [(Kind::LoadBalancer, &mut set.load_balancers), (Kind::Service, &mut set.services)];
-            for (kind, statuses) in parts {
-                for (name, status) in statuses {
-                    let is_before = start.as_ref().is_some_and(|(k, n)| (kind, name) < (*k, n));
-                    if is_before == turn {
-                        continue;
-                    }
-                    let Some(changed) = sum.service((kind, name), status) else { continue };
-                    if changes == MOST_CHANGES {
-                        self.next = Some((kind, name.clone()));
-                        return;
-                    }
-                    changes += 1;
-                    *status = changed;
-                }
+        let first = start.map_or(0, |start| all.partition_point(|(object, _)| *object < start));
+        all.rotate_left(first);
+        let mut changes = 0;
+        for ((kind, name), status) in all {
+            let Some(changed) = sum.service((kind, &name), &status) else { continue };
+            if changes == MOST_CHANGES {
+                self.next = Some((kind, name));
+                return;
             }
+            changes += 1;
+            match kind {
+                Kind::Service => set.services.insert(name, changed),
+                _ => set.load_balancers.insert(name, changed),
+            };
         }
     }
 }
@@ -570,7 +566,7 @@ mod tests {
                                 resolved: true,
                                 ..Default::default()
                             };
-                            (key.clone(), held.into())
+                            (key.clone(), Arc::new(held))
                         })
                         .collect(),
                     ..Installed::default()

@@ -1,31 +1,29 @@
 //! What the pass before came to, source by source, so that what has not changed is not worked out again: with thousands of
 //! services mostly one of them has. Nothing that comes out depends on it, as a property test says.
+//!
+//! If nothing is another but what some sources are made of, a slice for example, and they want the same addresses, which is what
+//! happens most, only these are looked at. Otherwise all are, and those that are made of the same are as they were.
 use super::{
+    Node, addresses,
     delivery::Nodes,
     endpoints::service_of,
-    joined, labels,
-    routes::{Announced, NotAnnounced},
-    services::Plan,
-    sources::Terms,
+    joined,
+    routes::{Announced, Announcements, NotAnnounced},
+    services::{Balanced, Held, Plan, Scene, Services},
+    sources::{Declaration, Maker, Object, Source, declarations},
     spill::Links,
 };
 use crate::{
-    api::{
-        AddressPool, EndpointSlice, Kind, LoadBalancer, LoadBalancerStatus, ServicePolicy,
-        load_balancer::AssignedAddress,
-    },
+    api::{AddressPool, EndpointSlice, Kind, LoadBalancerStatus, ServicePolicy, service::is_ours},
     by_name::ByName,
     declared::Declared,
     fault::Fault,
-    observed::{Health, Observed},
-    status::StatusSet,
+    observed::{Healths, NodeInfo, Observed},
+    status::{StatusSet, Statuses},
 };
-use bgp_speaker::config::Route;
+use bgp_speaker::PeerId;
 use ipam::{Assignment, Assignments};
-use k8s_openapi::{
-    api::core::v1::{Namespace, Service},
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
-};
+use k8s_openapi::api::core::v1::Namespace;
 use lb_bpf::InstalledService;
 use std::{
     collections::{BTreeSet, HashSet},
@@ -40,11 +38,15 @@ pub struct Memory {
     /// The snapshot of before; none: nothing is remembered.
     pub(super) snapshot: Option<Arc<Declared>>,
     pub(super) context: Context,
-    /// In the order of the sources.
-    pub(super) sources: Vec<Remembered>,
     given: Option<Arc<Given>>,
-    asked: Vec<Asked>,
-    pub(super) routes: Option<Arc<Vec<Route>>>,
+    /// Who asked for that.
+    asked: Vec<Arc<Source>>,
+    pub(super) services: Option<Services>,
+    /// Of which results of checks they were made.
+    health: Arc<Healths>,
+    /// In the order of the sources.
+    pub(super) said: Vec<Option<Said>>,
+    pub(super) outcome: Option<Outcome>,
 }
 
 /// What counts for every source. With another one nothing is remembered.
@@ -59,90 +61,46 @@ pub(super) struct Context {
     pub(super) links: Links,
 }
 
-/// What is declared of a source.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Object<'a> {
-    LoadBalancer(&'a Arc<LoadBalancer>),
-    Service(&'a Arc<Service>),
+/// What the second step came to.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    pub(super) ground: Ground,
+    pub(super) held: Held,
+    pub(super) announcements: Announcements,
+    pub(super) told: Told,
 }
 
-impl<'a> Object<'a> {
-    pub(super) const fn kind(self) -> Kind {
-        match self {
-            Object::LoadBalancer(_) => Kind::LoadBalancer,
-            Object::Service(_) => Kind::Service,
-        }
-    }
+/// What counts for all announcements and statuses, beside what is declared and what counts for every source.
+#[derive(Debug, PartialEq)]
+pub(super) struct Ground {
+    pub(super) node: NodeInfo,
+    pub(super) established: BTreeSet<PeerId>,
+    pub(super) speaks: bool,
+}
 
-    pub(super) fn metadata(self) -> &'a ObjectMeta {
-        match self {
-            Object::LoadBalancer(object) => &object.metadata,
-            Object::Service(object) => &object.metadata,
-        }
-    }
+/// Statuses of sources that were published, and after which.
+#[derive(Debug)]
+pub(super) struct Told {
+    /// What had been said before.
+    pub(super) said: Arc<StatusSet>,
+    pub(super) load_balancers: Statuses<LoadBalancerStatus>,
+    pub(super) services: Statuses<LoadBalancerStatus>,
+    /// The sources whose status is another one than that which had been said.
+    pub(super) fresh: BTreeSet<usize>,
+}
 
-    /// Namespace and name of the Services whose endpoints it uses; `name` is its own.
-    pub(super) fn services(self, name: &'a str) -> impl Iterator<Item = (&'a str, &'a str)> {
-        let (own, backends) = match self {
-            Object::Service(_) => (name.split_once('/'), &[][..]),
-            Object::LoadBalancer(object) => (None, &*object.spec.backends),
+impl Told {
+    /// The sources whose status may be another one for what was said before; none: all may be.
+    pub(super) fn open(&self, said: &StatusSet) -> Option<&BTreeSet<usize>> {
+        const NONE: &BTreeSet<usize> = &BTreeSet::new();
+        let is_same = |load_balancers: &Statuses<_>, services: &Statuses<_>| {
+            said.load_balancers.is_same(load_balancers) && said.services.is_same(services)
         };
-        let services = backends.iter().filter_map(|backend| backend.service.as_ref());
-        own.into_iter().chain(services.map(|service| (&*service.namespace, &*service.name)))
-    }
-
-    fn held(self) -> Held {
-        match self {
-            Object::LoadBalancer(object) => Held::LoadBalancer(Arc::clone(object)),
-            Object::Service(object) => Held::Service(Arc::clone(object)),
+        if is_same(&self.said.load_balancers, &self.said.services) {
+            return Some(NONE);
         }
+        is_same(&self.load_balancers, &self.services).then_some(&self.fresh)
     }
-}
-
-/// What was declared of a source.
-#[derive(Clone, Debug)]
-enum Held {
-    LoadBalancer(Arc<LoadBalancer>),
-    Service(Arc<Service>),
-}
-
-impl Held {
-    fn is(&self, object: Object<'_>) -> bool {
-        match (self, object) {
-            (Held::LoadBalancer(one), Object::LoadBalancer(other)) => Arc::ptr_eq(one, other),
-            (Held::Service(one), Object::Service(other)) => Arc::ptr_eq(one, other),
-            _ => false,
-        }
-    }
-
-    fn metadata(&self) -> &ObjectMeta {
-        match self {
-            Held::LoadBalancer(object) => &object.metadata,
-            Held::Service(object) => &object.metadata,
-        }
-    }
-}
-
-/// A source and its status as last published.
-pub(super) type Declaration<'a> = (Object<'a>, &'a str, Option<&'a Arc<LoadBalancerStatus>>);
-
-/// What is remembered of a source.
-#[derive(Debug)]
-pub(super) struct Remembered {
-    object: Held,
-    name: Box<str>,
-    before: Option<Arc<LoadBalancerStatus>>,
-    pub(super) terms: Arc<Terms>,
-    plan: Option<Planned>,
-    said: Option<Said>,
-}
-
-/// What a plan was made of, and the plan.
-#[derive(Debug)]
-struct Planned {
-    addresses: Vec<IpAddr>,
-    healths: Box<[Option<Health>]>,
-    plan: Arc<Plan>,
 }
 
 /// What a status was made of, and the status.
@@ -158,55 +116,6 @@ pub(super) struct Said {
     pub(super) status: Arc<LoadBalancerStatus>,
 }
 
-impl Remembered {
-    pub(super) fn new((object, name, before): Declaration<'_>, terms: Terms) -> Self {
-        Remembered {
-            object: object.held(),
-            name: name.into(),
-            before: before.cloned(),
-            terms: Arc::new(terms),
-            plan: None,
-            said: None,
-        }
-    }
-
-    /// The plan for these addresses and results of checks, if nothing else counts for it: what is not known yet is as it
-    /// was installed.
-    pub(super) fn plan(
-        &mut self,
-        addresses: &[IpAddr],
-        healths: &[Option<Health>],
-        make: impl FnOnce() -> Plan,
-    ) -> Arc<Plan> {
-        if healths.contains(&None) {
-            self.plan = None;
-            return Arc::new(make());
-        }
-        match &self.plan {
-            Some(known) if known.addresses == addresses && *known.healths == *healths => {}
-            _ => {
-                let (addresses, healths) = (addresses.to_vec(), healths.into());
-                self.plan = Some(Planned { addresses, healths, plan: Arc::new(make()) });
-            }
-        }
-        self.plan.as_ref().map_or_else(Arc::default, |known| Arc::clone(&known.plan))
-    }
-
-    /// The status that was made of the same after the same.
-    pub(super) fn said(
-        &self,
-        before: Option<&Arc<LoadBalancerStatus>>,
-        is_same: impl FnOnce(&Said) -> bool,
-    ) -> Option<Arc<LoadBalancerStatus>> {
-        let said = self.said.as_ref().filter(|said| same(said.before.as_ref(), before) && is_same(said))?;
-        Some(Arc::clone(&said.status))
-    }
-
-    pub(super) fn say(&mut self, said: Said) {
-        self.said = Some(said);
-    }
-}
-
 /// Addresses that were given, by source.
 #[derive(Debug)]
 pub(super) struct Given {
@@ -217,51 +126,18 @@ pub(super) struct Given {
 }
 
 impl Given {
-    pub(super) fn new(mut assignments: Assignments) -> Self {
+    fn new(mut assignments: Assignments) -> Self {
         let claims = mem::take(&mut assignments.claims);
         Given { assignments, claims: claims.into_values().map(Arc::new).collect() }
     }
 }
 
-/// What a source asked of the pools.
-#[derive(Debug)]
-struct Asked {
-    object: Held,
-    before: Option<Arc<LoadBalancerStatus>>,
-    terms: Arc<Terms>,
-}
-
-impl Asked {
-    fn new(source: &Remembered) -> Self {
-        let Remembered { object, before, terms, .. } = source;
-        Asked { object: object.clone(), before: before.clone(), terms: Arc::clone(terms) }
-    }
-
-    /// Whether it is made of just these.
-    fn is_of(&self, source: &Remembered) -> bool {
-        std::ptr::eq(self.object.metadata(), source.object.metadata())
-            && Arc::ptr_eq(&self.terms, &source.terms)
-            && same(self.before.as_ref(), source.before.as_ref())
-    }
-
-    /// Whether it asks for the same, and has the same.
-    fn is(&self, source: &Remembered) -> bool {
-        if self.is_of(source) {
-            return true;
-        }
-        let (before, after) = (self.object.metadata(), source.object.metadata());
-        let is_of_same_kind = mem::discriminant(&self.object) == mem::discriminant(&source.object);
-        is_of_same_kind
-            && (&before.name, &before.namespace) == (&after.name, &after.namespace)
-            && labels(before) == labels(after)
-            && before.creation_timestamp == after.creation_timestamp
-            && self.terms.asks_the_same(&source.terms)
-            && addresses(self.before.as_ref()).eq(addresses(source.before.as_ref()))
-    }
-}
-
-fn addresses(status: Option<&Arc<LoadBalancerStatus>>) -> impl Iterator<Item = &AssignedAddress> {
-    status.into_iter().flat_map(|status| &status.addresses)
+/// What the first step came to.
+pub(super) struct Balance {
+    pub(super) services: Services,
+    pub(super) given: Arc<Given>,
+    /// The sources that are others than before, while all else is the same; none: all may be.
+    pub(super) changed: Option<BTreeSet<usize>>,
 }
 
 impl Memory {
@@ -272,35 +148,99 @@ impl Memory {
         }
     }
 
+    /// What the node has to do for all sources.
+    pub(super) fn balance(&mut self, declared: &Declared, observed: &Observed, node: &Node<'_>) -> Balance {
+        let changed = self.renew(declared, observed, node);
+        self.health = Arc::clone(&observed.health);
+        if changed.is_some()
+            && let (Some(services), Some(given)) = (self.services.take(), &self.given)
+        {
+            return Balance { services, given: Arc::clone(given), changed };
+        }
+        let all = declarations(declared);
+        let known = self.recall(declared, &all);
+        let stale = all.iter().zip(&known).filter(|(_, known)| known.is_none());
+        let wanted: BTreeSet<_> = stale.flat_map(|((object, name, _), _)| object.services(name)).collect();
+        let maker = Maker::new(declared, node, &self.context.links, &wanted);
+        let mut sources = Vec::with_capacity(all.len());
+        for (declaration, known) in all.iter().zip(known) {
+            let (balanced, said) = known.unzip();
+            let known = balanced.as_ref().map(|balanced: &Balanced| Arc::clone(&balanced.source));
+            let Some(source) = known.or_else(|| maker.make(declaration.clone()).map(Arc::new)) else {
+                continue;
+            };
+            sources.push((source, balanced));
+            self.said.push(said.flatten());
+        }
+        let given = self.give(declared, observed, &sources);
+        let scene = scene(&self.context, observed);
+        let services = Services::new(sources, &given.claims, &scene, &observed.health);
+        Balance { services, given, changed: None }
+    }
+
+    /// Makes the sources anew of which something has changed, if nothing else has; which they are. None: something else has, too,
+    /// or has to by what has become of them.
+    fn renew(
+        &mut self,
+        declared: &Declared,
+        observed: &Observed,
+        node: &Node<'_>,
+    ) -> Option<BTreeSet<usize>> {
+        let (before, given) = (self.snapshot.as_deref()?, self.given.as_deref()?);
+        let services = self.services.as_mut()?;
+        let is_all = given.assignments.released.is_empty()
+            && !rests(declared, observed)
+            && Arc::ptr_eq(&self.health, &observed.health)
+            && differ_in_sources_only(before, declared);
+        if !is_all {
+            return None;
+        }
+        let places =
+            services.places(&changed_balancers(before, declared)?, &changed_services(before, declared)?);
+        let of = |at: &usize| declaration(&services.all[*at].source, declared);
+        let all = places.iter().map(of).collect::<Option<Vec<_>>>()?;
+        let wanted = all.iter().flat_map(|(object, name, _)| object.services(name)).collect();
+        let maker = Maker::new(declared, node, &self.context.links, &wanted);
+        let renewed = places.iter().zip(&all).map(|(at, declaration)| {
+            let source = maker.make(declaration.clone())?;
+            services.all[*at].source.asks_the_same(&source).then(|| (*at, Arc::new(source)))
+        });
+        let renewed = renewed.collect::<Option<Vec<_>>>()?;
+        if !services.renew(&renewed, &scene(&self.context, observed)) {
+            return None;
+        }
+        renewed.into_iter().for_each(|(at, source)| self.asked[at] = source);
+        Some(places)
+    }
+
     /// What is remembered of these, which are in the order of the sources.
-    pub(super) fn recall(&mut self, declared: &Declared, all: &[Declaration<'_>]) -> Vec<Option<Remembered>> {
-        let known = mem::take(&mut self.sources);
-        let Some(snapshot) = self.snapshot.as_deref() else {
+    fn recall(
+        &mut self,
+        declared: &Declared,
+        all: &[Declaration<'_>],
+    ) -> Vec<Option<(Balanced, Option<Said>)>> {
+        let said = mem::take(&mut self.said);
+        let (Some(services), Some(snapshot)) = (self.services.take(), self.snapshot.as_deref()) else {
             return all.iter().map(|_| None).collect();
         };
         let changed = changed_slices(&snapshot.endpoint_slices, &declared.endpoint_slices);
-        let has_other_slices = |(object, name, _): &Declaration<'_>| {
+        let has_other_slices = |object: &Object, name: &str| {
             !changed.is_empty() && object.services(name).any(|service| changed.contains(&service))
         };
-        if known.len() == all.len() && has_same_sources(snapshot, declared) {
-            let known = known.into_iter().zip(all);
-            return known.map(|(known, of)| (!has_other_slices(of)).then_some(known)).collect();
-        }
-        let mut known = known.into_iter().peekable();
         let is_service_same = |(namespace, name): (&str, &str)| {
             let name = [namespace, "/", name].concat();
             same(snapshot.services.get(&name), declared.services.get(&name))
         };
-        let recall = |declaration: &Declaration<'_>| {
-            let (object, name, before) = declaration;
-            let order = |kind: Kind| kind == Kind::Service;
-            let key = (order(object.kind()), *name);
-            let of = |known: &Remembered| matches!(known.object, Held::Service(_));
-            while known.next_if(|known| (of(known), &*known.name) < key).is_some() {}
-            let known = known.next_if(|known| (of(known), &*known.name) == key)?;
-            let is_same = known.object.is(*object)
-                && same(known.before.as_ref(), *before)
-                && !has_other_slices(declaration)
+        let mut known = services.all.into_iter().zip(said).peekable();
+        let recall = |(object, name, before): &Declaration<'_>| {
+            let key = (object.kind() == Kind::Service, *name);
+            let of = |known: &Balanced| known.source.kind() == Kind::Service;
+            while known.next_if(|(known, _)| (of(known), &*known.source.name) < key).is_some() {}
+            let known = known.next_if(|(known, _)| (of(known), &*known.source.name) == key)?;
+            let source = &known.0.source;
+            let is_same = source.object.is(object)
+                && same(source.before.as_ref(), *before)
+                && !has_other_slices(object, name)
                 && (object.kind() == Kind::Service || object.services(name).all(is_service_same));
             is_same.then_some(known)
         };
@@ -309,45 +249,99 @@ impl Memory {
 
     /// What pools give, if they are asked for the same by the same. While something rests, time counts, and of what clusters share,
     /// the others.
-    pub(super) fn give(
+    fn give(
         &mut self,
         declared: &Declared,
         observed: &Observed,
-        give: impl FnOnce() -> Assignments,
+        sources: &[(Arc<Source>, Option<Balanced>)],
     ) -> Arc<Given> {
         // Others that hold addresses are looked at each time.
-        let StatusSet { load_balancers, services, pools, .. } = &declared.statuses;
-        let holders = self.sources.iter().filter(|source| source.before.is_some()).count();
+        let StatusSet { load_balancers, services, .. } = &declared.statuses;
+        let holders = sources.iter().filter(|(source, _)| source.before.is_some()).count();
         let is_plain = holders == load_balancers.len() + services.len();
-        let shares = declared.pools.values().any(|pool| !pool.spec.clusters.is_empty());
-        let rests = shares || observed.takes_over || pools.values().any(|status| !status.released.is_empty());
         let known = self.given.take().filter(|given| {
+            let is_asked =
+                |(asked, (source, _)): (&Arc<Source>, &(Arc<Source>, _))| source.asks_the_same(asked);
             is_plain
-                && !rests
+                && !rests(declared, observed)
                 && given.assignments.released.is_empty()
                 && self.snapshot.as_ref().is_some_and(|before| has_same_pools(before, declared))
-                && self.asked.len() == self.sources.len()
-                && self.asked.iter().zip(&self.sources).all(|(asked, source)| asked.is(source))
+                && self.asked.len() == sources.len()
+                && self.asked.iter().zip(sources).all(is_asked)
         });
-        let is_known = known.is_some();
-        let given = known.unwrap_or_else(|| Arc::new(Given::new(give())));
-        if is_known {
-            let renewed = self.asked.iter_mut().zip(&self.sources).filter(|(asked, of)| !asked.is_of(of));
-            renewed.for_each(|(asked, source)| *asked = Asked::new(source));
-        } else if is_plain {
-            self.asked = self.sources.iter().map(Asked::new).collect();
+        let sources = sources.iter().map(|(source, _)| source);
+        let given = known.unwrap_or_else(|| {
+            Arc::new(Given::new(addresses::assign(declared, sources.clone().map(|s| &**s), observed)))
+        });
+        if is_plain {
+            self.asked = sources.cloned().collect();
         }
         self.given = is_plain.then(|| Arc::clone(&given));
         given
     }
 }
 
-/// Whether nothing of what sources are made of is another, but for slices. No means that something may be.
-fn has_same_sources(one: &Declared, other: &Declared) -> bool {
-    one.load_balancers.is_same(&other.load_balancers)
-        && one.services.is_same(&other.services)
-        && one.statuses.load_balancers.is_same(&other.statuses.load_balancers)
-        && one.statuses.services.is_same(&other.statuses.services)
+fn scene<'a>(context: &'a Context, observed: &'a Observed) -> Scene<'a> {
+    let Context { nodes, balances, addresses, .. } = context;
+    Scene { balances: *balances, nodes, local: addresses, installed: &observed.installed }
+}
+
+/// Whether what pools give depends on the time, or on other clusters.
+fn rests(declared: &Declared, observed: &Observed) -> bool {
+    declared.pools.values().any(|pool| !pool.spec.clusters.is_empty())
+        || observed.takes_over
+        || declared.statuses.pools.values().any(|status| !status.released.is_empty())
+}
+
+/// Whether nothing is another but what sources are made of, one by one, and statuses. No means that something may be.
+fn differ_in_sources_only(one: &Declared, other: &Declared) -> bool {
+    one.pools.is_same(&other.pools)
+        && one.policies.is_same(&other.policies)
+        && one.namespaces.is_same(&other.namespaces)
+        && one.routers.is_same(&other.routers)
+        && one.peers.is_same(&other.peers)
+        && one.advertisements.is_same(&other.advertisements)
+        && one.packet_filters.is_same(&other.packet_filters)
+        && one.cluster_links.is_same(&other.cluster_links)
+        && one.nodes.is_same(&other.nodes)
+        && one.secrets.is_same(&other.secrets)
+        && one.refused == other.refused
+}
+
+/// The LoadBalancers that are others, or have other statuses; none: one has come or gone.
+fn changed_balancers<'a>(before: &'a Declared, after: &'a Declared) -> Option<HashSet<&'a str>> {
+    let objects = before.load_balancers.changes(&after.load_balancers);
+    let names = objects.map(|(name, before, after)| before.and(after).map(|_| name));
+    let statuses = before.statuses.load_balancers.changes(&after.statuses.load_balancers);
+    names.chain(statuses.map(|(name, ..)| Some(name))).collect()
+}
+
+/// The Services that are others, or have other statuses or slices, by namespace and name; none: there is one more of our class, or one
+/// less.
+fn changed_services<'a>(before: &'a Declared, after: &'a Declared) -> Option<HashSet<(&'a str, &'a str)>> {
+    let is_ours = |service: Option<&Arc<_>>| service.is_some_and(|service| is_ours(service));
+    let objects = before.services.changes(&after.services);
+    let names = objects.map(|(name, before, after)| (is_ours(before) == is_ours(after)).then_some(name));
+    let statuses = before.statuses.services.changes(&after.statuses.services).map(|(name, ..)| Some(name));
+    let names = names.chain(statuses).map(|name| name?.split_once('/'));
+    let mut changed = names.collect::<Option<HashSet<_>>>()?;
+    changed.extend(changed_slices(&before.endpoint_slices, &after.endpoint_slices));
+    Some(changed)
+}
+
+/// What is declared of a source by now.
+fn declaration<'a>(source: &'a Source, declared: &'a Declared) -> Option<Declaration<'a>> {
+    let (name, statuses) = (&*source.name, &declared.statuses);
+    Some(match source.kind() {
+        Kind::Service => {
+            let object = Object::Service(Arc::clone(declared.services.get(name)?));
+            (object, name, statuses.services.get(name))
+        }
+        _ => {
+            let object = Object::LoadBalancer(Arc::clone(declared.load_balancers.get(name)?));
+            (object, name, statuses.load_balancers.get(name))
+        }
+    })
 }
 
 fn has_same_pools(one: &Declared, other: &Declared) -> bool {
@@ -365,23 +359,10 @@ fn changed_slices<'a>(
     before: &'a ByName<EndpointSlice>,
     after: &'a ByName<EndpointSlice>,
 ) -> HashSet<(&'a str, &'a str)> {
-    let mut changed = HashSet::new();
-    if before.is_same(after) {
-        return changed;
-    }
-    let mut others = after.iter().peekable();
-    for one in before.iter() {
-        while let Some((name, slice)) = others.next_if(|other| other.0 < one.0) {
-            changed.extend(service_of(name, slice));
-        }
-        let other = others.next_if(|other| other.0 == one.0);
-        if !other.is_some_and(|(_, other)| Arc::ptr_eq(one.1, other)) {
-            changed
-                .extend([Some(one), other].into_iter().flatten().filter_map(|(name, s)| service_of(name, s)));
-        }
-    }
-    changed.extend(others.filter_map(|(name, slice)| service_of(name, slice)));
-    changed
+    let both = |(name, before, after): (&'a str, Option<&'a Arc<_>>, Option<&'a Arc<_>>)| {
+        before.into_iter().chain(after).filter_map(move |slice| service_of(name, slice))
+    };
+    before.changes(after).flat_map(both).collect()
 }
 
 /// Whether it is the same one, or none.
@@ -398,7 +379,7 @@ mod tests {
     use super::*;
     use crate::{
         desired::{Desired, Draft, desired},
-        observed::{Failure, NodeInfo},
+        observed::{Failure, Health, NodeInfo},
         validate::parse_directory,
     };
     use lb_bpf::Installed;
@@ -443,7 +424,7 @@ mod tests {
     }
 
     fn scene() -> impl Strategy<Value = Scene> {
-        let policy = prop::option::of(0..4_u8);
+        let policy = prop::option::of(0..5_u8);
         let all = (
             prop::collection::vec(web(), 4),
             policy,
@@ -491,7 +472,9 @@ mod tests {
         }
         if let Some(policy) = scene.policy {
             let clusters = "clusters: {minLocalPercent: 60}";
-            let all = ["healthCheck: {tcp: {}}", "affinity: ClientIP", "forwarding: {mode: GUE}", clusters];
+            let (check, gue) = ("healthCheck: {tcp: {}}", "forwarding: {mode: GUE}");
+            let both = [gue, clusters].join(", ");
+            let all = [check, "affinity: ClientIP", gue, clusters, &both];
             let spec = format!("{{policy: {{{}}}}}", all[usize::from(policy)]);
             write!(text, "---\nkind: ServicePolicy\nmetadata: {{name: s}}\nspec: {spec}\n").unwrap();
         }
@@ -504,7 +487,9 @@ mod tests {
                  kind: EndpointSlice\naddressType: IPv4\nports: [{{port: 80}}]\n\
                  metadata: {{name: west, namespace: a-b, labels: {{multicluster.kubernetes.io/service-name: s0, \
                  multicluster.kubernetes.io/source-cluster: west, \
-                 endpointslice.kubernetes.io/managed-by: clusters.fairlead.dev}}}}\n\
+                 endpointslice.kubernetes.io/managed-by: clusters.fairlead.dev}}, annotations: {{fairlead.dev/delivery: \
+                 '{{\"addresses\": [\"198.51.100.0\"], \"ports\": [{{\"protocol\": \"TCP\", \"port\": 80}}], \
+                 \"nodes\": [{{\"name\": \"n1\", \"addresses\": [\"10.0.9.1\"], \"endpoints\": [\"10.7.0.1\"]}}]}}'}}}}\n\
                  endpoints: [{{addresses: [10.7.0.1], conditions: {{ready: {ready}}}}}]\n",
                 scene.nodes
             )
@@ -555,15 +540,15 @@ mod tests {
     /// What is the same is shared, as stores do it.
     fn share(now: &mut Declared, before: &Declared) {
         fn all<T: PartialEq>(now: &mut ByName<T>, before: &ByName<T>) {
-            if *now == *before {
-                *now = before.clone();
-                return;
-            }
-            for (name, now) in now {
-                if let Some(before) = before.get(name).filter(|before| *before == now) {
-                    *now = Arc::clone(before);
+            // As a store: from the map before to the one that is now, change by change.
+            let mut map = before.clone();
+            for (name, _, after) in before.changes(now) {
+                match after {
+                    Some(after) => drop(map.insert(name.to_owned(), Arc::clone(after))),
+                    None => drop(map.remove(name)),
                 }
             }
+            *now = map;
         }
         all(&mut now.pools, &before.pools);
         all(&mut now.load_balancers, &before.load_balancers);
@@ -571,6 +556,10 @@ mod tests {
         all(&mut now.services, &before.services);
         all(&mut now.endpoint_slices, &before.endpoint_slices);
         all(&mut now.nodes, &before.nodes);
+        all(&mut now.routers, &before.routers);
+        all(&mut now.peers, &before.peers);
+        all(&mut now.advertisements, &before.advertisements);
+        all(&mut now.cluster_links, &before.cluster_links);
     }
 
     /// What a datapath holds of it that takes some services only.
@@ -614,6 +603,51 @@ mod tests {
             }
             _ => {}
         }
+    }
+
+    #[test]
+    fn only_what_has_changed_is_looked_at() {
+        let web = |endpoints: usize| Web {
+            is_there: true,
+            is_local: false,
+            port: 80,
+            endpoints: vec![(0, 0); endpoints],
+            address: None,
+        };
+        let scene = |endpoints| Scene {
+            services: vec![web(1), web(endpoints), web(1)],
+            policy: None,
+            nodes: 0,
+            pool: 0,
+            reference: Some(1),
+            speaks: true,
+        };
+        let mut observed = Observed { now: 1_000, ..Observed::default() };
+        let (mut memory, mut before) = (Memory::default(), Declared::default());
+        let mut places = |endpoints| {
+            let mut now = declared(&scene(endpoints));
+            share(&mut now, &before);
+            now.statuses = mem::take(&mut before.statuses);
+            let mut now = Arc::new(now);
+            let draft = Draft::remembering(&now, &observed, mem::take(&mut memory));
+            let places = draft.changed.clone();
+            let (desired, after) = draft.finish_and_remember(&observed.installed);
+            memory = after;
+            observed.said = Arc::clone(&desired.status);
+            observed.installed = Arc::new(installed(&desired, 0));
+            if observed.health.is_empty() {
+                observe(&mut observed, &desired, 2, 0);
+            }
+            Arc::make_mut(&mut now).statuses = StatusSet::clone(&desired.status);
+            before = Arc::unwrap_or_clone(now);
+            places
+        };
+        // All that is new, and when its addresses have come back. Then statuses come back that say more than these.
+        assert_eq!([1, 1].map(&mut places), [None, None]);
+        assert_eq!([1, 1].map(&mut places), [Some((0..5).collect()), Some((0..5).collect())]);
+        // LoadBalancer b leads to the Service. Its status is another one, too, when that is published.
+        let expected = [vec![], vec![1, 3], vec![1, 3], vec![]];
+        assert_eq!([1, 2, 2, 2].map(places), expected.map(|places| Some(places.into_iter().collect())));
     }
 
     proptest! {

@@ -43,16 +43,20 @@ use bgp_speaker::config::Route;
 use ipam::pod_cidr::BlockAssignments;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use lb_bpf::Installed;
-use memory::Context;
-use std::{collections::BTreeMap, sync::Arc};
+use memory::{Context, Ground, Outcome};
+use services::{Held, Services};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// Everything that this node should have, and what is to be said about it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Desired {
     /// For the datapath.
-    pub datapath: lb_bpf::service::Desired,
+    pub datapath: Arc<lb_bpf::service::Desired>,
     /// What is to be checked.
-    pub targets: Targets,
+    pub targets: Arc<Targets>,
     /// For the BGP speaker; none: this node does not speak BGP.
     pub speaker: Option<Speaker>,
     /// What is announced: only what is installed. Sorted by prefix; several routes of one prefix differ in their
@@ -91,7 +95,9 @@ pub struct Draft<'a> {
     node: Node<'a>,
     given: Arc<memory::Given>,
     blocks: BlockAssignments,
-    services: services::Services<'a>,
+    services: Services,
+    /// The sources that are others than before, while all else is the same; none: all may be.
+    changed: Option<BTreeSet<usize>>,
     filters: filters::Filters<'a>,
     speaker: Result<Option<Speaker>, speaker::NoRouterId>,
     memory: Memory,
@@ -130,14 +136,12 @@ impl<'a> Draft<'a> {
             faults: observed.faults.clone(),
             links: spill::links(&declared.cluster_links),
         });
-        let sources = sources::Source::all(declared, &node, &mut memory);
-        let given = memory.give(declared, observed, || addresses::assign(declared, &sources, observed));
+        let memory::Balance { mut services, given, changed } = memory.balance(declared, observed, &node);
         let blocks = pod_cidrs::assign(declared, observed);
-        let mut services = services::Services::new(sources, observed, &node, &given.claims, &mut memory);
         let mut filters = filters::Filters::new(declared, observed, &node);
-        services.datapath.filters = std::mem::take(&mut filters.rules);
-        let speaker = speaker::speaker(&node, &declared.secrets, observed, &services.datapath);
-        Draft { declared, observed, node, given, blocks, services, filters, speaker, memory }
+        services.filter(std::mem::take(&mut filters.rules));
+        let speaker = speaker::speaker(&node, &declared.secrets, observed, &services.in_effect);
+        Draft { declared, observed, node, given, blocks, services, changed, filters, speaker, memory }
     }
 
     /// For the datapath.
@@ -156,33 +160,47 @@ impl<'a> Draft<'a> {
     }
 
     /// The second step, with what the datapath holds by now.
-    pub fn finish(self, installed: &Installed) -> Desired {
+    pub fn finish(self, installed: &Arc<Installed>) -> Desired {
         self.finish_and_remember(installed).0
     }
 
     /// The same, and what is remembered for the next pass.
-    pub fn finish_and_remember(mut self, installed: &Installed) -> (Desired, Memory) {
+    pub fn finish_and_remember(mut self, installed: &Arc<Installed>) -> (Desired, Memory) {
         let mut memory = std::mem::take(&mut self.memory);
-        let held = services::Held::new(&self.services, installed);
-        let announcements = routes::announce(&self, &held);
-        let status = status::status(&self, &held, &installed.filters, &announcements, &mut memory.sources);
-        // Who has them already sees at once that they are the same.
-        let routes = match memory.routes.take() {
-            Some(before) if *before == announcements.routes => before,
-            _ => Arc::new(announcements.routes),
+        let ground = Ground {
+            node: self.observed.node.clone(),
+            established: self.observed.established.clone(),
+            speaks: self.speaker.is_ok(),
         };
-        memory.routes = Some(Arc::clone(&routes));
-        let health_ports =
-            self.services.all.iter().filter_map(|balanced| balanced.source.health_port()).collect();
+        let before = memory.outcome.take();
+        // Of which sources the datapath holds something else, too, if nothing that counts for all has changed.
+        let (held, changed, announcements, told) = match (self.changed.take(), before) {
+            (Some(mut changed), Some(Outcome { ground: known, mut held, announcements, told }))
+                if known == ground =>
+            {
+                changed.extend(held.renew(&self.services, installed));
+                (held, Some(changed), Some(announcements), Some(told))
+            }
+            (_, before) => {
+                let held = Held::new(&self.services, installed);
+                (held, None, before.map(|before| before.announcements), None)
+            }
+        };
+        let announcements = routes::announce(&self, &held, announcements, changed.as_ref());
+        let told = told.zip(changed.as_ref());
+        let (status, told) =
+            status::status(&self, &held, &installed.filters, &announcements, &mut memory.said, told);
         let desired = Desired {
-            datapath: self.services.datapath,
-            targets: self.services.targets,
+            datapath: Arc::clone(&self.services.datapath),
+            targets: Arc::clone(&self.services.targets),
             speaker: self.speaker.unwrap_or_default(),
-            routes,
+            routes: Arc::clone(&announcements.routes),
             next_expiry: self.filters.next_expiry,
-            health_ports,
+            health_ports: self.services.health_ports.clone(),
             status: Arc::new(status),
         };
+        memory.outcome = Some(Outcome { ground, held, announcements, told });
+        memory.services = Some(self.services);
         (desired, memory)
     }
 }
@@ -271,12 +289,12 @@ pub(crate) fn peer_id(peer: &BGPPeer, node: &NodeInfo) -> Option<PeerId> {
 
 /// The entries of a map, each with the value that the other map has for its key. Both maps are walked once: with
 /// thousands of keys that are alike, a look-up for each would cost more than anything that is done with the values.
-pub(crate) fn joined<'a, K: Ord, A, B>(
-    map: &'a BTreeMap<K, A>,
-    other: &'a BTreeMap<K, B>,
+pub(crate) fn joined<'a, K: Ord + 'a, A: 'a, B: 'a>(
+    map: impl IntoIterator<Item = (&'a K, &'a A)>,
+    other: impl IntoIterator<Item = (&'a K, &'a B)>,
 ) -> impl Iterator<Item = (&'a K, &'a A, Option<&'a B>)> {
-    let mut others = other.iter().peekable();
-    map.iter().map(move |(key, value)| {
+    let mut others = other.into_iter().peekable();
+    map.into_iter().map(move |(key, value)| {
         while others.next_if(|(other, _)| *other < key).is_some() {}
         (key, value, others.next_if(|(other, _)| *other == key).map(|(_, value)| value))
     })

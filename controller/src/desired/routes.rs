@@ -109,12 +109,27 @@ impl fmt::Display for NotAnnounced {
 }
 
 /// What is announced, and how it came to that.
+#[derive(Debug)]
 pub(super) struct Announcements {
-    pub(super) routes: Vec<Route>,
-    /// By source, in their order, and by address in effect, in theirs.
-    pub(super) outcomes: Vec<Vec<Result<Announced, NotAnnounced>>>,
+    pub(super) routes: Arc<Vec<Route>>,
+    /// By source, in their order.
+    pub(super) voices: Vec<Voice>,
     /// By the name of the advertisement.
     pub(super) advertisements: BTreeMap<String, Advertised>,
+    blocks: Voice,
+    /// Addresses that other nodes serve better.
+    elsewhere: BTreeSet<IpAddr>,
+}
+
+/// What is announced of a source, or of this node's pod CIDRs. Advertisements are indices of the rules.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Voice {
+    /// By address in effect, in their order.
+    pub(super) outcomes: Vec<Result<Announced, NotAnnounced>>,
+    /// With the advertisement, and the weight of what stands behind it.
+    prefixes: Vec<(IpNet, usize, u64)>,
+    /// Advertisements that select something that is held back.
+    withheld: Vec<usize>,
 }
 
 /// An announced address.
@@ -135,68 +150,134 @@ pub(super) struct Advertised {
     pub(super) withheld: u32,
 }
 
-pub(super) fn announce(draft: &Draft<'_>, held: &Held<'_>) -> Announcements {
+/// What is announced. `changed`: the sources that are to be looked at, while nothing else is another than it was for
+/// `before`; none: all are.
+pub(super) fn announce(
+    draft: &Draft<'_>,
+    held: &Held,
+    before: Option<Announcements>,
+    changed: Option<&BTreeSet<usize>>,
+) -> Announcements {
     let rules = Rule::all(draft);
-    let elsewhere = local_elsewhere(draft, held);
-    let mut advertisements: Vec<Advertised> = vec![Advertised::default(); rules.len()];
-    let mut prefixes: Vec<(IpNet, usize, u64)> = Vec::new();
-    let mut outcomes = Vec::with_capacity(draft.services.all.len());
-    for balanced in &draft.services.all {
+    let blocks = announce_blocks(draft, &rules);
+    let all = &draft.services.all;
+    // One that is served here only may free its address for others, or take it from them.
+    let is_plain = |changed: &&BTreeSet<usize>| changed.iter().all(|at| !all[*at].source.local_only);
+    let (voices, elsewhere, known) = match (before, changed.filter(is_plain)) {
+        (Some(mut before), Some(changed)) => {
+            let mut is_same = before.blocks == blocks;
+            for at in changed {
+                let voice = Voice::new(draft, &rules, &before.elsewhere, &all[*at], held);
+                is_same &= voice == before.voices[*at];
+                before.voices[*at] = voice;
+            }
+            if is_same {
+                return before;
+            }
+            (before.voices, before.elsewhere, Some(before.routes))
+        }
+        (before, _) => {
+            let elsewhere = local_elsewhere(draft, held);
+            let voice = |balanced| Voice::new(draft, &rules, &elsewhere, balanced, held);
+            (all.iter().map(voice).collect(), elsewhere, before.map(|before| before.routes))
+        }
+    };
+    let (routes, advertisements) = routes(draft, &rules, voices.iter().chain([&blocks]));
+    // Who has them already sees at once that they are the same.
+    let routes = known.filter(|known| **known == routes).unwrap_or_else(|| Arc::new(routes));
+    Announcements { routes, voices, advertisements, blocks, elsewhere }
+}
+
+impl Voice {
+    fn new(
+        draft: &Draft<'_>,
+        rules: &[Rule<'_>],
+        elsewhere: &BTreeSet<IpAddr>,
+        balanced: &Balanced,
+        held: &Held,
+    ) -> Self {
+        let mut voice = Voice::default();
         let selecting: Vec<_> = rules.iter().enumerate().filter(|(_, rule)| rule.selects(balanced)).collect();
-        let outcome = balanced.addresses.iter().map(|address| {
-            if draft.node.router.is_none() {
-                let declared = !draft.declared.routers.is_empty();
-                return Err(if declared { NotAnnounced::NodeNotSelected } else { NotAnnounced::NoRouter });
-            }
-            if draft.speaker.is_err() {
-                return Err(NotAnnounced::NoRouterId);
-            }
-            if draft.node.is_excluded {
-                return Err(NotAnnounced::NodeExcluded);
-            }
-            let pool = balanced.assignment.addresses.get(*address).and_then(|given| given.pool.as_ref());
-            let pool = pool.and_then(|pool| draft.declared.pools.get(&**pool));
-            let pool_labels = pool.map_or(&NO_LABELS, |pool| labels(&pool.metadata));
-            let serving = Serving::of(balanced, *address, held);
-            let mut refusal = NotAnnounced::NoAdvertisement;
-            let mut peers: Cow<'_, BTreeSet<PeerId>> = Cow::Owned(BTreeSet::new());
-            for (index, rule) in &selecting {
-                if !rule.advertisement.spec.pool_selector.matches(pool_labels) {
-                    continue;
-                }
-                let hearing = &rule.hearing[Family::of(*address) as usize];
-                if hearing.is_empty() {
-                    refusal = refusal.max(NotAnnounced::NoPeer);
-                    continue;
-                }
-                // A node that uses only its own must have one.
-                let least = u32::from(balanced.source.local_only);
-                let verdict = serving.meets(rule.advertisement.spec.min_healthy.get().max(least));
-                let is_free = !elsewhere.contains(address);
-                match verdict.and_then(|()| is_free.then_some(()).ok_or(NotAnnounced::LocalElsewhere)) {
-                    Ok(()) => {
-                        prefixes.push((rule.prefix((*address).into()), *index, serving.weight));
-                        match peers.is_empty() {
-                            true => peers = Cow::Borrowed(hearing),
-                            false => peers.to_mut().extend(hearing),
-                        }
-                    }
-                    Err(reason) => {
-                        advertisements[*index].withheld += 1;
-                        refusal = reason.closest(refusal);
-                    }
-                }
-            }
-            if peers.is_empty() {
-                return Err(refusal);
-            }
-            let established = peers.iter().filter(|peer| draft.node.established.contains_key(peer)).count();
-            Ok(Announced { peers: peers.len(), established })
-        });
-        outcomes.push(outcome.collect());
+        for address in &balanced.addresses {
+            let outcome = voice.announce(draft, &selecting, elsewhere, balanced, *address, held);
+            voice.outcomes.push(outcome);
+        }
+        voice
     }
-    announce_blocks(draft, &rules, &mut prefixes, &mut advertisements);
-    let mut merged = Merged { rules: &rules, all: draft.node.peers.len(), known: BTreeMap::new() };
+
+    fn announce(
+        &mut self,
+        draft: &Draft<'_>,
+        selecting: &[(usize, &Rule<'_>)],
+        elsewhere: &BTreeSet<IpAddr>,
+        balanced: &Balanced,
+        address: IpAddr,
+        held: &Held,
+    ) -> Result<Announced, NotAnnounced> {
+        if draft.node.router.is_none() {
+            let declared = !draft.declared.routers.is_empty();
+            return Err(if declared { NotAnnounced::NodeNotSelected } else { NotAnnounced::NoRouter });
+        }
+        if draft.speaker.is_err() {
+            return Err(NotAnnounced::NoRouterId);
+        }
+        if draft.node.is_excluded {
+            return Err(NotAnnounced::NodeExcluded);
+        }
+        let pool = balanced.assignment.addresses.get(address).and_then(|given| given.pool.as_ref());
+        let pool = pool.and_then(|pool| draft.declared.pools.get(&**pool));
+        let pool_labels = pool.map_or(&NO_LABELS, |pool| labels(&pool.metadata));
+        let serving = Serving::of(balanced, address, held);
+        let mut refusal = NotAnnounced::NoAdvertisement;
+        let mut peers: Cow<'_, BTreeSet<PeerId>> = Cow::Owned(BTreeSet::new());
+        for (index, rule) in selecting {
+            if !rule.advertisement.spec.pool_selector.matches(pool_labels) {
+                continue;
+            }
+            let hearing = &rule.hearing[Family::of(address) as usize];
+            if hearing.is_empty() {
+                refusal = refusal.max(NotAnnounced::NoPeer);
+                continue;
+            }
+            // A node that uses only its own must have one.
+            let least = u32::from(balanced.source.local_only);
+            let verdict = serving.meets(rule.advertisement.spec.min_healthy.get().max(least));
+            let is_free = !elsewhere.contains(&address);
+            match verdict.and_then(|()| is_free.then_some(()).ok_or(NotAnnounced::LocalElsewhere)) {
+                Ok(()) => {
+                    self.prefixes.push((rule.prefix(address.into()), *index, serving.weight));
+                    match peers.is_empty() {
+                        true => peers = Cow::Borrowed(hearing),
+                        false => peers.to_mut().extend(hearing),
+                    }
+                }
+                Err(reason) => {
+                    self.withheld.push(*index);
+                    refusal = reason.closest(refusal);
+                }
+            }
+        }
+        if peers.is_empty() {
+            return Err(refusal);
+        }
+        let established = peers.iter().filter(|peer| draft.node.established.contains_key(peer)).count();
+        Ok(Announced { peers: peers.len(), established })
+    }
+}
+
+/// The routes of all, and what became of the advertisements.
+fn routes<'a>(
+    draft: &Draft<'_>,
+    rules: &[Rule<'_>],
+    voices: impl Iterator<Item = &'a Voice>,
+) -> (Vec<Route>, BTreeMap<String, Advertised>) {
+    let mut advertisements: Vec<Advertised> = vec![Advertised::default(); rules.len()];
+    let mut prefixes = Vec::new();
+    for voice in voices {
+        prefixes.extend_from_slice(&voice.prefixes);
+        voice.withheld.iter().for_each(|rule| advertisements[*rule].withheld += 1);
+    }
+    let mut merged = Merged { rules, all: draft.node.peers.len(), known: BTreeMap::new() };
     prefixes.sort_unstable();
     let mut routes = Vec::with_capacity(prefixes.len());
     for chunk in prefixes.chunk_by(|(one, ..), (other, ..)| one == other) {
@@ -216,11 +297,11 @@ pub(super) fn announce(draft: &Draft<'_>, held: &Held<'_>) -> Announcements {
         }));
     }
     let names = rules.iter().map(|rule| rule.name.to_owned());
-    Announcements { routes, outcomes, advertisements: names.zip(advertisements).collect() }
+    (routes, names.zip(advertisements).collect())
 }
 
 /// Addresses that other nodes serve better: of Services that use local endpoints only, and have them there.
-fn local_elsewhere(draft: &Draft<'_>, held: &Held<'_>) -> BTreeSet<IpAddr> {
+fn local_elsewhere(draft: &Draft<'_>, held: &Held) -> BTreeSet<IpAddr> {
     let local = draft.services.all.iter().filter(|b| b.source.local_only && b.source.is_served);
     let addresses = local.flat_map(|balanced| {
         // What is not installed is so perhaps everywhere: it takes the address from nobody.
@@ -234,12 +315,8 @@ fn local_elsewhere(draft: &Draft<'_>, held: &Held<'_>) -> BTreeSet<IpAddr> {
 }
 
 /// The pod CIDRs of this node.
-fn announce_blocks(
-    draft: &Draft<'_>,
-    rules: &[Rule<'_>],
-    prefixes: &mut Vec<(IpNet, usize, u64)>,
-    advertisements: &mut [Advertised],
-) {
+fn announce_blocks(draft: &Draft<'_>, rules: &[Rule<'_>]) -> Voice {
+    let mut voice = Voice::default();
     let speaks = draft.node.router.is_some() && draft.speaker.is_ok();
     for (net, pool) in pod_cidrs::effective(draft.declared, &draft.node, &draft.blocks).filter(|_| speaks) {
         let pool = pool.and_then(|pool| draft.declared.pools.get(&**pool));
@@ -250,11 +327,12 @@ fn announce_blocks(
                 continue;
             }
             match rule.hearing[Family::of(net.addr()) as usize].is_empty() {
-                true => advertisements[index].withheld += 1,
-                false => prefixes.push((rule.prefix(net), index, 0)),
+                true => voice.withheld.push(index),
+                false => voice.prefixes.push((rule.prefix(net), index, 0)),
             }
         }
     }
+    voice
 }
 
 impl NotAnnounced {
@@ -283,7 +361,7 @@ struct Serving {
 }
 
 impl Serving {
-    fn of(balanced: &Balanced<'_>, address: IpAddr, held: &Held<'_>) -> Self {
+    fn of(balanced: &Balanced, address: IpAddr, held: &Held) -> Self {
         let mut serving = Serving::default();
         let of_clients = balanced.services(held).filter(|(port, _)| port.scope == Scope::All);
         for (port, held) in of_clients.filter(|(port, _)| port.family == Family::of(address)) {
@@ -345,7 +423,7 @@ impl<'a> Rule<'a> {
         draft.declared.advertisements.iter().filter(|(_, a)| applies(a)).map(rule).collect()
     }
 
-    fn selects(&self, balanced: &Balanced<'_>) -> bool {
+    fn selects(&self, balanced: &Balanced) -> bool {
         let spec = &self.advertisement.spec;
         spec.source == Source::LoadBalancer && spec.service_selector.matches(balanced.source.labels())
     }

@@ -2,12 +2,10 @@
 //! backends are up or down as the checks say. With pods that are reached through their nodes there are two: one that
 //! chooses the node, and on a node that has some, one that chooses among them.
 use super::{
-    Node, addresses,
-    delivery::{Nodes, Pods, Via},
-    joined,
-    memory::Memory,
+    HealthPort, addresses,
+    delivery::{Nodes, PodNode, Pods, Via},
     sources::{self, Host, Source, policy_of},
-    spill::spill,
+    spill::{Share, spill},
 };
 use crate::{
     api::{
@@ -16,39 +14,53 @@ use crate::{
         policy::{Affinity, SourceRanges, WithoutBackends},
     },
     declared::Declared,
-    observed::{Check, Failure, Health, Healths, Observed, Targets},
+    observed::{Check, Failure, Health, Healths, Targets},
 };
+use imbl::ordmap::DiffItem;
 use ipam::{Assignment, Family};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lb_bpf::{
     Installed, InstalledService,
     abi::Mode,
+    filter::Filter,
     service::{Decap, Desired, Endpoint, Frontend, Rules, Scope, Service, ServiceKey, Target},
 };
 use std::{
     cell::LazyCell,
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
+    mem,
     net::IpAddr,
     sync::Arc,
 };
 
 /// What the node has to do for all sources.
-pub(super) struct Services<'a> {
+#[derive(Debug)]
+pub(super) struct Services {
     /// In the order of the sources.
-    pub(super) all: Vec<Balanced<'a>>,
-    pub(super) datapath: Desired,
-    /// The indices of the services of `datapath` among those of all sources, in their order.
-    order: Vec<usize>,
-    pub(super) targets: Targets,
+    pub(super) all: Vec<Balanced>,
+    pub(super) datapath: Arc<Desired>,
+    /// The services of `datapath`, in their order, each with its index among those of all sources.
+    order: Vec<(ServiceKey, usize)>,
+    pub(super) targets: Arc<Targets>,
+    pub(super) health_ports: BTreeMap<u16, HealthPort>,
+    /// The addresses in effect of all sources.
+    pub(super) in_effect: Vec<IpAddr>,
+    /// How many Services each ServicePolicy counts for, by its name.
+    pub(super) policies: BTreeMap<String, i64>,
+    /// Whether each check that is asked for has come to a result.
+    is_checked: bool,
 }
 
 /// A source as this node sees it.
-pub(super) struct Balanced<'a> {
-    pub(super) source: Source<'a>,
+#[derive(Debug)]
+pub(super) struct Balanced {
+    pub(super) source: Arc<Source>,
     /// What it was given.
     pub(super) assignment: Arc<Assignment>,
     /// The addresses in effect.
     pub(super) addresses: Vec<IpAddr>,
+    /// The results of its checks.
+    healths: Box<[Option<Health>]>,
     pub(super) plan: Arc<Plan>,
     /// Index of its first service among those of all sources.
     first: usize,
@@ -61,7 +73,7 @@ pub(super) struct Plan {
     services: Vec<Port>,
     pub(super) backends: Backends,
     /// What is to be said of pods that cannot be reached.
-    pub(super) refused: Option<String>,
+    pub(super) refused: Vec<String>,
     decap: Vec<Decap>,
     local_vips: Vec<IpAddr>,
 }
@@ -91,54 +103,155 @@ pub(super) struct Backends {
     pub(super) failed: Option<(Endpoint, Failure)>,
 }
 
-impl<'a> Services<'a> {
-    /// What was given and what is remembered is in the order of the sources.
+impl Services {
+    /// Those of these sources, each with what is known of it: a plan for the same is not made anew. What was given is in
+    /// the order of the sources.
     pub(super) fn new(
-        sources: Vec<Source<'a>>,
-        observed: &Observed,
-        node: &Node<'_>,
+        sources: Vec<(Arc<Source>, Option<Balanced>)>,
         given: &[Arc<Assignment>],
-        memory: &mut Memory,
+        scene: &Scene<'_>,
+        results: &Healths,
     ) -> Self {
+        let checked = Checked::new(&sources, results, scene);
+        let mut healths = checked.healths.as_slice();
         let mut all = Vec::with_capacity(sources.len());
         let mut services = Vec::with_capacity(sources.len());
-        let mut datapath = Desired::default();
-        let Memory { context, sources: remembered, .. } = memory;
-        let scene = Scene { balances: node.balances, nodes: &context.nodes, installed: &observed.installed };
-        let checked = Checked::new(&sources, &observed.health, &scene);
-        let mut healths = checked.healths.as_slice();
-        for ((source, assignment), remembered) in sources.into_iter().zip(given).zip(remembered) {
-            let addresses = addresses::effective(assignment, source.before.map(|before| &**before));
+        for ((source, known), assignment) in sources.into_iter().zip(given) {
+            let addresses = addresses::effective(assignment, source.before.as_deref());
             let own = healths.split_off(..scene.checks_of(&source)).unwrap_or_default();
-            let plan = remembered
-                .plan(&addresses, own, || scene.plan(&source, &addresses, own, &observed.node.addresses));
+            // What is not known yet is as it was installed.
+            let is_same = |known: &Balanced| {
+                known.addresses == addresses && *known.healths == *own && !own.contains(&None)
+            };
+            let plan = match known.filter(is_same) {
+                Some(known) => known.plan,
+                None => Arc::new(scene.plan(&source, &addresses, own)),
+            };
             let first = services.len();
             let indexed = (first..).zip(&plan.services);
             services
                 .extend(indexed.map(|(index, port)| (port.key.clone(), Arc::clone(&port.service), index)));
-            datapath.decap.extend(&plan.decap);
-            datapath.local_vips.extend(&plan.local_vips);
-            all.push(Balanced { source, assignment: Arc::clone(assignment), addresses, plan, first });
+            let (assignment, healths) = (Arc::clone(assignment), own.into());
+            all.push(Balanced { source, assignment, addresses, healths, plan, first });
         }
-        // One end is for all services of a VIP: packets that go up the stack go to the pods of the others, too.
-        let delivered = |end: &Decap| datapath.decap.contains(&Decap { deliver: true, ..*end });
-        let decap = datapath.decap.iter().filter(|end| end.deliver || !delivered(end)).copied();
-        datapath.decap = decap.collect();
         // No key is there twice: validation has refused two ports of one name.
         services.sort_by(|(one, ..), (other, ..)| one.cmp(other));
-        let order = services.iter().map(|(.., index)| *index).collect();
-        datapath.services = services.into_iter().map(|(key, service, _)| (key, service)).collect();
-        Services { all, targets: checked.targets, order, datapath }
+        let order = services.iter().map(|(key, _, index)| (key.clone(), *index)).collect();
+        let (decap, local_vips) = ends(&all);
+        let mut policies = BTreeMap::new();
+        for policy in all.iter().filter_map(|balanced| balanced.source.policies.first()) {
+            *policies.entry(policy.clone()).or_default() += 1;
+        }
+        let services = services.into_iter().map(|(key, service, _)| (key, service)).collect();
+        Services {
+            datapath: Arc::new(Desired { services, decap, local_vips, ..Desired::default() }),
+            order,
+            targets: Arc::new(checked.targets),
+            health_ports: all.iter().filter_map(|balanced| balanced.source.health_port()).collect(),
+            in_effect: all.iter().flat_map(|balanced| balanced.addresses.iter().copied()).collect(),
+            policies,
+            is_checked: !checked.healths.contains(&None),
+            all,
+        }
+    }
+
+    /// Puts other sources in the place of those that they have come from, which had the same addresses; whether that is
+    /// all that had to be done. If not, nothing has changed.
+    pub(super) fn renew(&mut self, renewed: &[(usize, Arc<Source>)], scene: &Scene<'_>) -> bool {
+        if !self.is_checked {
+            return false;
+        }
+        let mut plans = Vec::with_capacity(renewed.len());
+        for (at, source) in renewed {
+            let before = &self.all[*at];
+            if scene.check(source) != scene.check(&before.source)
+                || !scene.looks(source).eq(scene.looks(&before.source))
+            {
+                return false;
+            }
+            let plan = scene.plan(source, &before.addresses, &before.healths);
+            if !plan.keys().eq(before.plan.keys()) {
+                return false;
+            }
+            plans.push(Arc::new(plan));
+        }
+        let (mut has_ends, mut has_ports) = (false, false);
+        let datapath = Arc::make_mut(&mut self.datapath);
+        for ((at, source), plan) in renewed.iter().zip(plans) {
+            let balanced = &mut self.all[*at];
+            let changed = plan.services.iter().zip(&balanced.plan.services);
+            for (port, _) in changed.filter(|(port, before)| port.service != before.service) {
+                datapath.services.insert(port.key.clone(), Arc::clone(&port.service));
+            }
+            has_ends |= !plan.has_ends_of(&balanced.plan);
+            has_ports |= source.health_port() != balanced.source.health_port();
+            (balanced.source, balanced.plan) = (Arc::clone(source), plan);
+        }
+        if has_ends {
+            (datapath.decap, datapath.local_vips) = ends(&self.all);
+        }
+        if has_ports {
+            self.health_ports =
+                self.all.iter().filter_map(|balanced| balanced.source.health_port()).collect();
+        }
+        true
+    }
+
+    /// Sets the rules of packet filters.
+    pub(super) fn filter(&mut self, rules: BTreeMap<String, Filter>) {
+        if self.datapath.filters != rules {
+            Arc::make_mut(&mut self.datapath).filters = rules;
+        }
+    }
+
+    /// The places of these LoadBalancers, and of the sources that are one of these Services or use them.
+    pub(super) fn places(
+        &self,
+        balancers: &HashSet<&str>,
+        services: &HashSet<(&str, &str)>,
+    ) -> BTreeSet<usize> {
+        let is_service = |balanced: &Balanced| balanced.source.kind() == Kind::Service;
+        let first = self.all.partition_point(|balanced| !is_service(balanced));
+        let find = |of: &[Balanced], name: &str| {
+            of.binary_search_by(|balanced| (*balanced.source.name).cmp(name)).ok()
+        };
+        let mut places: BTreeSet<_> =
+            balancers.iter().filter_map(|name| find(&self.all[..first], name)).collect();
+        if !services.is_empty() {
+            let uses = |source: &Source| source.object.services(&source.name).any(|s| services.contains(&s));
+            let all = self.all[..first].iter().enumerate();
+            places.extend(all.filter(|(_, balanced)| uses(&balanced.source)).map(|(at, _)| at));
+            let own = services.iter().map(|(namespace, name)| [namespace, "/", name].concat());
+            places.extend(own.filter_map(|name| Some(first + find(&self.all[first..], &name)?)));
+        }
+        places
+    }
+
+    /// The index of the source of a service, and that of the service among those of all sources.
+    fn find(&self, key: &ServiceKey) -> Option<(usize, usize)> {
+        let at = self.order.binary_search_by(|(other, _)| other.cmp(key)).ok()?;
+        let index = self.order[at].1;
+        let source = self.all.partition_point(|balanced| balanced.first <= index);
+        Some((source.checked_sub(1)?, index))
     }
 }
 
-impl Balanced<'_> {
+/// The tunnel ends of this node, and the VIPs that it gets packets for as they are.
+fn ends(all: &[Balanced]) -> (BTreeSet<Decap>, BTreeSet<IpAddr>) {
+    let ends: BTreeSet<_> = all.iter().flat_map(|balanced| &balanced.plan.decap).copied().collect();
+    // One end is for all services of a VIP: packets that go up the stack go to the pods of the others, too.
+    let delivered = |end: &Decap| ends.contains(&Decap { deliver: true, ..*end });
+    let decap = ends.iter().filter(|end| end.deliver || !delivered(end)).copied().collect();
+    (decap, all.iter().flat_map(|balanced| &balanced.plan.local_vips).copied().collect())
+}
+
+impl Balanced {
     /// Its services in the datapath, with what the datapath holds of each.
     pub(super) fn services<'b>(
         &'b self,
-        held: &'b Held<'_>,
+        held: &'b Held,
     ) -> impl Iterator<Item = (&'b Port, Option<&'b Arc<InstalledService>>)> {
-        (self.first..).zip(&self.plan.services).map(|(index, port)| (port, held.0[index]))
+        (self.first..).zip(&self.plan.services).map(|(index, port)| (port, held.services[index].as_ref()))
     }
 }
 
@@ -150,15 +263,17 @@ impl Port {
 }
 
 /// This node among the others, and what it did so far.
-struct Scene<'a> {
-    balances: bool,
-    nodes: &'a Nodes,
-    installed: &'a Installed,
+pub(super) struct Scene<'a> {
+    pub(super) balances: bool,
+    pub(super) nodes: &'a Nodes,
+    /// The addresses of this node.
+    pub(super) local: &'a BTreeSet<IpAddr>,
+    pub(super) installed: &'a Installed,
 }
 
 impl Scene<'_> {
     /// Whether this node has a part in a source: it balances, or has pods to deliver to.
-    fn serves(&self, source: &Source<'_>) -> bool {
+    fn serves(&self, source: &Source) -> bool {
         self.balances || self.nodes.delivers(source)
     }
 
@@ -167,11 +282,43 @@ impl Scene<'_> {
         self.balances || host.node.as_ref().is_some_and(|node| self.nodes.is_own(node))
     }
 
+    /// The check that a source asks for, and its port if it has one of its own.
+    fn check(&self, source: &Source) -> Option<(Check, Option<u16>)> {
+        source.policy.health_check.as_ref().filter(|_| self.serves(source)).map(Check::of)
+    }
+
+    /// What is to be checked for a source that asks for it: by port, then by target.
+    fn looks(&self, source: &Source) -> impl Iterator<Item = Look> {
+        let check = self.check(source).map(|(_, port)| port);
+        let targets = source.ports.iter().flat_map(|port| &port.targets).filter(move |_| check.is_some());
+        targets.map(move |(host, number)| {
+            let host = &source.hosts[*host];
+            match host.node {
+                Some(PodNode::Elsewhere(_)) => Look::Trusted,
+                _ if self.uses(host) => {
+                    let port = check.flatten().unwrap_or(*number);
+                    Look::At(Endpoint { address: host.address, port })
+                }
+                _ => Look::Unused,
+            }
+        })
+    }
+
     /// How many checks a source asks for: one for each target of each port.
-    fn checks_of(&self, source: &Source<'_>) -> usize {
+    fn checks_of(&self, source: &Source) -> usize {
         let targets = || source.ports.iter().map(|port| port.targets.len()).sum();
         if source.policy.health_check.is_some() && self.serves(source) { targets() } else { 0 }
     }
+}
+
+/// What there is to check of a target.
+#[derive(PartialEq)]
+enum Look {
+    At(Endpoint),
+    /// It is behind a node of another cluster: whether it can be reached from here says nothing.
+    Trusted,
+    /// This node does not use it.
+    Unused,
 }
 
 /// What is to be checked, and what came of it so far.
@@ -186,23 +333,24 @@ struct Checked {
 impl Checked {
     /// Whether or not there is an address yet: so the first pass that has one can announce. There may be very many
     /// endpoints: they are sorted once, for the targets, and walked beside the results then.
-    fn new(sources: &[Source<'_>], results: &Healths, scene: &Scene<'_>) -> Self {
+    fn new(sources: &[(Arc<Source>, Option<Balanced>)], results: &Healths, scene: &Scene<'_>) -> Self {
         let mut by_check: BTreeMap<Check, Vec<(Endpoint, usize)>> = BTreeMap::new();
+        let mut trusted = Vec::new();
         let mut length = 0;
-        for source in sources.iter().filter(|source| scene.serves(source)) {
-            let Some((check, port)) = source.policy.health_check.as_ref().map(Check::of) else { continue };
+        for (source, _) in sources {
+            let Some((check, _)) = scene.check(source) else { continue };
             let endpoints = by_check.entry(check).or_default();
-            let targets = source.ports.iter().flat_map(|port| &port.targets);
-            for (index, (host, number)) in targets.enumerate() {
-                let host = &source.hosts[*host];
-                if scene.uses(host) {
-                    let endpoint = Endpoint { address: host.address, port: port.unwrap_or(*number) };
-                    endpoints.push((endpoint, length + index));
+            for (index, look) in (length..).zip(scene.looks(source)) {
+                match look {
+                    Look::At(endpoint) => endpoints.push((endpoint, index)),
+                    Look::Trusted => trusted.push(index),
+                    Look::Unused => {}
                 }
             }
             length += scene.checks_of(source);
         }
         let mut healths = vec![None; length];
+        trusted.into_iter().for_each(|index| healths[index] = Some(Health::Healthy));
         let targets = by_check.into_iter().map(|(check, mut endpoints)| {
             endpoints.sort_unstable_by_key(|(endpoint, _)| *endpoint);
             let mut known = results.get(&check).into_iter().flatten().peekable();
@@ -220,16 +368,10 @@ impl Checked {
 }
 
 impl Scene<'_> {
-    /// What is to be done for a source; `healths` as in [`Checked`], `local`: the addresses of this node.
-    fn plan(
-        &self,
-        source: &Source<'_>,
-        addresses: &[IpAddr],
-        healths: &[Option<Health>],
-        local: &BTreeSet<IpAddr>,
-    ) -> Plan {
+    /// What is to be done for a source; `healths` as in [`Checked`].
+    fn plan(&self, source: &Source, addresses: &[IpAddr], healths: &[Option<Health>]) -> Plan {
         let mut plan = Plan::default();
-        plan.take(source, addresses, local, self.nodes);
+        plan.take(source, addresses, self.local, self.nodes);
         if self.serves(source) {
             plan.balance(source, addresses, healths, self);
         }
@@ -241,19 +383,31 @@ impl Scene<'_> {
 }
 
 impl Plan {
+    /// The names of its services.
+    fn keys(&self) -> impl Iterator<Item = &ServiceKey> {
+        self.services.iter().map(|port| &port.key)
+    }
+
+    /// Whether what this node needs as a backend is the same.
+    fn has_ends_of(&self, other: &Plan) -> bool {
+        (&self.decap, &self.local_vips) == (&other.decap, &other.local_vips)
+    }
+
     /// The services and their backends.
     fn balance(
         &mut self,
-        source: &Source<'_>,
+        source: &Source,
         addresses: &[IpAddr],
         mut healths: &[Option<Health>],
         scene: &Scene<'_>,
     ) {
         let only = only_family(source);
-        let vias = scene.nodes.vias(source, only);
-        self.backends.declared = source.hosts.len() as u32;
+        let vias = scene.nodes.vias(source, addresses, only);
+        let takes = |at: usize| vias.get(at).copied().flatten().is_none_or(|via| via.takes);
+        self.backends.declared = (0..source.hosts.len()).filter(|at| takes(*at)).count() as u32;
         // By host: whether it is up on all ports, and whether some port was not checked yet.
-        let mut standing: Vec<_> = source.hosts.iter().map(|host| (host.is_up, false)).collect();
+        let mut standing: Vec<_> =
+            source.hosts.iter().enumerate().map(|(at, host)| (host.is_up && takes(at), false)).collect();
         for port in &source.ports {
             // Empty without a check.
             let healths = healths.split_off(..port.targets.len()).unwrap_or_default();
@@ -272,7 +426,7 @@ impl Plan {
                 let before_here = LazyCell::new(|| scene.installed.services.get(&pods_key(key.as_ref()?)));
                 let (mut serving, mut healthy_weight) = (0, 0);
                 let mut backends = Vec::with_capacity(port.targets.len());
-                let mut links = Vec::with_capacity(port.targets.len());
+                let mut shares = Vec::with_capacity(port.targets.len());
                 let mut pods = Pods::default();
                 for (index, (at, number)) in port.targets.iter().enumerate() {
                     let (host, standing) = (&source.hosts[*at], &mut standing[*at]);
@@ -281,7 +435,11 @@ impl Plan {
                         Some(_) => Family::of(host.address) == family,
                         None => Family::of(host.address) == only.unwrap_or(family) && !counts_elsewhere,
                     };
-                    if !is_of_service || !scene.uses(host) {
+                    if !is_of_service || !takes(*at) || !scene.uses(host) {
+                        continue;
+                    }
+                    if host.node.as_ref().is_some_and(|node| !node.takes(port.protocol, port.number)) {
+                        standing.0 = false;
                         continue;
                     }
                     let endpoint = Endpoint { address: host.address, port: *number };
@@ -319,24 +477,29 @@ impl Plan {
                     let target = Target { weight, up, here: false };
                     match via {
                         None => {
-                            links.push(host.link);
+                            shares.push(Share::of(host.link, &target));
                             backends.push((endpoint, target));
                         }
-                        Some(via) => pods.add(via, port.number, endpoint, target),
+                        Some(via) => pods.add(via, host.link, port.number, endpoint, target),
                     }
                 }
-                if let Some(clusters) =
-                    source.policy.clusters.as_ref().filter(|_| links.iter().any(Option::is_some))
-                {
-                    spill(clusters, &mut backends, &links);
-                    let up = backends.iter().filter(|(_, target)| target.up && target.weight > 0);
-                    (serving, healthy_weight) = up.fold((0, 0), |(count, sum), (_, target)| {
-                        (count + 1, sum + u64::from(target.weight))
+                let (nodes, own) = pods.levels();
+                let has_nodes = nodes.len() > 0;
+                for (endpoint, (target, share)) in nodes {
+                    shares.push(share);
+                    backends.push((endpoint, target));
+                }
+                let clusters = source.policy.clusters.as_ref();
+                if let Some(clusters) = clusters.filter(|_| shares.iter().any(|share| share.link.is_some())) {
+                    spill(clusters, &mut backends, &shares);
+                    let all = backends.iter().zip(&shares);
+                    let up = all.filter(|((_, target), _)| target.up && target.weight > 0);
+                    (serving, healthy_weight) = up.fold((0, 0), |(count, sum), ((_, target), share)| {
+                        (count + share.serving, sum + u64::from(target.weight))
                     });
                 }
                 let Some(key) = key else { continue };
                 let mut rules = rules(&source.policy, port, family);
-                let (nodes, own) = pods.levels();
                 let mut add = |key, scope, service| {
                     let (service, weight) = (Arc::new(service), healthy_weight);
                     self.services.push(Port { key, service, scope, family, serving, weight });
@@ -353,13 +516,13 @@ impl Plan {
                     add(pods_key(&key), Scope::Local, service);
                 }
                 if scene.balances {
-                    if !nodes.is_empty() {
+                    if has_nodes {
                         rules.server_id_bytes = 0;
                     }
                     let service = Service {
                         frontends: of_clients,
                         mode: source.policy.forwarding.datapath_mode(),
-                        backends: backends.into_iter().chain(nodes).collect(),
+                        backends: backends.into_iter().collect(),
                         drain_seconds: source.policy.drain_seconds.get(),
                         rules,
                     };
@@ -369,12 +532,12 @@ impl Plan {
         }
         self.backends.healthy = standing.iter().filter(|(up, _)| *up).count() as u32;
         self.backends.unknown = standing.iter().filter(|(_, unknown)| *unknown).count() as u32;
-        self.refused = scene.nodes.refusal(source, &vias);
+        self.refused = scene.nodes.refusals(source, &vias);
     }
 
     /// Adds what a node with these local addresses needs that is a backend, whether or not it balances: tunnel ends, or the
     /// VIPs as its own.
-    fn take(&mut self, source: &Source<'_>, addresses: &[IpAddr], local: &BTreeSet<IpAddr>, nodes: &Nodes) {
+    fn take(&mut self, source: &Source, addresses: &[IpAddr], local: &BTreeSet<IpAddr>, nodes: &Nodes) {
         let mode = source.policy.forwarding.datapath_mode();
         if mode.is_translated() {
             return;
@@ -397,7 +560,7 @@ impl Plan {
 
 /// The one address family of all backends but for pods, if that of the frontend does not matter: a tunnel carries either in
 /// either.
-fn only_family(source: &Source<'_>) -> Option<Family> {
+fn only_family(source: &Source) -> Option<Family> {
     let plain = source.hosts.iter().filter(|host| host.node.is_none());
     let mut families = plain.map(|host| Family::of(host.address));
     let first = families.next().filter(|_| source.policy.forwarding.datapath_mode().is_tunnel())?;
@@ -433,17 +596,40 @@ fn everybody(family: Family) -> IpNet {
     }
 }
 
-/// What the datapath holds of the services, by their index among those of all sources.
-pub(super) struct Held<'a>(Vec<Option<&'a Arc<InstalledService>>>);
+/// What the datapath holds of the services.
+#[derive(Debug)]
+pub(super) struct Held {
+    installed: Arc<Installed>,
+    /// By their index among those of all sources.
+    services: Vec<Option<Arc<InstalledService>>>,
+}
 
-impl<'a> Held<'a> {
-    pub(super) fn new(services: &'a Services<'_>, installed: &'a Installed) -> Self {
-        let mut all = vec![None; services.order.len()];
-        let held = joined(&services.datapath.services, &installed.services);
-        for ((.., held), index) in held.zip(&services.order) {
-            all[*index] = held;
+impl Held {
+    pub(super) fn new(services: &Services, installed: &Arc<Installed>) -> Self {
+        let mut held = vec![None; services.order.len()];
+        let mut all = installed.services.iter().peekable();
+        for (key, index) in &services.order {
+            while all.next_if(|(other, _)| *other < key).is_some() {}
+            held[*index] = all.next_if(|(other, _)| *other == key).map(|(_, service)| Arc::clone(service));
         }
-        Held(all)
+        Held { installed: Arc::clone(installed), services: held }
+    }
+
+    /// Of the same services what the datapath holds by now; gives the sources of those of which it holds something else.
+    pub(super) fn renew(&mut self, services: &Services, installed: &Arc<Installed>) -> Vec<usize> {
+        let before = mem::replace(&mut self.installed, Arc::clone(installed));
+        let mut changed = Vec::new();
+        for item in before.services.diff(&installed.services) {
+            let (key, after) = match item {
+                DiffItem::Add(key, after) | DiffItem::Update { new: (key, after), .. } => (key, Some(after)),
+                DiffItem::Remove(key, _) => (key, None),
+            };
+            if let Some((source, index)) = services.find(key) {
+                self.services[index] = after.cloned();
+                changed.push(source);
+            }
+        }
+        changed
     }
 }
 
@@ -459,13 +645,13 @@ fn was_up(before: Option<&Arc<InstalledService>>, endpoint: Endpoint, weight: u1
 }
 
 /// Name of the service of a port.
-fn service_key(source: &Source<'_>, port: &sources::Port, family: Family) -> ServiceKey {
+fn service_key(source: &Source, port: &sources::Port, family: Family) -> ServiceKey {
     let family = match family {
         Family::Ipv4 => "ipv4",
         Family::Ipv6 => "ipv6",
     };
-    let kind = if source.kind == Kind::Service { "Service/" } else { "LoadBalancer/" };
-    ServiceKey([kind, source.name, "/", &port.label, "/", family].concat().into())
+    let kind = if source.kind() == Kind::Service { "Service/" } else { "LoadBalancer/" };
+    ServiceKey([kind, &source.name, "/", &port.label, "/", family].concat().into())
 }
 
 /// What follows the name of a service in that of the one that chooses among the pods of this node.
@@ -510,7 +696,7 @@ pub fn backend_health(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{desired::desired, validate::parse_directory};
+    use crate::{desired::desired, observed::Observed, validate::parse_directory};
     use std::path::PathBuf;
 
     /// Services with checks, without, with several ports, with a port of the check's own; backends that services

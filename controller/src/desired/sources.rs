@@ -1,15 +1,15 @@
 //! What is to be balanced, in one form: LoadBalancers, and Kubernetes' Services of our class with their endpoints.
 use super::{
     HealthPort, Node,
+    delivery::PodNode,
     endpoints::{Endpoints, Slices, State},
     joined, labels,
-    memory::{Memory, Object, Remembered},
-    spill::Link,
+    spill::{Link, Links},
 };
 use crate::{
     api::{
         Cidr, Kind, LoadBalancer, LoadBalancerStatus, Policy, ServicePolicy,
-        load_balancer::Protocol,
+        load_balancer::{AssignedAddress, Protocol},
         policy::{Affinity, ForwardingMode},
         service::{Requested, is_ours, source_ranges},
     },
@@ -35,13 +35,20 @@ use std::{
 pub(super) const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// A LoadBalancer or a Service.
-pub(super) struct Source<'a> {
-    pub(super) kind: Kind,
-    pub(super) name: &'a str,
-    pub(super) metadata: &'a ObjectMeta,
+#[derive(Debug)]
+pub(super) struct Source {
+    pub(super) object: Object,
+    pub(super) name: Box<str>,
     /// Its status as last published.
-    pub(super) before: Option<&'a Arc<LoadBalancerStatus>>,
-    pub(super) terms: Arc<Terms>,
+    pub(super) before: Option<Arc<LoadBalancerStatus>>,
+    terms: Terms,
+}
+
+/// What is declared of a source.
+#[derive(Clone, Debug)]
+pub(super) enum Object {
+    LoadBalancer(Arc<LoadBalancer>),
+    Service(Arc<Service>),
 }
 
 /// What a source comes to: who serves it, on which ports, and how.
@@ -63,7 +70,7 @@ pub(super) struct Terms {
     pub(super) refused: Vec<String>,
 }
 
-impl Deref for Source<'_> {
+impl Deref for Source {
     type Target = Terms;
 
     fn deref(&self) -> &Terms {
@@ -105,7 +112,7 @@ pub(super) struct Host {
     /// Whether it may be up at all.
     pub(super) is_up: bool,
     /// The node that delivers to it; none: packets go to it itself, as under NAT all do.
-    pub(super) node: Option<Arc<str>>,
+    pub(super) node: Option<PodNode>,
     /// The link to its cluster; none: it is of the own one.
     pub(super) link: Option<Link>,
 }
@@ -132,64 +139,133 @@ pub(super) struct Wish {
     pub(super) fault: Option<String>,
 }
 
-impl<'a> Source<'a> {
-    /// All that there are: the LoadBalancers in the order of their names, then the Services in that of theirs. What is
-    /// remembered of each is in `memory` afterwards, in the same order.
-    pub(super) fn all(declared: &'a Declared, node: &Node<'_>, memory: &mut Memory) -> Vec<Self> {
-        let statuses = &declared.statuses;
-        let balancers = joined(&declared.load_balancers, &statuses.load_balancers);
-        let balancers =
-            balancers.map(|(name, object, before)| (Object::LoadBalancer(object), name.as_str(), before));
-        let services =
-            joined(&declared.services, &statuses.services).filter(|(_, object, _)| is_ours(object));
-        let services =
-            services.map(|(name, object, before)| (Object::Service(object), name.as_str(), before));
-        let all: Vec<_> = balancers.chain(services).collect();
-        let known = memory.recall(declared, &all);
-        let stale = all.iter().zip(&known).filter(|(_, known)| known.is_none());
-        let wanted: BTreeSet<_> = stale.flat_map(|((object, name, _), _)| object.services(name)).collect();
-        let links = memory.context.links.clone();
-        let slices = Slices::new(declared, &links, &wanted);
+impl Object {
+    pub(super) const fn kind(&self) -> Kind {
+        match self {
+            Object::LoadBalancer(_) => Kind::LoadBalancer,
+            Object::Service(_) => Kind::Service,
+        }
+    }
+
+    fn metadata(&self) -> &ObjectMeta {
+        match self {
+            Object::LoadBalancer(object) => &object.metadata,
+            Object::Service(object) => &object.metadata,
+        }
+    }
+
+    /// Whether it is the very same.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Object::LoadBalancer(one), Object::LoadBalancer(other)) => Arc::ptr_eq(one, other),
+            (Object::Service(one), Object::Service(other)) => Arc::ptr_eq(one, other),
+            _ => false,
+        }
+    }
+
+    /// Namespace and name of the Services whose endpoints it uses; `name` is its own.
+    pub(super) fn services<'a>(&'a self, name: &'a str) -> impl Iterator<Item = (&'a str, &'a str)> {
+        let (own, backends) = match self {
+            Object::Service(_) => (name.split_once('/'), &[][..]),
+            Object::LoadBalancer(object) => (None, &*object.spec.backends),
+        };
+        let services = backends.iter().filter_map(|backend| backend.service.as_ref());
+        own.into_iter().chain(services.map(|service| (&*service.namespace, &*service.name)))
+    }
+}
+
+/// What is declared of a source, its name, and its status as last published.
+pub(super) type Declaration<'a> = (Object, &'a str, Option<&'a Arc<LoadBalancerStatus>>);
+
+/// What is declared of all sources: the LoadBalancers in the order of their names, then the Services in that of theirs.
+pub(super) fn declarations(declared: &Declared) -> Vec<Declaration<'_>> {
+    let statuses = &declared.statuses;
+    let balancers = joined(&declared.load_balancers, &statuses.load_balancers)
+        .map(|(name, object, before)| (Object::LoadBalancer(Arc::clone(object)), name.as_str(), before));
+    let services = joined(&declared.services, &statuses.services)
+        .filter(|(_, object, _)| is_ours(object))
+        .map(|(name, object, before)| (Object::Service(Arc::clone(object)), name.as_str(), before));
+    balancers.chain(services).collect()
+}
+
+/// What sources are made of, beside what is declared of them.
+pub(super) struct Maker<'a> {
+    declared: &'a Declared,
+    node: &'a Node<'a>,
+    slices: Slices<'a>,
+    /// The oldest first.
+    policies: Vec<(&'a String, &'a Arc<ServicePolicy>)>,
+}
+
+impl<'a> Maker<'a> {
+    /// For sources that use the endpoints of these Services, by namespace and name.
+    pub(super) fn new(
+        declared: &'a Declared,
+        node: &'a Node<'a>,
+        links: &'a Links,
+        wanted: &BTreeSet<(&str, &str)>,
+    ) -> Self {
         let mut policies: Vec<_> = declared.policies.iter().collect();
         // Stable: policies of one age stay in the order of their names.
         policies.sort_by_key(|(_, policy)| created(&policy.metadata));
-        let mut sources = Vec::with_capacity(all.len());
-        for ((object, name, before), known) in all.into_iter().zip(known) {
-            let terms = || match object {
-                Object::LoadBalancer(object) => {
-                    Some(Terms::of_load_balancer(object, before, declared, &slices))
-                }
-                Object::Service(object) => Terms::of_service(name, object, before, &policies, node, &slices),
-            };
-            let known = known.or_else(|| Some(Remembered::new((object, name, before), terms()?)));
-            let Some(known) = known else { continue };
-            let terms = Arc::clone(&known.terms);
-            memory.sources.push(known);
-            sources.push(Source { kind: object.kind(), name, metadata: object.metadata(), before, terms });
-        }
-        sources
+        Maker { declared, node, slices: Slices::new(declared, links, wanted), policies }
     }
 
-    pub(super) fn labels(&self) -> &'a BTreeMap<String, String> {
-        labels(self.metadata)
+    /// A source; none: it is a Service that says nothing.
+    pub(super) fn make(&self, (object, name, before): Declaration<'_>) -> Option<Source> {
+        let Maker { declared, node, slices, policies } = self;
+        let terms = match &object {
+            Object::LoadBalancer(object) => Terms::of_load_balancer(object, before, declared, slices),
+            Object::Service(object) => Terms::of_service(name, object, before, policies, node, slices)?,
+        };
+        Some(Source { object, name: name.into(), before: before.cloned(), terms })
+    }
+}
+
+impl Source {
+    pub(super) fn kind(&self) -> Kind {
+        self.object.kind()
+    }
+
+    pub(super) fn metadata(&self) -> &ObjectMeta {
+        self.object.metadata()
+    }
+
+    pub(super) fn labels(&self) -> &BTreeMap<String, String> {
+        labels(self.metadata())
     }
 
     /// Name of its claim; it stands in statuses as the owner of an address.
     pub(super) fn claim(&self) -> Name {
-        claim(self.kind, self.name)
+        claim(self.kind(), &self.name)
     }
 
     /// The namespace of a Service.
-    pub(super) fn namespace(&self) -> Option<&'a str> {
-        (self.kind == Kind::Service)
-            .then(|| self.name.split_once('/'))
-            .flatten()
-            .map(|(namespace, _)| namespace)
+    pub(super) fn namespace(&self) -> Option<&str> {
+        let is_service = self.kind() == Kind::Service;
+        is_service.then(|| self.name.split_once('/')).flatten().map(|(namespace, _)| namespace)
     }
 
     /// Its age as that of its claim: seconds since the epoch, 0 when unknown.
     pub(super) fn created(&self) -> u64 {
-        created(self.metadata)
+        created(self.metadata())
+    }
+
+    /// Whether the same is asked of the pools, and the same was given before.
+    pub(super) fn asks_the_same(&self, other: &Source) -> bool {
+        fn addresses(source: &Source) -> &[AssignedAddress] {
+            source.before.as_ref().map_or(&[], |status| &status.addresses)
+        }
+        let frontends = |source: &Source| -> Vec<_> {
+            source.ports.iter().map(|port| (port.protocol, port.number)).collect()
+        };
+        let (one, two) = (self.metadata(), other.metadata());
+        (self.kind(), &self.name) == (other.kind(), &other.name)
+            && labels(one) == labels(two)
+            && one.creation_timestamp == two.creation_timestamp
+            && self.wish == other.wish
+            && frontends(self) == frontends(other)
+            && addresses(self) == addresses(other)
     }
 
     /// What is to be answered at its health check node port, and the port.
@@ -231,8 +307,8 @@ impl Terms {
                 continue;
             };
             let mut endpoints = slices.endpoints(&name, service);
-            if imports(&spec.policy) {
-                endpoints = slices.import(&name, endpoints);
+            if spec.policy.clusters.is_some() && !spec.policy.forwarding.mode.is_direct_return() {
+                endpoints = slices.import(&name, endpoints, false);
             }
             endpoints.serve_terminating();
             let share = if weight == 0 { 0 } else { (weight as usize / endpoints.ready().max(1)).max(1) };
@@ -302,7 +378,8 @@ impl Terms {
         let policy = policy(policies.first().map(|(_, policy)| *policy), spec);
         let mut endpoints = slices.endpoints(name, object);
         if imports(&policy) && !local_only {
-            endpoints = slices.import(name, endpoints);
+            let is_tunnel = policy.forwarding.datapath_mode().is_tunnel();
+            endpoints = slices.import(name, endpoints, is_tunnel);
         }
         let is_served = endpoints.iter().any(|(_, state, _)| state != State::Down);
         if local_only {
@@ -340,14 +417,6 @@ impl Terms {
         Some(terms)
     }
 
-    /// Whether the same is asked of the pools.
-    pub(super) fn asks_the_same(&self, other: &Terms) -> bool {
-        let frontends = |terms: &Terms| -> Vec<_> {
-            terms.ports.iter().map(|port| (port.protocol, port.number)).collect()
-        };
-        self.wish == other.wish && frontends(self) == frontends(other)
-    }
-
     /// Leaves out what the mode of forwarding cannot reach. With direct server return a backend sees the port of the
     /// frontend; a pod sees its own, since its node translates, to which packets have to come in a tunnel.
     fn refuse_unreachable(&mut self) {
@@ -357,9 +426,12 @@ impl Terms {
             hosts.iter_mut().for_each(|host| host.node = None);
             return;
         }
-        if policy.clusters.is_some() {
+        // Nodes of other clusters deliver for the addresses of their Services.
+        let is_balancer = matches!(policy, PolicyOf::Balancer(_));
+        if policy.clusters.is_some() && (is_balancer || mode == ForwardingMode::L2) {
+            let modes = if is_balancer { "mode NAT" } else { "modes NAT, IPIP and GUE" };
             refused.push(format!(
-                "clusters: endpoints of other clusters are reached in the mode NAT, not {mode:?}"
+                "clusters: endpoints of other clusters are reached in the {modes}, not {mode:?}"
             ));
         }
         let is_pod = |host: usize| hosts[host].node.is_some();
@@ -402,9 +474,9 @@ fn created(metadata: &ObjectMeta) -> u64 {
     metadata.creation_timestamp.as_ref().map_or(0, seconds)
 }
 
-fn host((address, state, node): (IpAddr, State, Option<&Arc<str>>), weight: u16) -> Host {
+fn host((address, state, node): (IpAddr, State, Option<PodNode>), weight: u16) -> Host {
     let weight = if state == State::Draining { 0 } else { weight };
-    Host { address, weight, is_up: state != State::Down, node: node.cloned(), link: None }
+    Host { address, weight, is_up: state != State::Down, node, link: None }
 }
 
 fn hosts_of(endpoints: &Endpoints<'_>, weight: u16) -> impl Iterator<Item = Host> {
@@ -412,9 +484,9 @@ fn hosts_of(endpoints: &Endpoints<'_>, weight: u16) -> impl Iterator<Item = Host
     all.map(move |(endpoint, link)| Host { link, ..host(endpoint, weight) })
 }
 
-/// Whether endpoints of other clusters are used, which are reached as they are.
+/// Whether endpoints of other clusters are used: under NAT as they are, in tunnels through their nodes.
 fn imports(policy: &Policy) -> bool {
-    policy.clusters.is_some() && !policy.forwarding.mode.is_direct_return()
+    policy.clusters.is_some() && policy.forwarding.mode != ForwardingMode::L2
 }
 
 fn protocol(port: &ServicePort) -> Option<Protocol> {

@@ -7,6 +7,7 @@ use crate::{
         bgp_router::RouterOverride,
         scalar::quoted,
     },
+    by_name::ByName,
     observed::Observed,
 };
 use bgp_speaker::{
@@ -17,7 +18,6 @@ use ipnet::IpNet;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
 };
 
 /// What the speaker is told about itself and its sessions.
@@ -39,9 +39,9 @@ pub(super) struct NoRouterId;
 
 pub(super) fn speaker(
     node: &Node<'_>,
-    secrets: &BTreeMap<String, Arc<Secret>>,
+    secrets: &ByName<Secret>,
     observed: &Observed,
-    datapath: &lb_bpf::service::Desired,
+    vips: &[IpAddr],
 ) -> Result<Option<Speaker>, NoRouterId> {
     let Some((_, router)) = node.router else { return Ok(None) };
     let spec = &router.spec;
@@ -52,7 +52,7 @@ pub(super) fn speaker(
         other.and_then(field)
     }
     let declared_id = pick(other, |o| o.router_id).or(spec.router_id).map(Ipv4Addr::from);
-    let router_id = declared_id.or_else(|| default_router_id(node, observed, datapath)).ok_or(NoRouterId)?;
+    let router_id = declared_id.or_else(|| default_router_id(node, observed, vips)).ok_or(NoRouterId)?;
     let port = pick(other, |o| o.listen_port).unwrap_or(spec.listen_port).get();
     let any = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
     let listen = any.into_iter().filter(|_| port != 0).map(|any| SocketAddr::new(any, port)).collect();
@@ -93,14 +93,7 @@ pub(crate) fn md5_key(secret: &Secret, key: &str) -> Result<Md5Key, String> {
 
 /// The node's own IPv4 address that is most like that of a peer, which is most likely one of the interface towards
 /// it. VIPs are none of its own.
-fn default_router_id(
-    node: &Node<'_>,
-    observed: &Observed,
-    datapath: &lb_bpf::service::Desired,
-) -> Option<Ipv4Addr> {
-    let frontends = datapath.services.values().flat_map(|service| &service.frontends).map(|f| f.address);
-    let local = datapath.decap.iter().map(|d| d.vip).chain(datapath.local_vips.iter().copied());
-    let vips: BTreeSet<IpAddr> = frontends.chain(local).collect();
+fn default_router_id(node: &Node<'_>, observed: &Observed, vips: &[IpAddr]) -> Option<Ipv4Addr> {
     let peers: Vec<_> = node.peers.keys().filter_map(address).filter_map(|address| v4(&address)).collect();
     let common = |own: Ipv4Addr| {
         let bits = |peer: &Ipv4Addr| (own.to_bits() ^ peer.to_bits()).leading_zeros();

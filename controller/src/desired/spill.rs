@@ -3,15 +3,17 @@
 //! Clusters stand in a row: the own one, then those with the highest priority, and so on. Each takes what is left of the traffic,
 //! all of it while enough of its backends are up, else in proportion; the rest goes on to the next. What nobody takes is shared
 //! as what was taken.
-use crate::api::{
-    ClusterLink,
-    policy::{Clusters, Prefer},
+use crate::{
+    api::{
+        ClusterLink,
+        policy::{Clusters, Prefer},
+    },
+    by_name::ByName,
 };
 use lb_bpf::service::{Endpoint, Target};
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, btree_map::Entry},
-    sync::Arc,
 };
 
 /// What counts of the link to a cluster.
@@ -25,9 +27,40 @@ pub(super) struct Link {
 pub(super) type Links = BTreeMap<String, Link>;
 
 /// What counts of all links.
-pub(super) fn links(declared: &BTreeMap<String, Arc<ClusterLink>>) -> Links {
+pub(super) fn links(declared: &ByName<ClusterLink>) -> Links {
     let link = |link: &ClusterLink| Link { priority: link.spec.priority, weight: link.spec.weight.get() };
     declared.iter().map(|(name, declared)| (name.clone(), link(declared))).collect()
+}
+
+/// What a backend stands for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Share {
+    /// The link to its cluster; none: it is in the own one.
+    pub(super) link: Option<Link>,
+    /// Its weight if it were up, of a node that of all its pods.
+    all: u16,
+    /// How many are up and have a weight.
+    pub(super) serving: u32,
+}
+
+impl Share {
+    /// That of no endpoint yet.
+    pub(super) fn new(link: Option<Link>) -> Self {
+        Share { link, ..Share::default() }
+    }
+
+    /// That of an endpoint.
+    pub(super) fn of(link: Option<Link>, target: &Target) -> Self {
+        let mut share = Share::new(link);
+        share.add(target);
+        share
+    }
+
+    /// Another endpoint of the same backend.
+    pub(super) fn add(&mut self, target: &Target) {
+        self.all = self.all.saturating_add(target.weight);
+        self.serving += u32::from(target.up && target.weight > 0);
+    }
 }
 
 /// A cluster, or several of one priority.
@@ -42,21 +75,21 @@ struct Tier {
 /// What the weight 1 becomes in the first of the clusters that traffic goes to: shares of others are finer.
 const FINE: f64 = 1000.0;
 
-/// Gives the backends the weights that make it so. `links`, in their order: where each is; none: in the own cluster.
-pub(super) fn spill(clusters: &Clusters, backends: &mut [(Endpoint, Target)], links: &[Option<Link>]) {
-    let weight = |target: &Target, link: &Option<Link>| {
-        f64::from(target.weight) * link.map_or(1.0, |link| f64::from(link.weight))
+/// Gives the backends the weights that make it so; `shares` are in their order.
+pub(super) fn spill(clusters: &Clusters, backends: &mut [(Endpoint, Target)], shares: &[Share]) {
+    let scaled = |weight: u16, share: &Share| {
+        f64::from(weight) * share.link.map_or(1.0, |link| f64::from(link.weight))
     };
-    let key = |link: &Option<Link>| match (clusters.prefer, link) {
+    let key = |share: &Share| match (clusters.prefer, share.link) {
         (Prefer::None, _) | (Prefer::Local, None) => None,
         (Prefer::Local, Some(link)) => Some(Reverse(link.priority)),
     };
     // `None` is before all priorities.
     let mut tiers: BTreeMap<_, Tier> = BTreeMap::new();
-    for ((_, target), link) in backends.iter().zip(links) {
-        let (tier, weight) = (tiers.entry(key(link)).or_default(), weight(target, link));
-        tier.all += weight;
-        tier.up += if target.up { weight } else { 0.0 };
+    for ((_, target), share) in backends.iter().zip(shares) {
+        let tier = tiers.entry(key(share)).or_default();
+        tier.all += scaled(share.all, share);
+        tier.up += if target.up { scaled(target.weight, share) } else { 0.0 };
     }
     let least = f64::from(clusters.min_local_percent.map_or(0, |percent| percent.get())) / 100.0;
     let mut left = 1.0;
@@ -73,14 +106,14 @@ pub(super) fn spill(clusters: &Clusters, backends: &mut [(Endpoint, Target)], li
         left *= 1.0 - takes;
     }
     let Some(first) = units.values().next().copied() else { return };
-    let weigh = |target: &Target, link: &Option<Link>| {
-        units.get(&key(link)).map_or(0.0, |unit| weight(target, link) * FINE * unit / first)
+    let weigh = |target: &Target, share: &Share| {
+        units.get(&key(share)).map_or(0.0, |unit| scaled(target.weight, share) * FINE * unit / first)
     };
     let heaviest =
-        backends.iter().zip(links).map(|((_, target), link)| weigh(target, link)).fold(1.0, f64::max);
+        backends.iter().zip(shares).map(|((_, target), share)| weigh(target, share)).fold(1.0, f64::max);
     let scale = (f64::from(u16::MAX) / heaviest).min(1.0);
-    for ((_, target), link) in backends.iter_mut().zip(links) {
-        let weight = weigh(target, link) * scale;
+    for ((_, target), share) in backends.iter_mut().zip(shares) {
+        let weight = weigh(target, share) * scale;
         // Within 1 and 65535.
         target.weight = if weight > 0.0 { weight.round().max(1.0) as u16 } else { 0 };
     }
@@ -101,14 +134,12 @@ mod tests {
         for (number, (link, (all, up))) in tiers.enumerate() {
             for index in 0..all {
                 let address = [10, number as u8, (index >> 8) as u8, index as u8].into();
-                backends.push((
-                    Endpoint { address, port: 80 },
-                    Target { weight: 1, up: index < up, here: false },
-                ));
-                links.push((number, link));
+                let target = Target { weight: 1, up: index < up, here: false };
+                backends.push((Endpoint { address, port: 80 }, target));
+                links.push((number, Share::of(link, &target)));
             }
         }
-        let of: Vec<_> = links.iter().map(|(_, link)| *link).collect();
+        let of: Vec<_> = links.iter().map(|(_, share)| *share).collect();
         spill(&clusters, &mut backends, &of);
         let mut sums = vec![0; others.len() + 1];
         for ((_, target), (number, _)) in backends.iter().zip(&links) {
@@ -208,11 +239,11 @@ mod tests {
         }
         let mut declared = parse_directory(&BTreeMap::from([("a.yaml".into(), text)])).unwrap();
         declared.statuses = StatusSet::clone(&desired(&declared, &Observed::default()).status);
-        let mut desired = desired(&declared, &Observed::default()).datapath.services;
-        desired.retain(|key, _| key.0.contains("web"));
-        let (_, service) = desired.pop_first().unwrap();
-        assert!(desired.is_empty());
-        std::sync::Arc::unwrap_or_clone(service)
+        let desired = desired(&declared, &Observed::default()).datapath;
+        let mut services = desired.services.iter().filter(|(key, _)| key.0.contains("web"));
+        let (_, service) = services.next().unwrap();
+        assert_eq!(services.next(), None);
+        lb_bpf::service::Service::clone(service)
     }
 
     /// So a flow goes on where the network has moved it to another site.

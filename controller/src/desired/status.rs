@@ -4,7 +4,7 @@ use super::{
     Draft, NotAnnounced, addresses, conditions,
     filters::{Filtering, ROOM, Standing},
     in_use, labels, leases, links,
-    memory::{Remembered, Said, same},
+    memory::{Said, Told, same},
     peer_id, pod_cidrs,
     routes::{Announced, Announcements},
     services::{Backends, Balanced, Held},
@@ -28,40 +28,72 @@ use std::{
     sync::Arc,
 };
 
+/// What is to be published, and what the next pass has to know of it. `known`: what became of the pass before, and the sources
+/// that are to be looked at, while nothing else is another; none: all are.
 pub(super) fn status(
     draft: &Draft<'_>,
-    held: &Held<'_>,
+    held: &Held,
     filters: &BTreeSet<String>,
     announcements: &Announcements,
-    remembered: &mut [Remembered],
-) -> StatusSet {
+    memory: &mut [Option<Said>],
+    known: Option<(Told, &BTreeSet<usize>)>,
+) -> (StatusSet, Told) {
     let faults = Faults::new(draft);
-    let mut of_kind = |kind, said: &Statuses<LoadBalancerStatus>| {
+    let said = &draft.observed.said;
+    let open = known.as_ref().and_then(|(told, changed)| Some((told, told.open(said)?, *changed)));
+    let (mut fresh, of_kinds) = (BTreeSet::new(), [Kind::LoadBalancer, Kind::Service]);
+    let mut status_of = |at: usize, said: Option<&Arc<LoadBalancerStatus>>| {
+        let (balanced, outcomes) = (&draft.services.all[at], &*announcements.voices[at].outcomes);
+        let status = Standpoint { balanced, said, held, outcomes }.status(draft, &faults, &mut memory[at]);
+        if !said.is_some_and(|said| Arc::ptr_eq(said, &status)) {
+            fresh.insert(at);
+        }
+        status
+    };
+    let [load_balancers, services] = of_kinds.map(|kind| {
+        let (said, before) = match kind {
+            Kind::Service => (&said.services, open.map(|(told, ..)| &told.services)),
+            _ => (&said.load_balancers, open.map(|(told, ..)| &told.load_balancers)),
+        };
+        if let (Some((_, open, changed)), Some(before)) = (open, before) {
+            let mut statuses = before.clone();
+            for at in open.union(changed) {
+                let source = &draft.services.all[*at].source;
+                if source.kind() == kind {
+                    let status = status_of(*at, said.get(&*source.name));
+                    if !same(statuses.get(&*source.name), Some(&status)) {
+                        statuses.insert(source.name.to_string(), status);
+                    }
+                }
+            }
+            return statuses;
+        }
         // All in the order of the names.
-        let (mut others, mut is_same) = (said.iter().peekable(), true);
-        let all = draft.services.all.iter().zip(&announcements.outcomes).zip(&mut *remembered);
-        let all = all.filter(|((balanced, _), _)| balanced.source.kind == kind);
-        let statuses = all.map(|((balanced, outcomes), remembered)| {
-            let name = balanced.source.name;
+        let (mut others, mut statuses) = (said.iter().peekable(), Vec::new());
+        let all = draft.services.all.iter().enumerate();
+        for (at, balanced) in all.filter(|(_, balanced)| balanced.source.kind() == kind) {
+            let name = &*balanced.source.name;
             while others.next_if(|(other, _)| other.as_str() < name).is_some() {}
             let said = others.next_if(|(other, _)| *other == name).map(|(_, status)| status);
-            let of = Standpoint { balanced, said, held, outcomes };
-            let status = of.status(draft, &faults, remembered);
-            is_same &= said.is_some_and(|said| Arc::ptr_eq(said, &status));
-            (name, status)
-        });
-        let statuses: Vec<_> = statuses.collect();
-        // Mostly there is nothing new to say.
-        match is_same && statuses.len() == said.len() {
-            true => said.clone(),
-            false => statuses.into_iter().map(|(name, status)| (name.to_owned(), status)).collect(),
+            statuses.push((name, status_of(at, said), said));
         }
+        // Mostly there is nothing new to say.
+        let is_same = |(_, status, said): &(_, Arc<_>, Option<&_>)| same(Some(status), *said);
+        match statuses.len() == said.len() && statuses.iter().all(is_same) {
+            true => said.clone(),
+            false => statuses.into_iter().map(|(name, status, _)| (name.to_owned(), status)).collect(),
+        }
+    });
+    let told = Told {
+        said: Arc::clone(said),
+        load_balancers: load_balancers.clone(),
+        services: services.clone(),
+        fresh,
     };
-    let said = &draft.observed.said;
-    StatusSet {
+    let set = StatusSet {
         pools: pools(draft, &faults),
-        load_balancers: of_kind(Kind::LoadBalancer, &said.load_balancers),
-        services: of_kind(Kind::Service, &said.services),
+        load_balancers,
+        services,
         policies: policies(draft, &faults),
         routers: routers(draft, &faults),
         peers: peers(draft, &faults),
@@ -69,7 +101,8 @@ pub(super) fn status(
         nodes: pod_cidrs::statuses(draft),
         packet_filters: packet_filters(draft, &faults, filters),
         cluster_links: links::statuses(draft),
-    }
+    };
+    (set, told)
 }
 
 /// Faults of the newest generation, when it was refused, by object.
@@ -104,10 +137,10 @@ impl<'a> Faults<'a> {
 
 /// How a source stands.
 struct Standpoint<'a> {
-    balanced: &'a Balanced<'a>,
+    balanced: &'a Balanced,
     /// What was said of it last.
     said: Option<&'a Arc<LoadBalancerStatus>>,
-    held: &'a Held<'a>,
+    held: &'a Held,
     outcomes: &'a [Result<Announced, NotAnnounced>],
 }
 
@@ -116,22 +149,23 @@ impl Standpoint<'_> {
         &self,
         draft: &Draft<'_>,
         faults: &Faults<'_>,
-        remembered: &mut Remembered,
+        memory: &mut Option<Said>,
     ) -> Arc<LoadBalancerStatus> {
         let Standpoint { balanced, outcomes, .. } = *self;
-        let before = self.said.or(balanced.source.before);
+        let before = self.said.or(balanced.source.before.as_ref());
         let installed = || balanced.services(self.held).map(|(_, held)| held);
         let is_same = |said: &Said| {
-            Arc::ptr_eq(&said.plan, &balanced.plan)
+            same(said.before.as_ref(), before)
+                && Arc::ptr_eq(&said.plan, &balanced.plan)
                 && said.assignment == balanced.assignment
                 && said.installed.iter().zip(installed()).all(|(one, other)| same(one.as_ref(), other))
                 && said.outcomes == outcomes
         };
-        if let Some(known) = remembered.said(before, is_same) {
-            return known;
+        if let Some(known) = memory.as_ref().filter(|said| is_same(said)) {
+            return Arc::clone(&known.status);
         }
         let status = self.work_out(draft, faults, before);
-        remembered.say(Said {
+        *memory = Some(Said {
             before: before.cloned(),
             plan: Arc::clone(&balanced.plan),
             assignment: Arc::clone(&balanced.assignment),
@@ -150,11 +184,11 @@ impl Standpoint<'_> {
     ) -> Arc<LoadBalancerStatus> {
         let Standpoint { balanced, held, outcomes, .. } = *self;
         let source = &balanced.source;
-        let generation = source.metadata.generation;
+        let generation = source.metadata().generation;
         let mut conditions = conditions(draft, before.map(|b| &b.conditions), generation);
-        faults.accepted(source.kind, source.name, &mut conditions);
+        faults.accepted(source.kind(), &source.name, &mut conditions);
         address_assigned(&balanced.assignment, &source.wish, &mut conditions);
-        if source.kind == Kind::Service {
+        if source.kind() == Kind::Service {
             policy_applied(&source.policies, &mut conditions);
         }
         programmed(draft, balanced, held, &mut conditions);
@@ -176,7 +210,7 @@ impl Standpoint<'_> {
             conditions: conditions.finish(),
             addresses: addresses::assigned(
                 &balanced.assignment,
-                source.before.map(|b| &**b),
+                source.before.as_deref(),
                 draft.observed.now,
             ),
             backends,
@@ -243,7 +277,7 @@ fn policy_applied(policies: &[String], conditions: &mut Conditions<'_>) {
     }
 }
 
-fn programmed(draft: &Draft<'_>, balanced: &Balanced<'_>, held: &Held<'_>, conditions: &mut Conditions<'_>) {
+fn programmed(draft: &Draft<'_>, balanced: &Balanced, held: &Held, conditions: &mut Conditions<'_>) {
     const TYPE: &str = "Programmed";
     if !draft.node.balances {
         return conditions.set(TYPE, false, "NodeNotSelected", "no BGPRouter selects this node");
@@ -268,7 +302,7 @@ fn programmed(draft: &Draft<'_>, balanced: &Balanced<'_>, held: &Held<'_>, condi
     }
 }
 
-fn healthy(draft: &Draft<'_>, balanced: &Balanced<'_>, conditions: &mut Conditions<'_>) {
+fn healthy(draft: &Draft<'_>, balanced: &Balanced, conditions: &mut Conditions<'_>) {
     const TYPE: &str = "Healthy";
     let Backends { declared, healthy, unknown, failed } = balanced.plan.backends;
     if !draft.node.balances {
@@ -301,7 +335,7 @@ fn healthy(draft: &Draft<'_>, balanced: &Balanced<'_>, conditions: &mut Conditio
 }
 
 fn announced(
-    balanced: &Balanced<'_>,
+    balanced: &Balanced,
     outcomes: &[Result<Announced, NotAnnounced>],
     conditions: &mut Conditions<'_>,
 ) {
@@ -366,7 +400,7 @@ fn pools(draft: &Draft<'_>, faults: &Faults<'_>) -> Statuses<AddressPoolStatus> 
 
 /// The addresses in effect, those of refused objects included.
 fn in_effect(draft: &Draft<'_>) -> impl Iterator<Item = IpAddr> {
-    let in_effect = draft.services.all.iter().flat_map(|balanced| balanced.addresses.iter().copied());
+    let in_effect = draft.services.in_effect.iter().copied();
     let StatusSet { load_balancers, services, .. } = &draft.declared.statuses;
     let of_refused = |object: &String| match object.split_once('/')? {
         ("LoadBalancer", name) => load_balancers.get(name),
@@ -423,10 +457,7 @@ fn disjoint(draft: &Draft<'_>, name: &str, overlaps: &[Overlap], conditions: &mu
 }
 
 fn policies(draft: &Draft<'_>, faults: &Faults<'_>) -> Statuses<ServicePolicyStatus> {
-    let mut services: BTreeMap<&str, i64> = BTreeMap::new();
-    for policy in draft.services.all.iter().filter_map(|balanced| balanced.source.policies.first()) {
-        *services.entry(policy).or_default() += 1;
-    }
+    let services = &draft.services.policies;
     let policy = |(name, object): (&String, &Arc<ServicePolicy>)| {
         let before = draft.declared.statuses.policies.get(name);
         let generation = object.metadata.generation;
@@ -435,7 +466,7 @@ fn policies(draft: &Draft<'_>, faults: &Faults<'_>) -> Statuses<ServicePolicySta
         let status = ServicePolicyStatus {
             observed_generation: generation,
             conditions: conditions.finish(),
-            services: services.get(name.as_str()).copied().unwrap_or(0),
+            services: services.get(name).copied().unwrap_or(0),
         };
         (name.clone(), Arc::new(status))
     };

@@ -150,7 +150,11 @@ impl Export {
                 namespace: slice.metadata.namespace.clone(),
                 name: slice_name(service, cluster, &slice.metadata.name).into(),
                 service: None,
-                import: Some(Box::new(ImportedFrom { service: service.into(), cluster: cluster.into() })),
+                import: Some(Arc::new(ImportedFrom {
+                    service: service.into(),
+                    cluster: cluster.into(),
+                    delivery: None,
+                })),
             },
             address_type: slice.address_type,
             endpoints: slice.endpoints.iter().map(endpoint).collect(),

@@ -378,8 +378,9 @@ async fn play(steps: Vec<(Step, BTreeSet<Fail>)>) -> Result<(), TestCaseError> {
                 let draft_targets = fake.view.borrow().desired.targets.clone();
                 let address: IpAddr = [10, 1, 0, backend].into();
                 let health = if healthy { Health::Healthy } else { Health::Unhealthy(Failure::TimedOut) };
-                let of_backend = draft_targets.into_iter().flat_map(|(check, endpoints)| {
-                    let endpoints = endpoints.into_iter().filter(move |endpoint| endpoint.address == address);
+                let of_backend = draft_targets.iter().flat_map(|(check, endpoints)| {
+                    let endpoints =
+                        endpoints.iter().copied().filter(move |endpoint| endpoint.address == address);
                     endpoints.map(move |endpoint| CheckResult { check: check.clone(), endpoint, health })
                 });
                 fake.note(of_backend.collect());
@@ -495,10 +496,10 @@ fn what_is_gone_from_the_targets_is_forgotten() {
         let mut present: BTreeSet<usize> = [0, 1].into();
         pass(&mut fake, &world, &present).await;
         let targets = fake.view.borrow().desired.targets.clone();
-        let (check, endpoints) = targets.into_iter().next().unwrap();
+        let (check, endpoints) = targets.first_key_value().unwrap();
         let result =
             |endpoint: Endpoint| CheckResult { check: check.clone(), endpoint, health: Health::Healthy };
-        fake.note(endpoints.into_iter().map(result).collect());
+        fake.note(endpoints.iter().copied().map(result).collect());
         pass(&mut fake, &world, &present).await;
         assert_eq!(fake.observed.health.values().map(BTreeMap::len).sum::<usize>(), 2);
         present.remove(&1);

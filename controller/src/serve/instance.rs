@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     api::{NodeState, PacketFilterStatus, kind::Kind, packet_filter::RuleStatus},
+    by_name::ByName,
     desired::{Report, peer_id, rule_key},
     fault::Fault,
     flows::Flows,
@@ -190,7 +191,7 @@ impl Instance {
 }
 
 fn with_status<T: Serialize, S: Serialize>(
-    objects: &BTreeMap<String, Arc<T>>,
+    objects: &ByName<T>,
     statuses: &Statuses<S>,
 ) -> BTreeMap<String, Value> {
     let value = |(name, object): (&String, &Arc<T>)| {
@@ -209,13 +210,13 @@ fn counted(
     counters: &FilterCounters,
 ) -> Statuses<PacketFilterStatus> {
     let mut statuses = statuses.clone();
-    for (name, status) in &mut statuses {
+    statuses.change_each(|name, status| {
         for rule in &mut Arc::make_mut(status).rules {
             if let Some(counter) = counters.get(&rule_key(name, &rule.name)) {
                 *rule = RuleStatus::new(rule.name.clone(), Some(*counter));
             }
         }
-    }
+    });
     statuses
 }
 

@@ -123,6 +123,7 @@ fn number(count: u64) -> i64 {
 mod tests {
     use super::*;
     use crate::serve::rows::InterfaceRow;
+    use imbl::OrdMap;
     use lb_bpf::{InstalledService, service::ServiceKey};
 
     #[test]
@@ -144,7 +145,7 @@ mod tests {
         let names = BTreeMap::from([("198.51.100.1".parse().unwrap(), "tor".to_owned())]);
         let service = InstalledService { table_size: 307, ..InstalledService::default() };
         let installed = Installed {
-            services: [(ServiceKey("LoadBalancer/web/http/ipv4".into()), service.into())].into(),
+            services: OrdMap::unit(ServiceKey("LoadBalancer/web/http/ipv4".into()), service.into()),
             ..Installed::default()
         };
         let ask = |before: &[Condition], now| {

@@ -87,7 +87,7 @@ pub struct BackendRow {
     pub address: IpAddr,
     /// Port.
     pub port: u16,
-    /// Name of the node that it is, and which delivers to its pods; none: it is none.
+    /// Name of the node that it is, and which delivers to its pods, after `CLUSTER/` if it is of another cluster; none: it is none.
     #[serde(default)]
     pub node: Option<String>,
     /// Weight as declared, of a node the sum of those of its pods that are healthy; 0 drains. None: no longer declared, its flows are running out.
@@ -134,6 +134,23 @@ pub struct LinkRow {
     pub imported_endpoints: i64,
     /// Those of the imported services whose exports contradict each other; at most 100.
     pub conflicting_services: Vec<String>,
+    /// Pools that are shared with it.
+    #[serde(default)]
+    pub shared_pools: Vec<SharedPoolRow>,
+}
+
+/// A pool that clusters share, as its condition `Leased` says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SharedPoolRow {
+    /// Its name.
+    pub name: String,
+    /// `True`: chunks can be leased; `False`, or `Unknown`: nothing was said yet.
+    pub leased: String,
+    /// Why, in one word.
+    pub reason: String,
+    /// How many chunks this cluster holds, asks for, and leaves to others, and what keeps it from more.
+    pub chunks: String,
 }
 
 /// What the datapath would do with a packet, and what is known of the backend.

@@ -12,6 +12,7 @@ use lb_bpf::{
     trace::Trace,
 };
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
 };
@@ -47,25 +48,37 @@ pub(super) fn trace_row(view: &View, trace: Trace) -> TraceRow {
     let backend_status = key.zip(trace.backend.as_ref()).map(|(key, backend)| {
         let service = view.desired.datapath.services.get(key);
         let target = service.and_then(|service| service.backends.get(&backend.endpoint));
-        let node = service.and_then(|service| Nodes::new(view).of(service, backend.endpoint));
+        let nodes = Nodes::new(view);
+        let node = service.and_then(|service| nodes.of(service, backend.endpoint));
         let (health, health_reason) = health(view, key, backend.endpoint, node.and(target));
         BackendStatus { weight: target.map(|target| target.weight), health: health.to_owned(), health_reason }
     });
     TraceRow { trace, backend_status }
 }
 
-/// Names of nodes by their addresses.
-struct Nodes<'a>(HashMap<IpAddr, &'a str>);
+/// Names of nodes by their addresses; those of another cluster begin with its name.
+struct Nodes<'a>(HashMap<IpAddr, Cow<'a, str>>);
 
 impl<'a> Nodes<'a> {
     fn new(view: &'a View) -> Self {
         let nodes = view.declared.nodes.iter();
-        Nodes(nodes.flat_map(|(name, node)| internal_ips(node).map(|ip| (ip, name.as_str()))).collect())
+        let own = nodes.flat_map(|(name, node)| internal_ips(node).map(move |ip| (ip, Cow::from(name))));
+        let imports =
+            view.declared.endpoint_slices.values().filter_map(|slice| slice.metadata.import.as_ref());
+        let others = imports.flat_map(|import| {
+            let nodes = import.delivery.iter().flat_map(|delivery| &delivery.nodes);
+            nodes.flat_map(|node| {
+                let name = [&*import.cluster, "/", &*node.name].concat();
+                node.addresses.iter().map(move |address| (*address, Cow::from(name.clone())))
+            })
+        });
+        // Of two with one address ours counts.
+        Nodes(others.chain(own).collect())
     }
 
     /// The node that a backend is, which delivers to its pods.
-    fn of(&self, service: &Service, endpoint: Endpoint) -> Option<&'a str> {
-        service.mode.is_tunnel().then(|| self.0.get(&endpoint.address).copied()).flatten()
+    fn of(&self, service: &Service, endpoint: Endpoint) -> Option<&str> {
+        service.mode.is_tunnel().then(|| self.0.get(&endpoint.address).map(|name| &**name)).flatten()
     }
 }
 

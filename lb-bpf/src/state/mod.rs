@@ -21,6 +21,7 @@ use crate::{
     status::{DirtySlots, InstalledService},
     tunnel_source::TunnelSource,
 };
+use imbl::OrdMap;
 use lb_bpf_common::{Addr, Backend, Config, DecapKey, Filter, Mode, RangeKey, Vip, VipKey, proto, scope};
 use since::Since;
 use std::{
@@ -230,8 +231,8 @@ impl State {
     }
 
     /// What the maps hold, whoever has put it there: right after a restart, what the process before left.
-    pub fn found(&self, maps: &impl Maps) -> Result<BTreeMap<ServiceKey, Arc<InstalledService>>, MapError> {
-        let mut services = BTreeMap::new();
+    pub fn found(&self, maps: &impl Maps) -> Result<OrdMap<ServiceKey, Arc<InstalledService>>, MapError> {
+        let mut services = OrdMap::new();
         for (id, name) in &self.names {
             let Some(keys) = self.by_service.get(id) else { continue };
             let mut service = InstalledService::default();

@@ -45,7 +45,7 @@ pub(crate) fn desired() -> Desired {
         let service = Service { frontends, mode, backends, drain_seconds: 300, rules };
         (ServiceKey(name.into()), Arc::new(service))
     });
-    Desired { services: services.into(), ..Desired::default() }
+    Desired { services: services.into_iter().collect(), ..Desired::default() }
 }
 
 /// Servers for the streams, and a peer that takes what comes back.

@@ -85,3 +85,24 @@ fn a_generation_is_one_change_for_who_watches() -> Result<(), Error> {
     assert_eq!(declared.load_balancers.len(), MANY);
     Ok(())
 }
+
+/// A little more than etcd takes, and more than it reads.
+#[test]
+fn what_is_too_large_says_how_large_it_is() -> Result<(), Error> {
+    let etcd = Etcd::start(1)?;
+    let options = options(&etcd);
+    let secret = |n: usize| {
+        format!("kind: Secret\nmetadata: {{name: s{n}}}\nstringData: {{password: {}}}\n", "x".repeat(600_000))
+    };
+    for count in [3, 6] {
+        let objects: Vec<_> = (0..count).map(secret).collect();
+        let said = apply(&options, &objects, false).unwrap_err().to_string();
+        let (head, size) = said.split_once(&format!(": {count} operations with ")).ok_or(said.clone())?;
+        assert!(head.starts_with("nothing was changed: ") && !said.contains("xxx"), "{said}");
+        let (bytes, advice) = size.split_once(' ').ok_or(said.clone())?;
+        assert!((count * 600_000..count * 601_000).contains(&bytes.parse::<usize>()?), "{said}");
+        assert!(advice.ends_with("raise that, or begin with a part of the files"), "{said}");
+    }
+    assert_eq!(apply(&options, &[secret(0), secret(1)], false)?.written.len(), 2, "nothing was there");
+    Ok(())
+}

@@ -1,10 +1,9 @@
 //! A hundred hosts on one etcd: each registers, is given its block, and has in its maps what all the others have.
-use super::process::{apply, balancer, has_address, options, pool, start};
+use super::process::{apply, balancer, has_address, node_state, options, pool, start};
 use controller::{
-    api::{Kind, NodeState, NodeStateStatus},
+    api::Kind,
     desired::desired,
     observed::{NodeInfo, Observed},
-    status::time,
     store::{
         SharedStore, Store,
         etcd::{Access, Registration},
@@ -44,9 +43,7 @@ fn a_hundred_hosts_share_what_is_declared() -> Result<(), Error> {
             let registration = Registration { labels: labels.clone(), interfaces: Vec::new() };
             // A client of its own, as of another host.
             let agent = start(&Access::new(&options)?, Role::Agent, &name, registration)?;
-            let mut state = NodeState::new(&name, Default::default());
-            state.status = Some(NodeStateStatus { heartbeat_time: Some(time(1)), ..Default::default() });
-            agent.0.publish_node(&state, None).await?;
+            agent.0.publish_node(&node_state(&name, 1), None).await?;
             agents.push((name, agent));
         }
         Ok::<_, Error>((controller, agents))

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 mod declare;
 mod fleet;
+mod lease;
 mod outage;
 mod process;
 mod rights;

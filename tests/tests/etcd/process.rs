@@ -1,7 +1,9 @@
 //! What the tests have in common: processes with a store, objects, and what etcd says of them.
 use controller::{
+    api::{NodeState, NodeStateStatus},
     cluster::{self, Facts},
     declared::Declared,
+    status::time,
     store::{
         EtcdStore, Store,
         etcd::{
@@ -79,6 +81,13 @@ pub(super) fn start(
         tokio::spawn(cluster::reconcile(Arc::clone(&store), facts));
     }
     Ok((store, snapshots))
+}
+
+/// What a node would say of itself at this time, seconds since the epoch.
+pub(super) fn node_state(name: &str, now: u64) -> NodeState {
+    let mut state = NodeState::new(name, Default::default());
+    state.status = Some(NodeStateStatus { heartbeat_time: Some(time(now)), ..Default::default() });
+    state
 }
 
 pub(super) fn options(etcd: &Etcd) -> Options {

@@ -11,7 +11,16 @@ use lab::{
     wait_until,
 };
 use serde_json::Value;
-use std::{collections::BTreeMap, fs, path::Path, thread};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
 
 /// Both clusters; that of the controller first.
 pub(super) fn planes() -> Result<[ControlPlane; 2], Error> {
@@ -137,6 +146,7 @@ pub(super) fn reader(west: &ControlPlane) -> Result<Proxy, Error> {
     let read = [
         "multicluster.x-k8s.io/serviceexports",
         "/services",
+        "/nodes",
         "discovery.k8s.io/endpointslices",
         "fairlead.dev/addresspools",
     ];
@@ -208,6 +218,18 @@ fn services_of_another_cluster_are_imported_and_leave_by_and_by() -> Result<(), 
     // `none` has no Service, `elsewhere` no namespace here, `theirs` belongs to somebody else.
     assert_eq!(count("exportedServices"), Some(4));
 
+    // Pod CIDRs of nodes there and here.
+    let node = |name: &str, cidr: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Node, metadata: {{name: {name}}}, spec: {{podCIDR: {cidr}, podCIDRs: [{cidr}]}}}}"
+        )
+    };
+    west.apply(&node("w1", "10.2.0.0/24"))?;
+    wait_condition(&home, "clusterlink", "west", ["Disjoint", "True", "Disjoint"])?;
+    home.apply(&node("h1", "10.2.0.0/16"))?;
+    let said = wait_condition(&home, "clusterlink", "west", ["Disjoint", "False", "OverlapAcrossClusters"])?;
+    assert_eq!(said, "Node w1 has 10.2.0.0/24 there, and Node h1 10.2.0.0/16 here (1 overlaps)");
+
     // What changes there changes here, and what is not ours stays as it is.
     west.apply(&slice("web", &addresses[..4]))?;
     wait_imported(&home, "web", "west", &addresses[..4])?;
@@ -246,9 +268,12 @@ fn services_of_another_cluster_are_imported_and_leave_by_and_by() -> Result<(), 
     wait_condition(&home, "clusterlink", "west", ["Ready", "False", "Stale"])?;
     wait_imported(&home, "web", "local", &["10.1.0.1"])?;
 
-    // It comes back, with what has changed meanwhile.
+    // It comes back, with what has changed meanwhile. That its nodes may not be read any more is no reason to import nothing.
     west.apply(&slice("web", &addresses[..2]))?;
-    way.set(|_| Fault::None);
+    way.set(|request| match request.path.starts_with("/api/v1/nodes") {
+        true => Fault::Answer(403, None),
+        false => Fault::None,
+    });
     way.cut();
     wait_imported(&home, "web", "west", &addresses[..2])?;
     wait_condition(&home, "clusterlink", "west", ["Ready", "True", "Imported"])?;
@@ -260,6 +285,20 @@ fn services_of_another_cluster_are_imported_and_leave_by_and_by() -> Result<(), 
         wait_imported(&home, "web", "west", &addresses[..count])?;
     }
     assert!(writes() - before <= 9, "{:#?}", here.requests());
+
+    // One that fails is tried again, and again.
+    let tries = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&tries);
+    here.set(move |request| match request.is_write() && request.path.contains("/endpointslices/") {
+        true if count.fetch_add(1, Ordering::Relaxed) < 3 => Fault::Answer(500, None),
+        _ => Fault::None,
+    });
+    west.apply(&slice("web", &addresses[..6]))?;
+    wait_imported(&home, "web", "west", &addresses[..6])?;
+    here.set(|_| Fault::None);
+    assert_eq!(tries.load(Ordering::Relaxed), 4);
+    west.apply(&slice("web", &addresses[..5]))?;
+    wait_imported(&home, "web", "west", &addresses[..5])?;
 
     // Another controller leads, while west is out of reach: what is there of it stays.
     way.set(|_| Fault::Close);

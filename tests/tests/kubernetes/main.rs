@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 mod clusters;
 mod conditions;
+mod conformance;
 mod control_plane;
 mod crds;
 mod helm;

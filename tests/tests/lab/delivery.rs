@@ -34,7 +34,7 @@ const TERMINATING: &str = "{ready: false, serving: true, terminating: true}";
 const LOST: &str = "{ready: false, serving: false}";
 
 /// Ports of the pods, the same for both Services: a client may have one port in a connection of each.
-const TARGET_PORTS: [u16; 2] = [80, 7007];
+pub(super) const TARGET_PORTS: [u16; 2] = [80, 7007];
 
 /// A pod.
 struct Pod {
@@ -108,18 +108,7 @@ impl Cluster {
 
     /// A pod on a node, which serves HTTP and echoes.
     fn pod(&self, node: usize, number: u8) -> Result<Pod, Error> {
-        let name = format!("pod{}{number}", node + 1);
-        let addresses = (
-            format!("10.244.{}.{number}", node + 1).parse()?,
-            format!("fd00:244:{}::{number}", node + 1).parse()?,
-        );
-        let sandbox = &self.lab.topology.sandbox;
-        let host = plug(sandbox, &self.lab.balancer(node).namespace, &name, addresses)?;
-        let [http, echo] = TARGET_PORTS;
-        echo::serve(&host.namespace, echo);
-        // Ends with the test process, as the echo does.
-        host.namespace.thread(move || serve(&name, http));
-        Ok(Pod { node, host })
+        Ok(Pod { node, host: pod(&self.lab, node, number)? })
     }
 
     /// Writes the EndpointSlices of a Service, as their controller would.
@@ -159,6 +148,21 @@ impl Cluster {
         }
         Ok(())
     }
+}
+
+/// A pod on a node, which serves HTTP and echoes at [`TARGET_PORTS`].
+pub(super) fn pod(lab: &Lab, node: usize, number: u8) -> Result<Host, Error> {
+    let name = format!("pod{}{number}", node + 1);
+    let addresses = (
+        format!("10.244.{}.{number}", node + 1).parse()?,
+        format!("fd00:244:{}::{number}", node + 1).parse()?,
+    );
+    let host = plug(&lab.topology.sandbox, &lab.balancer(node).namespace, &name, addresses)?;
+    let [http, echo] = TARGET_PORTS;
+    echo::serve(&host.namespace, echo);
+    // Ends with the test process, as the echo does.
+    host.namespace.thread(move || serve(&name, http));
+    Ok(host)
 }
 
 /// The pod CIDRs of a node.

@@ -1,6 +1,7 @@
 //! The lab: real kernels, real routers, real connections. Needs root, FRR, BIRD, tshark (`tests/run.sh` installs
 //! them). Every test builds its own network and removes it, one at a time.
 mod addresses;
+mod anycast;
 mod backends;
 mod chaos;
 mod cluster;

@@ -4,7 +4,7 @@
 //! its watches. Answers are bounded in size and time.
 use super::{
     access::read_password,
-    wire::{Header, KeyValue, Message, Range, Refusal, Token, Txn, Watch, end, text},
+    wire::{Header, KeyValue, Lease, Message, Range, Refusal, Token, Txn, Watch, end, text},
 };
 use crate::store::{directory::MAX_DIRECTORY_BYTES, objects::REQUEST};
 use http_body_util::{BodyExt, Full, Limited};
@@ -93,6 +93,12 @@ impl EtcdError {
         self.is_unsent || self.code.is_some_and(|code| !UNKNOWN.contains(&code))
     }
 
+    /// Whether what was asked for is more than etcd takes at once: in its own words, or in those of gRPC before it.
+    pub(super) fn is_too_large(&self) -> bool {
+        let words = ["request is too large", "received message larger than max"];
+        self.is_answer() && words.iter().any(|words| self.message.contains(words))
+    }
+
     /// Whether etcd does not know any more who we are: the token is too old, or rights have changed since.
     fn is_unauthenticated(&self) -> bool {
         const UNAUTHENTICATED: u32 = 16;
@@ -151,6 +157,22 @@ impl Client {
 
     pub(super) async fn txn(&self, txn: &Value) -> Result<Txn, EtcdError> {
         self.call("/v3/kv/txn", txn).await
+    }
+
+    /// Takes a lease that ends when it is not renewed for this time, whole seconds.
+    pub(super) async fn grant(&self, ttl: Duration) -> Result<i64, EtcdError> {
+        let grant = json!({"TTL": ttl.as_secs().to_string()});
+        let Lease { id, .. } = self.call("/v3/lease/grant", &grant).await?;
+        Ok(id)
+    }
+
+    /// Renews a lease: whether it is there still.
+    pub(super) async fn renew(&self, lease: i64) -> Result<bool, EtcdError> {
+        let answer = self.call("/v3/lease/keepalive", &json!({"ID": lease.to_string()})).await?;
+        match answer {
+            Message::Result(Lease { ttl, .. }) => Ok(ttl > 0),
+            Message::Error(refusal) => Err(EtcdError::new(refusal.message)),
+        }
     }
 
     /// All keys that begin so, in pages of one revision.

@@ -40,8 +40,21 @@ pub struct Done {
 #[derive(Debug, thiserror::Error)]
 pub enum DeclareError {
     /// etcd has refused it: nothing was changed.
-    #[error("nothing was changed: {}{}", .0, advice(.0))]
+    #[error("nothing was changed: {0}")]
     Refused(EtcdError),
+    /// etcd takes no transactions of this size: nothing was changed.
+    #[error(
+        "nothing was changed: {error}: {operations} operations with {bytes} bytes of keys and objects; etcd takes what its \
+         --max-request-bytes says, 1572864 if nothing is said: raise that, or begin with a part of the files"
+    )]
+    TooLarge {
+        /// What etcd has said.
+        error: EtcdError,
+        /// Operations of the transaction.
+        operations: usize,
+        /// Bytes of keys and values in it.
+        bytes: usize,
+    },
     /// It does not answer.
     #[error("nothing was changed: etcd was not reached: {0}")]
     Unreached(EtcdError),
@@ -62,16 +75,6 @@ impl DeclareError {
     /// What was asked before anything was written has come to this.
     fn before(error: EtcdError) -> Self {
         if error.is_answer() { DeclareError::Refused(error) } else { DeclareError::Unreached(error) }
-    }
-}
-
-/// What a size that etcd does not take calls for.
-fn advice(error: &EtcdError) -> &'static str {
-    match error.to_string() {
-        text if text.contains("too large") => {
-            "; raise --max-request-bytes of etcd, or begin with a part of the files"
-        }
-        _ => "",
     }
 }
 
@@ -148,7 +151,7 @@ impl Access {
                 }
                 let mut writes = self.deletion(kind, name);
                 if kind == Kind::Node {
-                    let keys = [registered.clone(), self.keys.node_state(name), self.keys.heartbeat(name)];
+                    let keys = [registered.clone(), self.keys.node_state(name), self.keys.node_lease(name)];
                     writes.extend(keys.iter().map(|key| delete(key)));
                 }
                 (Done { deleted: vec![object.clone()], ..Done::default() }, writes)
@@ -181,20 +184,29 @@ impl Access {
             if writes.is_empty() {
                 return Ok(done);
             }
-            let count = writes.len();
-            let mut writes = fold(writes).ok_or(DeclareError::TooMany(count))?;
+            let (operations, bytes) = (writes.len(), writes.iter().map(bytes).sum());
+            let mut writes = fold(writes).ok_or(DeclareError::TooMany(operations))?;
             // Deletions of others are seen by this.
             writes.push(put(&self.keys.generation(), "", None));
             let written = self.client.txn(&txn(&[Compare::Unchanged(&prefix, revision)], &writes, &[])).await;
             match written {
                 Ok(answer) if answer.succeeded => return Ok(done),
                 Ok(_) => {}
+                Err(error) if error.is_too_large() => {
+                    return Err(DeclareError::TooLarge { error, operations, bytes });
+                }
                 Err(error) if error.is_refused() => return Err(DeclareError::Refused(error)),
                 Err(error) => return Err(DeclareError::Unknown(error)),
             }
         }
         Err(DeclareError::Busy)
     }
+}
+
+/// Bytes of key and value that an operation puts; they are base64 in it.
+fn bytes(operation: &Value) -> usize {
+    let put = &operation["request_put"];
+    ["key", "value"].iter().filter_map(|field| put[*field].as_str()).map(|text| text.len() / 4 * 3).sum()
 }
 
 /// At most [`LEVEL`] operations that do all of these; none: they are too many.

@@ -6,7 +6,7 @@
 //! PREFIX/v1alpha1/objects/registered/Node/NAME             a Node as its agent says it is, JSON
 //! PREFIX/v1alpha1/objects/status/KIND/[NAMESPACE/]NAME     the status of an object, JSON; written by who leads
 //! PREFIX/v1alpha1/nodes/state/NAME                         the NodeState of a node, JSON; written by its agent
-//! PREFIX/v1alpha1/nodes/heartbeat/NAME                     when the agent wrote last, by its own clock (RFC 3339)
+//! PREFIX/v1alpha1/nodes/lease/NAME                         that the agent is there: goes with its lease
 //! PREFIX/v1alpha1/leader/LEASE                             one that stands for the lead; the oldest key leads
 //! ```
 use crate::api::Kind;
@@ -86,16 +86,16 @@ impl Keys {
         format!("{}state/{name}", self.nodes())
     }
 
-    pub(super) fn heartbeat(&self, name: &str) -> String {
-        format!("{}heartbeat/{name}", self.nodes())
+    pub(super) fn node_lease(&self, name: &str) -> String {
+        format!("{}lease/{name}", self.nodes())
     }
 
-    /// Of which node a key is, and whether it is its state; else its heartbeat.
+    /// Of which node a key is, and whether it is its state; else that it is there.
     pub(super) fn read_node(&self, key: &[u8]) -> Option<(String, bool)> {
         let rest = std::str::from_utf8(key).ok()?.strip_prefix(&self.nodes())?;
         match rest.split_once('/')? {
             ("state", name) => Some((name.to_owned(), true)),
-            ("heartbeat", name) => Some((name.to_owned(), false)),
+            ("lease", name) => Some((name.to_owned(), false)),
             _ => None,
         }
     }

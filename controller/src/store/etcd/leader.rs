@@ -7,25 +7,22 @@ use super::{
     EtcdError,
     client::Client,
     keys::Keys,
-    wire::{Compare, Lease, Message, end, put, text, txn},
+    wire::{Compare, end, put, text, txn},
 };
 use crate::{
     store::objects::{Shared, lock, now},
-    trouble::{Trouble, jittered},
+    trouble::Trouble,
 };
 use serde_json::{Value, json};
 use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
-use tokio::time::sleep;
 
 /// After so long without a renewal others lead.
 const TTL: Duration = Duration::from_secs(15);
 /// We lead for so long after a renewal: what was begun until then has the rest of [`TTL`] to come to its end.
 const RENEW_WITHIN: Duration = Duration::from_secs(10);
-/// Time from one renewal to the next.
-const RETRY: Duration = Duration::from_secs(2);
 
 /// One that stands. Clones are one.
 #[derive(Clone)]
@@ -73,21 +70,9 @@ impl Standing {
     /// Stands and renews the lease again and again.
     pub(super) async fn stand(self) {
         let mut trouble = Trouble::default();
-        loop {
-            if lock(&self.state).has_resigned {
-                return;
-            }
-            match self.turn().await {
-                Ok(()) => trouble.over("the lease of the lead is renewed again"),
-                Err(error) => {
-                    trouble.again(RETRY, RETRY);
-                    trouble.say("the lease of the lead could not be renewed; it is tried again", &error);
-                }
-            }
-            // What was not renewed in time is lost, whatever etcd says meanwhile.
-            let (left, retry) = (self.shared.leads_for(), jittered(RETRY));
-            sleep(left.map_or(retry, |left| left.min(retry))).await;
-            self.shared.lose_if_late();
+        while !self.has_resigned() {
+            let turn = self.turn().await;
+            self.shared.rest(turn, &mut trouble).await;
         }
     }
 
@@ -95,7 +80,7 @@ impl Standing {
     async fn turn(&self) -> Result<(), EtcdError> {
         let sent = now();
         let term = match self.term() {
-            Some(term) if self.renew(term.lease).await? => term,
+            Some(term) if self.client.renew(term.lease).await? => term,
             Some(_) => {
                 self.is_lost();
                 self.enter().await?
@@ -117,19 +102,9 @@ impl Standing {
         Ok(())
     }
 
-    /// Whether the lease is there still.
-    async fn renew(&self, lease: i64) -> Result<bool, EtcdError> {
-        let answer = self.client.call("/v3/lease/keepalive", &json!({"ID": lease.to_string()})).await?;
-        match answer {
-            Message::Result(Lease { ttl, .. }) => Ok(ttl > 0),
-            Message::Error(refusal) => Err(EtcdError::new(refusal.message)),
-        }
-    }
-
     /// Takes a lease and makes our key.
     async fn enter(&self) -> Result<Term, EtcdError> {
-        let grant = json!({"TTL": TTL.as_secs().to_string()});
-        let Lease { id: lease, .. } = self.client.call("/v3/lease/grant", &grant).await?;
+        let lease = self.client.grant(TTL).await?;
         let key = format!("{}{lease:016x}", self.keys.leader());
         let make = txn(&[Compare::Created(&key, 0)], &[put(&key, &self.identity, Some(lease))], &[]);
         let answer = self.client.txn(&make).await?;
@@ -140,6 +115,10 @@ impl Standing {
             state.term = Some(term.clone());
         }
         Ok(term)
+    }
+
+    fn has_resigned(&self) -> bool {
+        lock(&self.state).has_resigned
     }
 
     fn is_lost(&self) {

@@ -49,9 +49,7 @@ pub use node::Registration;
 
 /// Objects in etcd.
 pub struct EtcdStore {
-    client: Client,
-    keys: Keys,
-    registration: Registration,
+    agent: node::Agent,
     shared: Arc<Shared>,
     publisher: Publisher<Etcd>,
     standing: Standing,
@@ -88,7 +86,8 @@ impl EtcdStore {
         }
         let target = Etcd { client: client.clone(), keys: keys.clone(), mirror, standing: standing.clone() };
         let publisher = Publisher::new(target, Arc::clone(&shared));
-        Ok(EtcdStore { client, keys, registration, shared, publisher, standing, _tasks: tasks })
+        let agent = node::Agent::new(client, keys, registration);
+        Ok(EtcdStore { agent, shared, publisher, standing, _tasks: tasks })
     }
 }
 
@@ -131,7 +130,7 @@ impl SharedStore for EtcdStore {
         _: Option<&'a Node>,
     ) -> BoxFuture<'a, Result<(), StoreError>> {
         async move {
-            let written = node::publish(&self.client, &self.keys, &self.registration, state).await;
+            let written = self.agent.publish(state).await;
             let object = || format!("{}/{}", Kind::NodeState, state.name_any());
             written.map_err(|source| StoreError::Etcd { object: object(), source })
         }

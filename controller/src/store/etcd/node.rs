@@ -1,7 +1,8 @@
-//! What an agent writes of its node: that it is there, how it is, and that it still writes.
+//! What an agent writes of its node: that it is there, and how it is.
 //!
-//! The heartbeat has a key of its own, so that a node of which there is nothing new costs etcd some bytes. A Node stays when
-//! its agent is silent: what it was given is its own until somebody deletes it.
+//! That it is there says a key that goes with a lease, which the agent renews: no clocks are compared, and a node of which there is
+//! nothing new costs etcd no write. etcd gives all leases their whole time again when it has elected a leader, so an etcd that was away
+//! leaves time to come back. A Node stays when its agent is silent: what it was given is its own until somebody deletes it.
 use super::{
     EtcdError,
     client::Client,
@@ -12,17 +13,19 @@ use super::{
 use crate::{
     api::{Kind, NodeState, NodeStateStatus},
     host,
-    store::objects::{Shared, lock, nodes::Nodes, now},
+    store::objects::{
+        Shared, lock,
+        nodes::{FRESH, Nodes},
+        now,
+    },
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::IpAddr,
-    sync::Arc,
-    time::Duration,
+    sync::{Arc, Mutex},
 };
 
 /// What the agent says its Node is.
@@ -49,37 +52,64 @@ impl Registration {
     }
 }
 
-/// Writes the heartbeat, and whatever of the rest is not so already.
-pub(super) async fn publish(
-    client: &Client,
-    keys: &Keys,
-    registration: &Registration,
-    state: &NodeState,
-) -> Result<(), EtcdError> {
-    let name = state.name_any();
-    let mut state = state.clone();
-    let heartbeat = state.status.as_mut().and_then(|status| status.heartbeat_time.take());
-    let heartbeat = heartbeat.map_or(Value::Null, |time| json!(time));
-    let node = registration
-        .node(&name)
-        .map_err(|error| EtcdError::new(format!("this host's addresses: {error}")))?;
-    let kept = [
-        (keys.object(Part::Registered, Kind::Node, &name), node.to_string()),
-        (keys.node_state(&name), json!(state).to_string()),
-    ];
-    let keep = |(key, text): &(String, String)| {
-        nested(txn(&[Compare::Holds(key, text)], &[], &[put(key, text, None)]))
-    };
-    let mut writes: Vec<_> = kept.iter().map(keep).collect();
-    writes.push(put(&keys.heartbeat(&name), &heartbeat.to_string(), None));
-    client.txn(&txn(&[], &writes, &[])).await.map(drop)
+/// An agent as it writes of its node.
+pub(super) struct Agent {
+    client: Client,
+    keys: Keys,
+    registration: Registration,
+    /// The lease that was taken last; it may have ended.
+    lease: Mutex<Option<i64>>,
+}
+
+impl Agent {
+    pub(super) fn new(client: Client, keys: Keys, registration: Registration) -> Self {
+        Agent { client, keys, registration, lease: Mutex::default() }
+    }
+
+    /// Renews the lease, and writes whatever is not so already.
+    pub(super) async fn publish(&self, state: &NodeState) -> Result<(), EtcdError> {
+        let (keys, name) = (&self.keys, state.name_any());
+        let mut state = state.clone();
+        let since = state.status.as_mut().and_then(|status| status.heartbeat_time.take());
+        let since = since.map_or(Value::Null, |time| json!(time)).to_string();
+        let node = self
+            .registration
+            .node(&name)
+            .map_err(|error| EtcdError::new(format!("this host's addresses: {error}")))?;
+        let lease = self.lease().await?;
+        let kept = [
+            (keys.object(Part::Registered, Kind::Node, &name), node.to_string()),
+            (keys.node_state(&name), json!(state).to_string()),
+        ];
+        let keep = |(key, text): &(String, String)| {
+            nested(txn(&[Compare::Holds(key, text)], &[], &[put(key, text, None)]))
+        };
+        let mut writes: Vec<_> = kept.iter().map(keep).collect();
+        let key = keys.node_lease(&name);
+        writes.push(nested(txn(&[Compare::Leased(&key, lease)], &[], &[put(&key, &since, Some(lease))])));
+        self.client.txn(&txn(&[], &writes, &[])).await.map(drop)
+    }
+
+    /// The lease, renewed; a new one, if it has ended.
+    async fn lease(&self) -> Result<i64, EtcdError> {
+        let known = *lock(&self.lease);
+        if let Some(lease) = known
+            && self.client.renew(lease).await?
+        {
+            return Ok(lease);
+        }
+        let lease = self.client.grant(FRESH).await?;
+        *lock(&self.lease) = Some(lease);
+        Ok(lease)
+    }
 }
 
 /// What agents have told, key by key.
 #[derive(Debug, Default)]
 pub(super) struct Told {
     states: BTreeMap<String, NodeStateStatus>,
-    heartbeats: BTreeMap<String, Time>,
+    /// Nodes whose agents have a lease.
+    there: BTreeSet<String>,
 }
 
 impl Told {
@@ -88,27 +118,20 @@ impl Told {
         let (name, is_state) = keys.read_node(&kv.key)?;
         match (what, is_state) {
             (What::Delete, true) => drop(self.states.remove(&name)),
-            (What::Delete, false) => {
-                self.heartbeats.remove(&name);
-            }
+            (What::Delete, false) => drop(self.there.remove(&name)),
             (What::Put, true) => {
                 let state: NodeState = serde_json::from_slice(&kv.value).ok()?;
                 self.states.insert(name.clone(), state.status.unwrap_or_default());
             }
-            (What::Put, false) => {
-                self.heartbeats.insert(name.clone(), serde_json::from_slice(&kv.value).ok()?);
-            }
+            (What::Put, false) => drop(self.there.insert(name.clone())),
         }
         Some(name)
     }
 
-    /// Says how a node is. `is_listed`: it may be so for long.
-    fn tell(&self, name: &str, nodes: &mut Nodes, is_listed: bool, now: Duration) {
+    /// Says how a node is.
+    fn tell(&self, name: &str, nodes: &mut Nodes) {
         match self.states.get(name) {
-            Some(state) => {
-                let heartbeat_time = self.heartbeats.get(name).cloned();
-                nodes.word(name, NodeStateStatus { heartbeat_time, ..state.clone() }, is_listed, now);
-            }
+            Some(state) => nodes.leased(name, state, self.there.contains(name)),
             None => nodes.gone(name),
         }
     }
@@ -126,7 +149,7 @@ pub(super) async fn follow(client: Client, keys: Keys, shared: Arc<Shared>) {
             News::Listed(list) => {
                 told = Told::default();
                 list.kvs.iter().for_each(|kv| drop(told.take(&keys, What::Put, kv)));
-                told.states.keys().for_each(|name| told.tell(name, &mut nodes, true, now));
+                told.states.keys().for_each(|name| told.tell(name, &mut nodes));
                 nodes.listed(&told.states.keys().cloned().collect(), now);
                 shared.metrics.watches(Kind::NodeState);
             }
@@ -134,7 +157,7 @@ pub(super) async fn follow(client: Client, keys: Keys, shared: Arc<Shared>) {
                 shared.metrics.watches(Kind::NodeState);
                 let names: BTreeSet<_> =
                     events.iter().filter_map(|event| told.take(&keys, event.what, &event.kv)).collect();
-                names.iter().for_each(|name| told.tell(name, &mut nodes, false, now));
+                names.iter().for_each(|name| told.tell(name, &mut nodes));
             }
             News::Failed => {
                 shared.metrics.watch_failed(Kind::NodeState);
@@ -147,33 +170,42 @@ pub(super) async fn follow(client: Client, keys: Keys, shared: Arc<Shared>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     fn kv(key: String, value: &Value) -> KeyValue {
         KeyValue { key: key.into(), value: value.to_string().into(), ..KeyValue::default() }
     }
 
     #[test]
-    fn a_heartbeat_is_of_the_state_beside_it() {
+    fn who_has_a_lease_is_there() {
         let (keys, mut told, mut nodes) = (Keys::new("/f"), Told::default(), Nodes::default());
         let at = |seconds: u64| Duration::from_secs(seconds);
         let state = kv(keys.node_state("n1"), &json!(NodeState::new("n1", Default::default())));
-        let beat = |n: u64| kv(keys.heartbeat("n1"), &json!(crate::status::time(n)));
+        let lease = kv(keys.node_lease("n1"), &json!(crate::status::time(1)));
         let fresh = |nodes: &Nodes, seconds| {
             let reports = nodes.reports(at(seconds))?;
             Some(reports.into_iter().map(|(name, report)| (name, report.is_fresh)).collect::<Vec<_>>())
         };
-        assert_eq!(told.take(&keys, What::Put, &beat(1)), Some("n1".to_owned()));
-        told.tell("n1", &mut nodes, true, at(0));
+        let mut take = |nodes: &mut Nodes, what, kv| {
+            assert_eq!(told.take(&keys, what, kv), Some("n1".to_owned()));
+            told.tell("n1", nodes);
+        };
+        let n1 = |is_fresh| Some(vec![("n1".to_owned(), is_fresh)]);
+        take(&mut nodes, What::Put, &lease);
         nodes.listed(&["n1".to_owned()].into(), at(0));
-        assert_eq!(fresh(&nodes, 50), Some(vec![]), "a heartbeat alone says nothing");
-        told.take(&keys, What::Put, &state);
-        told.tell("n1", &mut nodes, true, at(0));
-        told.take(&keys, What::Put, &beat(2));
-        told.tell("n1", &mut nodes, false, at(60));
-        assert_eq!(fresh(&nodes, 61), Some(vec![("n1".to_owned(), true)]));
-        assert_eq!(fresh(&nodes, 300), Some(vec![("n1".to_owned(), false)]));
-        told.take(&keys, What::Delete, &state);
-        told.tell("n1", &mut nodes, false, at(301));
-        assert_eq!(fresh(&nodes, 302), Some(vec![]));
+        assert_eq!(fresh(&nodes, 50), Some(vec![]), "a lease alone says nothing");
+        take(&mut nodes, What::Put, &state);
+        assert_eq!(fresh(&nodes, 44), None, "it is listened");
+        assert_eq!(fresh(&nodes, 45), n1(true));
+        assert_eq!(fresh(&nodes, 9_999), n1(true), "nothing is written while nothing is new");
+        take(&mut nodes, What::Delete, &lease);
+        assert_eq!(fresh(&nodes, 10_000), n1(false));
+        // etcd was away, and the lease has ended: there is time to take another one.
+        nodes.disturbed(at(20_000));
+        assert_eq!(fresh(&nodes, 20_044), None);
+        take(&mut nodes, What::Put, &lease);
+        assert_eq!(fresh(&nodes, 20_045), n1(true));
+        take(&mut nodes, What::Delete, &state);
+        assert_eq!(fresh(&nodes, 20_046), Some(vec![]));
     }
 }

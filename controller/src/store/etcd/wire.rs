@@ -149,6 +149,8 @@ pub(super) enum Compare<'a> {
     Unchanged(&'a str, i64),
     /// The key has this value.
     Holds(&'a str, &'a str),
+    /// The key goes with this lease.
+    Leased(&'a str, i64),
 }
 
 impl Compare<'_> {
@@ -166,6 +168,9 @@ impl Compare<'_> {
             }),
             Compare::Holds(key, value) => {
                 json!({"key": text(key), "target": "VALUE", "value": text(value)})
+            }
+            Compare::Leased(key, lease) => {
+                json!({"key": text(key), "target": "LEASE", "lease": lease.to_string()})
             }
         }
     }

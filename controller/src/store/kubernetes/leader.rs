@@ -1,13 +1,10 @@
 //! Stands for the lead: reads and writes the Lease as [`lease`](super::lease) says, for ever.
 use super::{
     Cluster,
-    lease::{Action, Candidate, DURATION, RETRY, Record},
+    lease::{Action, Candidate, DURATION, Record},
     lock, now,
 };
-use crate::{
-    store::objects::REQUEST,
-    trouble::{Trouble, jittered},
-};
+use crate::{store::objects::REQUEST, trouble::Trouble};
 use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
@@ -19,7 +16,7 @@ use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 /// Name of the Lease.
 const NAME: &str = "fairlead-controller";
@@ -47,21 +44,9 @@ impl Standing {
     /// Reads the Lease again and again.
     pub(super) async fn stand(self) {
         let mut trouble = Trouble::default();
-        loop {
-            if lock(&self.state).has_resigned {
-                return;
-            }
-            match self.turn().await {
-                Ok(()) => trouble.over("the Lease is read and written again"),
-                Err(error) => {
-                    trouble.again(RETRY, RETRY);
-                    trouble.say("the Lease could not be read or written; it is tried again", &error);
-                }
-            }
-            // What was not renewed in time is lost, whatever the API server says meanwhile.
-            let (left, retry) = (self.cluster.shared.leads_for(), jittered(RETRY));
-            sleep(left.map_or(retry, |left| left.min(retry))).await;
-            self.cluster.shared.lose_if_late();
+        while !self.has_resigned() {
+            let turn = self.turn().await;
+            self.cluster.shared.rest(turn, &mut trouble).await;
         }
     }
 
@@ -123,6 +108,10 @@ impl Standing {
         let said = what(candidate);
         self.cluster.shared.elected_until(candidate.leads_until(now()));
         said
+    }
+
+    fn has_resigned(&self) -> bool {
+        lock(&self.state).has_resigned
     }
 
     fn identity(&self) -> String {

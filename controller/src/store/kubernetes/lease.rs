@@ -12,8 +12,6 @@ use std::time::Duration;
 pub const DURATION: Duration = Duration::from_secs(15);
 /// The holder leads for so long after a write.
 pub const RENEW_WITHIN: Duration = Duration::from_secs(10);
-/// Time from one read to the next.
-pub const RETRY: Duration = Duration::from_secs(2);
 
 /// A Lease as it was read.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -71,7 +71,7 @@ mod tests {
         api::{LoadBalancerStatus, load_balancer::AssignedAddress},
         status::{Conditions, StatusSet, Statuses},
         store::objects::{
-            plan::{Step, plan},
+            plan::{Settled, Step, plan},
             publish::Target,
             snapshot::tests::assembly,
         },
@@ -119,7 +119,9 @@ mod tests {
             "spec": {"type": "LoadBalancer", "loadBalancerClass": "fairlead.dev/lb"}, "status": known});
         let after = Arc::new(status(&["Announced", "Healthy"]));
         let after = StatusSet { services: Statuses::from([("n/a".to_owned(), after)]), ..Default::default() };
-        let writes = plan(Step::Services, &assembly([object]), &after, 0, &ApiServer::SERVICE);
+        let writes =
+            plan(Step::Services, &assembly([object]), &Settled::default(), &after, 0, &ApiServer::SERVICE)
+                .writes;
         let patch = patch(&writes[0], None);
         assert_eq!(patch["metadata"], json!({"resourceVersion": "7"}));
         let patch = &patch["status"];

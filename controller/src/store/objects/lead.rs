@@ -3,8 +3,13 @@
 //! Who is elected lists everything anew first: the one before may have written what our watches have not told yet. Only
 //! then does [`Store::leader`](crate::store::Store::leader) say so.
 use super::{Shared, lock};
+use crate::trouble::{Trouble, jittered};
 use nix::time::{ClockId, clock_gettime};
-use std::{mem, time::Duration};
+use std::{fmt::Display, mem, time::Duration};
+use tokio::time::sleep;
+
+/// Time from one turn of who stands for the lead to the next.
+const RETRY: Duration = Duration::from_secs(2);
 
 /// What is known of our lead.
 #[derive(Debug, Default)]
@@ -41,8 +46,23 @@ impl Shared {
         self.lose_if_late();
     }
 
+    /// Waits after a turn, in which the lease was read and written, until the next one is due.
+    pub(in crate::store) async fn rest(&self, turn: Result<(), impl Display>, trouble: &mut Trouble) {
+        match turn {
+            Ok(()) => trouble.over("the lease of the lead is read and written again"),
+            Err(error) => {
+                trouble.again(RETRY, RETRY);
+                trouble.say("the lease of the lead could not be read or written; it is tried again", &error);
+            }
+        }
+        // What was not renewed in time is lost, whatever anybody says meanwhile.
+        let (left, retry) = (self.leads_for(), jittered(RETRY));
+        sleep(left.map_or(retry, |left| left.min(retry))).await;
+        self.lose_if_late();
+    }
+
     /// Leads no more when the time is over.
-    pub(in crate::store) fn lose_if_late(&self) {
+    fn lose_if_late(&self) {
         let is_lost = {
             let mut lead = lock(&self.lead);
             lead.left().is_none() && mem::take(&mut lead.is_elected)

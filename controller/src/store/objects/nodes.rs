@@ -1,8 +1,8 @@
 //! Which agents are there: what their NodeStates say, and whether they go on writing them. Pure.
 //!
-//! Clocks are not compared. An agent is there if its NodeState was seen to change (its `heartbeatTime` does, at least every
+//! Clocks are not compared. An agent is there if it has a lease (etcd), or if its NodeState was seen to change (its `heartbeatTime` does, at least every
 //! 30 seconds) within [`FRESH`], by the monotonic clock of who looks. Who has just begun to look, or could not look for a
-//! while, listens first: for [`LISTEN`] nothing is said of anybody. Nor while no agent at all is heard: it may be our own
+//! while, listens first: for [`LISTEN`] nothing is said of anybody. Nor while no heartbeat at all is heard: it may be our own
 //! connection that is dead, which is found out within [`DEAF`].
 use crate::{
     api::NodeStateStatus,
@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-/// An agent that has written within this is there: two of its heartbeats may be late.
+/// An agent that has written within this is there, or has renewed its lease: two of its heartbeats may be late.
 pub const FRESH: Duration = Duration::from_secs(90);
 /// How long to listen before anybody is said to be silent.
 pub const LISTEN: Duration = Duration::from_secs(45);
@@ -36,19 +36,25 @@ pub struct Nodes {
 struct Known {
     /// Without the heartbeat: one that says nothing else is nothing new.
     state: Arc<NodeStateStatus>,
-    heartbeat: Option<Time>,
-    /// When it was last seen to change; none: it was there when the listening began, and has not changed since.
-    changed: Option<Duration>,
+    life: Life,
+}
+
+/// What says that an agent is there.
+#[derive(Debug)]
+enum Life {
+    /// A heartbeat, as it was last, and when it was last seen to change; none: it was there when the listening began, and has not
+    /// changed since.
+    Heartbeat(Option<Time>, Option<Duration>),
+    /// Whether it has a lease.
+    Lease(bool),
 }
 
 impl Nodes {
     /// A NodeState is so. `is_listed`: it was listed, and may be so for long.
     pub fn word(&mut self, name: &str, mut state: NodeStateStatus, is_listed: bool, now: Duration) {
         let heartbeat = state.heartbeat_time.take();
-        let known = self.known.get(name);
-        let is_new = known.is_none_or(|known| known.heartbeat != heartbeat);
-        let changed = match known {
-            Some(known) if !is_new => known.changed,
+        let changed = match self.known.get(name).map(|known| &known.life) {
+            Some(Life::Heartbeat(last, changed)) if *last == heartbeat => *changed,
             // One that was listed for the first time may be of long ago.
             None if is_listed => None,
             _ => Some(now),
@@ -56,11 +62,20 @@ impl Nodes {
         if changed == Some(now) {
             self.heard = self.heard.max(Some(now));
         }
-        let state = match known {
+        self.set(name, state, Life::Heartbeat(heartbeat, changed));
+    }
+
+    /// A NodeState is so, and its agent has a lease, or has none.
+    pub fn leased(&mut self, name: &str, state: &NodeStateStatus, is_there: bool) {
+        self.set(name, state.clone(), Life::Lease(is_there));
+    }
+
+    fn set(&mut self, name: &str, state: NodeStateStatus, life: Life) {
+        let state = match self.known.get(name) {
             Some(known) if *known.state == state => Arc::clone(&known.state),
             _ => Arc::new(state),
         };
-        self.known.insert(name.to_owned(), Known { state, heartbeat, changed });
+        self.known.insert(name.to_owned(), Known { state, life });
     }
 
     /// A NodeState is gone.
@@ -85,11 +100,17 @@ impl Nodes {
     pub fn reports(&self, now: Duration) -> Option<NodeReports> {
         let since = self.listens_since.filter(|since| now.saturating_sub(*since) >= LISTEN)?;
         let quiet = now.saturating_sub(self.heard.unwrap_or(since).max(since));
-        if !self.known.is_empty() && (LISTEN..DEAF).contains(&quiet) {
+        let has_heartbeats = self.known.values().any(|known| matches!(known.life, Life::Heartbeat(..)));
+        if has_heartbeats && (LISTEN..DEAF).contains(&quiet) {
             return None;
         }
         let report = |(name, known): (&String, &Known)| {
-            let is_fresh = known.changed.is_some_and(|changed| now.saturating_sub(changed) <= FRESH);
+            let is_fresh = match known.life {
+                Life::Heartbeat(_, changed) => {
+                    changed.is_some_and(|changed| now.saturating_sub(changed) <= FRESH)
+                }
+                Life::Lease(is_there) => is_there,
+            };
             (name.clone(), NodeReport { state: Arc::clone(&known.state), is_fresh })
         };
         Some(self.known.iter().map(report).collect())

@@ -6,7 +6,7 @@
 //! because the object is another one by now, and we are told which.
 use super::{
     Shared, lock,
-    plan::{self, Step, Write},
+    plan::{self, Settled, Step, Write},
     snapshot::Seen,
 };
 use crate::{host, status::StatusSet, store::StoreError};
@@ -49,33 +49,50 @@ pub(in crate::store) enum Outcome {
 pub(in crate::store) struct Publisher<T> {
     target: T,
     shared: Arc<Shared>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
     /// Writes that may have gone through.
-    unknown: Mutex<Vec<Write>>,
+    unknown: Vec<Write>,
+    settled: Settled,
 }
 
 impl<T: Target> Publisher<T> {
     pub(in crate::store) fn new(target: T, shared: Arc<Shared>) -> Self {
-        Publisher { target, shared, unknown: Mutex::default() }
+        Publisher { target, shared, state: Mutex::default() }
     }
 
     /// Writes what differs. What was written has come back in a snapshot when this returns.
     pub(in crate::store) async fn publish(&self, statuses: &StatusSet) -> Result<(), StoreError> {
-        let mut unknown = self.unknown.lock().await;
+        let mut state = self.state.lock().await;
+        let State { unknown, settled } = &mut *state;
         if !unknown.is_empty() {
             // What was computed without knowing what became of them is not written.
-            let settled = self.write_all(mem::take(&mut *unknown), &mut unknown).await;
+            let written = self.write_all(mem::take(unknown), unknown).await;
             self.shared.give_out();
-            return settled;
+            return written;
         }
+        // What the store has while nothing has to be written.
+        let mut rest = Some(lock(&self.shared.assembly).statuses().clone());
         for step in Step::ALL {
-            let now = host::now();
-            let writes = plan::plan(step, &lock(&self.shared.assembly), statuses, now, &T::SERVICE);
-            if writes.is_empty() {
+            let plan = {
+                let assembly = lock(&self.shared.assembly);
+                let plan = plan::plan(step, &assembly, settled, statuses, host::now(), &T::SERVICE);
+                let is_at_rest = plan.writes.is_empty() && plan.is_whole;
+                rest = rest.filter(|rest| is_at_rest && rest.is_same(assembly.statuses()));
+                plan
+            };
+            if plan.writes.is_empty() {
                 continue;
             }
-            let written = self.write_all(writes, &mut unknown).await;
+            let written = self.write_all(plan.writes, unknown).await;
             self.shared.give_out();
             written?;
+        }
+        if let Some(before) = rest {
+            *settled = Settled { before, after: statuses.clone() };
         }
         lock(&self.shared.assembly).published(statuses);
         self.shared.give_out();

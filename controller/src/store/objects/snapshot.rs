@@ -6,6 +6,7 @@
 //! watch tells of them later.
 use crate::{
     api::{BGPPeer, Kind, Secret},
+    by_name::ByName,
     declared::Declared,
     desired::md5_key,
     fault::Fault,
@@ -333,7 +334,7 @@ impl Assembly {
             }
         }
         let named: BTreeSet<_> = peers.values().filter_map(|peer| Some(key_of(peer)?.0)).collect();
-        secrets.retain(|name, _| named.contains(name.as_str()));
+        secrets.retain(|name, _| named.contains(name));
         for name in named.into_iter().filter(|name| !unusable.contains(*name)) {
             if let Some(secret) = self.secrets.get(name) {
                 self.changed |= replace(secrets, name.to_owned(), Arc::clone(secret));
@@ -364,7 +365,7 @@ fn key_of(peer: &BGPPeer) -> Option<(&str, &str)> {
 }
 
 /// Whether the value is another one than before.
-fn replace<T: PartialEq>(map: &mut BTreeMap<String, Arc<T>>, name: String, value: Arc<T>) -> bool {
+fn replace<T: PartialEq>(map: &mut ByName<T>, name: String, value: Arc<T>) -> bool {
     if map.get(&name).is_some_and(|before| *before == value) {
         return false;
     }

@@ -1,16 +1,24 @@
-//! What is known of another cluster: ServiceExports, Services and EndpointSlices come and go in any order; what is exported comes
-//! out. Pure. Of each object only what counts is kept.
+//! What is known of another cluster: ServiceExports, Services, EndpointSlices and Nodes come and go in any order; what is exported
+//! comes out. Pure. Of each object only what counts is kept.
+use super::{
+    nodes::{Listed, Nodes},
+    overlap::PodCidrs,
+};
 use crate::{
     api::EndpointSlice,
     mcs::{Export, Exports, Facts, Invalid, slice_name},
     neighbours::NeighbourPool,
     status::seconds,
 };
-use k8s_openapi::{api::core::v1::Service, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use k8s_openapi::{
+    api::core::v1::{Node, Service},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
 use kube::api::DynamicObject;
 use serde_json::Value;
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
+    mem,
     net::IpAddr,
     sync::Arc,
 };
@@ -24,9 +32,14 @@ pub(super) struct Known {
     /// Addresses that others reach Services by, where there are some.
     addresses: HashMap<String, Vec<IpAddr>>,
     pools: BTreeMap<String, NeighbourPool>,
-    slices: HashMap<String, BTreeMap<String, Arc<EndpointSlice>>>,
+    slices: HashMap<String, BTreeMap<String, Listed>>,
     /// By `NAMESPACE/NAME` of a slice: the service that it is of.
     services_of_slices: HashMap<String, String>,
+    nodes: Nodes,
+    /// Services of whose slices it is not worked out yet how their pods are reached.
+    stale: HashSet<String>,
+    /// Whether that is so of all.
+    are_all_stale: bool,
 }
 
 /// What counts of a ServiceExport.
@@ -79,6 +92,9 @@ impl Known {
             pools: BTreeMap::new(),
             slices: HashMap::new(),
             services_of_slices: HashMap::new(),
+            nodes: Nodes::default(),
+            stale: HashSet::new(),
+            are_all_stale: false,
         }
     }
 
@@ -95,7 +111,15 @@ impl Known {
             true => drop(self.addresses.remove(&name)),
             false => drop(self.addresses.insert(name.clone(), addresses)),
         }
+        self.stale.insert(name.clone());
         self.services.insert(name, Facts::of(object).map(Arc::new));
+    }
+
+    /// A node. Whether that makes a difference: what a kubelet tells is mostly something else.
+    pub(super) fn node(&mut self, object: &Node) -> bool {
+        let is_other = self.nodes.put(object);
+        self.are_all_stale |= is_other;
+        is_other
     }
 
     /// A pool; none: it is there, and cannot be read.
@@ -112,11 +136,11 @@ impl Known {
         self.forget_slice(metadata);
         let Some(slice) = slice else { return };
         let Some(service) = &slice.metadata.service else { return };
-        let imported = Export::imported(service, &self.cluster, slice, false);
+        let listed = Listed::new(slice, Export::imported(service, &self.cluster, slice, false));
         let service = [metadata.namespace.as_deref().unwrap_or_default(), "/", service].concat();
         self.services_of_slices.insert(name(metadata), service.clone());
-        let name = imported.metadata.name.to_string();
-        self.slices.entry(service).or_default().insert(name, Arc::new(imported));
+        self.stale.insert(service.clone());
+        self.slices.entry(service).or_default().insert(listed.slice.metadata.name.to_string(), listed);
     }
 
     pub(super) fn forget_export(&mut self, metadata: &ObjectMeta) {
@@ -124,8 +148,14 @@ impl Known {
     }
 
     pub(super) fn forget_service(&mut self, metadata: &ObjectMeta) {
-        self.services.remove(&name(metadata));
-        self.addresses.remove(&name(metadata));
+        let name = name(metadata);
+        self.services.remove(&name);
+        self.addresses.remove(&name);
+        self.stale.insert(name);
+    }
+
+    pub(super) fn forget_node(&mut self, metadata: &ObjectMeta) {
+        self.are_all_stale |= self.nodes.forget(metadata);
     }
 
     pub(super) fn forget_slice(&mut self, metadata: &ObjectMeta) {
@@ -147,6 +177,14 @@ impl Known {
     pub(super) fn forget_services(&mut self) {
         self.services.clear();
         self.addresses.clear();
+        self.are_all_stale = true;
+    }
+
+    /// All Nodes are listed anew. Whether there were some.
+    pub(super) fn forget_nodes(&mut self) -> bool {
+        let had_some = mem::take(&mut self.nodes).len() > 0;
+        self.are_all_stale |= had_some;
+        had_some
     }
 
     /// All AddressPools are listed anew.
@@ -162,7 +200,8 @@ impl Known {
 
     /// How many objects are known.
     pub(super) fn len(&self) -> usize {
-        self.exports.len() + self.services.len() + self.services_of_slices.len() + self.pools.len()
+        let objects = self.exports.len() + self.services.len() + self.services_of_slices.len();
+        objects + self.pools.len() + self.nodes.len()
     }
 
     /// Its pools.
@@ -176,13 +215,32 @@ impl Known {
         exported.map(|(name, addresses)| (name.clone(), addresses.clone())).collect()
     }
 
+    /// The pod CIDRs of its nodes.
+    pub(super) fn pod_cidrs(&self) -> PodCidrs {
+        self.nodes.pod_cidrs()
+    }
+
     /// What is exported.
-    pub(super) fn exports(&self) -> Exports {
+    pub(super) fn exports(&mut self) -> Exports {
+        self.freshen();
         let export = |(name, declared): (&String, &Declared)| {
             let service = self.services.get(name).cloned().unwrap_or(Err(Invalid::NoService));
-            (name.clone(), declared.export(service, self.slices.get(name).cloned().unwrap_or_default()))
+            let slices = self.slices.get(name).into_iter().flatten();
+            let slices = slices.map(|(name, listed)| (name.clone(), Arc::clone(&listed.slice)));
+            (name.clone(), declared.export(service, slices.collect()))
         };
         self.exports.iter().map(export).collect()
+    }
+
+    /// Works out how pods are reached, where something of that has changed.
+    fn freshen(&mut self) {
+        let Known { services, addresses, slices, nodes, .. } = self;
+        let (stale, are_all_stale) = (mem::take(&mut self.stale), mem::take(&mut self.are_all_stale));
+        for (name, slices) in slices.iter_mut().filter(|(name, _)| are_all_stale || stale.contains(*name)) {
+            let facts = services.get(name).and_then(|facts| facts.as_deref().ok());
+            let service = addresses.get(name).zip(facts);
+            slices.values_mut().for_each(|listed| listed.set_delivery(service, nodes));
+        }
     }
 }
 

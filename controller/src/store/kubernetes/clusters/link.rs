@@ -5,6 +5,7 @@ use super::{
     super::watching,
     credentials::{self, Credentials},
     known::Known,
+    overlap::PodCidrs,
 };
 use crate::{
     api::{AddressPool, AddressPoolStatus, Kind},
@@ -15,7 +16,10 @@ use crate::{
     trouble::{Trouble, jittered},
 };
 use futures::{StreamExt, TryStreamExt, stream::BoxStream};
-use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use k8s_openapi::api::{
+    core::v1::{Node, Service},
+    discovery::v1::EndpointSlice,
+};
 use kube::{
     Api, Client,
     api::{ApiResource, DynamicObject},
@@ -70,6 +74,8 @@ pub(super) struct Report {
     pub(super) pools_are_listed: bool,
     /// Addresses of what it exports.
     pub(super) addresses: Arc<BTreeMap<String, Vec<IpAddr>>>,
+    /// The pod CIDRs of its nodes.
+    pub(super) pod_cidrs: Arc<PodCidrs>,
 }
 
 impl Report {
@@ -81,6 +87,7 @@ impl Report {
             pools: None,
             pools_are_listed: false,
             addresses: Arc::default(),
+            pod_cidrs: Arc::default(),
         }
     }
 }
@@ -135,6 +142,8 @@ enum News {
     Export(Event<DynamicObject>),
     Service(Event<Service>),
     Slice(Event<DynamicObject>),
+    /// None: the rights do not go so far.
+    Node(Option<Event<Node>>),
     /// None: pools cannot be watched, whatever else can.
     Pool(Option<Event<DynamicObject>>),
 }
@@ -151,11 +160,11 @@ async fn session(
     ask(&client).await?;
     let mut news = watches(&client);
     let mut known = Known::new(cluster);
-    // Exports, Services, slices.
-    let mut listed = [false; 3];
+    // Exports, Services, slices, nodes.
+    let mut listed = [false; 4];
     let mut pools_are_listed = false;
-    // Whether more than pools has changed.
-    let mut is_more = false;
+    // Whether more than pools has changed, and whether nodes have.
+    let (mut is_more, mut is_of_nodes) = (false, false);
     let mut questions = interval(ASK);
     questions.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut answer = Box::pin(ask(&client));
@@ -172,10 +181,13 @@ async fn session(
                     tell = Some((now + QUIET, tell.map_or(now + PATIENCE, |(_, latest)| latest)));
                 }
                 Ok(Some(event)) => {
-                    is_more = true;
-                    take(&mut known, &mut listed, event);
+                    let is_of_node = matches!(event, News::Node(_));
+                    if !take(&mut known, &mut listed, event) {
+                        continue;
+                    }
+                    (is_more, is_of_nodes) = (true, is_of_nodes || is_of_node);
                     if known.len() > MOST {
-                        return Err((TOO_LARGE, format!("it has more than {MOST} Services, ServiceExports and EndpointSlices")));
+                        return Err((TOO_LARGE, format!("it has more than {MOST} Services, ServiceExports, EndpointSlices and Nodes")));
                     }
                     let now = Instant::now();
                     tell = Some((now + QUIET, tell.map_or(now + PATIENCE, |(_, latest)| latest)));
@@ -183,13 +195,14 @@ async fn session(
                 Ok(None) => return Err(("Unreachable", "the watches have ended".to_owned())),
                 Err(error) => return Err(watch_failed(&error)),
             },
-            () = tokio::time::sleep_until(due), if tell.is_some() && listed == [true; 3] => {
+            () = tokio::time::sleep_until(due), if tell.is_some() && listed == [true; 4] => {
                 tell = None;
                 trouble.over(&format!("ClusterLink/{cluster}: connected"));
                 // A list anew is told when it is done: what is free meanwhile is not known.
                 let pools = pools_are_listed.then(|| Arc::new(known.pools().clone()));
                 let more = std::mem::take(&mut is_more)
                     .then(|| (Arc::new(known.exports()), Arc::new(known.addresses())));
+                let pod_cidrs = std::mem::take(&mut is_of_nodes).then(|| Arc::new(known.pod_cidrs()));
                 report.send_modify(|report| {
                     report.connected = Some(Ok(()));
                     report.contact = now();
@@ -197,6 +210,9 @@ async fn session(
                     report.pools = pools.or_else(|| report.pools.take());
                     if let Some((exports, addresses)) = more {
                         (report.exports, report.addresses) = (Some(exports), addresses);
+                    }
+                    if let Some(pod_cidrs) = pod_cidrs {
+                        report.pod_cidrs = pod_cidrs;
                     }
                 });
             }
@@ -239,12 +255,31 @@ fn watches(client: &Client) -> BoxStream<'static, Result<News, watcher::Error>> 
     // A cluster may have none, or not let us read them: all else goes on.
     let pools = watcher(pools, config()).default_backoff();
     let pools = pools.map(|event| Ok(News::Pool(event.ok()))).boxed();
-    let more = futures::stream::select(pools, watcher(slices, config()).map_ok(News::Slice));
-    futures::stream::select(
-        watcher(exports, config()).map_ok(News::Export),
-        futures::stream::select(watcher(services, config()).map_ok(News::Service), more),
-    )
+    // Without them there are no ways into tunnels; all else goes on. Any other error ends the session: to forget the ways would be worse.
+    let nodes = watcher(Api::<Node>::all(client.clone()), config()).default_backoff();
+    let nodes = nodes.map(|event| match event {
+        Ok(event) => Ok(News::Node(Some(event))),
+        Err(error) if is_forbidden(&error) => Ok(News::Node(None)),
+        Err(error) => Err(error),
+    });
+    futures::stream::select_all([
+        watcher(exports, config()).map_ok(News::Export).boxed(),
+        watcher(services, config()).map_ok(News::Service).boxed(),
+        watcher(slices, config()).map_ok(News::Slice).boxed(),
+        nodes.boxed(),
+        pools,
+    ])
     .boxed()
+}
+
+fn is_forbidden(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status)) => status.code == 403,
+        watcher::Error::WatchError(status) => status.code == 403,
+        _ => false,
+    }
 }
 
 /// Where ServiceExports or ServiceImports are.
@@ -258,8 +293,8 @@ pub(super) fn resource(kind: &str) -> ApiResource {
     }
 }
 
-/// Takes in what is said. While a list is under way, `listed` says so: less is known than there is.
-fn take(known: &mut Known, listed: &mut [bool; 3], news: News) {
+/// Takes in what is said; whether that makes a difference. While a list is under way, `listed` says so: less is known than there is.
+fn take(known: &mut Known, listed: &mut [bool; 4], news: News) -> bool {
     match news {
         News::Export(Event::Init) => {
             listed[0] = false;
@@ -288,8 +323,18 @@ fn take(known: &mut Known, listed: &mut [bool; 3], news: News) {
         }
         News::Slice(Event::Delete(object)) => known.forget_slice(&object.metadata),
         News::Slice(Event::InitDone) => listed[2] = true,
+        // Where they may not be read it is tried again and again.
+        News::Node(Some(Event::Init)) => {
+            listed[3] &= !known.forget_nodes();
+            return false;
+        }
+        News::Node(Some(Event::InitApply(node) | Event::Apply(node))) => return known.node(&node),
+        News::Node(Some(Event::Delete(node))) => known.forget_node(&node.metadata),
+        News::Node(Some(Event::InitDone)) => listed[3] = true,
+        News::Node(None) => return !std::mem::replace(&mut listed[3], true),
         News::Pool(_) => {}
     }
+    true
 }
 
 /// The same of pools.

@@ -12,15 +12,16 @@ use super::Cluster as Home;
 use crate::{
     api::{
         ClusterLink, EndpointSlice, bgp_peer::SecretReference, cluster_link::ClusterLinkStatus,
-        selector::is_dns_label,
+        node::pod_cidrs, selector::is_dns_label,
     },
+    by_name::ByName,
     declared::Declared,
     host,
     mcs::{Cluster, Counts, Export, Exports, Facts, Invalid, Merged, PERMILLE, leaving, merge},
     neighbours::{Neighbour, Neighbours},
     status::{Conditions, Verdict, seconds, time},
     store::objects::{REQUEST, now},
-    trouble::Trouble,
+    trouble::{Trouble, jittered},
 };
 use credentials::Credentials;
 use kube::{
@@ -29,6 +30,7 @@ use kube::{
 };
 use link::Report;
 use objects::Objects;
+use overlap::PodCidrs;
 use plan::{Existing, Write};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -42,10 +44,14 @@ use tokio::{
 };
 use write::Writer;
 
+#[cfg(test)]
+mod anycast;
 mod credentials;
 mod known;
 mod link;
+mod nodes;
 mod objects;
+mod overlap;
 mod plan;
 mod write;
 
@@ -58,8 +64,10 @@ const QUIET: Duration = Duration::from_millis(5);
 const PATIENCE: Duration = Duration::from_millis(50);
 /// A pass is made at least so often.
 const SLOWEST: Duration = Duration::from_secs(30);
-/// While a cluster is out of reach, and after writes that failed, a pass is made so often.
+/// While a cluster is out of reach, a pass is made so often.
 const STEP: Duration = Duration::from_secs(1);
+/// Writes that failed are tried again after this, then after twice as long, up to [`STEP`].
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// Follows the clusters that are linked, for ever. `name`: what this one is called, where no ClusterProperty says so.
 pub(super) async fn follow(home: Home, name: Option<String>) {
@@ -141,13 +149,15 @@ async fn lead(home: &Home, name: Option<&str>) {
             false => plan::plan(&merged, existing, &writer.written, &mut settled, &pass.kept(), host::now()),
         };
         writes.extend(pass.link_statuses(&merged, &faults.borrow_and_update()));
-        if writes.is_empty() {
-            trouble.over("other clusters: what is imported is written again");
-        } else if let Err(error) = writer.write(writes, existing).await {
-            trouble.again(STEP, STEP);
-            trouble
-                .say("other clusters: not all that is imported could be written; it is tried again", &error);
-            next = Instant::now() + STEP;
+        match writer.write(writes, existing).await {
+            Ok(()) => trouble.over("other clusters: what is imported is written again"),
+            Err(error) => {
+                next = Instant::now() + jittered(trouble.again(AGAIN, STEP));
+                trouble.say(
+                    "other clusters: not all that is imported could be written; it is tried again",
+                    &error,
+                );
+            }
         }
         if reports.values().any(|report| !matches!(report.connected, Some(Ok(())))) {
             next = next.min(Instant::now() + STEP);
@@ -223,7 +233,7 @@ struct Open {
 
 impl Links {
     /// Opens what is declared, and closes what is not. Those that stay go on undisturbed.
-    fn set(&mut self, declared: &BTreeMap<String, Arc<ClusterLink>>, own: &str) {
+    fn set(&mut self, declared: &ByName<ClusterLink>, own: &str) {
         let wanted = |name: &String| declared.get(name).filter(|_| name != own);
         self.open.retain(|name, open| {
             wanted(name).is_some_and(|link| link.spec.kubeconfig_secret_ref == open.secret)
@@ -366,9 +376,13 @@ impl Pass<'_> {
     /// How the links are, where that has changed.
     fn link_statuses(&self, merged: &Merged, faults: &[crate::fault::Fault]) -> Vec<Write> {
         let statuses = &self.declared.statuses.cluster_links;
+        let nodes = self.declared.nodes.iter().filter(|_| !self.reports.is_empty());
+        let pod_cidrs =
+            nodes.flat_map(|(name, node)| pod_cidrs(node).into_iter().map(|cidr| (cidr, name.clone())));
+        let pod_cidrs: PodCidrs = pod_cidrs.collect();
         let write = |(name, link): (&String, &Arc<ClusterLink>)| {
             let before = statuses.get(name);
-            let status = self.link_status(name, link, before, merged, faults);
+            let status = self.link_status(name, link, before, merged, faults, &pod_cidrs);
             plan::link_status(name, before, &status)
         };
         self.declared.cluster_links.iter().filter_map(write).collect()
@@ -381,6 +395,7 @@ impl Pass<'_> {
         before: Option<&Arc<ClusterLinkStatus>>,
         merged: &Merged,
         faults: &[crate::fault::Fault],
+        pod_cidrs: &PodCidrs,
     ) -> ClusterLinkStatus {
         const MOST: usize = 100;
         let generation = link.metadata.generation;
@@ -402,6 +417,15 @@ impl Pass<'_> {
                 conditions.set("Connected", true, "Connected", "it answers, and all of its exports are known")
             }
             Some(Some(Err((reason, message)))) => conditions.set("Connected", false, reason, message.clone()),
+        }
+        // As long as its nodes are known.
+        if let Some(report) = report.filter(|report| !report.pod_cidrs.is_empty()) {
+            match overlap::overlap(pod_cidrs, &report.pod_cidrs) {
+                None => {
+                    conditions.set("Disjoint", true, "Disjoint", "no pod CIDR of its nodes is one of ours")
+                }
+                Some(message) => conditions.set("Disjoint", false, "OverlapAcrossClusters", message),
+            }
         }
         let left = report.map_or(PERMILLE, |report| self.left(name, report));
         let is_connected = report.is_some_and(|report| matches!(report.connected, Some(Ok(()))));

@@ -1,6 +1,7 @@
 //! What has to be written so that this cluster has what was merged. Pure. What has not our label is not touched.
 use crate::{
     api::{EndpointSlice, cluster_link::ClusterLinkStatus},
+    by_name::ByName,
     mcs::{Facts, IMPORT_MANAGED_BY, Import, MANAGER, Merged, Verdict},
     status::Conditions,
 };
@@ -40,7 +41,7 @@ pub(super) enum Write {
 pub(super) struct Existing<'a> {
     pub(super) imports: &'a BTreeMap<String, DynamicObject>,
     pub(super) exports: &'a BTreeMap<String, DynamicObject>,
-    pub(super) slices: &'a BTreeMap<String, Arc<EndpointSlice>>,
+    pub(super) slices: &'a ByName<EndpointSlice>,
 }
 
 /// What we wrote last, for API servers that do not give it back as it was: by name, its `resourceVersion` then.
@@ -261,7 +262,7 @@ mod tests {
     fn planned(merged: &Merged, imports: &[DynamicObject], written: &Written) -> Vec<Write> {
         let imports =
             imports.iter().map(|import| (super::super::known::name(&import.metadata), import.clone()));
-        let (imports, exports, slices) = (imports.collect(), BTreeMap::new(), BTreeMap::new());
+        let (imports, exports, slices) = (imports.collect(), BTreeMap::new(), ByName::new());
         let existing = Existing { imports: &imports, exports: &exports, slices: &slices };
         let mut settled = Settled::new();
         let writes = plan(merged, existing, written, &mut settled, &BTreeSet::new(), 1);

@@ -460,8 +460,11 @@ impl Site {
         self.plane.kubectl(&["patch", "bgppeer", "router", "--type=merge", "-p", &bfd.to_string()])?;
         let dir = self.dir.join(format!("{}-frr", NAMES[self.number]));
         fs::write(dir.join("bfdd.conf"), "log timestamp precision 3\n")?;
-        let mut bfdd = Command::new("/usr/lib/frr/bfdd");
-        bfdd.arg("-d").args(["-A", "127.0.0.1", "--vty_socket"]).arg(&dir);
+        // A router has a processor of its own for that.
+        let mut bfdd = Command::new("chrt");
+        bfdd.args(["--fifo", "1", "/usr/lib/frr/bfdd", "-d"])
+            .args(["-A", "127.0.0.1", "--vty_socket"])
+            .arg(&dir);
         for (flag, file) in [("-f", "bfdd.conf"), ("-i", "bfdd.pid"), ("-z", "zserv.api")] {
             bfdd.arg(flag).arg(dir.join(file));
         }

@@ -14,7 +14,7 @@ use crate::{
     },
     declared::Declared,
     observed::Observed,
-    status::{Conditions, StatusSet, Statuses, Verdict},
+    status::{Conditions, StatusSet, Verdict},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use std::{collections::BTreeMap, sync::Arc};
@@ -127,23 +127,23 @@ impl Fleet {
 
     fn services(&mut self, sum: &Sum<'_>, set: &mut StatusSet) {
         let start = self.next.take();
-        let of_kind = |kind, statuses: &Statuses<LoadBalancerStatus>| -> Vec<_> {
-            let all = statuses.iter();
-            all.map(|(name, status)| ((kind, name.clone()), Arc::clone(status))).collect()
-        };
-        let mut all = of_kind(Kind::LoadBalancer, &set.load_balancers);
-        all.extend(of_kind(Kind::Service, &set.services));
+        let balancers = set.load_balancers.iter().map(|(name, status)| ((Kind::LoadBalancer, name), status));
+        let services = set.services.iter().map(|(name, status)| ((Kind::Service, name), status));
+        let mut all: Vec<_> = balancers.chain(services).collect();
         // From where it stopped to the end, then from the begin to there.
-        let first = start.map_or(0, |start| all.partition_point(|(object, _)| *object < start));
+        let first =
+            start.map_or(0, |(kind, name)| all.partition_point(|(object, _)| *object < (kind, &name)));
         all.rotate_left(first);
-        let mut changes = 0;
+        let mut changes = Vec::new();
         for ((kind, name), status) in all {
-            let Some(changed) = sum.service((kind, &name), &status) else { continue };
-            if changes == MOST_CHANGES {
-                self.next = Some((kind, name));
-                return;
+            let Some(changed) = sum.service((kind, name), status) else { continue };
+            if changes.len() == MOST_CHANGES {
+                self.next = Some((kind, name.clone()));
+                break;
             }
-            changes += 1;
+            changes.push((kind, name.clone(), changed));
+        }
+        for (kind, name, changed) in changes {
             match kind {
                 Kind::Service => set.services.insert(name, changed),
                 _ => set.load_balancers.insert(name, changed),

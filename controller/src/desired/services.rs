@@ -147,7 +147,7 @@ impl Services {
             datapath: Arc::new(Desired { services, decap, local_vips, ..Desired::default() }),
             order,
             targets: Arc::new(checked.targets),
-            health_ports: all.iter().filter_map(|balanced| balanced.source.health_port()).collect(),
+            health_ports: health_ports(&all),
             in_effect: all.iter().flat_map(|balanced| balanced.addresses.iter().copied()).collect(),
             policies,
             is_checked: !checked.healths.contains(&None),
@@ -164,9 +164,9 @@ impl Services {
         let mut plans = Vec::with_capacity(renewed.len());
         for (at, source) in renewed {
             let before = &self.all[*at];
-            if scene.check(source) != scene.check(&before.source)
-                || !scene.looks(source).eq(scene.looks(&before.source))
-            {
+            let check = scene.check(source);
+            let is_same = |port| scene.looks(source, port).eq(scene.looks(&before.source, port));
+            if check != scene.check(&before.source) || !check.is_none_or(|(_, port)| is_same(port)) {
                 return false;
             }
             let plan = scene.plan(source, &before.addresses, &before.healths);
@@ -176,11 +176,11 @@ impl Services {
             plans.push(Arc::new(plan));
         }
         let (mut has_ends, mut has_ports) = (false, false);
-        let datapath = Arc::make_mut(&mut self.datapath);
         for ((at, source), plan) in renewed.iter().zip(plans) {
             let balanced = &mut self.all[*at];
             let changed = plan.services.iter().zip(&balanced.plan.services);
             for (port, _) in changed.filter(|(port, before)| port.service != before.service) {
+                let datapath = Arc::make_mut(&mut self.datapath);
                 datapath.services.insert(port.key.clone(), Arc::clone(&port.service));
             }
             has_ends |= !plan.has_ends_of(&balanced.plan);
@@ -188,11 +188,11 @@ impl Services {
             (balanced.source, balanced.plan) = (Arc::clone(source), plan);
         }
         if has_ends {
+            let datapath = Arc::make_mut(&mut self.datapath);
             (datapath.decap, datapath.local_vips) = ends(&self.all);
         }
         if has_ports {
-            self.health_ports =
-                self.all.iter().filter_map(|balanced| balanced.source.health_port()).collect();
+            self.health_ports = health_ports(&self.all);
         }
         true
     }
@@ -245,6 +245,11 @@ fn ends(all: &[Balanced]) -> (BTreeSet<Decap>, BTreeSet<IpAddr>) {
     (decap, all.iter().flat_map(|balanced| &balanced.plan.local_vips).copied().collect())
 }
 
+/// What is to be answered at health check node ports.
+fn health_ports(all: &[Balanced]) -> BTreeMap<u16, HealthPort> {
+    all.iter().filter_map(|balanced| balanced.source.health_port()).collect()
+}
+
 impl Balanced {
     /// Its services in the datapath, with what the datapath holds of each.
     pub(super) fn services<'b>(
@@ -287,17 +292,14 @@ impl Scene<'_> {
         source.policy.health_check.as_ref().filter(|_| self.serves(source)).map(Check::of)
     }
 
-    /// What is to be checked for a source that asks for it: by port, then by target.
-    fn looks(&self, source: &Source) -> impl Iterator<Item = Look> {
-        let check = self.check(source).map(|(_, port)| port);
-        let targets = source.ports.iter().flat_map(|port| &port.targets).filter(move |_| check.is_some());
-        targets.map(move |(host, number)| {
+    /// What is to be checked for a source, at this port or at that of the target: by port, then by target.
+    fn looks(&self, source: &Source, port: Option<u16>) -> impl Iterator<Item = Look> {
+        source.ports.iter().flat_map(|port| &port.targets).map(move |(host, number)| {
             let host = &source.hosts[*host];
             match host.node {
                 Some(PodNode::Elsewhere(_)) => Look::Trusted,
                 _ if self.uses(host) => {
-                    let port = check.flatten().unwrap_or(*number);
-                    Look::At(Endpoint { address: host.address, port })
+                    Look::At(Endpoint { address: host.address, port: port.unwrap_or(*number) })
                 }
                 _ => Look::Unused,
             }
@@ -338,9 +340,9 @@ impl Checked {
         let mut trusted = Vec::new();
         let mut length = 0;
         for (source, _) in sources {
-            let Some((check, _)) = scene.check(source) else { continue };
+            let Some((check, port)) = scene.check(source) else { continue };
             let endpoints = by_check.entry(check).or_default();
-            for (index, look) in (length..).zip(scene.looks(source)) {
+            for (index, look) in (length..).zip(scene.looks(source, port)) {
                 match look {
                     Look::At(endpoint) => endpoints.push((endpoint, index)),
                     Look::Trusted => trusted.push(index),

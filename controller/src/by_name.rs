@@ -6,7 +6,7 @@ use imbl::{
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ops::{Deref, DerefMut},
     sync::Arc,
 };
@@ -68,6 +68,15 @@ impl<T: PartialEq> ByName<T> {
             DiffItem::Remove(name, before) => (name.as_str(), Some(before), None),
         })
     }
+}
+
+/// The names of objects of which something is another in one of two maps, each as it was and as it is.
+pub fn changed<'a, A: PartialEq, B: PartialEq>(
+    (one, one_now): (&'a ByName<A>, &'a ByName<A>),
+    (other, other_now): (&'a ByName<B>, &'a ByName<B>),
+) -> BTreeSet<&'a str> {
+    let names = one.changes(one_now).map(|(name, ..)| name);
+    names.chain(other.changes(other_now).map(|(name, ..)| name)).collect()
 }
 
 impl<T> Deref for ByName<T> {

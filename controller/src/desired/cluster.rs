@@ -3,13 +3,14 @@
 use super::{Draft, Memory, fleet::OF_NODES};
 use crate::{
     api::LoadBalancerStatus,
+    by_name::changed,
     declared::Declared,
     observed::Observed,
     status::{StatusSet, Statuses},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use lb_bpf::Installed;
-use std::{collections::BTreeSet, mem, sync::Arc};
+use std::{mem, sync::Arc};
 
 /// Conditions that are the same wherever one looks from.
 const OF_CLUSTER: [&str; 7] =
@@ -114,8 +115,7 @@ fn keep_balanced(
 ) {
     let Merged { own: known_own, before: known_before, statuses: mut merged } = mem::take(known);
     let own = mem::take(statuses);
-    let changed = known_own.changes(&own).chain(known_before.changes(before)).map(|(name, ..)| name);
-    for name in changed.collect::<BTreeSet<_>>() {
+    for name in changed((&known_own, &own), (&known_before, before)) {
         let (Some(status), before) = (own.get(name), before.get(name)) else {
             merged.remove(name);
             continue;

@@ -5,12 +5,13 @@
 use super::snapshot::{Assembly, Refused};
 use crate::{
     api::{API_VERSION, Kind, LoadBalancerStatus},
+    by_name::changed,
     status::{Conditions, StatusSet, Statuses},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde::Serialize;
 use serde_json::{Value, json};
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
 /// One after the other; the writes of one step in any order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,9 +149,7 @@ impl<'a> Writes<'a> {
         of: Of<T>,
     ) -> impl Iterator<Item = (&'a str, &'a Arc<T>, Option<&'a Arc<T>>)> + use<'a, T> {
         let (before, after) = (of(self.before), of(self.after));
-        let changed = of(&self.settled.before).changes(before);
-        let changed = changed.chain(of(&self.settled.after).changes(after)).map(|(name, ..)| name);
-        let names: BTreeSet<_> = changed.collect();
+        let names = changed((of(&self.settled.before), before), (of(&self.settled.after), after));
         names.into_iter().filter_map(|name| Some((name, after.get(name)?, before.get(name))))
     }
 

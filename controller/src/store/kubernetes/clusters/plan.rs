@@ -1,7 +1,7 @@
 //! What has to be written so that this cluster has what was merged. Pure. What has not our label is not touched.
 use crate::{
     api::{EndpointSlice, cluster_link::ClusterLinkStatus},
-    by_name::ByName,
+    by_name::{ByName, changed},
     mcs::{Facts, IMPORT_MANAGED_BY, Import, MANAGER, Merged, Verdict},
     status::Conditions,
 };
@@ -56,16 +56,6 @@ pub(super) struct Settled {
     exports: (ByName<Verdict>, ByName<DynamicObject>),
     /// With others of these all is looked at.
     ground: (BTreeSet<String>, BTreeSet<String>),
-}
-
-/// The names of which something is another than it was.
-fn open<'a, A: PartialEq, B: PartialEq>(
-    settled: &'a (ByName<A>, ByName<B>),
-    merged: &'a ByName<A>,
-    existing: &'a ByName<B>,
-) -> BTreeSet<&'a str> {
-    let merged = settled.0.changes(merged).map(|(name, ..)| name);
-    merged.chain(settled.1.changes(existing).map(|(name, ..)| name)).collect()
 }
 
 /// ServiceImports of others: their services are theirs.
@@ -123,8 +113,10 @@ fn slices(
             (None, None) => None,
         }
     };
-    let writes: Vec<_> =
-        open(&settled.slices, &merged.slices, existing).into_iter().filter_map(write).collect();
+    let writes: Vec<_> = changed((&settled.slices.0, &merged.slices), (&settled.slices.1, existing))
+        .into_iter()
+        .filter_map(write)
+        .collect();
     if writes.is_empty() {
         settled.slices = (merged.slices.clone(), existing.clone());
     }
@@ -149,8 +141,10 @@ fn exports(
         let status = export_conditions(verdict, foreign.contains(name), &export.metadata, &before, now);
         (status != before).then(|| Write::ExportStatus(name.to_owned(), json!({"conditions": status})))
     };
-    let writes: Vec<_> =
-        open(&settled.exports, &merged.verdicts, existing).into_iter().filter_map(write).collect();
+    let writes: Vec<_> = changed((&settled.exports.0, &merged.verdicts), (&settled.exports.1, existing))
+        .into_iter()
+        .filter_map(write)
+        .collect();
     if writes.is_empty() {
         settled.exports = (merged.verdicts.clone(), existing.clone());
     }
@@ -186,8 +180,10 @@ fn imports(
         let is_said = known.data.get("status").is_some_and(|before| contains(before, &status));
         (!is_said).then(|| Write::ImportStatus(name.to_owned(), status))
     };
-    let mut writes: Vec<_> =
-        open(&settled.imports, &merged.imports, existing).into_iter().filter_map(write).collect();
+    let mut writes: Vec<_> = changed((&settled.imports.0, &merged.imports), (&settled.imports.1, existing))
+        .into_iter()
+        .filter_map(write)
+        .collect();
     if writes.is_empty() {
         settled.imports = (merged.imports.clone(), existing.clone());
     }

@@ -5,7 +5,10 @@ use super::{
     export::{Export, Exports, Facts, ImportPort, Invalid},
     leave::{PERMILLE, thinned},
 };
-use crate::{api::EndpointSlice, by_name::ByName};
+use crate::{
+    api::{EndpointSlice, endpoint_slice::Endpoint},
+    by_name::ByName,
+};
 use k8s_openapi::{api::core::v1::Namespace, apimachinery::pkg::apis::meta::v1::Condition};
 use serde_json::{Value, json};
 use std::{
@@ -34,16 +37,6 @@ pub struct Merged {
     pub verdicts: ByName<Verdict>,
     /// What came of each cluster.
     pub counts: BTreeMap<String, Counts>,
-    /// What is there of each service, by `NAMESPACE/NAME`.
-    parts: BTreeMap<String, Part>,
-}
-
-/// What is there of a service.
-#[derive(Clone, Debug, Default, PartialEq)]
-struct Part {
-    slices: Vec<String>,
-    /// The clusters that it is imported from, and how many endpoints.
-    clusters: Vec<(String, usize)>,
 }
 
 /// Merges again and again; only services of which something has changed are looked at.
@@ -120,7 +113,10 @@ impl Merger {
                 self.clusters[*name].0.changes(cluster.exports).map(|(service, ..)| service)
             });
             for name in changed.collect::<BTreeSet<_>>() {
-                self.merged.forget(name);
+                let present = self.clusters.iter().filter(|(_, (_, left))| *left < PERMILLE);
+                let before = present
+                    .filter_map(|(cluster, (exports, _))| Some((cluster.as_str(), &**exports.get(name)?)));
+                self.merged.forget(name, before);
                 self.merged.add(local, name, clusters, has_namespace);
             }
             self.merged.count(clusters);
@@ -176,14 +172,19 @@ impl Merged {
         }
     }
 
-    /// Takes out what is there of a service.
-    fn forget(&mut self, name: &str) {
-        self.imports.remove(name);
+    /// Takes out what is there of a service that clusters exported so.
+    fn forget<'a>(&mut self, name: &str, exports: impl Iterator<Item = (&'a str, &'a Export)>) {
         self.verdicts.remove(name);
-        let Part { slices, clusters } = self.parts.remove(name).unwrap_or_default();
-        slices.iter().for_each(|slice| drop(self.slices.remove(slice)));
-        for (cluster, endpoints) in clusters {
-            let counts = self.counts.entry(cluster).or_default();
+        // What is not imported counts nowhere.
+        if self.imports.remove(name).is_none() {
+            return;
+        }
+        let namespace = name.split_once('/').map_or("", |(namespace, _)| namespace);
+        for (cluster, export) in exports.filter(|(_, export)| export.service.is_ok()) {
+            let slices =
+                export.slices.iter().filter_map(|slice| self.slices.remove(&full_name(namespace, slice)));
+            let endpoints: usize = slices.map(|slice| staying(&slice)).sum();
+            let counts = self.counts.entry(cluster.to_owned()).or_default();
             counts.imported -= 1;
             counts.endpoints -= endpoints;
             counts.conflicts.remove(name);
@@ -220,32 +221,35 @@ impl Merged {
             clusters: valid.iter().map(|(cluster, ..)| (*cluster).to_owned()).collect(),
         };
         self.imports.insert(name.to_owned(), Arc::new(import));
-        let mut part = Part::default();
         for (cluster, export, left) in exports.iter().filter(|(_, export, _)| export.service.is_ok()) {
             let counts = self.counts.entry((*cluster).to_owned()).or_default();
             counts.imported += 1;
             if !conflicts.is_empty() {
                 counts.conflicts.insert(name.to_owned());
             }
-            let mut endpoints = 0;
             for slice in &export.slices {
                 let slice = match thinned(slice, *left) {
                     Cow::Borrowed(_) => Arc::clone(slice),
                     Cow::Owned(thinned) => Arc::new(thinned),
                 };
-                let leaves = |endpoint: &&crate::api::endpoint_slice::Endpoint| {
-                    endpoint.conditions.as_ref().and_then(|conditions| conditions.terminating) != Some(true)
-                };
-                endpoints += slice.endpoints.iter().filter(leaves).count();
-                let name = format!("{namespace}/{}", slice.metadata.name);
-                part.slices.push(name.clone());
-                self.slices.insert(name, slice);
+                counts.endpoints += staying(&slice);
+                self.slices.insert(full_name(namespace, &slice), slice);
             }
-            counts.endpoints += endpoints;
-            part.clusters.push(((*cluster).to_owned(), endpoints));
         }
-        self.parts.insert(name.to_owned(), part);
     }
+}
+
+/// `NAMESPACE/NAME` of a slice of the importing cluster.
+fn full_name(namespace: &str, slice: &EndpointSlice) -> String {
+    [namespace, "/", &*slice.metadata.name].concat()
+}
+
+/// How many endpoints do not leave.
+fn staying(slice: &EndpointSlice) -> usize {
+    let leaves = |endpoint: &&Endpoint| {
+        endpoint.conditions.as_ref().and_then(|conditions| conditions.terminating) == Some(true)
+    };
+    slice.endpoints.iter().filter(|endpoint| !leaves(endpoint)).count()
 }
 
 /// A valid export and its cluster.

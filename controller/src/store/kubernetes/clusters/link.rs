@@ -2,7 +2,7 @@
 //! a second whether it still answers. What ends is begun anew, a little later and not by all links at the same moment; until all
 //! is listed again, what was known before stays.
 use super::{
-    super::watching,
+    super::{raw::Raw, watching},
     credentials::{self, Credentials},
     known::Known,
     overlap::PodCidrs,
@@ -22,7 +22,7 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, Client,
-    api::{ApiResource, DynamicObject},
+    api::ApiResource,
     runtime::{
         WatchStreamExt,
         watcher::{self, Event, watcher},
@@ -139,13 +139,13 @@ type Ended = (&'static str, String);
 /// What is watched says.
 #[expect(clippy::large_enum_variant, reason = "there is one at a time")]
 enum News {
-    Export(Event<DynamicObject>),
+    Export(Event<Raw>),
     Service(Event<Service>),
-    Slice(Event<DynamicObject>),
+    Slice(Event<Raw>),
     /// None: the rights do not go so far.
     Node(Option<Event<Node>>),
     /// None: pools cannot be watched, whatever else can.
-    Pool(Option<Event<DynamicObject>>),
+    Pool(Option<Event<Raw>>),
 }
 
 /// From the opening of a cluster until it does not answer.
@@ -247,11 +247,11 @@ async fn ask(client: &Client) -> Result<(), Ended> {
 
 fn watches(client: &Client) -> BoxStream<'static, Result<News, watcher::Error>> {
     let config = || watcher::Config::default().timeout(watching::WATCH_SECONDS).page_size(PAGE);
-    let exports: Api<DynamicObject> = Api::all_with(client.clone(), &resource("ServiceExport"));
+    let exports: Api<Raw> = Api::all_with(client.clone(), &resource("ServiceExport"));
     let slices = ApiResource::erase::<EndpointSlice>(&());
-    let slices: Api<DynamicObject> = Api::all_with(client.clone(), &slices);
+    let slices: Api<Raw> = Api::all_with(client.clone(), &slices);
     let services: Api<Service> = Api::all(client.clone());
-    let pools: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::erase::<AddressPool>(&()));
+    let pools: Api<Raw> = Api::all_with(client.clone(), &ApiResource::erase::<AddressPool>(&()));
     // A cluster may have none, or not let us read them: all else goes on.
     let pools = watcher(pools, config()).default_backoff();
     let pools = pools.map(|event| Ok(News::Pool(event.ok()))).boxed();
@@ -338,7 +338,7 @@ fn take(known: &mut Known, listed: &mut [bool; 4], news: News) -> bool {
 }
 
 /// The same of pools.
-fn take_pool(known: &mut Known, listed: &mut bool, event: Option<Event<DynamicObject>>) {
+fn take_pool(known: &mut Known, listed: &mut bool, event: Option<Event<Raw>>) {
     match event {
         None => *listed = false,
         Some(Event::Init) => {

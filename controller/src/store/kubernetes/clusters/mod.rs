@@ -8,7 +8,7 @@
 //! ```
 //! A cluster that does not answer delays nobody: what it exported stays, then leaves endpoint by endpoint. One that was not listed
 //! yet since this process leads keeps what is there of it for as long.
-use super::Cluster as Home;
+use super::{Cluster as Home, raw::Raw};
 use crate::{
     api::{
         ClusterLink, bgp_peer::SecretReference, cluster_link::ClusterLinkStatus, node::pod_cidrs,
@@ -20,14 +20,12 @@ use crate::{
     mcs::{Cluster, Counts, Export, Exports, Merged, Merger, PERMILLE, leaving},
     neighbours::{Neighbour, Neighbours},
     status::{Conditions, Verdict, seconds, time},
-    store::objects::{REQUEST, now},
+    store::objects::{REQUEST, lock, now},
     trouble::{Trouble, jittered},
 };
 use credentials::Credentials;
-use kube::{
-    Api, Client,
-    api::{ApiResource, DynamicObject},
-};
+use kept::{Kept, ServiceExport, ServiceImport};
+use kube::{Api, Client, api::ApiResource};
 use link::Report;
 use objects::Objects;
 use overlap::PodCidrs;
@@ -48,6 +46,7 @@ use write::Writer;
 #[cfg(test)]
 mod anycast;
 mod credentials;
+mod kept;
 mod known;
 mod link;
 mod nodes;
@@ -141,6 +140,9 @@ async fn lead(home: &Home, name: Option<&str>) {
             Pass { name: &name, declared: &declared, imports: &imports, reports: &reports, is_undefined };
         let merged = pass.merge(own.exports(&name, &exports, &declared), &mut merger);
         let existing = Existing { imports: &imports, exports: &exports, slices: &declared.endpoint_slices };
+        for (name, slice) in plan::kept_twice(merged, existing.slices, &settled) {
+            lock(&shared.assembly).share(name, slice);
+        }
         let mut writes = match is_undefined {
             true => Vec::new(),
             false => plan::plan(merged, existing, &writer.written, &mut settled, &pass.kept(), host::now()),
@@ -163,7 +165,11 @@ async fn lead(home: &Home, name: Option<&str>) {
 }
 
 /// What addresses go by.
-fn neighbours(name: &str, exports: &ByName<DynamicObject>, reports: &BTreeMap<String, Report>) -> Neighbours {
+fn neighbours(
+    name: &str,
+    exports: &ByName<Kept<ServiceExport>>,
+    reports: &BTreeMap<String, Report>,
+) -> Neighbours {
     let neighbour = |(name, report): (&String, &Report)| {
         let neighbour = Neighbour {
             is_connected: matches!(report.connected, Some(Ok(()))) && report.pools_are_listed,
@@ -189,7 +195,7 @@ async fn tell_name(client: Client, name: Option<String>, said: watch::Sender<Opt
         kind: "ClusterProperty".to_owned(),
         plural: "clusterproperties".to_owned(),
     };
-    let properties: Api<DynamicObject> = Api::all_with(client, &resource);
+    let properties: Api<Raw> = Api::all_with(client, &resource);
     loop {
         let property = match timeout(REQUEST, properties.get("cluster.clusterset.k8s.io")).await {
             Ok(Ok(property)) => Some(property),
@@ -201,7 +207,7 @@ async fn tell_name(client: Client, name: Option<String>, said: watch::Sender<Opt
                 continue;
             }
         };
-        let value = property.and_then(|property| Some(property.data["spec"]["value"].as_str()?.to_owned()));
+        let value = property.and_then(|property| Some(property.at(&["spec", "value"]).as_str()?.to_owned()));
         let told = value.filter(|value| is_dns_label(value)).or_else(|| name.clone());
         let told = Some(told.unwrap_or_else(|| DEFAULT_NAME.to_owned()));
         said.send_if_modified(|before| std::mem::replace(before, told.clone()) != told);
@@ -265,7 +271,7 @@ impl Links {
 struct Pass<'a> {
     name: &'a str,
     declared: &'a Declared,
-    imports: &'a ByName<DynamicObject>,
+    imports: &'a ByName<Kept<ServiceImport>>,
     reports: &'a BTreeMap<String, Report>,
     is_undefined: bool,
 }
@@ -300,13 +306,13 @@ impl Pass<'_> {
 
     /// What a cluster exported, as the ServiceImports say: it wins over nobody.
     fn remembered(&self, cluster: &str) -> Exports {
-        let export = |(name, object): (&String, &Arc<DynamicObject>)| {
-            let import = plan::read(object).filter(|import| import.clusters.contains(cluster))?;
+        let export = |(name, object): (&String, &Arc<Kept<ServiceImport>>)| {
+            let import = Some(&object.rest.import).filter(|import| import.clusters.contains(cluster))?;
             let export = Export {
                 created: Export::REMEMBERED,
-                labels: import.labels,
-                annotations: import.annotations,
-                service: Ok(Arc::new(import.facts)),
+                labels: import.labels.clone(),
+                annotations: import.annotations.clone(),
+                service: Ok(Arc::new(import.facts.clone())),
                 slices: Box::default(),
             };
             Some((name.clone(), Arc::new(export)))

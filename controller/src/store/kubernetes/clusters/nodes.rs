@@ -66,19 +66,26 @@ impl Nodes {
 #[derive(Debug)]
 pub(super) struct Listed {
     pub(super) slice: Arc<EndpointSlice>,
-    /// The node that each of its endpoints is on, in their order.
-    nodes: Box<[Option<Arc<str>>]>,
+    /// The node that each of its endpoints is on, in their order; none: none of them says so.
+    nodes: Option<Box<[Option<Arc<str>>]>>,
 }
 
 impl Listed {
     /// `imported` is what becomes of the slice.
     pub(super) fn new(slice: &EndpointSlice, imported: EndpointSlice) -> Self {
         let nodes = slice.endpoints.iter().map(|endpoint| endpoint.node_name.clone());
-        Listed { slice: Arc::new(imported), nodes: nodes.collect() }
+        let nodes =
+            slice.endpoints.iter().any(|endpoint| endpoint.node_name.is_some()).then(|| nodes.collect());
+        Listed { slice: Arc::new(imported), nodes }
+    }
+
+    /// Name of the imported slice.
+    pub(super) fn name(&self) -> &str {
+        &self.slice.metadata.name
     }
 
     /// Says how its pods are reached, by the addresses of its service and what else counts of that; none: it has no addresses.
-    pub(super) fn set_delivery(&mut self, service: Option<(&Vec<IpAddr>, &Facts)>, nodes: &Nodes) {
+    pub(super) fn set_delivery(&mut self, service: Option<(&[IpAddr], &Facts)>, nodes: &Nodes) {
         let delivery = service.map(|(addresses, facts)| self.delivery(addresses, facts, nodes));
         let Some(before) = &self.slice.metadata.import else { return };
         if before.delivery != delivery {
@@ -90,7 +97,7 @@ impl Listed {
 
     fn delivery(&self, addresses: &[IpAddr], facts: &Facts, nodes: &Nodes) -> Delivery {
         let mut by_node: BTreeMap<&str, Vec<IpAddr>> = BTreeMap::new();
-        for (endpoint, node) in self.slice.endpoints.iter().zip(&self.nodes) {
+        for (endpoint, node) in self.slice.endpoints.iter().zip(self.nodes.iter().flatten()) {
             if let Some(node) = node {
                 by_node.entry(node).or_default().push(endpoint.address);
             }

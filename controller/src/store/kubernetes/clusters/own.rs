@@ -1,5 +1,8 @@
 //! What this cluster itself exports, from its ServiceExports, Services and EndpointSlices. Pure.
-use super::known;
+use super::{
+    kept::{Kept, ServiceExport},
+    known,
+};
 use crate::{
     api::EndpointSlice,
     by_name::ByName,
@@ -7,14 +10,13 @@ use crate::{
     mcs::{Export, Exports, Facts, Invalid},
 };
 use k8s_openapi::api::core::v1::Service;
-use kube::api::DynamicObject;
 use std::{collections::BTreeSet, sync::Arc};
 
 /// What was exported last, and what that was made of: only what has changed since is made anew.
 #[derive(Debug, Default)]
 pub(super) struct Own {
     cluster: String,
-    objects: ByName<DynamicObject>,
+    objects: ByName<Kept<ServiceExport>>,
     services: ByName<Service>,
     slices: ByName<EndpointSlice>,
     exports: Exports,
@@ -25,7 +27,7 @@ impl Own {
     pub(super) fn exports(
         &mut self,
         cluster: &str,
-        objects: &ByName<DynamicObject>,
+        objects: &ByName<Kept<ServiceExport>>,
         declared: &Declared,
     ) -> &Exports {
         if self.cluster != cluster {
@@ -55,7 +57,7 @@ fn service_of(slice: &EndpointSlice) -> Option<String> {
     Some([namespace, "/", slice.metadata.service.as_deref()?].concat())
 }
 
-fn export(cluster: &str, full: &str, object: &DynamicObject, declared: &Declared) -> Option<Export> {
+fn export(cluster: &str, full: &str, object: &Kept<ServiceExport>, declared: &Declared) -> Option<Export> {
     let (namespace, name) = full.split_once('/')?;
     let service = declared.services.get(full).ok_or(Invalid::NoService);
     let first = [namespace, "/"].concat();
@@ -67,5 +69,5 @@ fn export(cluster: &str, full: &str, object: &DynamicObject, declared: &Declared
         own.map(|(_, slice)| Arc::new(Export::imported(name, cluster, slice, true))).collect();
     slices.sort_by(|one, other| one.metadata.name.cmp(&other.metadata.name));
     let facts = service.and_then(|service| Facts::of(service)).map(Arc::new);
-    Some(known::Declared::of(object).export(facts, slices.into()))
+    Some(known::export(&object.rest, facts, slices.into()))
 }

@@ -1,12 +1,12 @@
 //! What has to be written so that this cluster has what was merged. Pure. What has not our label is not touched.
+use super::kept::{Kept, ServiceExport, ServiceImport};
 use crate::{
     api::{EndpointSlice, cluster_link::ClusterLinkStatus},
     by_name::{ByName, changed},
-    mcs::{Facts, IMPORT_MANAGED_BY, Import, MANAGER, Merged, Verdict},
+    mcs::{Import, Merged, Verdict},
     status::Conditions,
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
-use kube::api::DynamicObject;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,9 +17,9 @@ use std::{
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Write {
     /// A ServiceImport that is not there.
-    CreateImport(Value),
-    /// A ServiceImport that is another one, with `resourceVersion`.
-    ReplaceImport(String, Value),
+    CreateImport(String, Arc<Import>),
+    /// A ServiceImport that is another one, and its `resourceVersion`.
+    ReplaceImport(String, Arc<Import>, Box<str>),
     /// A ServiceImport that nobody exports any more.
     DeleteImport(String),
     /// The status of a ServiceImport.
@@ -39,28 +39,28 @@ pub(super) enum Write {
 /// What this cluster has.
 #[derive(Clone, Copy)]
 pub(super) struct Existing<'a> {
-    pub(super) imports: &'a ByName<DynamicObject>,
-    pub(super) exports: &'a ByName<DynamicObject>,
+    pub(super) imports: &'a ByName<Kept<ServiceImport>>,
+    pub(super) exports: &'a ByName<Kept<ServiceExport>>,
     pub(super) slices: &'a ByName<EndpointSlice>,
 }
 
-/// What we wrote last, for API servers that do not give it back as it was: by name, its `resourceVersion` then.
-pub(super) type Written = BTreeMap<String, (String, Import)>;
+/// What we wrote and the API server did not give back as it was: by name, with its `resourceVersion` then.
+pub(super) type Written = BTreeMap<String, (Box<str>, Arc<Import>)>;
 
 /// What needed no write: of each kind what was merged, and what was there then. Only what is another one since is looked at: to read
 /// all objects again would be most of what a pass costs.
 #[derive(Debug, Default)]
 pub(super) struct Settled {
-    imports: (ByName<Import>, ByName<DynamicObject>),
+    imports: (ByName<Import>, ByName<Kept<ServiceImport>>),
     slices: (ByName<EndpointSlice>, ByName<EndpointSlice>),
-    exports: (ByName<Verdict>, ByName<DynamicObject>),
+    exports: (ByName<Verdict>, ByName<Kept<ServiceExport>>),
     /// With others of these all is looked at.
     ground: (BTreeSet<String>, BTreeSet<String>),
 }
 
 /// ServiceImports of others: their services are theirs.
-pub(super) fn foreign(imports: &ByName<DynamicObject>) -> BTreeSet<&str> {
-    imports.iter().filter(|(_, import)| !is_ours(&import.metadata)).map(|(name, _)| name.as_str()).collect()
+pub(super) fn foreign(imports: &ByName<Kept<ServiceImport>>) -> BTreeSet<&str> {
+    imports.iter().filter(|(_, import)| !import.rest.is_ours).map(|(name, _)| name.as_str()).collect()
 }
 
 /// The writes, ServiceImports first; what needs none is `settled`. `kept`: clusters that were not listed yet, whose slices stay as
@@ -83,6 +83,20 @@ pub(super) fn plan(
     writes.extend(slices(merged, existing.slices, settled, &foreign, kept));
     writes.extend(exports(merged, existing.exports, settled, &foreign, now));
     writes
+}
+
+/// Slices that are as they were merged, but are kept twice.
+pub(super) fn kept_twice<'a>(
+    merged: &'a Merged,
+    existing: &'a ByName<EndpointSlice>,
+    settled: &'a Settled,
+) -> impl Iterator<Item = (&'a str, &'a Arc<EndpointSlice>)> {
+    let (before, existing_before) = &settled.slices;
+    let names = changed((before, &merged.slices), (existing_before, existing));
+    names.into_iter().filter_map(move |name| {
+        let (slice, known) = (merged.slices.get(name)?, existing.get(name)?);
+        (!Arc::ptr_eq(slice, known) && slice == known).then_some((name, slice))
+    })
 }
 
 fn slices(
@@ -130,16 +144,16 @@ fn is_kept(slice: &EndpointSlice, kept: &BTreeSet<&str>) -> bool {
 
 fn exports(
     merged: &Merged,
-    existing: &ByName<DynamicObject>,
+    existing: &ByName<Kept<ServiceExport>>,
     settled: &mut Settled,
     foreign: &BTreeSet<&str>,
     now: u64,
 ) -> Vec<Write> {
     let write = |name: &str| {
         let (verdict, export) = (merged.verdicts.get(name)?, existing.get(name)?);
-        let before = conditions(export);
-        let status = export_conditions(verdict, foreign.contains(name), &export.metadata, &before, now);
-        (status != before).then(|| Write::ExportStatus(name.to_owned(), json!({"conditions": status})))
+        let status = export_conditions(verdict, foreign.contains(name), export, now);
+        (*status != *export.conditions)
+            .then(|| Write::ExportStatus(name.to_owned(), json!({"conditions": status})))
     };
     let writes: Vec<_> = changed((&settled.exports.0, &merged.verdicts), (&settled.exports.1, existing))
         .into_iter()
@@ -153,7 +167,7 @@ fn exports(
 
 fn imports(
     merged: &Merged,
-    existing: &ByName<DynamicObject>,
+    existing: &ByName<Kept<ServiceImport>>,
     written: &Written,
     settled: &mut Settled,
     foreign: &BTreeSet<&str>,
@@ -162,23 +176,23 @@ fn imports(
     let write = |name: &str| {
         let known = existing.get(name);
         let Some(import) = merged.imports.get(name).filter(|_| !foreign.contains(name)) else {
-            let is_ours = known.is_some_and(|known| is_ours(&known.metadata));
+            let is_ours = known.is_some_and(|known| known.rest.is_ours);
             return is_ours.then(|| Write::DeleteImport(name.to_owned()));
         };
-        let Some(known) = known else { return Some(Write::CreateImport(import.object(name))) };
-        let version = known.metadata.resource_version.clone().unwrap_or_default();
-        let is_written = written.get(name).is_some_and(|(at, last)| *at == version && last.is_like(import));
-        if !is_written && !read(known).is_some_and(|known| known.is_like(import)) {
-            let mut object = import.object(name);
-            object["metadata"]["resourceVersion"] = version.into();
-            return Some(Write::ReplaceImport(name.to_owned(), object));
+        let Some(known) = known else {
+            return Some(Write::CreateImport(name.to_owned(), Arc::clone(import)));
+        };
+        let is_written =
+            written.get(name).is_some_and(|(at, last)| *at == known.version && last.is_like(import));
+        if !is_written && !known.rest.import.is_like(import) {
+            let version = known.version.clone();
+            return Some(Write::ReplaceImport(name.to_owned(), Arc::clone(import), version));
         }
-        let before = conditions(known);
-        let mut conditions = Conditions::new(&before, known.metadata.generation, now);
+        let mut conditions = Conditions::new(&known.conditions, known.generation, now);
         conditions.set("Ready", true, "Ready", "its endpoints are imported");
-        let status = import.status(&conditions.finish());
-        let is_said = known.data.get("status").is_some_and(|before| contains(before, &status));
-        (!is_said).then(|| Write::ImportStatus(name.to_owned(), status))
+        let conditions = conditions.finish();
+        let is_said = known.rest.import.clusters == import.clusters && *known.conditions == *conditions;
+        (!is_said).then(|| Write::ImportStatus(name.to_owned(), import.status(&conditions)))
     };
     let mut writes: Vec<_> = changed((&settled.imports.0, &merged.imports), (&settled.imports.1, existing))
         .into_iter()
@@ -192,51 +206,15 @@ fn imports(
     writes
 }
 
-/// Whether an object has all fields that the other one has.
-fn contains(object: &Value, fields: &Value) -> bool {
-    match (object, fields) {
-        (Value::Object(object), Value::Object(fields)) => {
-            fields.iter().all(|(key, value)| object.get(key).is_some_and(|own| own == value))
-        }
-        _ => object == fields,
-    }
-}
-
-fn is_ours(metadata: &ObjectMeta) -> bool {
-    metadata.labels.as_ref().and_then(|labels| labels.get(IMPORT_MANAGED_BY)).is_some_and(|by| by == MANAGER)
-}
-
-/// A ServiceImport of ours as it was merged.
-pub(super) fn read(object: &DynamicObject) -> Option<Import> {
-    let spec = object.data.get("spec")?;
-    let facts: Facts = serde_json::from_value(spec.clone()).ok()?;
-    let is_headless = spec["type"] == "Headless";
-    let mut labels = object.metadata.labels.clone().unwrap_or_default();
-    labels.remove(IMPORT_MANAGED_BY);
-    let clusters = object.data["status"]["clusters"].as_array().into_iter().flatten();
-    Some(Import {
-        facts: Facts { is_headless, ..facts },
-        labels,
-        annotations: object.metadata.annotations.clone().unwrap_or_default(),
-        clusters: clusters.filter_map(|entry| entry["cluster"].as_str().map(str::to_owned)).collect(),
-    })
-}
-
-/// The conditions of an object; those that cannot be read are not there.
-fn conditions(object: &DynamicObject) -> Vec<Condition> {
-    let conditions = object.data.get("status").and_then(|status| status.get("conditions"));
-    conditions.and_then(|all| serde_json::from_value(all.clone()).ok()).unwrap_or_default()
-}
-
 /// The conditions of a ServiceExport, those of others among them.
 fn export_conditions(
     verdict: &Verdict,
     is_foreign: bool,
-    metadata: &ObjectMeta,
-    before: &[Condition],
+    export: &Kept<ServiceExport>,
     now: u64,
 ) -> Vec<Condition> {
-    let mut conditions = Conditions::new(before, metadata.generation, now);
+    let before = &export.conditions;
+    let mut conditions = Conditions::new(before, export.generation, now);
     match verdict.valid {
         Ok(()) => conditions.set("Valid", true, "Valid", "the Service can be exported"),
         Err(invalid) => conditions.set("Valid", false, invalid.reason(), invalid.to_string()),
@@ -277,8 +255,9 @@ pub(super) fn link_status(
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::raw::Raw;
     use super::*;
-    use crate::mcs::{Conflict, ImportPort, Invalid};
+    use crate::mcs::{Conflict, Facts, ImportPort, Invalid};
 
     fn import(port: i32) -> Import {
         let port = ImportPort { name: "http".into(), protocol: "TCP".into(), app_protocol: None, port };
@@ -295,15 +274,15 @@ mod tests {
         merged
     }
 
-    fn object(mut value: Value, version: &str) -> DynamicObject {
+    fn object(mut value: Value, version: &str) -> Raw {
         value["metadata"]["resourceVersion"] = version.into();
         serde_json::from_value(value).unwrap()
     }
 
-    fn planned(merged: &Merged, imports: &[DynamicObject], written: &Written) -> Vec<Write> {
+    fn planned(merged: &Merged, imports: &[Raw], written: &Written) -> Vec<Write> {
         let imports = imports
             .iter()
-            .map(|import| (super::super::known::name(&import.metadata), Arc::new(import.clone())));
+            .map(|import| (super::super::known::name(&import.metadata), Arc::new(Kept::from(import))));
         let (imports, exports, slices) = (imports.collect(), ByName::new(), ByName::new());
         let existing = Existing { imports: &imports, exports: &exports, slices: &slices };
         let mut settled = Settled::default();
@@ -316,12 +295,12 @@ mod tests {
     fn an_import_is_made_then_said_to_be_ready_then_left_alone() {
         let merged = merged(import(80));
         let none = Written::new();
-        assert_eq!(planned(&merged, &[], &none), [Write::CreateImport(import(80).object("n/web"))]);
+        assert_eq!(planned(&merged, &[], &none), [Write::CreateImport("n/web".into(), Arc::new(import(80)))]);
         let made = object(import(80).object("n/web"), "1");
         let writes = planned(&merged, std::slice::from_ref(&made), &none);
         let [Write::ImportStatus(_, status)] = &writes[..] else { panic!("{writes:?}") };
         let mut ready = made;
-        ready.data["status"] = status.clone();
+        ready.data.insert("status".to_owned(), status.clone());
         assert_eq!(planned(&merged, std::slice::from_ref(&ready), &none), []);
         assert_eq!(planned(&Merged::default(), &[ready], &none), [Write::DeleteImport("n/web".into())]);
     }
@@ -333,9 +312,9 @@ mod tests {
         let writes =
             |written: &Written| planned(&merged(wanted.clone()), std::slice::from_ref(&pruned), written);
         assert!(
-            matches!(&writes(&Written::new())[..], [Write::ReplaceImport(_, object)] if object["metadata"]["resourceVersion"] == "7")
+            matches!(&writes(&Written::new())[..], [Write::ReplaceImport(_, import, version)] if **import == wanted && &**version == "7")
         );
-        let written = Written::from([("n/web".to_owned(), ("7".to_owned(), wanted.clone()))]);
+        let written = Written::from([("n/web".to_owned(), ("7".into(), Arc::new(wanted.clone())))]);
         assert!(matches!(&writes(&written)[..], [Write::ImportStatus(..)]));
     }
 
@@ -352,7 +331,8 @@ mod tests {
         let of = |valid, conflicts: &[&'static str], before: &[Condition]| -> Vec<(String, String, String)> {
             let conflict = |reason: &&'static str| Conflict { reason, message: "m".into() };
             let verdict = Verdict { valid, conflicts: conflicts.iter().map(conflict).collect() };
-            let all = export_conditions(&verdict, false, &ObjectMeta::default(), before, 1);
+            let export = Kept { conditions: before.into(), ..Kept::default() };
+            let all = export_conditions(&verdict, false, &export, 1);
             all.into_iter().map(|c| (c.type_, c.status, c.reason)).collect()
         };
         let said = |conditions: &[(&str, &str, &str)]| -> Vec<(String, String, String)> {

@@ -2,8 +2,10 @@
 //! equally old ones that of the first cluster by name (KEP-1645, "Constraints and Conflict Resolution").
 use super::{
     API_VERSION, IMPORT_MANAGED_BY, MANAGER,
+    derived::{DERIVED_SERVICE, derived_name},
     export::{Export, Exports, Facts, ImportPort, Invalid},
     leave::{PERMILLE, thinned},
+    ports::agreed,
 };
 use crate::{
     api::{EndpointSlice, endpoint_slice::Endpoint},
@@ -14,6 +16,7 @@ use serde_json::{Value, json};
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -59,6 +62,8 @@ pub struct Import {
     pub annotations: BTreeMap<String, String>,
     /// Clusters that export it.
     pub clusters: BTreeSet<String>,
+    /// Its addresses in this cluster; none: they are not known, or it has none.
+    pub ips: Vec<IpAddr>,
 }
 
 /// What is to be said of an export of this cluster.
@@ -219,16 +224,17 @@ impl Merged {
             labels: oldest.labels.clone(),
             annotations: oldest.annotations.clone(),
             clusters: valid.iter().map(|(cluster, ..)| (*cluster).to_owned()).collect(),
+            ips: Vec::new(),
         };
-        self.imports.insert(name.to_owned(), Arc::new(import));
-        for (cluster, export, left) in exports.iter().filter(|(_, export, _)| export.service.is_ok()) {
+        for (cluster, export, left) in &exports {
+            let Ok(facts) = &export.service else { continue };
             let counts = self.counts.entry((*cluster).to_owned()).or_default();
             counts.imported += 1;
             if !conflicts.is_empty() {
                 counts.conflicts.insert(name.to_owned());
             }
             for slice in &export.slices {
-                let slice = match thinned(slice, *left) {
+                let slice = match agreed(thinned(slice, *left), &facts.ports, &import.facts.ports) {
                     Cow::Borrowed(_) => Arc::clone(slice),
                     Cow::Owned(thinned) => Arc::new(thinned),
                 };
@@ -236,6 +242,7 @@ impl Merged {
                 self.slices.insert(full_name(namespace, &slice), slice);
             }
         }
+        self.imports.insert(name.to_owned(), Arc::new(import));
     }
 }
 
@@ -327,7 +334,8 @@ fn conflicts(claims: &[Claim<'_>]) -> Vec<Conflict> {
 impl Import {
     /// Whether the objects are the same but for their statuses.
     pub fn is_like(&self, other: &Import) -> bool {
-        (&self.facts, &self.labels, &self.annotations) == (&other.facts, &other.labels, &other.annotations)
+        (&self.facts, &self.ips) == (&other.facts, &other.ips)
+            && (&self.labels, &self.annotations) == (&other.labels, &other.annotations)
     }
 
     /// The object but for its status.
@@ -336,12 +344,21 @@ impl Import {
         let mut labels = self.labels.clone();
         labels.insert(IMPORT_MANAGED_BY.to_owned(), MANAGER.to_owned());
         let mut spec = json!(self.facts);
-        spec["type"] = if self.facts.is_headless { "Headless" } else { "ClusterSetIP" }.into();
+        let mut annotations = self.annotations.clone();
+        if self.facts.is_headless {
+            spec["type"] = "Headless".into();
+        } else {
+            spec["type"] = "ClusterSetIP".into();
+            annotations.insert(DERIVED_SERVICE.to_owned(), derived_name(namespace, name));
+        }
+        if !self.ips.is_empty() {
+            spec["ips"] = json!(self.ips);
+        }
         json!({
             "apiVersion": API_VERSION,
             "kind": "ServiceImport",
             "metadata": {
-                "namespace": namespace, "name": name, "labels": labels, "annotations": self.annotations,
+                "namespace": namespace, "name": name, "labels": labels, "annotations": annotations,
             },
             "spec": spec,
         })

@@ -3,6 +3,7 @@
 use super::{Cluster, api, patch::POD_CIDRS, raw::Raw};
 use crate::{
     api::{API_VERSION, Kind, service},
+    mcs,
     store::objects::snapshot::{Change, Seen, Source},
     trouble::Trouble,
     validate,
@@ -31,6 +32,9 @@ pub(super) async fn follow(source: Source, cluster: Cluster) {
     let mut config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
     if let Source::Secret(name) = &source {
         config = config.fields(&format!("metadata.name={name}"));
+    }
+    if kind == Kind::Service {
+        config = config.labels(&mcs::declared_services());
     }
     let mut epochs = shared.epochs.subscribe();
     let mut trouble = Trouble::default();

@@ -2,7 +2,7 @@
 //! who wrote which field. Pure.
 use super::super::raw::Raw;
 use crate::{
-    mcs::{Facts, IMPORT_MANAGED_BY, Import, MANAGER},
+    mcs::{DERIVED_SERVICE, Facts, IMPORT_MANAGED_BY, Import, MANAGER},
     status::seconds,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -79,11 +79,15 @@ impl From<&Raw> for ServiceImport {
         }
         let spec = object.at(&["spec"]);
         let facts = Facts::deserialize(spec).unwrap_or_default();
+        let mut annotations = object.metadata.annotations.clone().unwrap_or_default();
+        annotations.remove(DERIVED_SERVICE);
+        let ips = spec["ips"].as_array().into_iter().flatten();
         let clusters = object.at(&["status", "clusters"]).as_array().into_iter().flatten();
         let import = Import {
             facts: Facts { is_headless: spec["type"] == "Headless", ..facts },
             labels,
-            annotations: object.metadata.annotations.clone().unwrap_or_default(),
+            annotations,
+            ips: ips.filter_map(|ip| ip.as_str()?.parse().ok()).collect(),
             clusters: clusters.filter_map(|entry| entry["cluster"].as_str().map(str::to_owned)).collect(),
         };
         ServiceImport { is_ours: true, import }

@@ -264,7 +264,7 @@ fn watches(client: &Client) -> BoxStream<'static, Result<News, watcher::Error>> 
     });
     futures::stream::select_all([
         watcher(exports, config()).map_ok(News::Export).boxed(),
-        watcher(services, config()).map_ok(News::Service).boxed(),
+        watcher(services, config().labels(&mcs::declared_services())).map_ok(News::Service).boxed(),
         watcher(slices, config()).map_ok(News::Slice).boxed(),
         nodes.boxed(),
         pools,

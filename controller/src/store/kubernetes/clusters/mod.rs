@@ -3,8 +3,9 @@
 //!
 //! ```text
 //! ClusterLink ─> task ─> exports of the cluster ─┐
-//! snapshot, ServiceExports, ServiceImports ──────┼─> merge (pure) ─> plan (pure) ─> writes
-//! timer: who is out of reach leaves by and by ───┘
+//! snapshot, ServiceExports, ServiceImports ──────┼─> merge (pure) ─> plan (pure) ─> derived Services ─┐
+//! timer: who is out of reach leaves by and by ───┘       └─────────> plan (pure) <─── their addresses ┘
+//!                                                                        └─> all other writes
 //! ```
 //! A cluster that does not answer delays nobody: what it exported stays, then leaves endpoint by endpoint. One that was not listed
 //! yet since this process leads keeps what is there of it for as long.
@@ -31,6 +32,7 @@ use objects::Objects;
 use overlap::PodCidrs;
 use own::Own;
 use plan::{Existing, Write};
+use services::Services;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -46,6 +48,7 @@ use write::Writer;
 #[cfg(test)]
 mod anycast;
 mod credentials;
+mod derived;
 mod kept;
 mod known;
 mod link;
@@ -54,6 +57,7 @@ mod objects;
 mod overlap;
 mod own;
 mod plan;
+mod services;
 mod write;
 
 /// What this cluster is called where nothing says so.
@@ -94,6 +98,8 @@ async fn lead(home: &Home, name: Option<&str>) {
     let mut tasks = JoinSet::new();
     tasks.spawn(exports.clone().follow("ServiceExport", client.clone(), Arc::clone(&changed)));
     tasks.spawn(imports.clone().follow("ServiceImport", client.clone(), Arc::clone(&changed)));
+    let (mut services, following) = Services::new(client.clone(), Arc::clone(shared), Arc::clone(&changed));
+    tasks.spawn(following);
     let own = watch::Sender::new(None);
     let mut own_name = own.subscribe();
     tasks.spawn(tell_name(client.clone(), name.map(str::to_owned), own));
@@ -123,7 +129,7 @@ async fn lead(home: &Home, name: Option<&str>) {
         let Some(name) = own_name.borrow_and_update().clone() else { continue };
         links.set(&declared.cluster_links, &name);
         let reports = links.reports();
-        let listed = exports.known().zip(imports.known());
+        let listed = exports.known().zip(imports.known()).filter(|_| services.are_listed());
         let is_undefined = exports.is_undefined() || imports.is_undefined();
         let none = (ByName::new(), ByName::new());
         // Without the definitions there is nothing to merge, but there are links to speak of.
@@ -139,7 +145,14 @@ async fn lead(home: &Home, name: Option<&str>) {
         let pass =
             Pass { name: &name, declared: &declared, imports: &imports, reports: &reports, is_undefined };
         let merged = pass.merge(own.exports(&name, &exports, &declared), &mut merger);
-        let existing = Existing { imports: &imports, exports: &exports, slices: &declared.endpoint_slices };
+        // First the Services: what the API server answers has the addresses.
+        let mut done = match is_undefined {
+            true => Ok(()),
+            false => services.keep(merged, &imports).await,
+        };
+        let slices = &declared.endpoint_slices;
+        let existing =
+            Existing { imports: &imports, exports: &exports, slices, addresses: &services.addresses() };
         for (name, slice) in plan::kept_twice(merged, existing.slices, &settled) {
             lock(&shared.assembly).share(name, slice);
         }
@@ -148,7 +161,8 @@ async fn lead(home: &Home, name: Option<&str>) {
             false => plan::plan(merged, existing, &writer.written, &mut settled, &pass.kept(), host::now()),
         };
         writes.extend(pass.link_statuses(merged, &faults.borrow_and_update()));
-        match writer.write(writes, existing).await {
+        done = writer.write(writes, existing).await.and(done);
+        match done {
             Ok(()) => trouble.over("other clusters: what is imported is written again"),
             Err(error) => {
                 next = Instant::now() + jittered(trouble.again(AGAIN, STEP));
@@ -157,6 +171,9 @@ async fn lead(home: &Home, name: Option<&str>) {
                     &error,
                 );
             }
+        }
+        if let Some(again) = services.again() {
+            next = next.min(Instant::now() + again);
         }
         if reports.values().any(|report| !matches!(report.connected, Some(Ok(())))) {
             next = next.min(Instant::now() + STEP);

@@ -1,7 +1,10 @@
 //! What has to be written so that this cluster has what was merged. Pure. What has not our label is not touched.
-use super::kept::{Kept, ServiceExport, ServiceImport};
+use super::{
+    derived::Addresses,
+    kept::{Kept, ServiceExport, ServiceImport},
+};
 use crate::{
-    api::{EndpointSlice, cluster_link::ClusterLinkStatus},
+    api::{EndpointSlice, cluster_link::ClusterLinkStatus, endpoint_slice::ImportedFrom},
     by_name::{ByName, changed},
     mcs::{Import, Merged, Verdict},
     status::Conditions,
@@ -42,6 +45,7 @@ pub(super) struct Existing<'a> {
     pub(super) imports: &'a ByName<Kept<ServiceImport>>,
     pub(super) exports: &'a ByName<Kept<ServiceExport>>,
     pub(super) slices: &'a ByName<EndpointSlice>,
+    pub(super) addresses: &'a Addresses,
 }
 
 /// What we wrote and the API server did not give back as it was: by name, with its `resourceVersion` then.
@@ -54,8 +58,9 @@ pub(super) struct Settled {
     imports: (ByName<Import>, ByName<Kept<ServiceImport>>),
     slices: (ByName<EndpointSlice>, ByName<EndpointSlice>),
     exports: (ByName<Verdict>, ByName<Kept<ServiceExport>>),
+    addresses: Addresses,
     /// With others of these all is looked at.
-    ground: (BTreeSet<String>, BTreeSet<String>),
+    ground: (BTreeSet<String>, BTreeSet<String>, BTreeSet<String>),
 }
 
 /// ServiceImports of others: their services are theirs.
@@ -75,11 +80,11 @@ pub(super) fn plan(
 ) -> Vec<Write> {
     let foreign = foreign(existing.imports);
     let owned = |names: &BTreeSet<&str>| names.iter().map(|name| (*name).to_owned()).collect();
-    let ground = (owned(&foreign), owned(kept));
+    let ground = (owned(&foreign), owned(kept), existing.addresses.taken());
     if settled.ground != ground {
         *settled = Settled { ground, ..Settled::default() };
     }
-    let mut writes = imports(merged, existing.imports, written, settled, &foreign, now);
+    let mut writes = imports(merged, existing, written, settled, &foreign, now);
     writes.extend(slices(merged, existing.slices, settled, &foreign, kept));
     writes.extend(exports(merged, existing.exports, settled, &foreign, now));
     writes
@@ -112,9 +117,11 @@ fn slices(
             !foreign.is_empty() && foreign.contains([namespace, "/", &*import.service].concat().as_str())
         })
     };
+    let taken = settled.ground.2.clone();
     let write = |name: &str| {
         let wanted = merged.slices.get(name).filter(|slice| !is_foreign(slice));
-        match (wanted, existing.get(name)) {
+        let unbound = wanted.filter(|_| !taken.is_empty()).and_then(|slice| unbound(slice, &taken));
+        match (unbound.as_ref().or(wanted), existing.get(name)) {
             (Some(slice), None) => Some(Write::CreateSlice(Arc::clone(slice))),
             (Some(slice), Some(known)) if Arc::ptr_eq(known, slice) || known == slice => None,
             (_, Some(known)) if known.metadata.import.is_none() => None,
@@ -135,6 +142,16 @@ fn slices(
         settled.slices = (merged.slices.clone(), existing.clone());
     }
     writes
+}
+
+/// The slice, bound to no Service, if its derived Service is one of these.
+fn unbound(slice: &EndpointSlice, taken: &BTreeSet<String>) -> Option<Arc<EndpointSlice>> {
+    let (import, namespace) = slice.metadata.import.as_ref().zip(slice.metadata.namespace.as_ref())?;
+    taken.contains([namespace, "/", &*import.service].concat().as_str()).then(|| {
+        let mut slice = slice.clone();
+        slice.metadata.import = Some(Arc::new(ImportedFrom { derived: None, ..(**import).clone() }));
+        Arc::new(slice)
+    })
 }
 
 /// Whether a slice is of a cluster whose slices stay as they are.
@@ -167,7 +184,7 @@ fn exports(
 
 fn imports(
     merged: &Merged,
-    existing: &ByName<Kept<ServiceImport>>,
+    Existing { imports: existing, addresses, .. }: Existing<'_>,
     written: &Written,
     settled: &mut Settled,
     foreign: &BTreeSet<&str>,
@@ -179,27 +196,32 @@ fn imports(
             let is_ours = known.is_some_and(|known| known.rest.is_ours);
             return is_ours.then(|| Write::DeleteImport(name.to_owned()));
         };
+        let (import, state) = addresses.give(name, import);
         let Some(known) = known else {
-            return Some(Write::CreateImport(name.to_owned(), Arc::clone(import)));
+            return Some(Write::CreateImport(name.to_owned(), import.into_owned()));
         };
         let is_written =
-            written.get(name).is_some_and(|(at, last)| *at == known.version && last.is_like(import));
-        if !is_written && !known.rest.import.is_like(import) {
+            written.get(name).is_some_and(|(at, last)| *at == known.version && last.is_like(&import));
+        if !is_written && !known.rest.import.is_like(&import) {
             let version = known.version.clone();
-            return Some(Write::ReplaceImport(name.to_owned(), Arc::clone(import), version));
+            return Some(Write::ReplaceImport(name.to_owned(), import.into_owned(), version));
         }
         let mut conditions = Conditions::new(&known.conditions, known.generation, now);
-        conditions.set("Ready", true, "Ready", "its endpoints are imported");
+        match state {
+            Ok(()) => conditions.set("Ready", true, "Ready", "its endpoints are imported"),
+            Err((reason, message)) => conditions.set("Ready", false, reason, message),
+        }
         let conditions = conditions.finish();
         let is_said = known.rest.import.clusters == import.clusters && *known.conditions == *conditions;
         (!is_said).then(|| Write::ImportStatus(name.to_owned(), import.status(&conditions)))
     };
-    let mut writes: Vec<_> = changed((&settled.imports.0, &merged.imports), (&settled.imports.1, existing))
-        .into_iter()
-        .filter_map(write)
-        .collect();
+    let mut names = changed((&settled.imports.0, &merged.imports), (&settled.imports.1, existing));
+    let before = &settled.addresses;
+    names.extend(changed((&before.known, &addresses.known), (&before.refused, &addresses.refused)));
+    let mut writes: Vec<_> = names.into_iter().filter_map(write).collect();
     if writes.is_empty() {
         settled.imports = (merged.imports.clone(), existing.clone());
+        settled.addresses = addresses.clone();
     }
     // What is gone goes last.
     writes.sort_by_key(|write| matches!(write, Write::DeleteImport(_)));
@@ -255,9 +277,15 @@ pub(super) fn link_status(
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::raw::Raw;
-    use super::*;
-    use crate::mcs::{Conflict, Facts, ImportPort, Invalid};
+    use super::{
+        super::{super::raw::Raw, derived::Refusal},
+        *,
+    };
+    use crate::{
+        mcs::{Conflict, Derived, Export, Facts, ImportPort, Invalid, derived_name},
+        object::Object,
+        validate::check_object,
+    };
 
     fn import(port: i32) -> Import {
         let port = ImportPort { name: "http".into(), protocol: "TCP".into(), app_protocol: None, port };
@@ -280,11 +308,35 @@ mod tests {
     }
 
     fn planned(merged: &Merged, imports: &[Raw], written: &Written) -> Vec<Write> {
+        planned_with(merged, imports, written, &addresses())
+    }
+
+    /// The derived Service is there.
+    fn addresses() -> Addresses {
+        let mut object = Derived::object("n/web", &import(80));
+        object["spec"]["clusterIPs"] = json!(["10.96.0.5"]);
+        let derived = Derived::of(&serde_json::from_value(object).unwrap()).unwrap();
+        let known = ByName::from([(derived.0, Arc::new(derived.1))]);
+        Addresses { known, refused: ByName::new() }
+    }
+
+    /// The import with its address.
+    fn given(port: i32) -> Import {
+        let facts = Facts { ip_families: vec!["IPv4".into()], ..import(port).facts };
+        Import { facts, ips: vec![[10, 96, 0, 5].into()], ..import(port) }
+    }
+
+    fn planned_with(
+        merged: &Merged,
+        imports: &[Raw],
+        written: &Written,
+        addresses: &Addresses,
+    ) -> Vec<Write> {
         let imports = imports
             .iter()
             .map(|import| (super::super::known::name(&import.metadata), Arc::new(Kept::from(import))));
         let (imports, exports, slices) = (imports.collect(), ByName::new(), ByName::new());
-        let existing = Existing { imports: &imports, exports: &exports, slices: &slices };
+        let existing = Existing { imports: &imports, exports: &exports, slices: &slices, addresses };
         let mut settled = Settled::default();
         let writes = plan(merged, existing, written, &mut settled, &BTreeSet::new(), 1);
         assert_eq!(plan(merged, existing, written, &mut settled, &BTreeSet::new(), 1), writes);
@@ -295,8 +347,8 @@ mod tests {
     fn an_import_is_made_then_said_to_be_ready_then_left_alone() {
         let merged = merged(import(80));
         let none = Written::new();
-        assert_eq!(planned(&merged, &[], &none), [Write::CreateImport("n/web".into(), Arc::new(import(80)))]);
-        let made = object(import(80).object("n/web"), "1");
+        assert_eq!(planned(&merged, &[], &none), [Write::CreateImport("n/web".into(), Arc::new(given(80)))]);
+        let made = object(given(80).object("n/web"), "1");
         let writes = planned(&merged, std::slice::from_ref(&made), &none);
         let [Write::ImportStatus(_, status)] = &writes[..] else { panic!("{writes:?}") };
         let mut ready = made;
@@ -308,13 +360,13 @@ mod tests {
     #[test]
     fn what_an_api_server_does_not_keep_is_written_once() {
         let wanted = import(81);
-        let pruned = object(import(80).object("n/web"), "7");
+        let pruned = object(given(80).object("n/web"), "7");
         let writes =
             |written: &Written| planned(&merged(wanted.clone()), std::slice::from_ref(&pruned), written);
         assert!(
-            matches!(&writes(&Written::new())[..], [Write::ReplaceImport(_, import, version)] if **import == wanted && &**version == "7")
+            matches!(&writes(&Written::new())[..], [Write::ReplaceImport(_, import, version)] if **import == given(81) && &**version == "7")
         );
-        let written = Written::from([("n/web".to_owned(), ("7".into(), Arc::new(wanted.clone())))]);
+        let written = Written::from([("n/web".to_owned(), ("7".into(), Arc::new(given(81))))]);
         assert!(matches!(&writes(&written)[..], [Write::ImportStatus(..)]));
     }
 
@@ -324,6 +376,58 @@ mod tests {
         theirs["metadata"]["labels"] = json!({});
         assert_eq!(planned(&merged(import(81)), &[object(theirs.clone(), "1")], &Written::new()), []);
         assert_eq!(planned(&Merged::default(), &[object(theirs, "1")], &Written::new()), []);
+    }
+
+    #[test]
+    fn an_address_that_comes_later_is_written_and_one_that_goes_is_taken_out() {
+        let (merged, none) = (merged(import(80)), Written::new());
+        let nothing = Addresses::default();
+        let writes = planned_with(&merged, &[], &none, &nothing);
+        assert_eq!(writes, [Write::CreateImport("n/web".into(), Arc::new(import(80)))]);
+        let made = [object(import(80).object("n/web"), "1")];
+        let writes = planned_with(&merged, &made, &none, &nothing);
+        let [Write::ImportStatus(_, status)] = &writes[..] else { panic!("{writes:?}") };
+        assert_eq!(status["conditions"][0]["reason"], "Pending");
+        // Nothing else has changed since.
+        let imports = ByName::from([("n/web".to_owned(), Arc::new(Kept::from(&made[0])))]);
+        let (exports, slices, given_now) = (ByName::new(), ByName::new(), addresses());
+        let existing =
+            |addresses| Existing { imports: &imports, exports: &exports, slices: &slices, addresses };
+        let mut settled =
+            Settled { imports: (merged.imports.clone(), imports.clone()), ..Settled::default() };
+        let kept = BTreeSet::new();
+        assert_eq!(plan(&merged, existing(&nothing), &none, &mut settled, &kept, 1), []);
+        let writes = plan(&merged, existing(&given_now), &none, &mut settled, &kept, 1);
+        let [Write::ReplaceImport(_, replaced, _)] = &writes[..] else { panic!("{writes:?}") };
+        assert_eq!(replaced.object("n/web")["spec"]["ips"], json!(["10.96.0.5"]));
+        let had = [object(given(80).object("n/web"), "1")];
+        let writes = planned_with(&merged, &had, &none, &nothing);
+        assert!(matches!(&writes[..], [Write::ReplaceImport(_, import, _)] if import.ips.is_empty()));
+    }
+
+    #[test]
+    fn slices_are_bound_to_no_service_of_somebody_else() {
+        let slice = json!({"kind": "EndpointSlice", "addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.1"]}],
+            "metadata": {"namespace": "n", "name": "a", "labels": {"kubernetes.io/service-name": "web"}}});
+        let Ok(Object::EndpointSlice(slice)) = check_object(&slice) else { panic!("no slice") };
+        let mut merged = merged(import(80));
+        let slice = Arc::new(Export::imported("web", "west", &slice, false));
+        merged.slices.insert(["n/", &*slice.metadata.name].concat(), Arc::clone(&slice));
+        let bound = |refused: &[Refusal]| {
+            let refused = refused.iter().map(|why| ("n/web".to_owned(), Arc::new(why.clone()))).collect();
+            let writes = planned_with(&merged, &[], &Written::new(), &Addresses { refused, ..addresses() });
+            let label = |write: &Write| match write {
+                Write::CreateSlice(slice) => {
+                    Some(json!(**slice)["metadata"]["labels"]["kubernetes.io/service-name"].clone())
+                }
+                _ => None,
+            };
+            writes.iter().find_map(label).unwrap()
+        };
+        let derived = json!(derived_name("n", "web"));
+        assert_eq!(bound(&[]), derived);
+        assert_eq!(bound(&[Refusal::Refused(String::new())]), derived);
+        assert_eq!(bound(&[Refusal::Taken]), Value::Null);
     }
 
     #[test]

@@ -250,8 +250,16 @@ pub(super) struct Pods {
 }
 
 impl Pods {
-    /// Adds a pod, which takes packets to `port` of the VIP; `link`: to its cluster.
-    pub(super) fn add(&mut self, via: Via, link: Option<Link>, port: u16, pod: Endpoint, target: Target) {
+    /// Adds a pod, which takes packets to `port` of the VIP; `link`: to its cluster; with its target, whether no check has spoken of
+    /// it yet.
+    pub(super) fn add(
+        &mut self,
+        via: Via,
+        link: Option<Link>,
+        port: u16,
+        pod: Endpoint,
+        (target, is_unknown): (Target, bool),
+    ) {
         if via.here {
             self.own.insert(pod, target);
         }
@@ -260,7 +268,7 @@ impl Pods {
         let (node, share) = self.nodes.entry(Endpoint { address, port }).or_insert(fresh);
         node.up |= target.up;
         node.weight = node.weight.saturating_add(if target.up { target.weight } else { 0 });
-        share.add(&target);
+        share.add(&target, is_unknown);
     }
 
     /// The nodes as backends, and the pods of this node. While none of these is up and has a weight, those that drain

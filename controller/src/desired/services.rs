@@ -479,10 +479,12 @@ impl Plan {
                     let target = Target { weight, up, here: false };
                     match via {
                         None => {
-                            shares.push(Share::of(host.link, &target));
+                            shares.push(Share::of(host.link, &target, is_unknown && !up));
                             backends.push((endpoint, target));
                         }
-                        Some(via) => pods.add(via, host.link, port.number, endpoint, target),
+                        Some(via) => {
+                            pods.add(via, host.link, port.number, endpoint, (target, is_unknown && !up));
+                        }
                     }
                 }
                 let (nodes, own) = pods.levels();
@@ -493,7 +495,8 @@ impl Plan {
                 }
                 let clusters = source.policy.clusters.as_ref();
                 if let Some(clusters) = clusters.filter(|_| shares.iter().any(|share| share.link.is_some())) {
-                    spill(clusters, &mut backends, &shares);
+                    let has_slots = |service: &&Arc<InstalledService>| service.slots.values().any(|n| *n > 0);
+                    spill(clusters, before.filter(has_slots).is_some(), &mut backends, &shares);
                     let all = backends.iter().zip(&shares);
                     let up = all.filter(|((_, target), _)| target.up && target.weight > 0);
                     (serving, healthy_weight) = up.fold((0, 0), |(count, sum), ((_, target), share)| {

@@ -13,12 +13,13 @@ use super::{
     spill::{Link, Share},
 };
 use crate::{
-    api::{endpoint_slice::ImportedFrom, load_balancer::Protocol, node::internal_ips},
+    api::{delivery::FORWARDING, endpoint_slice::ImportedFrom, load_balancer::Protocol, node::internal_ips},
     declared::Declared,
 };
 use ipam::Family;
 use lb_bpf::service::{Decap, Endpoint, Target};
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
@@ -63,6 +64,11 @@ impl PodNode {
 }
 
 impl Elsewhere {
+    /// The mode of the service there, if it takes nothing out of tunnels.
+    fn mode_without_tunnels(&self) -> Option<&str> {
+        self.import.delivery.as_ref()?.mode_without_tunnels()
+    }
+
     /// Whether the service has all of these addresses there that are of a family.
     fn has_all(&self, addresses: &[IpAddr], family: Family) -> bool {
         let Some(delivery) = &self.import.delivery else { return false };
@@ -134,7 +140,7 @@ impl Nodes {
         let ways = Family::ALL.map(|family| {
             let pods = source.hosts.iter().filter(|host| Family::of(host.address) == family);
             let nodes = pods.filter_map(|host| host.node.as_ref());
-            let nodes = nodes.filter(|node| self.takes(node, addresses, family));
+            let nodes = nodes.filter(|node| self.refusal(node, addresses, family).is_none());
             let own = nodes.clone().filter(|node| matches!(node, PodNode::Own(_)));
             let has = |node: &PodNode, way: Family| self.ends(node).is_none_or(|e| e[way as usize].is_some());
             let mut all = [family, other(family)].into_iter();
@@ -150,22 +156,22 @@ impl Nodes {
         let via = |host: &Host| {
             let (node, family) = (host.node.as_ref()?, Family::of(host.address));
             let end = self.ends(node).and_then(|ends| ends[ways[family as usize] as usize]);
-            Some(Via { end, here: self.is_own(node), takes: self.takes(node, addresses, family) })
+            Some(Via { end, here: self.is_own(node), refusal: self.refusal(node, addresses, family) })
         };
         source.hosts.iter().map(via).collect()
     }
 
-    /// Whether a node takes packets to all of these addresses that are of a family. What goes to an address of ours comes to ours.
-    fn takes(&self, node: &PodNode, addresses: &[IpAddr], family: Family) -> bool {
-        match node {
-            PodNode::Own(_) => true,
-            PodNode::Elsewhere(node) => node.has_all(addresses, family) && !self.is_taken(node),
+    /// Why a node does not get packets to these addresses, as far as they are of a family; none: it does. What goes to an address of
+    /// ours comes to ours.
+    fn refusal(&self, node: &PodNode, addresses: &[IpAddr], family: Family) -> Option<Refusal> {
+        let PodNode::Elsewhere(node) = node else { return None };
+        if node.ends.iter().flatten().any(|end| self.addresses.contains(end)) {
+            return Some(Refusal::OwnNode);
         }
-    }
-
-    /// Whether a node of ours has an address of it.
-    fn is_taken(&self, node: &Elsewhere) -> bool {
-        node.ends.iter().flatten().any(|end| self.addresses.contains(end))
+        if !node.has_all(addresses, family) {
+            return Some(Refusal::Address);
+        }
+        node.mode_without_tunnels().map(|_| Refusal::Mode)
     }
 
     /// The addresses of a node; none: nobody knows it.
@@ -180,7 +186,7 @@ impl Nodes {
     pub(super) fn refusals(&self, source: &Source, vias: &[Option<Via>]) -> Vec<String> {
         let mut lost = (BTreeSet::new(), 0);
         // By cluster and reason.
-        let mut elsewhere: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+        let mut elsewhere: BTreeMap<(&str, Cow<'_, str>), usize> = BTreeMap::new();
         for (host, via) in source.hosts.iter().zip(vias) {
             let Some((node, via)) = host.node.as_ref().zip(via.as_ref()) else { continue };
             match node {
@@ -190,11 +196,15 @@ impl Nodes {
                 }
                 PodNode::Own(_) => {}
                 PodNode::Elsewhere(node) => {
-                    let reason = match via {
-                        _ if self.is_taken(node) => "their nodes have addresses of nodes of this cluster",
-                        Via { takes: false, .. } => "the Service does not have the address there",
-                        Via { end: None, .. } => "no InternalIP of the right family is known of their nodes",
-                        _ => continue,
+                    let reason = match (via.refusal, via.end) {
+                        (Some(Refusal::OwnNode), _) => "their nodes have addresses of nodes of this cluster".into(),
+                        (Some(Refusal::Address), _) => "the Service does not have the address there".into(),
+                        (Some(Refusal::Mode), _) => {
+                            let mode = node.mode_without_tunnels().unwrap_or_default();
+                            format!("the ServiceExport there says {FORWARDING} {mode}, not IPIP or GUE").into()
+                        }
+                        (None, None) => "no InternalIP of the right family is known of their nodes".into(),
+                        (None, Some(_)) => continue,
                     };
                     *elsewhere.entry((&node.import.cluster, reason)).or_default() += 1;
                 }
@@ -238,8 +248,19 @@ pub(super) struct Via {
     pub(super) end: Option<IpAddr>,
     /// Whether it is on this node.
     pub(super) here: bool,
-    /// Whether its node takes packets to the VIPs.
-    pub(super) takes: bool,
+    /// Why its node does not get packets to the VIPs; none: it does.
+    pub(super) refusal: Option<Refusal>,
+}
+
+/// Why a node of another cluster gets no packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// A node of ours has an address of it.
+    OwnNode,
+    /// The service does not have the address there.
+    Address,
+    /// The service has a mode there in which nothing is taken out of a tunnel.
+    Mode,
 }
 
 /// The pods among the backends of a service.

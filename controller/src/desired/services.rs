@@ -405,7 +405,7 @@ impl Plan {
     ) {
         let only = only_family(source);
         let vias = scene.nodes.vias(source, addresses, only);
-        let takes = |at: usize| vias.get(at).copied().flatten().is_none_or(|via| via.takes);
+        let takes = |at: usize| vias.get(at).copied().flatten().is_none_or(|via| via.refusal.is_none());
         self.backends.declared = (0..source.hosts.len()).filter(|at| takes(*at)).count() as u32;
         // By host: whether it is up on all ports, and whether some port was not checked yet.
         let mut standing: Vec<_> =

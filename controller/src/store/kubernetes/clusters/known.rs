@@ -254,7 +254,7 @@ impl Known {
         let reached = facts.as_deref().ok().filter(|_| !parts.addresses.is_empty());
         let reached = reached.map(|facts| (&*parts.addresses, facts));
         for listed in &mut parts.slices {
-            listed.set_delivery(reached, &self.nodes);
+            listed.set_delivery(reached, declared.mode.as_deref(), &self.nodes);
         }
         let slices = parts.slices.iter().map(|listed| Arc::clone(&listed.slice)).collect();
         Some(export(declared, facts.clone(), slices))

@@ -139,7 +139,12 @@ async fn lead(home: &Home, name: Option<&str>) {
         let pass =
             Pass { name: &name, declared: &declared, imports: &imports, reports: &reports, is_undefined };
         let merged = pass.merge(own.exports(&name, &exports, &declared), &mut merger);
-        let existing = Existing { imports: &imports, exports: &exports, slices: &declared.endpoint_slices };
+        let existing = Existing {
+            imports: &imports,
+            exports: &exports,
+            slices: &declared.endpoint_slices,
+            modes: own.modes(),
+        };
         for (name, slice) in plan::kept_twice(merged, existing.slices, &settled) {
             lock(&shared.assembly).share(name, slice);
         }

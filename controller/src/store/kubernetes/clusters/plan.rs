@@ -1,7 +1,10 @@
 //! What has to be written so that this cluster has what was merged. Pure. What has not our label is not touched.
-use super::kept::{Kept, ServiceExport, ServiceImport};
+use super::{
+    kept::{Kept, ServiceExport, ServiceImport},
+    own::Modes,
+};
 use crate::{
-    api::{EndpointSlice, cluster_link::ClusterLinkStatus},
+    api::{EndpointSlice, cluster_link::ClusterLinkStatus, delivery::FORWARDING, policy::ForwardingMode},
     by_name::{ByName, changed},
     mcs::{Import, Merged, Verdict},
     status::Conditions,
@@ -42,6 +45,7 @@ pub(super) struct Existing<'a> {
     pub(super) imports: &'a ByName<Kept<ServiceImport>>,
     pub(super) exports: &'a ByName<Kept<ServiceExport>>,
     pub(super) slices: &'a ByName<EndpointSlice>,
+    pub(super) modes: &'a Modes,
 }
 
 /// What we wrote and the API server did not give back as it was: by name, with its `resourceVersion` then.
@@ -54,6 +58,7 @@ pub(super) struct Settled {
     imports: (ByName<Import>, ByName<Kept<ServiceImport>>),
     slices: (ByName<EndpointSlice>, ByName<EndpointSlice>),
     exports: (ByName<Verdict>, ByName<Kept<ServiceExport>>),
+    modes: Modes,
     /// With others of these all is looked at.
     ground: (BTreeSet<String>, BTreeSet<String>),
 }
@@ -81,7 +86,7 @@ pub(super) fn plan(
     }
     let mut writes = imports(merged, existing.imports, written, settled, &foreign, now);
     writes.extend(slices(merged, existing.slices, settled, &foreign, kept));
-    writes.extend(exports(merged, existing.exports, settled, &foreign, now));
+    writes.extend(exports(merged, existing, settled, &foreign, now));
     writes
 }
 
@@ -144,23 +149,25 @@ fn is_kept(slice: &EndpointSlice, kept: &BTreeSet<&str>) -> bool {
 
 fn exports(
     merged: &Merged,
-    existing: &ByName<Kept<ServiceExport>>,
+    existing: Existing<'_>,
     settled: &mut Settled,
     foreign: &BTreeSet<&str>,
     now: u64,
 ) -> Vec<Write> {
+    let Existing { exports: existing, modes, .. } = existing;
     let write = |name: &str| {
         let (verdict, export) = (merged.verdicts.get(name)?, existing.get(name)?);
-        let status = export_conditions(verdict, foreign.contains(name), export, now);
+        let mode = modes.get(name).and_then(|mode| **mode);
+        let status = export_conditions(verdict, foreign.contains(name), mode, export, now);
         (*status != *export.conditions)
             .then(|| Write::ExportStatus(name.to_owned(), json!({"conditions": status})))
     };
-    let writes: Vec<_> = changed((&settled.exports.0, &merged.verdicts), (&settled.exports.1, existing))
-        .into_iter()
-        .filter_map(write)
-        .collect();
+    let mut names = changed((&settled.exports.0, &merged.verdicts), (&settled.exports.1, existing));
+    names.extend(settled.modes.changes(modes).map(|(name, ..)| name));
+    let writes: Vec<_> = names.into_iter().filter_map(write).collect();
     if writes.is_empty() {
         settled.exports = (merged.verdicts.clone(), existing.clone());
+        settled.modes = modes.clone();
     }
     writes
 }
@@ -210,6 +217,7 @@ fn imports(
 fn export_conditions(
     verdict: &Verdict,
     is_foreign: bool,
+    mode: Option<ForwardingMode>,
     export: &Kept<ServiceExport>,
     now: u64,
 ) -> Vec<Condition> {
@@ -233,6 +241,20 @@ fn export_conditions(
                 verdict.conflicts.iter().map(|conflict| conflict.message.as_str()).collect();
             conditions.set("Conflict", true, first.reason, messages.join("; "));
         }
+    }
+    match mode {
+        Some(mode) => conditions.set(
+            FORWARDING,
+            true,
+            mode.name(),
+            format!("packets to the addresses of the Service are forwarded by {}", mode.name()),
+        ),
+        None => conditions.set(
+            FORWARDING,
+            false,
+            "NotBalanced",
+            "there is no Service of type LoadBalancer and class fairlead.dev/lb",
+        ),
     }
     let mut all = conditions.finish();
     let others: Vec<_> =
@@ -284,7 +306,8 @@ mod tests {
             .iter()
             .map(|import| (super::super::known::name(&import.metadata), Arc::new(Kept::from(import))));
         let (imports, exports, slices) = (imports.collect(), ByName::new(), ByName::new());
-        let existing = Existing { imports: &imports, exports: &exports, slices: &slices };
+        let existing =
+            Existing { imports: &imports, exports: &exports, slices: &slices, modes: &Modes::new() };
         let mut settled = Settled::default();
         let writes = plan(merged, existing, written, &mut settled, &BTreeSet::new(), 1);
         assert_eq!(plan(merged, existing, written, &mut settled, &BTreeSet::new(), 1), writes);
@@ -332,7 +355,8 @@ mod tests {
             let conflict = |reason: &&'static str| Conflict { reason, message: "m".into() };
             let verdict = Verdict { valid, conflicts: conflicts.iter().map(conflict).collect() };
             let export = Kept { conditions: before.into(), ..Kept::default() };
-            let all = export_conditions(&verdict, false, &export, 1);
+            let mode = valid.ok().map(|()| ForwardingMode::GUE);
+            let all = export_conditions(&verdict, false, mode, &export, 1);
             all.into_iter().map(|c| (c.type_, c.status, c.reason)).collect()
         };
         let said = |conditions: &[(&str, &str, &str)]| -> Vec<(String, String, String)> {
@@ -343,7 +367,8 @@ mod tests {
             said(&[
                 ("Conflict", "False", "NoConflicts"),
                 ("Ready", "True", "Ready"),
-                ("Valid", "True", "Valid")
+                ("Valid", "True", "Valid"),
+                ("fairlead.dev/Forwarding", "True", "GUE")
             ])
         );
         let mut others = Conditions::new(&[], None, 1);
@@ -354,7 +379,8 @@ mod tests {
                 ("Conflict", "True", "PortConflict"),
                 ("Others", "True", "Mine"),
                 ("Ready", "False", "Failed"),
-                ("Valid", "False", "NoService")
+                ("Valid", "False", "NoService"),
+                ("fairlead.dev/Forwarding", "False", "NotBalanced")
             ])
         );
     }

@@ -136,11 +136,13 @@ impl Nodes {
         if !is_tunnel || source.hosts.iter().all(|host| host.node.is_none()) {
             return Vec::new();
         }
+        let holders = self.holders(source, addresses);
+        let refusal = |host: &Host| self.refusal(host, addresses, &holders);
         let is_mixed = source.hosts.iter().any(|host| host.node.is_none());
         let ways = Family::ALL.map(|family| {
             let pods = source.hosts.iter().filter(|host| Family::of(host.address) == family);
+            let pods = pods.filter(|host| refusal(host).is_none());
             let nodes = pods.filter_map(|host| host.node.as_ref());
-            let nodes = nodes.filter(|node| self.refusal(node, addresses, family).is_none());
             let own = nodes.clone().filter(|node| matches!(node, PodNode::Own(_)));
             let has = |node: &PodNode, way: Family| self.ends(node).is_none_or(|e| e[way as usize].is_some());
             let mut all = [family, other(family)].into_iter();
@@ -156,15 +158,39 @@ impl Nodes {
         let via = |host: &Host| {
             let (node, family) = (host.node.as_ref()?, Family::of(host.address));
             let end = self.ends(node).and_then(|ends| ends[ways[family as usize] as usize]);
-            Some(Via { end, here: self.is_own(node), refusal: self.refusal(node, addresses, family) })
+            Some(Via { end, here: self.is_own(node), refusal: refusal(host) })
         };
         source.hosts.iter().map(via).collect()
     }
 
-    /// Why a node does not get packets to these addresses, as far as they are of a family; none: it does. What goes to an address of
-    /// ours comes to ours.
-    fn refusal(&self, node: &PodNode, addresses: &[IpAddr], family: Family) -> Option<Refusal> {
-        let PodNode::Elsewhere(node) = node else { return None };
+    /// Why the node of a host does not get packets to these addresses, as far as they are of its family; none: it does.
+    fn refusal(&self, host: &Host, addresses: &[IpAddr], holders: &Holders<'_>) -> Option<Refusal> {
+        let Some(PodNode::Elsewhere(node)) = &host.node else { return None };
+        let is_held = |end: &IpAddr| holders.get(end).is_some_and(|(_, of)| **of != *node.import.cluster);
+        let refusal = self.refusal_alone(node, addresses, Family::of(host.address));
+        refusal.or_else(|| node.ends.iter().flatten().any(is_held).then_some(Refusal::OtherNode))
+    }
+
+    /// Which cluster has each of the addresses of nodes elsewhere. Nobody knows to which one of several a packet goes: all such
+    /// packets are meant for that with the oldest link, and a cluster that comes later takes nothing from it.
+    fn holders<'s>(&self, source: &'s Source, addresses: &[IpAddr]) -> Holders<'s> {
+        let mut holders = Holders::new();
+        for host in &source.hosts {
+            let Some(PodNode::Elsewhere(node)) = &host.node else { continue };
+            if self.refusal_alone(node, addresses, Family::of(host.address)).is_some() {
+                continue;
+            }
+            let claim = (host.link.map_or(0, |link| link.created), &*node.import.cluster);
+            for end in node.ends.iter().flatten() {
+                let holder = holders.entry(*end).or_insert(claim);
+                *holder = claim.min(*holder);
+            }
+        }
+        holders
+    }
+
+    /// The same whatever other clusters have. What goes to an address of ours comes to ours.
+    fn refusal_alone(&self, node: &Elsewhere, addresses: &[IpAddr], family: Family) -> Option<Refusal> {
         if node.ends.iter().flatten().any(|end| self.addresses.contains(end)) {
             return Some(Refusal::OwnNode);
         }
@@ -197,11 +223,18 @@ impl Nodes {
                 PodNode::Own(_) => {}
                 PodNode::Elsewhere(node) => {
                     let reason = match (via.refusal, via.end) {
-                        (Some(Refusal::OwnNode), _) => "their nodes have addresses of nodes of this cluster".into(),
+                        (Some(Refusal::OwnNode), _) => {
+                            "their nodes have addresses of nodes of this cluster".into()
+                        }
+                        (Some(Refusal::OtherNode), _) => {
+                            "their nodes have addresses of nodes of another cluster, whose link comes first"
+                                .into()
+                        }
                         (Some(Refusal::Address), _) => "the Service does not have the address there".into(),
                         (Some(Refusal::Mode), _) => {
                             let mode = node.mode_without_tunnels().unwrap_or_default();
-                            format!("the ServiceExport there says {FORWARDING} {mode}, not IPIP or GUE").into()
+                            format!("the ServiceExport there says {FORWARDING} {mode}, not IPIP or GUE")
+                                .into()
                         }
                         (None, None) => "no InternalIP of the right family is known of their nodes".into(),
                         (None, Some(_)) => continue,
@@ -252,11 +285,16 @@ pub(super) struct Via {
     pub(super) refusal: Option<Refusal>,
 }
 
+/// Clusters by the addresses of their nodes, each with the age of its link.
+type Holders<'a> = HashMap<IpAddr, (u64, &'a str)>;
+
 /// Why a node of another cluster gets no packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
     /// A node of ours has an address of it.
     OwnNode,
+    /// A node of another cluster, whose link comes first, has an address of it.
+    OtherNode,
     /// The service does not have the address there.
     Address,
     /// The service has a mode there in which nothing is taken out of a tunnel.

@@ -12,6 +12,7 @@ use crate::{
         policy::{Clusters, Prefer},
     },
     by_name::ByName,
+    status::seconds,
 };
 use lb_bpf::service::{Endpoint, Target};
 use std::{
@@ -24,6 +25,8 @@ use std::{
 pub(super) struct Link {
     pub(super) priority: i32,
     pub(super) weight: u16,
+    /// When it was made: seconds since the epoch, 0 when unknown.
+    pub(super) created: u64,
 }
 
 /// The links by the names of their clusters.
@@ -31,7 +34,11 @@ pub(super) type Links = BTreeMap<String, Link>;
 
 /// What counts of all links.
 pub(super) fn links(declared: &ByName<ClusterLink>) -> Links {
-    let link = |link: &ClusterLink| Link { priority: link.spec.priority, weight: link.spec.weight.get() };
+    let link = |link: &ClusterLink| Link {
+        priority: link.spec.priority,
+        weight: link.spec.weight.get(),
+        created: link.metadata.creation_timestamp.as_ref().map_or(0, seconds),
+    };
     declared.iter().map(|(name, declared)| (name.clone(), link(declared))).collect()
 }
 
@@ -311,7 +318,7 @@ mod tests {
         assert_ne!(table(&local("east")), table(&local("west")));
     }
 
-    const WEST: Link = Link { priority: 0, weight: 1 };
+    const WEST: Link = Link { priority: 0, weight: 1, created: 0 };
 
     #[test]
     fn traffic_follows_health_by_degrees() {

@@ -1,5 +1,5 @@
 //! The nodes of another cluster: how its pods are reached through them, and which pod CIDRs they have. Pure.
-use super::overlap::PodCidrs;
+use super::overlap::Networks;
 use crate::{
     api::{
         EndpointSlice,
@@ -44,11 +44,15 @@ impl Nodes {
         !is_same
     }
 
-    /// All pod CIDRs, with the names of their nodes.
-    pub(super) fn pod_cidrs(&self) -> PodCidrs {
-        let all =
+    /// All pod CIDRs, and where they take packets for their pods.
+    pub(super) fn networks(&self) -> Networks {
+        let cidrs =
             self.0.iter().flat_map(|(name, known)| known.pod_cidrs.iter().map(|cidr| (*cidr, name.clone())));
-        all.collect()
+        let addresses = self
+            .0
+            .iter()
+            .flat_map(|(name, known)| known.addresses.iter().map(|ip| ((*ip).into(), name.clone())));
+        Networks { pod_cidrs: cidrs.collect(), addresses: addresses.collect() }
     }
 
     /// Whether it was there.

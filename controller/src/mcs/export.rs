@@ -93,7 +93,8 @@ impl Facts {
         }
         Ok(Facts {
             is_headless: spec.cluster_ip.as_deref() == Some("None"),
-            ports: spec.ports.iter().flatten().map(ImportPort::of).collect(),
+            // As many as there are: rooms for four each would be most of what is kept of a Service.
+            ports: spec.ports.as_deref().unwrap_or_default().iter().map(ImportPort::of).collect(),
             session_affinity: spec.session_affinity.clone(),
             session_affinity_config: spec.session_affinity_config.clone(),
             ip_families: spec.ip_families.clone().unwrap_or_default(),

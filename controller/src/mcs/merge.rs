@@ -276,6 +276,7 @@ fn ports(claims: &[Claim<'_>]) -> Vec<ImportPort> {
             union.push(port.clone());
         }
     }
+    union.shrink_to_fit();
     union
 }
 

@@ -2,6 +2,7 @@
 //! who wrote which field. Pure.
 use super::super::raw::Raw;
 use crate::{
+    api::delivery::said_mode,
     mcs::{DERIVED_SERVICE, Facts, IMPORT_MANAGED_BY, Import, MANAGER},
     status::seconds,
 };
@@ -44,6 +45,8 @@ pub(super) struct ServiceExport {
     pub(super) labels: BTreeMap<String, String>,
     /// `spec.exportedAnnotations`.
     pub(super) annotations: BTreeMap<String, String>,
+    /// How its own cluster forwards packets to the Service, as far as it says so.
+    pub(super) mode: Option<Box<str>>,
 }
 
 impl From<&Raw> for ServiceExport {
@@ -58,6 +61,7 @@ impl From<&Raw> for ServiceExport {
             created: object.metadata.creation_timestamp.as_ref().map_or(0, seconds),
             labels: texts("exportedLabels"),
             annotations: texts("exportedAnnotations"),
+            mode: said_mode(object.at(&["status"])),
         }
     }
 }

@@ -4,7 +4,7 @@ use super::{
     super::raw::Raw,
     kept::ServiceExport,
     nodes::{Listed, Nodes},
-    overlap::PodCidrs,
+    overlap::Networks,
 };
 use crate::{
     api::EndpointSlice,
@@ -224,9 +224,9 @@ impl Known {
             .collect()
     }
 
-    /// The pod CIDRs of its nodes.
-    pub(super) fn pod_cidrs(&self) -> PodCidrs {
-        self.nodes.pod_cidrs()
+    /// What its nodes have.
+    pub(super) fn networks(&self) -> Networks {
+        self.nodes.networks()
     }
 
     /// What is exported. Exports that have not changed are the very same as before.
@@ -254,7 +254,7 @@ impl Known {
         let reached = facts.as_deref().ok().filter(|_| !parts.addresses.is_empty());
         let reached = reached.map(|facts| (&*parts.addresses, facts));
         for listed in &mut parts.slices {
-            listed.set_delivery(reached, &self.nodes);
+            listed.set_delivery(reached, declared.mode.as_deref(), &self.nodes);
         }
         let slices = parts.slices.iter().map(|listed| Arc::clone(&listed.slice)).collect();
         Some(export(declared, facts.clone(), slices))

@@ -5,7 +5,7 @@ use super::{
     super::{raw::Raw, watching},
     credentials::{self, Credentials},
     known::Known,
-    overlap::PodCidrs,
+    overlap::Networks,
 };
 use crate::{
     api::{AddressPool, AddressPoolStatus, Kind},
@@ -74,8 +74,8 @@ pub(super) struct Report {
     pub(super) pools_are_listed: bool,
     /// Addresses of what it exports.
     pub(super) addresses: Arc<BTreeMap<String, Vec<IpAddr>>>,
-    /// The pod CIDRs of its nodes.
-    pub(super) pod_cidrs: Arc<PodCidrs>,
+    /// What its nodes have.
+    pub(super) networks: Arc<Networks>,
 }
 
 impl Report {
@@ -87,7 +87,7 @@ impl Report {
             pools: None,
             pools_are_listed: false,
             addresses: Arc::default(),
-            pod_cidrs: Arc::default(),
+            networks: Arc::default(),
         }
     }
 }
@@ -202,7 +202,7 @@ async fn session(
                 let pools = pools_are_listed.then(|| Arc::new(known.pools().clone()));
                 let more = std::mem::take(&mut is_more)
                     .then(|| (known.exports(), Arc::new(known.addresses())));
-                let pod_cidrs = std::mem::take(&mut is_of_nodes).then(|| Arc::new(known.pod_cidrs()));
+                let networks = std::mem::take(&mut is_of_nodes).then(|| Arc::new(known.networks()));
                 report.send_modify(|report| {
                     report.connected = Some(Ok(()));
                     report.contact = now();
@@ -211,8 +211,8 @@ async fn session(
                     if let Some((exports, addresses)) = more {
                         (report.exports, report.addresses) = (Some(exports), addresses);
                     }
-                    if let Some(pod_cidrs) = pod_cidrs {
-                        report.pod_cidrs = pod_cidrs;
+                    if let Some(networks) = networks {
+                        report.networks = networks;
                     }
                 });
             }

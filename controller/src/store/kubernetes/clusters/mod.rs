@@ -11,10 +11,7 @@
 //! yet since this process leads keeps what is there of it for as long.
 use super::{Cluster as Home, raw::Raw};
 use crate::{
-    api::{
-        ClusterLink, bgp_peer::SecretReference, cluster_link::ClusterLinkStatus, node::pod_cidrs,
-        selector::is_dns_label,
-    },
+    api::{ClusterLink, bgp_peer::SecretReference, cluster_link::ClusterLinkStatus, selector::is_dns_label},
     by_name::ByName,
     declared::Declared,
     host,
@@ -29,7 +26,7 @@ use kept::{Kept, ServiceExport, ServiceImport};
 use kube::{Api, Client, api::ApiResource};
 use link::Report;
 use objects::Objects;
-use overlap::PodCidrs;
+use overlap::Overlaps;
 use own::Own;
 use plan::{Existing, Write};
 use services::Services;
@@ -112,7 +109,7 @@ async fn lead(home: &Home, name: Option<&str>) {
     };
     let (mut snapshots, mut faults) = (shared.snapshots.subscribe(), shared.faults.subscribe());
     let (mut trouble, mut settled) = (Trouble::default(), plan::Settled::default());
-    let (mut own, mut merger) = (Own::default(), Merger::default());
+    let (mut own, mut merger, mut overlaps) = (Own::default(), Merger::default(), Overlaps::default());
     let mut next = Instant::now();
     loop {
         tokio::select! {
@@ -150,9 +147,13 @@ async fn lead(home: &Home, name: Option<&str>) {
             true => Ok(()),
             false => services.keep(merged, &imports).await,
         };
-        let slices = &declared.endpoint_slices;
-        let existing =
-            Existing { imports: &imports, exports: &exports, slices, addresses: &services.addresses() };
+        let existing = Existing {
+            imports: &imports,
+            exports: &exports,
+            slices: &declared.endpoint_slices,
+            addresses: &services.addresses(),
+            modes: own.modes(),
+        };
         for (name, slice) in plan::kept_twice(merged, existing.slices, &settled) {
             lock(&shared.assembly).share(name, slice);
         }
@@ -160,7 +161,7 @@ async fn lead(home: &Home, name: Option<&str>) {
             true => Vec::new(),
             false => plan::plan(merged, existing, &writer.written, &mut settled, &pass.kept(), host::now()),
         };
-        writes.extend(pass.link_statuses(merged, &faults.borrow_and_update()));
+        writes.extend(pass.link_statuses(merged, &faults.borrow_and_update(), &mut overlaps));
         done = writer.write(writes, existing).await.and(done);
         match done {
             Ok(()) => trouble.over("other clusters: what is imported is written again"),
@@ -360,15 +361,18 @@ impl Pass<'_> {
     }
 
     /// How the links are, where that has changed.
-    fn link_statuses(&self, merged: &Merged, faults: &[crate::fault::Fault]) -> Vec<Write> {
+    fn link_statuses(
+        &self,
+        merged: &Merged,
+        faults: &[crate::fault::Fault],
+        overlaps: &mut Overlaps,
+    ) -> Vec<Write> {
         let statuses = &self.declared.statuses.cluster_links;
-        let nodes = self.declared.nodes.iter().filter(|_| !self.reports.is_empty());
-        let pod_cidrs =
-            nodes.flat_map(|(name, node)| pod_cidrs(node).into_iter().map(|cidr| (cidr, name.clone())));
-        let pod_cidrs: PodCidrs = pod_cidrs.collect();
+        let networks = self.reports.iter().map(|(name, report)| (name.clone(), Arc::clone(&report.networks)));
+        let overlaps = overlaps.of(&self.declared.nodes, networks.collect());
         let write = |(name, link): (&String, &Arc<ClusterLink>)| {
             let before = statuses.get(name);
-            let status = self.link_status(name, link, before, merged, faults, &pod_cidrs);
+            let status = self.link_status(name, link, before, merged, faults, overlaps.get(name));
             plan::link_status(name, before, &status)
         };
         self.declared.cluster_links.iter().filter_map(write).collect()
@@ -381,7 +385,7 @@ impl Pass<'_> {
         before: Option<&Arc<ClusterLinkStatus>>,
         merged: &Merged,
         faults: &[crate::fault::Fault],
-        pod_cidrs: &PodCidrs,
+        overlap: Option<&String>,
     ) -> ClusterLinkStatus {
         const MOST: usize = 100;
         let generation = link.metadata.generation;
@@ -405,12 +409,17 @@ impl Pass<'_> {
             Some(Some(Err((reason, message)))) => conditions.set("Connected", false, reason, message.clone()),
         }
         // As long as its nodes are known.
-        if let Some(report) = report.filter(|report| !report.pod_cidrs.is_empty()) {
-            match overlap::overlap(pod_cidrs, &report.pod_cidrs) {
-                None => {
-                    conditions.set("Disjoint", true, "Disjoint", "no pod CIDR of its nodes is one of ours")
+        if report.is_some_and(|report| !report.networks.is_empty()) {
+            match overlap {
+                None => conditions.set(
+                    "Disjoint",
+                    true,
+                    "Disjoint",
+                    "no pod CIDR and no address of its nodes is one of ours, or of another linked cluster",
+                ),
+                Some(message) => {
+                    conditions.set("Disjoint", false, "OverlapAcrossClusters", message.clone());
                 }
-                Some(message) => conditions.set("Disjoint", false, "OverlapAcrossClusters", message),
             }
         }
         let left = report.map_or(PERMILLE, |report| self.left(name, report));

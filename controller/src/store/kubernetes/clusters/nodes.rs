@@ -1,5 +1,5 @@
 //! The nodes of another cluster: how its pods are reached through them, and which pod CIDRs they have. Pure.
-use super::overlap::PodCidrs;
+use super::overlap::Networks;
 use crate::{
     api::{
         EndpointSlice,
@@ -44,11 +44,15 @@ impl Nodes {
         !is_same
     }
 
-    /// All pod CIDRs, with the names of their nodes.
-    pub(super) fn pod_cidrs(&self) -> PodCidrs {
-        let all =
+    /// All pod CIDRs, and where they take packets for their pods.
+    pub(super) fn networks(&self) -> Networks {
+        let cidrs =
             self.0.iter().flat_map(|(name, known)| known.pod_cidrs.iter().map(|cidr| (*cidr, name.clone())));
-        all.collect()
+        let addresses = self
+            .0
+            .iter()
+            .flat_map(|(name, known)| known.addresses.iter().map(|ip| ((*ip).into(), name.clone())));
+        Networks { pod_cidrs: cidrs.collect(), addresses: addresses.collect() }
     }
 
     /// Whether it was there.
@@ -84,9 +88,15 @@ impl Listed {
         &self.slice.metadata.name
     }
 
-    /// Says how its pods are reached, by the addresses of its service and what else counts of that; none: it has no addresses.
-    pub(super) fn set_delivery(&mut self, service: Option<(&[IpAddr], &Facts)>, nodes: &Nodes) {
-        let delivery = service.map(|(addresses, facts)| self.delivery(addresses, facts, nodes));
+    /// Says how its pods are reached, by the addresses of its service and what else counts of that (none: it has no addresses), and
+    /// how packets to it are forwarded there.
+    pub(super) fn set_delivery(
+        &mut self,
+        service: Option<(&[IpAddr], &Facts)>,
+        mode: Option<&str>,
+        nodes: &Nodes,
+    ) {
+        let delivery = service.map(|(addresses, facts)| self.delivery(addresses, facts, mode, nodes));
         let Some(before) = &self.slice.metadata.import else { return };
         if before.delivery != delivery {
             let mut import = (**before).clone();
@@ -95,7 +105,7 @@ impl Listed {
         }
     }
 
-    fn delivery(&self, addresses: &[IpAddr], facts: &Facts, nodes: &Nodes) -> Delivery {
+    fn delivery(&self, addresses: &[IpAddr], facts: &Facts, mode: Option<&str>, nodes: &Nodes) -> Delivery {
         let mut by_node: BTreeMap<&str, Vec<IpAddr>> = BTreeMap::new();
         for (endpoint, node) in self.slice.endpoints.iter().zip(self.nodes.iter().flatten()) {
             if let Some(node) = node {
@@ -116,6 +126,7 @@ impl Listed {
             addresses: addresses.into(),
             ports: ports.into(),
             nodes: by_node.into_iter().filter_map(node).collect(),
+            mode: mode.map(Into::into),
         }
     }
 }

@@ -4,9 +4,10 @@ use super::{
     known,
 };
 use crate::{
-    api::EndpointSlice,
+    api::{EndpointSlice, ServicePolicy, policy::ForwardingMode},
     by_name::ByName,
     declared::Declared,
+    desired::forwarding_mode,
     mcs::{Export, Exports, Facts, Invalid},
 };
 use k8s_openapi::api::core::v1::Service;
@@ -20,7 +21,12 @@ pub(super) struct Own {
     services: ByName<Service>,
     slices: ByName<EndpointSlice>,
     exports: Exports,
+    policies: ByName<ServicePolicy>,
+    modes: Modes,
 }
+
+/// How packets to the Services of ServiceExports are forwarded, by their names; none: we do not balance them.
+pub(super) type Modes = ByName<Option<ForwardingMode>>;
 
 impl Own {
     /// What a cluster of this name exports by these ServiceExports.
@@ -38,16 +44,30 @@ impl Own {
         let slices = self.slices.changes(&declared.endpoint_slices);
         let slices = slices
             .flat_map(|(_, before, after)| before.into_iter().chain(after).filter_map(|s| service_of(s)));
-        for name in objects_of.chain(services).chain(slices).collect::<BTreeSet<_>>() {
+        // What selects Services may have changed for each of them.
+        let is_selected_anew = self.policies.changes(&declared.policies).next().is_some();
+        let all = objects.keys().filter(|_| is_selected_anew).cloned();
+        for name in objects_of.chain(services).chain(all).chain(slices).collect::<BTreeSet<_>>() {
             match objects.get(&name).and_then(|object| export(cluster, &name, object, declared)) {
-                Some(export) => drop(self.exports.insert(name, Arc::new(export))),
+                Some(export) => drop(self.exports.insert(name.clone(), Arc::new(export))),
                 None => drop(self.exports.remove(&name)),
+            }
+            match objects.contains_key(&name).then(|| forwarding_mode(declared, &name)) {
+                Some(mode) if self.modes.get(&name).is_some_and(|known| **known == mode) => {}
+                Some(mode) => drop(self.modes.insert(name, Arc::new(mode))),
+                None => drop(self.modes.remove(&name)),
             }
         }
         self.objects = objects.clone();
         self.services = declared.services.clone();
         self.slices = declared.endpoint_slices.clone();
+        self.policies = declared.policies.clone();
         &self.exports
+    }
+
+    /// How packets to what was exported last are forwarded.
+    pub(super) fn modes(&self) -> &Modes {
+        &self.modes
     }
 }
 

@@ -2,9 +2,13 @@
 use super::{
     derived::Addresses,
     kept::{Kept, ServiceExport, ServiceImport},
+    own::Modes,
 };
 use crate::{
-    api::{EndpointSlice, cluster_link::ClusterLinkStatus, endpoint_slice::ImportedFrom},
+    api::{
+        EndpointSlice, cluster_link::ClusterLinkStatus, delivery::FORWARDING, endpoint_slice::ImportedFrom,
+        policy::ForwardingMode,
+    },
     by_name::{ByName, changed},
     mcs::{Import, Merged, Verdict},
     status::Conditions,
@@ -46,6 +50,7 @@ pub(super) struct Existing<'a> {
     pub(super) exports: &'a ByName<Kept<ServiceExport>>,
     pub(super) slices: &'a ByName<EndpointSlice>,
     pub(super) addresses: &'a Addresses,
+    pub(super) modes: &'a Modes,
 }
 
 /// What we wrote and the API server did not give back as it was: by name, with its `resourceVersion` then.
@@ -59,6 +64,7 @@ pub(super) struct Settled {
     slices: (ByName<EndpointSlice>, ByName<EndpointSlice>),
     exports: (ByName<Verdict>, ByName<Kept<ServiceExport>>),
     addresses: Addresses,
+    modes: Modes,
     /// With others of these all is looked at.
     ground: (BTreeSet<String>, BTreeSet<String>, BTreeSet<String>),
 }
@@ -86,7 +92,7 @@ pub(super) fn plan(
     }
     let mut writes = imports(merged, existing, written, settled, &foreign, now);
     writes.extend(slices(merged, existing.slices, settled, &foreign, kept));
-    writes.extend(exports(merged, existing.exports, settled, &foreign, now));
+    writes.extend(exports(merged, existing, settled, &foreign, now));
     writes
 }
 
@@ -161,23 +167,25 @@ fn is_kept(slice: &EndpointSlice, kept: &BTreeSet<&str>) -> bool {
 
 fn exports(
     merged: &Merged,
-    existing: &ByName<Kept<ServiceExport>>,
+    existing: Existing<'_>,
     settled: &mut Settled,
     foreign: &BTreeSet<&str>,
     now: u64,
 ) -> Vec<Write> {
+    let Existing { exports: existing, modes, .. } = existing;
     let write = |name: &str| {
         let (verdict, export) = (merged.verdicts.get(name)?, existing.get(name)?);
-        let status = export_conditions(verdict, foreign.contains(name), export, now);
+        let mode = modes.get(name).and_then(|mode| **mode);
+        let status = export_conditions(verdict, foreign.contains(name), mode, export, now);
         (*status != *export.conditions)
             .then(|| Write::ExportStatus(name.to_owned(), json!({"conditions": status})))
     };
-    let writes: Vec<_> = changed((&settled.exports.0, &merged.verdicts), (&settled.exports.1, existing))
-        .into_iter()
-        .filter_map(write)
-        .collect();
+    let mut names = changed((&settled.exports.0, &merged.verdicts), (&settled.exports.1, existing));
+    names.extend(settled.modes.changes(modes).map(|(name, ..)| name));
+    let writes: Vec<_> = names.into_iter().filter_map(write).collect();
     if writes.is_empty() {
         settled.exports = (merged.verdicts.clone(), existing.clone());
+        settled.modes = modes.clone();
     }
     writes
 }
@@ -232,6 +240,7 @@ fn imports(
 fn export_conditions(
     verdict: &Verdict,
     is_foreign: bool,
+    mode: Option<ForwardingMode>,
     export: &Kept<ServiceExport>,
     now: u64,
 ) -> Vec<Condition> {
@@ -255,6 +264,20 @@ fn export_conditions(
                 verdict.conflicts.iter().map(|conflict| conflict.message.as_str()).collect();
             conditions.set("Conflict", true, first.reason, messages.join("; "));
         }
+    }
+    match mode {
+        Some(mode) => conditions.set(
+            FORWARDING,
+            true,
+            mode.name(),
+            format!("packets to the addresses of the Service are forwarded by {}", mode.name()),
+        ),
+        None => conditions.set(
+            FORWARDING,
+            false,
+            "NotBalanced",
+            "there is no Service of type LoadBalancer and class fairlead.dev/lb",
+        ),
     }
     let mut all = conditions.finish();
     let others: Vec<_> =
@@ -336,7 +359,9 @@ mod tests {
             .iter()
             .map(|import| (super::super::known::name(&import.metadata), Arc::new(Kept::from(import))));
         let (imports, exports, slices) = (imports.collect(), ByName::new(), ByName::new());
-        let existing = Existing { imports: &imports, exports: &exports, slices: &slices, addresses };
+        let modes = Modes::new();
+        let existing =
+            Existing { imports: &imports, exports: &exports, slices: &slices, addresses, modes: &modes };
         let mut settled = Settled::default();
         let writes = plan(merged, existing, written, &mut settled, &BTreeSet::new(), 1);
         assert_eq!(plan(merged, existing, written, &mut settled, &BTreeSet::new(), 1), writes);
@@ -391,8 +416,14 @@ mod tests {
         // Nothing else has changed since.
         let imports = ByName::from([("n/web".to_owned(), Arc::new(Kept::from(&made[0])))]);
         let (exports, slices, given_now) = (ByName::new(), ByName::new(), addresses());
-        let existing =
-            |addresses| Existing { imports: &imports, exports: &exports, slices: &slices, addresses };
+        let modes = Modes::new();
+        let existing = |addresses| Existing {
+            imports: &imports,
+            exports: &exports,
+            slices: &slices,
+            addresses,
+            modes: &modes,
+        };
         let mut settled =
             Settled { imports: (merged.imports.clone(), imports.clone()), ..Settled::default() };
         let kept = BTreeSet::new();
@@ -436,7 +467,8 @@ mod tests {
             let conflict = |reason: &&'static str| Conflict { reason, message: "m".into() };
             let verdict = Verdict { valid, conflicts: conflicts.iter().map(conflict).collect() };
             let export = Kept { conditions: before.into(), ..Kept::default() };
-            let all = export_conditions(&verdict, false, &export, 1);
+            let mode = valid.ok().map(|()| ForwardingMode::GUE);
+            let all = export_conditions(&verdict, false, mode, &export, 1);
             all.into_iter().map(|c| (c.type_, c.status, c.reason)).collect()
         };
         let said = |conditions: &[(&str, &str, &str)]| -> Vec<(String, String, String)> {
@@ -447,7 +479,8 @@ mod tests {
             said(&[
                 ("Conflict", "False", "NoConflicts"),
                 ("Ready", "True", "Ready"),
-                ("Valid", "True", "Valid")
+                ("Valid", "True", "Valid"),
+                ("fairlead.dev/Forwarding", "True", "GUE")
             ])
         );
         let mut others = Conditions::new(&[], None, 1);
@@ -458,7 +491,8 @@ mod tests {
                 ("Conflict", "True", "PortConflict"),
                 ("Others", "True", "Mine"),
                 ("Ready", "False", "Failed"),
-                ("Valid", "False", "NoService")
+                ("Valid", "False", "NoService"),
+                ("fairlead.dev/Forwarding", "False", "NotBalanced")
             ])
         );
     }

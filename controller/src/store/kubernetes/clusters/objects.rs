@@ -1,6 +1,10 @@
 //! The ServiceExports or the ServiceImports of this cluster: what the API server has, and what it answers to our own writes.
 use super::{
-    super::{lock, raw::Raw, watching::WATCH_SECONDS},
+    super::{
+        lock,
+        raw::Raw,
+        watching::{PAGE, WATCH_SECONDS},
+    },
     kept::Kept,
     known::name,
     link::resource,
@@ -71,7 +75,7 @@ impl<T: for<'a> From<&'a Raw>> Objects<T> {
     /// Follows the objects for ever.
     pub(super) async fn follow(self, kind: &'static str, client: Client, changed: Arc<Notify>) {
         let api: Api<Raw> = Api::all_with(client, &resource(kind));
-        let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(500);
+        let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
         let mut events = pin!(watcher(api, config).default_backoff());
         let mut listed = ByName::new();
         let mut trouble = Trouble::default();

@@ -1,6 +1,9 @@
 //! Derived Services in the API server of this cluster: what it has, what it answers to our own writes, and the writes themselves.
 use super::{
-    super::{Shared, lock, watching::WATCH_SECONDS},
+    super::{
+        Shared, lock,
+        watching::{PAGE, WATCH_SECONDS},
+    },
     derived::{AGAIN, Addresses, Refusal, Refused, Settled, Write, plan},
     kept::{Kept, ServiceImport},
 };
@@ -103,7 +106,11 @@ impl Services {
             (write, done)
         };
         let results: Vec<_> = stream::iter(writes).map(one).buffer_unordered(AT_ONCE).collect().await;
-        results.into_iter().fold(Ok(()), |first, (write, done)| first.and(self.note(write, done)))
+        let mut first = Ok(());
+        for (write, done) in results {
+            first = first.and(self.note(write, done));
+        }
+        first
     }
 
     /// Takes in what came of a write.
@@ -229,7 +236,7 @@ fn is_newer(known: &ByName<Derived>, name: &str, service: &Derived) -> bool {
 /// Follows the Services for ever.
 async fn follow(client: Client, all: Known, changed: Arc<Notify>) {
     let labels = format!("{IMPORT_MANAGED_BY}={MANAGER}");
-    let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(500).labels(&labels);
+    let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE).labels(&labels);
     let mut events = pin!(watcher(Api::<Service>::all(client), config).default_backoff());
     let mut listed = ByName::new();
     let mut trouble = Trouble::default();

@@ -9,7 +9,7 @@ use super::{
     known::name,
     link::resource,
 };
-use crate::{by_name::ByName, trouble::Trouble};
+use crate::{by_name::ByName, store::objects::snapshot::is_older, trouble::Trouble};
 use futures::TryStreamExt;
 use kube::{
     Api, Client,
@@ -109,9 +109,8 @@ impl<T: for<'a> From<&'a Raw>> Objects<T> {
 
 /// Takes in an object, unless a newer one is known.
 fn put<T: for<'a> From<&'a Raw>>(known: &mut ByName<Kept<T>>, object: &Raw) {
-    let number = |version: &str| version.parse::<u64>().ok();
     let (name, object) = (name(&object.metadata), Kept::from(object));
-    if known.get(&name).is_none_or(|before| number(&before.version) <= number(&object.version)) {
+    if known.get(&name).is_none_or(|before| !is_older(&object.version, &before.version)) {
         known.insert(name, Arc::new(object));
     }
 }

@@ -6,11 +6,12 @@ use super::{
     },
     derived::{AGAIN, Addresses, Refusal, Refused, Settled, Write, plan},
     kept::{Kept, ServiceImport},
+    write::AT_ONCE,
 };
 use crate::{
     by_name::ByName,
     mcs::{Derived, IMPORT_MANAGED_BY, Import, MANAGER, Merged, derived_name},
-    store::objects::{REQUEST, now},
+    store::objects::{REQUEST, now, snapshot::is_older},
     trouble::Trouble,
 };
 use futures::{StreamExt, TryStreamExt, stream};
@@ -29,9 +30,6 @@ use std::{
     time::Duration,
 };
 use tokio::{sync::Notify, time::timeout};
-
-/// Writes on their way at once.
-const AT_ONCE: usize = 16;
 
 /// What is known, by `NAMESPACE/NAME` of the imported service; none: they were not listed yet.
 type Known = Arc<Mutex<Option<ByName<Derived>>>>;
@@ -229,8 +227,7 @@ fn remove(known: &mut ByName<Derived>, name: &str, service: &Derived) {
 
 /// Whether what is known is newer.
 fn is_newer(known: &ByName<Derived>, name: &str, service: &Derived) -> bool {
-    let number = |service: &Derived| service.version.parse::<u64>().ok();
-    known.get(name).is_some_and(|known| number(known) > number(service))
+    known.get(name).is_some_and(|known| is_older(&service.version, &known.version))
 }
 
 /// Follows the Services for ever.

@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference,
 use kube::{Resource, api::ApiResource, core::DynamicResourceScope};
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
-    de::{MapAccess, Visitor},
+    de::{DeserializeOwned, MapAccess, Visitor},
     ser::SerializeMap,
 };
 use serde_json::{Map, Value};
@@ -25,6 +25,11 @@ impl Raw {
         let Some((first, rest)) = path.split_first() else { return &Value::Null };
         let first = self.data.get(*first).unwrap_or(&Value::Null);
         rest.iter().fold(first, |value, field| &value[*field])
+    }
+
+    /// The object as one of its kind; none: it cannot be read so.
+    pub(in crate::store) fn read<T: DeserializeOwned>(&self) -> Option<T> {
+        serde_json::from_value(serde_json::to_value(self).ok()?).ok()
     }
 }
 

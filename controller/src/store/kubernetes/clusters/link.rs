@@ -138,7 +138,7 @@ type Ended = (&'static str, String);
 #[expect(clippy::large_enum_variant, reason = "there is one at a time")]
 enum News {
     Export(Event<Raw>),
-    Service(Event<Service>),
+    Service(Event<Raw>),
     Slice(Event<Raw>),
     /// None: the rights do not go so far.
     Node(Option<Event<Node>>),
@@ -248,7 +248,7 @@ fn watches(client: &Client) -> BoxStream<'static, Result<News, watcher::Error>> 
     let exports: Api<Raw> = Api::all_with(client.clone(), &resource("ServiceExport"));
     let slices = ApiResource::erase::<EndpointSlice>(&());
     let slices: Api<Raw> = Api::all_with(client.clone(), &slices);
-    let services: Api<Service> = Api::all(client.clone());
+    let services: Api<Raw> = Api::all_with(client.clone(), &ApiResource::erase::<Service>(&()));
     let pools: Api<Raw> = Api::all_with(client.clone(), &ApiResource::erase::<AddressPool>(&()));
     // A cluster may have none, or not let us read them: all else goes on.
     let pools = watcher(pools, config()).default_backoff();
@@ -305,7 +305,10 @@ fn take(known: &mut Known, listed: &mut [bool; 4], news: News) -> bool {
             listed[1] = false;
             known.forget_services();
         }
-        News::Service(Event::InitApply(object) | Event::Apply(object)) => known.service(&object),
+        News::Service(Event::InitApply(object) | Event::Apply(object)) => match object.read() {
+            Some(service) => known.service(&service),
+            None => known.forget_service(&object.metadata),
+        },
         News::Service(Event::Delete(object)) => known.forget_service(&object.metadata),
         News::Service(Event::InitDone) => listed[1] = true,
         News::Slice(Event::Init) => {

@@ -54,6 +54,7 @@ mod objects;
 mod overlap;
 mod own;
 mod plan;
+mod sent;
 mod services;
 mod write;
 
@@ -93,8 +94,9 @@ async fn lead(home: &Home, name: Option<&str>) {
     let changed = Arc::new(Notify::new());
     let (exports, imports) = (Objects::default(), Objects::default());
     let mut tasks = JoinSet::new();
-    tasks.spawn(exports.clone().follow("ServiceExport", client.clone(), Arc::clone(&changed)));
-    tasks.spawn(imports.clone().follow("ServiceImport", client.clone(), Arc::clone(&changed)));
+    let all = |kind| Api::all_with(client.clone(), &link::resource(kind));
+    tasks.spawn(exports.clone().follow("ServiceExports", all("ServiceExport"), "", Arc::clone(&changed)));
+    tasks.spawn(imports.clone().follow("ServiceImports", all("ServiceImport"), "", Arc::clone(&changed)));
     let (mut services, following) = Services::new(client.clone(), Arc::clone(shared), Arc::clone(&changed));
     tasks.spawn(following);
     let own = watch::Sender::new(None);
@@ -159,7 +161,7 @@ async fn lead(home: &Home, name: Option<&str>) {
         }
         let mut writes = match is_undefined {
             true => Vec::new(),
-            false => plan::plan(merged, existing, &writer.written, &mut settled, &pass.kept(), host::now()),
+            false => plan::plan(merged, existing, writer.written(), &mut settled, &pass.kept(), host::now()),
         };
         writes.extend(pass.link_statuses(merged, &faults.borrow_and_update(), &mut overlaps));
         done = writer.write(writes, existing).await.and(done);

@@ -1,4 +1,4 @@
-//! The ServiceExports or the ServiceImports of this cluster: what the API server has, and what it answers to our own writes.
+//! Objects of one kind that this cluster has: what the API server has, and what it answers to our own writes.
 use super::{
     super::{
         lock,
@@ -7,12 +7,11 @@ use super::{
     },
     kept::Kept,
     known::name,
-    link::resource,
 };
-use crate::{by_name::ByName, store::objects::snapshot::is_older, trouble::Trouble};
+use crate::{by_name::ByName, mcs::Derived, store::objects::snapshot::is_older, trouble::Trouble};
 use futures::TryStreamExt;
 use kube::{
-    Api, Client,
+    Api,
     runtime::{
         WatchStreamExt,
         watcher::{self, Event, watcher},
@@ -26,6 +25,36 @@ use std::{
 };
 use tokio::sync::Notify;
 
+/// What is kept of an object.
+pub(super) trait Watched: Sized {
+    /// What it goes by, and what is kept of it; none: it is none of ours.
+    fn of(object: &Raw) -> Option<(String, Self)>;
+
+    /// `resourceVersion`.
+    fn version(&self) -> &str;
+}
+
+impl<T: for<'a> From<&'a Raw>> Watched for Kept<T> {
+    fn of(object: &Raw) -> Option<(String, Self)> {
+        Some((name(&object.metadata), Kept::from(object)))
+    }
+
+    fn version(&self) -> &str {
+        &self.version
+    }
+}
+
+/// By the imported service.
+impl Watched for Derived {
+    fn of(object: &Raw) -> Option<(String, Self)> {
+        Derived::of(&object.read()?)
+    }
+
+    fn version(&self) -> &str {
+        &self.version
+    }
+}
+
 /// Objects of one kind. Cheap to clone; clones are one.
 #[derive(Debug)]
 pub(super) struct Objects<T>(Arc<Mutex<Inner<T>>>);
@@ -33,7 +62,7 @@ pub(super) struct Objects<T>(Arc<Mutex<Inner<T>>>);
 #[derive(Debug)]
 struct Inner<T> {
     /// By `NAMESPACE/NAME`; none: they were not listed yet.
-    known: Option<ByName<Kept<T>>>,
+    known: Option<ByName<T>>,
     /// Whether the API server does not know the kind.
     is_undefined: bool,
 }
@@ -50,9 +79,9 @@ impl<T> Default for Objects<T> {
     }
 }
 
-impl<T: for<'a> From<&'a Raw>> Objects<T> {
+impl<T: Watched> Objects<T> {
     /// All objects; none: they were not listed yet.
-    pub(super) fn known(&self) -> Option<ByName<Kept<T>>> {
+    pub(super) fn known(&self) -> Option<ByName<T>> {
         lock(&self.0).known.clone()
     }
 
@@ -66,16 +95,20 @@ impl<T: for<'a> From<&'a Raw>> Objects<T> {
         self.change(|known| put(known, object));
     }
 
-    fn change(&self, change: impl FnOnce(&mut ByName<Kept<T>>)) {
+    /// The API server has answered that an object is gone.
+    pub(super) fn deleted(&self, name: &str) {
+        self.change(|known| drop(known.remove(name)));
+    }
+
+    fn change(&self, change: impl FnOnce(&mut ByName<T>)) {
         if let Some(known) = &mut lock(&self.0).known {
             change(known);
         }
     }
 
-    /// Follows the objects for ever.
-    pub(super) async fn follow(self, kind: &'static str, client: Client, changed: Arc<Notify>) {
-        let api: Api<Raw> = Api::all_with(client, &resource(kind));
-        let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
+    /// Follows the objects that have these labels for ever.
+    pub(super) async fn follow(self, what: &'static str, api: Api<Raw>, labels: &str, changed: Arc<Notify>) {
+        let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE).labels(labels);
         let mut events = pin!(watcher(api, config).default_backoff());
         let mut listed = ByName::new();
         let mut trouble = Trouble::default();
@@ -84,14 +117,12 @@ impl<T: for<'a> From<&'a Raw>> Objects<T> {
                 Ok(Some(Event::Init)) => listed = ByName::new(),
                 Ok(Some(Event::InitApply(object))) => put(&mut listed, &object),
                 Ok(Some(Event::InitDone)) => {
-                    trouble.over(&format!("{kind}: watched again"));
+                    trouble.over(&format!("{what}: watched again"));
                     let known = Some(mem::take(&mut listed));
                     *lock(&self.0) = Inner { known, is_undefined: false };
                 }
                 Ok(Some(Event::Apply(object))) => self.change(|known| put(known, &object)),
-                Ok(Some(Event::Delete(object))) => {
-                    self.change(|known| drop(known.remove(&name(&object.metadata))));
-                }
+                Ok(Some(Event::Delete(object))) => self.change(|known| remove(known, &object)),
                 // It ends never.
                 Ok(None) => return,
                 Err(error) => {
@@ -99,7 +130,7 @@ impl<T: for<'a> From<&'a Raw>> Objects<T> {
                         lock(&self.0).is_undefined = status.code == 404;
                     }
                     trouble.again(Duration::ZERO, Duration::ZERO);
-                    tracing::debug!(%error, kind, "watching failed; what was known stays in force");
+                    tracing::debug!(%error, what, "watching failed; what was known stays in force");
                 }
             }
             changed.notify_one();
@@ -108,9 +139,20 @@ impl<T: for<'a> From<&'a Raw>> Objects<T> {
 }
 
 /// Takes in an object, unless a newer one is known.
-fn put<T: for<'a> From<&'a Raw>>(known: &mut ByName<Kept<T>>, object: &Raw) {
-    let (name, object) = (name(&object.metadata), Kept::from(object));
-    if known.get(&name).is_none_or(|before| !is_older(&object.version, &before.version)) {
+fn put<T: Watched>(known: &mut ByName<T>, object: &Raw) {
+    if let Some((name, object)) = T::of(object).filter(|(name, object)| !is_newer(known, name, object)) {
         known.insert(name, Arc::new(object));
     }
+}
+
+/// Takes out an object, unless it has been made anew.
+fn remove<T: Watched>(known: &mut ByName<T>, object: &Raw) {
+    if let Some((name, _)) = T::of(object).filter(|(name, object)| !is_newer(known, name, object)) {
+        known.remove(&name);
+    }
+}
+
+/// Whether what is known is newer.
+fn is_newer<T: Watched>(known: &ByName<T>, name: &str, object: &T) -> bool {
+    known.get(name).is_some_and(|known| is_older(object.version(), known.version()))
 }

@@ -5,34 +5,35 @@ use super::{
     link::resource,
     objects::Objects,
     plan::{Existing, Write, Written},
+    sent::{Server, sent},
 };
-use crate::{
-    api::{ClusterLink, EndpointSlice},
-    store::objects::REQUEST,
-};
-use futures::{StreamExt, stream};
+use crate::api::{ClusterLink, EndpointSlice};
+use futures::StreamExt;
 use k8s_openapi::api::discovery::v1::EndpointSlice as KubernetesSlice;
 use kube::{
     Api, Client, Error,
     api::{ApiResource, DeleteParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
-use tokio::time::{Instant, timeout};
+use std::{collections::BTreeMap, pin::pin, sync::Arc, time::Duration};
+use tokio::time::Instant;
 
-/// Writes on their way at once.
-pub(super) const AT_ONCE: usize = 16;
 /// What was written to a slice comes back in a snapshot within this; until then it is not written again.
 const COMES_BACK: Duration = Duration::from_secs(2);
 
-/// Writes to the API server of this cluster.
+/// Writes to the API server of this cluster, and what has come of that.
 pub(super) struct Writer {
-    client: Client,
+    server: Cluster,
     shared: Arc<Shared>,
-    exports: Objects<ServiceExport>,
-    imports: Objects<ServiceImport>,
+    notes: Notes,
+}
+
+/// What was written.
+pub(super) struct Notes {
+    exports: Objects<Kept<ServiceExport>>,
+    imports: Objects<Kept<ServiceImport>>,
     /// What was written to ServiceImports and not kept so.
-    pub(super) written: Written,
+    written: Written,
     /// Slices that were written a moment ago; none: deleted.
     recent: BTreeMap<String, (Instant, Option<Arc<EndpointSlice>>)>,
 }
@@ -41,10 +42,16 @@ impl Writer {
     pub(super) fn new(
         client: Client,
         shared: Arc<Shared>,
-        exports: Objects<ServiceExport>,
-        imports: Objects<ServiceImport>,
+        exports: Objects<Kept<ServiceExport>>,
+        imports: Objects<Kept<ServiceImport>>,
     ) -> Self {
-        Writer { client, shared, exports, imports, written: Written::new(), recent: BTreeMap::new() }
+        let notes = Notes { exports, imports, written: Written::new(), recent: BTreeMap::new() };
+        Writer { server: Cluster { client }, shared, notes }
+    }
+
+    /// What was written to ServiceImports and not kept so.
+    pub(super) fn written(&self) -> &Written {
+        &self.notes.written
     }
 
     /// Does the writes; the first error.
@@ -56,42 +63,34 @@ impl Writer {
         mut writes: Vec<Write>,
         existing: Existing<'_>,
     ) -> Result<(), String> {
+        let Writer { server, shared, notes } = self;
         let now = Instant::now();
         let known = |name: &String| existing.slices.get(name);
-        self.recent.retain(|name, (at, slice)| now - *at < COMES_BACK && known(name) != slice.as_ref());
+        notes.recent.retain(|name, (at, slice)| now - *at < COMES_BACK && known(name) != slice.as_ref());
         writes.retain(|write| match (write, slice_name(write)) {
-            (Write::DeleteSlice(_), Some(name)) => !matches!(self.recent.get(&name), Some((_, None))),
+            (Write::DeleteSlice(_), Some(name)) => !matches!(notes.recent.get(&name), Some((_, None))),
             (Write::CreateSlice(slice) | Write::ReplaceSlice(slice), Some(name)) => {
-                self.recent.get(&name).is_none_or(|(_, recent)| recent.as_ref() != Some(slice))
+                notes.recent.get(&name).is_none_or(|(_, recent)| recent.as_ref() != Some(slice))
             }
             _ => true,
         });
+        let mut results = pin!(sent(server, shared, writes));
         let mut first = Ok(());
-        let this = &*self;
-        let one = |write: Write| async move {
-            if this.shared.leads_for().is_none() {
-                return (write, Err("this process leads no more".to_owned()));
-            }
-            let done = match timeout(REQUEST, this.send(&write)).await {
-                Ok(Ok(written)) => Ok(written),
-                // It is so already, or another one by now: a watch tells.
-                Ok(Err(Error::Api(status))) if matches!(status.code, 404 | 409) => Ok(None),
-                Ok(Err(error)) => Err(error.to_string()),
-                Err(late) => Err(late.to_string()),
-            };
-            this.shared.metrics.wrote(done.is_ok());
-            (write, done)
-        };
-        let results: Vec<_> = stream::iter(writes).map(one).buffer_unordered(AT_ONCE).collect().await;
-        for (write, done) in results {
+        while let Some((write, done)) = results.next().await {
             match done {
-                Ok(written) => self.note(write, written, now),
-                Err(error) => first = first.and(Err(error)),
+                Ok(written) => notes.note(write, written, now),
+                // What is so already is as good as written.
+                Err(failure) => match failure.into_trouble() {
+                    Ok(()) => notes.note(write, None, now),
+                    trouble => first = first.and(trouble),
+                },
             }
         }
         first
     }
+}
 
+impl Notes {
     /// Remembers what was written.
     fn note(&mut self, write: Write, written: Option<Raw>, now: Instant) {
         match (write, written) {
@@ -120,6 +119,16 @@ impl Writer {
             _ => {}
         }
     }
+}
+
+/// The API server of this cluster.
+struct Cluster {
+    client: Client,
+}
+
+impl Server for Cluster {
+    type Write = Write;
+    type Answer = Option<Raw>;
 
     async fn send(&self, write: &Write) -> Result<Option<Raw>, Error> {
         let (create, delete) = (PostParams::default(), DeleteParams::default());
@@ -160,7 +169,9 @@ impl Writer {
             }
         }
     }
+}
 
+impl Cluster {
     async fn status(&self, kind: &str, name: &str, status: &Value) -> Result<Raw, Error> {
         let (namespace, name) = split(name);
         let patch = Patch::Merge(json!({"status": status}));

@@ -91,7 +91,8 @@ need_root "$@"
 step "toolchain" toolchain
 step "packages" packages
 step "bpf-linker" bpf_linker
-step "control plane of the tests" tests/control-plane/build.sh
+step "control plane and kube-proxy of the tests" tests/control-plane/build.sh
+step "CoreDNS of the tests" tests/coredns/build.sh
 step "helm of the tests" tests/helm/build.sh
 step "conformance suite of the MCS API" tests/conformance/build.sh
 step "format" cargo fmt --all --check

@@ -27,7 +27,7 @@ use std::{
     collections::BTreeMap,
     fs,
     net::{IpAddr, Ipv4Addr},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -54,10 +54,7 @@ fn main() -> Result<(), Error> {
     let topology = Topology::build("flc")?;
     let start = || -> Result<ControlPlane, Error> {
         let plane = ControlPlane::start_in(&topology.router.namespace, topology.router.ipv4.into())?;
-        plane.install()?;
-        let definitions = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/mcs-api");
-        plane.kubectl(&["apply", "--server-side", "-k", definitions.to_str().ok_or("no text")?])?;
-        plane.kubectl(&["wait", "--for=condition=Established", "--timeout=120s", "crd", "--all"])?;
+        plane.install_multicluster()?;
         Ok(plane)
     };
     let (home, east) = (start()?, start()?);
@@ -209,20 +206,10 @@ impl Bench {
 
     /// Declares the links, all through one proxy.
     fn link(&self) -> Result<Proxy, Error> {
-        let reader = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/kubernetes/remote-reader.yaml");
-        self.east.apply(&fs::read_to_string(reader)?)?;
         let way = self.east.proxy(&self.east.kubeconfig_of("fairlead-system", "fairlead-remote")?)?;
         let kubeconfig = fs::read_to_string(way.kubeconfig())?;
         for name in LINKS {
-            let secret = json!({
-                "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": "fairlead-system"},
-                "stringData": {"kubeconfig": kubeconfig},
-            });
-            let link = json!({
-                "apiVersion": "fairlead.dev/v1alpha1", "kind": "ClusterLink", "metadata": {"name": name},
-                "spec": {"kubeconfigSecretRef": {"name": name, "key": "kubeconfig"}},
-            });
-            self.home.apply(&format!("{secret}\n---\n{link}"))?;
+            self.home.link(name, &kubeconfig, 60)?;
         }
         Ok(way)
     }

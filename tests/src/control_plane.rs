@@ -25,6 +25,7 @@ use std::{
 };
 
 mod api;
+mod clusters;
 mod proxy;
 pub(crate) mod server;
 

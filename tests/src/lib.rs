@@ -23,12 +23,14 @@ use std::{
 
 pub mod bird;
 pub mod control_plane;
+pub mod dns;
 pub mod echo;
 pub mod etcd;
 pub mod helm;
 pub mod load;
 pub mod pod;
 pub mod probe;
+pub mod service_network;
 pub mod sites;
 
 /// What a test of the lab fails with.
@@ -207,7 +209,7 @@ impl Lab {
 }
 
 /// One lab at a time: two would share two CPUs and mistake each other for slowness.
-fn turn() -> MutexGuard<'static, ()> {
+pub fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -112,31 +112,7 @@ impl Sites {
     /// A link between the clusters, by the rights of `remote-reader.yaml`.
     fn link(&self, own: usize, other: usize) -> Result<(), Error> {
         let [home, remote] = [own, other].map(|site| &self.sites[site].plane);
-        let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes/remote-reader.yaml");
-        remote.apply(&fs::read_to_string(manifest)?)?;
-        let config = remote.kubeconfig_of(NAMESPACE, "fairlead-remote")?;
-        let config = config.to_str().ok_or("a path that is no text")?;
-        // One that names files is refused.
-        let flat = remote.kubectl(&[
-            "config",
-            "view",
-            "--kubeconfig",
-            config,
-            "--flatten",
-            "--raw",
-            "-o",
-            "json",
-        ])?;
-        let name = NAMES[other];
-        let secret = json!({
-            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": NAMESPACE},
-            "stringData": {"kubeconfig": flat},
-        });
-        let link = json!({
-            "apiVersion": "fairlead.dev/v1alpha1", "kind": "ClusterLink", "metadata": {"name": name},
-            "spec": {"kubeconfigSecretRef": {"name": name, "key": "kubeconfig"}, "staleAfterSeconds": 120},
-        });
-        home.apply(&format!("{secret}\n---\n{link}")).map(drop)
+        home.link(NAMES[other], &remote.reader()?, 120)
     }
 }
 
@@ -234,10 +210,7 @@ impl Site {
         let nodes = [one?, two?];
 
         let plane = ControlPlane::start_in(&cluster.namespace, cluster.ipv4.into())?;
-        plane.install()?;
-        let definitions = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/mcs-api");
-        plane.kubectl(&["apply", "--server-side", "-k", definitions.to_str().ok_or("no text")?])?;
-        plane.kubectl(&["wait", "--for=condition=Established", "--timeout=120s", "crd", "--all"])?;
+        plane.install_multicluster()?;
         plane.apply(&declared(site, &router, &nodes))?;
         let config = plane.kubeconfig_of(NAMESPACE, "fairlead-controller")?;
         let dir = sandbox.dir().to_owned();

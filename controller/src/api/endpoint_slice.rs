@@ -89,6 +89,9 @@ pub struct Endpoint {
     /// The zone that it is in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<Box<str>>,
+    /// Its own name in the DNS below that of a headless Service: where the slice is imported, `HOSTNAME.CLUSTER.SERVICE` (KEP-1645).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<Box<str>>,
 }
 
 impl From<ObjectMeta> for SliceMetadata {

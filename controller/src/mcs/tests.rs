@@ -30,6 +30,7 @@ fn with_endpoints(mut export: Export, cluster: &str, addresses: &[&str]) -> Expo
         conditions: None,
         node_name: Some("n1".into()),
         zone: None,
+        hostname: Some("web-0".into()),
     };
     let slice = EndpointSlice {
         metadata: SliceMetadata {
@@ -124,7 +125,7 @@ fn only_namespaces_that_are_here_count() {
 }
 
 #[test]
-fn slices_say_whose_they_are_and_name_no_foreign_nodes() {
+fn slices_say_whose_they_are_and_name_pods_but_no_foreign_nodes() {
     let web = with_endpoints(export(1, "{ports: [{port: 80}]}"), "west", &["10.1.0.1"]);
     let merged = merged(&of(&[("west", web)]), 0);
     let (name, slice) = merged.slices.iter().next().unwrap();
@@ -132,6 +133,7 @@ fn slices_say_whose_they_are_and_name_no_foreign_nodes() {
     let import = slice.metadata.import.as_ref().unwrap();
     assert_eq!((&*import.service, &*import.cluster), ("web", "west"));
     assert_eq!((slice.metadata.service.as_ref(), slice.endpoints[0].node_name.as_ref()), (None, None));
+    assert_eq!(serde_json::json!(**slice)["endpoints"][0]["hostname"], "web-0");
 }
 
 #[test]

@@ -14,7 +14,6 @@ use serde_json::Value;
 use std::{
     collections::BTreeMap,
     fs,
-    path::Path,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -26,10 +25,7 @@ use std::{
 pub(super) fn planes() -> Result<[ControlPlane; 2], Error> {
     let start = || {
         let plane = ControlPlane::start()?;
-        plane.install()?;
-        let definitions = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/mcs-api");
-        plane.kubectl(&["apply", "--server-side", "-k", definitions.to_str().ok_or("no text")?])?;
-        plane.kubectl(&["wait", "--for=condition=Established", "--timeout=120s", "crd", "--all"])?;
+        plane.install_multicluster()?;
         plane.kubectl(&["create", "namespace", "shop"])?;
         Ok::<_, Error>(plane)
     };
@@ -138,8 +134,6 @@ fn wait_imported(plane: &ControlPlane, service: &str, cluster: &str, want: &[&st
 
 /// West as its clients see it: a proxy that has the rights of `remote-reader.yaml`.
 pub(super) fn reader(west: &ControlPlane) -> Result<Proxy, Error> {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes/remote-reader.yaml");
-    west.apply(&fs::read_to_string(manifest)?)?;
     west.kubectl(&["create", "serviceaccount", "nobody"])?;
     let everybody = allowed(west, "nobody", "default", "default");
     let may = allowed(west, "fairlead-remote", NAMESPACE, NAMESPACE);

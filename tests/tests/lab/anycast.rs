@@ -14,7 +14,7 @@ use lab::{
     echo, wait_until,
 };
 use serde_json::json;
-use std::{fs, net::SocketAddr, path::Path, thread};
+use std::{fs, net::SocketAddr, thread};
 
 const SITES: [&str; 2] = ["east", "west"];
 /// VIPs of the Services `ipip` and `gue`.
@@ -27,12 +27,7 @@ const CONNECTIONS: usize = 12;
 fn plane(lab: &Lab, site: usize, pod: &Host) -> Result<ControlPlane, Error> {
     let router = &lab.topology.router;
     let plane = ControlPlane::start_in(&router.namespace, router.ipv4.into())?;
-    plane.install()?;
-    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
-    let definitions = deploy.join("mcs-api");
-    plane.kubectl(&["apply", "--server-side", "-k", definitions.to_str().ok_or("no text")?])?;
-    plane.kubectl(&["wait", "--for=condition=Established", "--timeout=120s", "crd", "--all"])?;
-    plane.apply(&fs::read_to_string(deploy.join("kubernetes/remote-reader.yaml"))?)?;
+    plane.install_multicluster()?;
     let node = lab.instances[site].node();
     let declared = VIPS.iter().map(|(name, vip)| service(name, vip, node, pod));
     let declared =
@@ -66,15 +61,7 @@ fn service(name: &str, vip: &str, node: &str, pod: &Host) -> String {
 /// Links a cluster to another one, with the rights of `remote-reader.yaml`.
 fn link(from: &ControlPlane, to: &ControlPlane, name: &str) -> Result<Proxy, Error> {
     let way = to.proxy(&to.kubeconfig_of(NAMESPACE, "fairlead-remote")?)?;
-    let secret = json!({
-        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": NAMESPACE},
-        "stringData": {"kubeconfig": fs::read_to_string(way.kubeconfig())?},
-    });
-    let link = json!({
-        "apiVersion": "fairlead.dev/v1alpha1", "kind": "ClusterLink", "metadata": {"name": name},
-        "spec": {"kubeconfigSecretRef": {"name": name, "key": "kubeconfig"}},
-    });
-    from.apply(&format!("{secret}\n---\n{link}"))?;
+    from.link(name, &fs::read_to_string(way.kubeconfig())?, 60)?;
     Ok(way)
 }
 

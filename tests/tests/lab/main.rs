@@ -5,6 +5,7 @@ mod anycast;
 mod backends;
 mod chaos;
 mod cluster;
+mod clusterset;
 mod connections;
 mod delivery;
 mod directory;

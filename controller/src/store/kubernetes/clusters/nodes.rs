@@ -1,16 +1,14 @@
 //! The nodes of another cluster: how its pods are reached through them, and which pod CIDRs they have. Pure.
-use super::overlap::Networks;
+use super::overlap::{Networks, NodeNetworks};
 use crate::{
     api::{
         EndpointSlice,
         delivery::{DeliveredPort, DeliveringNode, Delivery},
         load_balancer::Protocol,
-        node::{internal_ips, pod_cidrs},
     },
     mcs::{Facts, ImportPort},
 };
 use ipam::Family;
-use ipnet::IpNet;
 use k8s_openapi::{api::core::v1::Node, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use std::{
     collections::{BTreeMap, HashMap},
@@ -20,22 +18,12 @@ use std::{
 
 /// Nodes by their names.
 #[derive(Debug, Default)]
-pub(super) struct Nodes(HashMap<String, Known>);
-
-/// What counts of a node.
-#[derive(Debug, PartialEq)]
-struct Known {
-    /// Where it takes packets for its pods.
-    addresses: Box<[IpAddr]>,
-    pod_cidrs: Vec<IpNet>,
-}
+pub(super) struct Nodes(HashMap<String, NodeNetworks>);
 
 impl Nodes {
     /// Takes in a node. Whether it was another one, or is a new one.
     pub(super) fn put(&mut self, node: &Node) -> bool {
-        let first = |family| internal_ips(node).find(|address| Family::of(*address) == family);
-        let addresses = Family::ALL.into_iter().filter_map(first).collect();
-        let known = Known { addresses, pod_cidrs: pod_cidrs(node) };
+        let known = NodeNetworks::from(node);
         let name = node.metadata.name.clone().unwrap_or_default();
         let is_same = self.0.get(&name) == Some(&known);
         if !is_same {
@@ -44,15 +32,16 @@ impl Nodes {
         !is_same
     }
 
-    /// All pod CIDRs, and where they take packets for their pods.
+    /// What they have.
     pub(super) fn networks(&self) -> Networks {
-        let cidrs =
-            self.0.iter().flat_map(|(name, known)| known.pod_cidrs.iter().map(|cidr| (*cidr, name.clone())));
-        let addresses = self
-            .0
-            .iter()
-            .flat_map(|(name, known)| known.addresses.iter().map(|ip| ((*ip).into(), name.clone())));
-        Networks { pod_cidrs: cidrs.collect(), addresses: addresses.collect() }
+        Networks::of(&self.0)
+    }
+
+    /// Where a node takes packets for its pods: its first address of each family.
+    fn addresses(&self, name: &str) -> Option<Box<[IpAddr]>> {
+        let all = &self.0.get(name)?.addresses;
+        let first = |family| all.iter().copied().find(|address| Family::of(*address) == family);
+        Some(Family::ALL.into_iter().filter_map(first).collect())
     }
 
     /// Whether it was there.
@@ -113,8 +102,7 @@ impl Listed {
             }
         }
         let node = |(name, mut endpoints): (&str, Vec<IpAddr>)| {
-            let addresses = nodes.0.get(name)?.addresses.clone();
-            (!addresses.is_empty()).then_some(())?;
+            let addresses = nodes.addresses(name).filter(|addresses| !addresses.is_empty())?;
             endpoints.sort_unstable();
             Some(DeliveringNode { name: name.into(), addresses, endpoints: endpoints.into() })
         };

@@ -7,6 +7,7 @@ use crate::{
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use std::{
+    borrow::Borrow,
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
@@ -23,14 +24,30 @@ pub(super) struct Networks {
     pub(super) addresses: Ranges,
 }
 
+/// What a node has.
+#[derive(Debug, PartialEq)]
+pub(super) struct NodeNetworks {
+    pub(super) pod_cidrs: Vec<IpNet>,
+    /// Where it can be reached, in the order in which it says so.
+    pub(super) addresses: Box<[IpAddr]>,
+}
+
+impl From<&Node> for NodeNetworks {
+    fn from(node: &Node) -> Self {
+        NodeNetworks { pod_cidrs: pod_cidrs(node), addresses: internal_ips(node).collect() }
+    }
+}
+
 impl Networks {
-    fn of(nodes: &ByName<Node>) -> Self {
-        let pod_cidrs = nodes
-            .iter()
-            .flat_map(|(name, node)| pod_cidrs(node).into_iter().map(|cidr| (cidr, name.clone())));
-        let addresses =
-            nodes.iter().flat_map(|(name, node)| internal_ips(node).map(|ip| (ip.into(), name.clone())));
-        Networks { pod_cidrs: pod_cidrs.collect(), addresses: addresses.collect() }
+    /// Of nodes by their names.
+    pub(super) fn of<'a>(nodes: impl IntoIterator<Item = (&'a String, impl Borrow<NodeNetworks>)>) -> Self {
+        let mut networks = Networks::default();
+        for (name, node) in nodes {
+            let NodeNetworks { pod_cidrs, addresses } = node.borrow();
+            networks.pod_cidrs.extend(pod_cidrs.iter().map(|cidr| (*cidr, name.clone())));
+            networks.addresses.extend(addresses.iter().map(|address| ((*address).into(), name.clone())));
+        }
+        networks
     }
 
     /// Whether nothing is known of nodes.
@@ -61,7 +78,8 @@ impl Overlaps {
                 .zip(&others)
                 .all(|(one, other)| one.0 == other.0 && Arc::ptr_eq(one.1, other.1));
         if !is_same || self.nodes.changes(nodes).next().is_some() {
-            self.said = overlaps(&Networks::of(nodes), &others);
+            let own = nodes.iter().map(|(name, node)| (name, NodeNetworks::from(&**node)));
+            self.said = overlaps(&Networks::of(own), &others);
             (self.nodes, self.others) = (nodes.clone(), others);
         }
         &self.said

@@ -130,7 +130,10 @@ impl Netdev {
     /// Follows a multicast group.
     fn follow(&mut self, group: u32) -> io::Result<()> {
         let (mut connection, _, messages) = proto::new_connection::<Message>(NETLINK_GENERIC)?;
-        connection.socket_mut().socket_mut().add_membership(group)?;
+        let socket = connection.socket_mut().socket_mut();
+        // A socket without a number of its own would count as the sender, which is the kernel, and hear nothing.
+        socket.bind(&SocketAddr::new(0, 0))?;
+        socket.add_membership(group)?;
         self.tasks.push(tokio::spawn(connection).abort_handle());
         let reader = read(messages, self.known.clone(), self.changed.clone());
         self.tasks.push(tokio::spawn(reader).abort_handle());

@@ -77,6 +77,12 @@ impl Drop for Namespace {
     }
 }
 
+/// The Ethernet address in what `ip link show` prints.
+fn mac_of(link: &str) -> String {
+    let mut words = link.split_whitespace().skip_while(|word| *word != "link/ether");
+    words.nth(1).expect("an Ethernet address").to_owned()
+}
+
 fn address_of<'a>(interface: &'a str, address: &'a str) -> Vec<&'a str> {
     let nodad = if address.contains(':') { &["nodad"][..] } else { &[] };
     [&["address", "add", address, "dev", interface], nodad].concat()
@@ -129,9 +135,12 @@ impl Network {
 
     /// Ethernet address of the peer.
     pub(crate) fn peer_mac(&self) -> String {
-        let link = self.in_peer("ip", &["link", "show", "peer0"]);
-        let mut words = link.split_whitespace().skip_while(|word| *word != "link/ether");
-        words.nth(1).expect("an Ethernet address").to_owned()
+        mac_of(&self.in_peer("ip", &["link", "show", "peer0"]))
+    }
+
+    /// Ethernet address of `lb0`.
+    pub(crate) fn own_mac(&self) -> String {
+        mac_of(&run("ip", &["link", "show", "lb0"]))
     }
 }
 

@@ -258,11 +258,10 @@ fn vlan_tags_are_those_that_xdp_has_put_in() {
         let options = Options { interfaces: vec!["lb0".into(), "be0".into()], ..options(network) };
         let mut datapath = Datapath::open(options).await.unwrap();
         install_resolved(&mut datapath, &desired()).await;
-        let own = run("cat", &["/sys/class/net/lb0/address"]);
-        let peer = network.peer_mac();
+        let macs = [network.own_mac(), network.peer_mac()];
         let socket = network.inside_peer(|| packet_socket("peer0")).unwrap();
         for vlan in [None, Some(7)] {
-            let frame = request([own.trim(), &peer], vlan);
+            let frame = request(&macs, vlan);
             assert_eq!(socket.send(&frame).unwrap(), frame.len());
             let tags = answer(&socket).expect("an answer");
             assert_eq!(tags, vlan, "the answer leaves as the request came");
@@ -296,10 +295,10 @@ fn packet_socket(interface: &str) -> io::Result<Socket> {
 }
 
 /// A datagram to the IPv4 VIP. Nobody has the client's address: answers go where the request came from.
-fn request(macs: [&str; 2], vlan: Option<u16>) -> Vec<u8> {
+fn request(macs: &[String; 2], vlan: Option<u16>) -> Vec<u8> {
     let mac =
         |text: &str| text.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect::<Vec<_>>();
-    let mut frame = macs.map(mac).concat();
+    let mut frame = macs.each_ref().map(|text| mac(text)).concat();
     if let Some(vlan) = vlan {
         frame.extend([0x81, 0, (vlan >> 8) as u8, vlan as u8]);
     }

@@ -22,3 +22,31 @@ need_go() {
     [ "$(go_minor)" -ge 21 ] || die "$(go version) is too old: install Go 1.26 or newer"
     export CGO_ENABLED=0 GOTOOLCHAIN=auto GOWORK=off GOFLAGS="-trimpath -mod=readonly -buildvcs=false"
 }
+
+# given NAME: if the environment variable NAME names a program, prints it and ends.
+given() {
+    local program=${!1:-}
+    [ -n "$program" ] || return 0
+    [ -x "$program" ] || die "$1=$program is no program"
+    echo "$program"
+    exit
+}
+
+# once NAME VERSION: prints where the program NAME is in the user's cache. If it is not there, `build FILE` makes it, in `$here`;
+# one at a time: tests run side by side.
+once() {
+    local cache=${XDG_CACHE_HOME:-$HOME/.cache}/fairlead/$1
+    local out=$cache/$1-$2
+    if [ ! -x "$out" ]; then
+        mkdir -p "$cache"
+        exec 9>"$cache/lock"
+        flock 9
+    fi
+    if [ ! -x "$out" ]; then
+        need_go "$cache"
+        echo "$1/build.sh: building $2, once; this takes some minutes" >&2
+        (cd "$here" && build "$out.fresh") >&2 || die "$1 $2 could not be built"
+        mv "$out.fresh" "$out"
+    fi
+    echo "$out"
+}

@@ -10,7 +10,7 @@
 //! - Floors of the same run: a plain list of the same objects, in pages and decoded; the write itself, until it is answered.
 //!
 //! API server, etcd and the measured process share the CPUs of one machine; etcd does not sync.
-use common::{report, write_all};
+use common::{PAUSE, http, report, write_all};
 use controller::demo::{
     netns::Process,
     topology::{ROUTER_ASN, Topology},
@@ -25,9 +25,7 @@ use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    io::{Read, Write},
     net::{IpAddr, TcpStream},
-    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::Command,
     sync::mpsc,
@@ -291,14 +289,9 @@ impl Bench {
         })
     }
 
-    /// Where the kernel's tables send a new connection of the client from this port.
+    /// See [`common::backend`].
     fn backend(&self, vip: IpAddr, port: u16) -> Result<IpAddr, Error> {
-        let mut stream = UnixStream::connect(self.socket())?;
-        let client = self.topology.client.ipv4;
-        let path = format!("/v1/trace?proto=tcp&src={client}:{port}&dst={vip}:80&syn=true");
-        let trace: Value = serde_json::from_str(&http(&mut stream, &path)?)?;
-        let backend = trace["backend"]["endpoint"]["address"].as_str();
-        Ok(backend.ok_or_else(|| format!("no backend: {trace}"))?.parse()?)
+        common::backend(&self.socket(), self.topology.client.ipv4, vip, port)
     }
 
     /// Gives each node its pod CIDR.
@@ -331,8 +324,6 @@ impl Bench {
     }
 }
 
-/// Between two questions where a flow would go.
-const PAUSE: Duration = Duration::from_millis(2);
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -388,17 +379,4 @@ fn slice(n: usize, endpoints: usize, ready: bool) -> Value {
 fn address(n: usize, index: usize) -> IpAddr {
     let host = n * ENDPOINTS + index;
     IpAddr::from([10, 128 + (host >> 16) as u8, (host >> 8) as u8, host as u8])
-}
-
-/// The body of an answer with the status 200.
-fn http(stream: &mut (impl Read + Write), path: &str) -> Result<String, Error> {
-    // HTTP/1.0: the answer is not chunked and ends with the connection.
-    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").as_bytes())?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or("an answer without a head")?;
-    if !head.contains(" 200 ") {
-        return Err(format!("{path}: {answer}").into());
-    }
-    Ok(body.to_owned())
 }

@@ -12,25 +12,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=tests/go.sh
 . "$here/../go.sh"
 
-if [ -n "${MCS_CONFORMANCE:-}" ]; then
-    [ -x "$MCS_CONFORMANCE" ] || die "MCS_CONFORMANCE=$MCS_CONFORMANCE is no program"
-    echo "$MCS_CONFORMANCE"
-    exit
-fi
+given MCS_CONFORMANCE
 version=$(sed -n 's|^require sigs.k8s.io/mcs-api/conformance \(v[0-9.]*\) .*|\1|p' "$here/go.mod")
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/fairlead/mcs-conformance
-out=$cache/mcs-conformance-$version
-if [ ! -x "$out" ]; then
-    mkdir -p "$cache"
-    # One at a time: tests run side by side.
-    exec 9>"$cache/lock"
-    flock 9
-fi
-if [ ! -x "$out" ]; then
-    need_go "$cache"
-    echo "build.sh: building the conformance suite $version, once; this takes some minutes" >&2
-    cd "$here"
-    nice -n 5 go test -c -ldflags "-s -w" -o "$out.fresh" sigs.k8s.io/mcs-api/conformance >&2
-    mv "$out.fresh" "$out"
-fi
-echo "$out"
+build() { nice -n 5 go test -c -ldflags "-s -w" -o "$1" sigs.k8s.io/mcs-api/conformance; }
+once mcs-conformance "$version"

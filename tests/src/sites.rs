@@ -33,6 +33,10 @@ use std::{
     time::Duration,
 };
 
+mod loss;
+
+pub use loss::Loss;
+
 /// Names of the sites, and of their clusters.
 pub const NAMES: [&str; 2] = ["east", "west"];
 /// Nodes of a site.
@@ -50,15 +54,6 @@ pub struct Sites {
     /// Where all of it lives. Dropped after the processes.
     pub sandbox: Sandbox,
     _turn: MutexGuard<'static, ()>,
-}
-
-/// What is lost between the sites.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Loss {
-    /// All between the API servers, and between each and the other's controller.
-    Planes,
-    /// All that the west sends, except what the routers tell each other.
-    FromWest,
 }
 
 impl Sites {
@@ -91,24 +86,6 @@ impl Sites {
         Ok(sites)
     }
 
-    /// Begins to lose packets.
-    pub fn lose(&self, loss: Loss) -> Result<(), Error> {
-        let lost = match loss {
-            Loss::Planes => "ip saddr { 10.1.0.9, 10.2.0.9 } ip daddr { 10.1.0.9, 10.2.0.9 }",
-            Loss::FromWest => "oifname wan",
-        };
-        self.nft(&format!(
-            "add table inet loss
-             add chain inet loss forward {{ type filter hook forward priority 0 ; }}
-             add rule inet loss forward {lost} drop"
-        ))
-    }
-
-    /// Nothing is lost any more.
-    pub fn lose_nothing(&self) -> Result<(), Error> {
-        self.nft("delete table inet loss")
-    }
-
     /// The cable between the routers is pulled, or plugged in again.
     pub fn set_cable(&self, state: &str) -> Result<(), Error> {
         Ok(self.sites[0].router.namespace.ip(&format!("link set wan {state}"))?)
@@ -130,13 +107,6 @@ impl Sites {
             Ok(true)
         });
         done.map_err(|error| format!("{error}; it uses {last:?}").into())
-    }
-
-    fn nft(&self, rules: &str) -> Result<(), Error> {
-        let mut nft = Command::new("nft");
-        nft.arg(rules);
-        self.sites[1].router.namespace.output(nft)?;
-        Ok(())
     }
 
     /// A link between the clusters, by the rights of `remote-reader.yaml`.
@@ -442,6 +412,28 @@ impl Site {
         let rows = self.nodes[node].services()?.unwrap_or_default();
         let used = rows.iter().flat_map(|row| &row.backends).filter(|backend| backend.slots > 0);
         Ok(used.map(|backend| backend.address).collect())
+    }
+
+    /// What changes in the router when a route comes, goes or is another: the versions of its tables, IPv4 first.
+    pub fn route_versions(&self) -> Result<[Option<u64>; 2], Error> {
+        Ok(self.summaries()?.map(|summary| summary["tableVersion"].as_u64()))
+    }
+
+    /// How often the sessions of the router with the nodes have ended.
+    pub fn lost_sessions(&self) -> Result<u64, Error> {
+        let [summary, _] = self.summaries()?;
+        let lost = |node: &Instance| {
+            let lost = &summary["peers"][node.host.ipv4.to_string()]["connectionsDropped"];
+            lost.as_u64().ok_or_else(|| format!("no session with {}: {summary}", node.host.name).into())
+        };
+        self.nodes.iter().map(lost).sum()
+    }
+
+    fn summaries(&self) -> Result<[Value; 2], Error> {
+        let summary = |family| -> Result<Value, Error> {
+            Ok(serde_json::from_str(&self.frr.vtysh(&format!("show bgp {family} unicast summary json"))?)?)
+        };
+        Ok([summary("ipv4")?, summary("ipv6")?])
     }
 
     /// Requests of its client to the VIPs.

@@ -79,7 +79,7 @@ pub struct ClusterLinkStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// Conditions, sorted by type: `Connected` (the cluster answers, and all of its exports are known), `Disjoint` (its nodes have
-    /// no pod CIDRs of ours) and `Ready` (what it exports is in use: connected, or not out of reach for too long).
+    /// no pod CIDRs and no addresses that ours have, or those of another linked cluster) and `Ready` (what it exports is in use: connected, or not out of reach for too long).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

@@ -39,7 +39,7 @@ pub struct SliceMetadata {
     pub namespace: Option<Box<str>>,
     /// Its name.
     pub name: Box<str>,
-    /// The Service, of the same namespace, by the label `kubernetes.io/service-name`.
+    /// The Service, of the same namespace, by the label `kubernetes.io/service-name`; none of a slice that we imported.
     pub service: Option<Box<str>>,
     /// Of a slice that we imported: what it is of.
     pub import: Option<Arc<ImportedFrom>>,
@@ -52,6 +52,8 @@ pub struct ImportedFrom {
     pub service: Box<str>,
     /// The cluster whose endpoints it has.
     pub cluster: Box<str>,
+    /// The derived Service that it is bound to, of the same namespace, by the label `kubernetes.io/service-name`; none: to none.
+    pub derived: Option<Box<str>>,
     /// How its pods are reached in a tunnel; none: the service has no address there.
     pub delivery: Option<Delivery>,
 }
@@ -91,20 +93,19 @@ pub struct Endpoint {
 
 impl From<ObjectMeta> for SliceMetadata {
     fn from(mut metadata: ObjectMeta) -> Self {
-        let import = metadata
-            .labels
-            .as_mut()
-            .filter(|labels| labels.get(mcs::SLICE_MANAGED_BY).is_some_and(|by| by == mcs::MANAGER));
-        let import = import.and_then(|labels| {
-            let (service, cluster) = (labels.remove(mcs::SERVICE_NAME)?, labels.remove(mcs::SOURCE_CLUSTER)?);
+        let mut label = |name: &str| metadata.labels.as_mut()?.remove(name).map(String::into_boxed_str);
+        let mut service = label(SERVICE_NAME);
+        let is_ours = label(mcs::SLICE_MANAGED_BY).is_some_and(|by| &*by == mcs::MANAGER);
+        let of = is_ours.then(|| label(mcs::SERVICE_NAME).zip(label(mcs::SOURCE_CLUSTER))).flatten();
+        let import = of.map(|(name, cluster)| {
             let delivery = metadata.annotations.as_ref().and_then(|all| Delivery::read(all.get(DELIVERY)?));
-            Some(Arc::new(ImportedFrom { service: service.into(), cluster: cluster.into(), delivery }))
+            Arc::new(ImportedFrom { service: name, cluster, derived: service.take(), delivery })
         });
         SliceMetadata {
-            import,
             namespace: metadata.namespace.map(String::into_boxed_str),
             name: metadata.name.unwrap_or_default().into(),
-            service: metadata.labels.as_mut().and_then(|labels| labels.remove(SERVICE_NAME)).map(Into::into),
+            service,
+            import,
         }
     }
 }
@@ -112,7 +113,8 @@ impl From<ObjectMeta> for SliceMetadata {
 impl SliceMetadata {
     /// The labels that are kept of it.
     fn labels(&self) -> BTreeMap<&str, &str> {
-        let service = self.service.iter().map(|service| (SERVICE_NAME, &**service));
+        let derived = self.import.as_ref().and_then(|import| import.derived.as_ref());
+        let service = self.service.iter().chain(derived).map(|service| (SERVICE_NAME, &**service));
         let import = self.import.iter().flat_map(|import| {
             [
                 (mcs::SERVICE_NAME, &*import.service),

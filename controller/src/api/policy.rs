@@ -105,6 +105,16 @@ impl ForwardingMode {
     pub const fn is_direct_return(self) -> bool {
         !matches!(self, ForwardingMode::NAT)
     }
+
+    /// As users write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            ForwardingMode::NAT => "NAT",
+            ForwardingMode::IPIP => "IPIP",
+            ForwardingMode::GUE => "GUE",
+            ForwardingMode::L2 => "L2",
+        }
+    }
 }
 
 /// How a backend is checked: exactly one of `tcp` and `http`.

@@ -100,7 +100,8 @@ pub struct Sample {
     pub ended: Instant,
     /// Name of the backend that answered, or what went wrong.
     pub answer: Result<String, String>,
-    worker: usize,
+    /// Index of the client: each asks again after a pause, whatever became of the request before.
+    pub worker: usize,
 }
 
 #[cfg(test)]

@@ -13,12 +13,13 @@ use super::{
     spill::{Link, Share},
 };
 use crate::{
-    api::{endpoint_slice::ImportedFrom, load_balancer::Protocol, node::internal_ips},
+    api::{delivery::FORWARDING, endpoint_slice::ImportedFrom, load_balancer::Protocol, node::internal_ips},
     declared::Declared,
 };
 use ipam::Family;
 use lb_bpf::service::{Decap, Endpoint, Target};
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
@@ -63,6 +64,11 @@ impl PodNode {
 }
 
 impl Elsewhere {
+    /// The mode of the service there, if it takes nothing out of tunnels.
+    fn mode_without_tunnels(&self) -> Option<&str> {
+        self.import.delivery.as_ref()?.mode_without_tunnels()
+    }
+
     /// Whether the service has all of these addresses there that are of a family.
     fn has_all(&self, addresses: &[IpAddr], family: Family) -> bool {
         let Some(delivery) = &self.import.delivery else { return false };
@@ -130,11 +136,13 @@ impl Nodes {
         if !is_tunnel || source.hosts.iter().all(|host| host.node.is_none()) {
             return Vec::new();
         }
+        let holders = self.holders(source, addresses);
+        let refusal = |host: &Host| self.refusal(host, addresses, &holders);
         let is_mixed = source.hosts.iter().any(|host| host.node.is_none());
         let ways = Family::ALL.map(|family| {
             let pods = source.hosts.iter().filter(|host| Family::of(host.address) == family);
+            let pods = pods.filter(|host| refusal(host).is_none());
             let nodes = pods.filter_map(|host| host.node.as_ref());
-            let nodes = nodes.filter(|node| self.takes(node, addresses, family));
             let own = nodes.clone().filter(|node| matches!(node, PodNode::Own(_)));
             let has = |node: &PodNode, way: Family| self.ends(node).is_none_or(|e| e[way as usize].is_some());
             let mut all = [family, other(family)].into_iter();
@@ -150,22 +158,46 @@ impl Nodes {
         let via = |host: &Host| {
             let (node, family) = (host.node.as_ref()?, Family::of(host.address));
             let end = self.ends(node).and_then(|ends| ends[ways[family as usize] as usize]);
-            Some(Via { end, here: self.is_own(node), takes: self.takes(node, addresses, family) })
+            Some(Via { end, here: self.is_own(node), refusal: refusal(host) })
         };
         source.hosts.iter().map(via).collect()
     }
 
-    /// Whether a node takes packets to all of these addresses that are of a family. What goes to an address of ours comes to ours.
-    fn takes(&self, node: &PodNode, addresses: &[IpAddr], family: Family) -> bool {
-        match node {
-            PodNode::Own(_) => true,
-            PodNode::Elsewhere(node) => node.has_all(addresses, family) && !self.is_taken(node),
-        }
+    /// Why the node of a host does not get packets to these addresses, as far as they are of its family; none: it does.
+    fn refusal(&self, host: &Host, addresses: &[IpAddr], holders: &Holders<'_>) -> Option<Refusal> {
+        let Some(PodNode::Elsewhere(node)) = &host.node else { return None };
+        let is_held = |end: &IpAddr| holders.get(end).is_some_and(|(_, of)| **of != *node.import.cluster);
+        let refusal = self.refusal_alone(node, addresses, Family::of(host.address));
+        refusal.or_else(|| node.ends.iter().flatten().any(is_held).then_some(Refusal::OtherNode))
     }
 
-    /// Whether a node of ours has an address of it.
-    fn is_taken(&self, node: &Elsewhere) -> bool {
-        node.ends.iter().flatten().any(|end| self.addresses.contains(end))
+    /// Which cluster has each of the addresses of nodes elsewhere. Nobody knows to which one of several a packet goes: all such
+    /// packets are meant for that with the oldest link, and a cluster that comes later takes nothing from it.
+    fn holders<'s>(&self, source: &'s Source, addresses: &[IpAddr]) -> Holders<'s> {
+        let mut holders = Holders::new();
+        for host in &source.hosts {
+            let Some(PodNode::Elsewhere(node)) = &host.node else { continue };
+            if self.refusal_alone(node, addresses, Family::of(host.address)).is_some() {
+                continue;
+            }
+            let claim = (host.link.map_or(0, |link| link.created), &*node.import.cluster);
+            for end in node.ends.iter().flatten() {
+                let holder = holders.entry(*end).or_insert(claim);
+                *holder = claim.min(*holder);
+            }
+        }
+        holders
+    }
+
+    /// The same whatever other clusters have. What goes to an address of ours comes to ours.
+    fn refusal_alone(&self, node: &Elsewhere, addresses: &[IpAddr], family: Family) -> Option<Refusal> {
+        if node.ends.iter().flatten().any(|end| self.addresses.contains(end)) {
+            return Some(Refusal::OwnNode);
+        }
+        if !node.has_all(addresses, family) {
+            return Some(Refusal::Address);
+        }
+        node.mode_without_tunnels().map(|_| Refusal::Mode)
     }
 
     /// The addresses of a node; none: nobody knows it.
@@ -180,7 +212,7 @@ impl Nodes {
     pub(super) fn refusals(&self, source: &Source, vias: &[Option<Via>]) -> Vec<String> {
         let mut lost = (BTreeSet::new(), 0);
         // By cluster and reason.
-        let mut elsewhere: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+        let mut elsewhere: BTreeMap<(&str, Cow<'_, str>), usize> = BTreeMap::new();
         for (host, via) in source.hosts.iter().zip(vias) {
             let Some((node, via)) = host.node.as_ref().zip(via.as_ref()) else { continue };
             match node {
@@ -190,11 +222,22 @@ impl Nodes {
                 }
                 PodNode::Own(_) => {}
                 PodNode::Elsewhere(node) => {
-                    let reason = match via {
-                        _ if self.is_taken(node) => "their nodes have addresses of nodes of this cluster",
-                        Via { takes: false, .. } => "the Service does not have the address there",
-                        Via { end: None, .. } => "no InternalIP of the right family is known of their nodes",
-                        _ => continue,
+                    let reason = match (via.refusal, via.end) {
+                        (Some(Refusal::OwnNode), _) => {
+                            "their nodes have addresses of nodes of this cluster".into()
+                        }
+                        (Some(Refusal::OtherNode), _) => {
+                            "their nodes have addresses of nodes of another cluster, whose link comes first"
+                                .into()
+                        }
+                        (Some(Refusal::Address), _) => "the Service does not have the address there".into(),
+                        (Some(Refusal::Mode), _) => {
+                            let mode = node.mode_without_tunnels().unwrap_or_default();
+                            format!("the ServiceExport there says {FORWARDING} {mode}, not IPIP or GUE")
+                                .into()
+                        }
+                        (None, None) => "no InternalIP of the right family is known of their nodes".into(),
+                        (None, Some(_)) => continue,
                     };
                     *elsewhere.entry((&node.import.cluster, reason)).or_default() += 1;
                 }
@@ -238,8 +281,24 @@ pub(super) struct Via {
     pub(super) end: Option<IpAddr>,
     /// Whether it is on this node.
     pub(super) here: bool,
-    /// Whether its node takes packets to the VIPs.
-    pub(super) takes: bool,
+    /// Why its node does not get packets to the VIPs; none: it does.
+    pub(super) refusal: Option<Refusal>,
+}
+
+/// Clusters by the addresses of their nodes, each with the age of its link.
+type Holders<'a> = HashMap<IpAddr, (u64, &'a str)>;
+
+/// Why a node of another cluster gets no packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// A node of ours has an address of it.
+    OwnNode,
+    /// A node of another cluster, whose link comes first, has an address of it.
+    OtherNode,
+    /// The service does not have the address there.
+    Address,
+    /// The service has a mode there in which nothing is taken out of a tunnel.
+    Mode,
 }
 
 /// The pods among the backends of a service.
@@ -250,8 +309,16 @@ pub(super) struct Pods {
 }
 
 impl Pods {
-    /// Adds a pod, which takes packets to `port` of the VIP; `link`: to its cluster.
-    pub(super) fn add(&mut self, via: Via, link: Option<Link>, port: u16, pod: Endpoint, target: Target) {
+    /// Adds a pod, which takes packets to `port` of the VIP; `link`: to its cluster; with its target, whether no check has spoken of
+    /// it yet.
+    pub(super) fn add(
+        &mut self,
+        via: Via,
+        link: Option<Link>,
+        port: u16,
+        pod: Endpoint,
+        (target, is_unknown): (Target, bool),
+    ) {
         if via.here {
             self.own.insert(pod, target);
         }
@@ -260,7 +327,7 @@ impl Pods {
         let (node, share) = self.nodes.entry(Endpoint { address, port }).or_insert(fresh);
         node.up |= target.up;
         node.weight = node.weight.saturating_add(if target.up { target.weight } else { 0 });
-        share.add(&target);
+        share.add(&target, is_unknown);
     }
 
     /// The nodes as backends, and the pods of this node. While none of these is up and has a weight, those that drain

@@ -29,6 +29,7 @@ pub use memory::Memory;
 pub use report::Report;
 pub use routes::NotAnnounced;
 pub use services::{BackendHealth, backend_health};
+pub use sources::forwarding_mode;
 pub use speaker::Speaker;
 pub(crate) use speaker::md5_key;
 

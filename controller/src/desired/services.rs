@@ -405,7 +405,7 @@ impl Plan {
     ) {
         let only = only_family(source);
         let vias = scene.nodes.vias(source, addresses, only);
-        let takes = |at: usize| vias.get(at).copied().flatten().is_none_or(|via| via.takes);
+        let takes = |at: usize| vias.get(at).copied().flatten().is_none_or(|via| via.refusal.is_none());
         self.backends.declared = (0..source.hosts.len()).filter(|at| takes(*at)).count() as u32;
         // By host: whether it is up on all ports, and whether some port was not checked yet.
         let mut standing: Vec<_> =
@@ -479,10 +479,12 @@ impl Plan {
                     let target = Target { weight, up, here: false };
                     match via {
                         None => {
-                            shares.push(Share::of(host.link, &target));
+                            shares.push(Share::of(host.link, &target, is_unknown && !up));
                             backends.push((endpoint, target));
                         }
-                        Some(via) => pods.add(via, host.link, port.number, endpoint, target),
+                        Some(via) => {
+                            pods.add(via, host.link, port.number, endpoint, (target, is_unknown && !up));
+                        }
                     }
                 }
                 let (nodes, own) = pods.levels();
@@ -493,7 +495,8 @@ impl Plan {
                 }
                 let clusters = source.policy.clusters.as_ref();
                 if let Some(clusters) = clusters.filter(|_| shares.iter().any(|share| share.link.is_some())) {
-                    spill(clusters, &mut backends, &shares);
+                    let has_slots = |service: &&Arc<InstalledService>| service.slots.values().any(|n| *n > 0);
+                    spill(clusters, before.filter(has_slots).is_some(), &mut backends, &shares);
                     let all = backends.iter().zip(&shares);
                     let up = all.filter(|((_, target), _)| target.up && target.weight > 0);
                     (serving, healthy_weight) = up.fold((0, 0), |(count, sum), ((_, target), share)| {

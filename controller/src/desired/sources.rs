@@ -578,6 +578,12 @@ fn everybody() -> impl Iterator<Item = Cidr> {
     iter::once(IpNet::from(Ipv4Net::default())).chain([Ipv6Net::default().into()]).map(Cidr)
 }
 
+/// The mode in which packets to a Service are forwarded; none: we do not balance it.
+pub fn forwarding_mode(declared: &Declared, name: &str) -> Option<ForwardingMode> {
+    declared.services.get(name).filter(|service| is_ours(service))?;
+    Some(policy_of(declared, "Service", name).map_or_else(ForwardingMode::default, |p| p.forwarding.mode))
+}
+
 /// The policy of an object: what [`Source`] has, for one whose parts in the datapath are asked for by name.
 pub(super) fn policy_of<'a>(declared: &'a Declared, kind: &str, name: &str) -> Option<&'a Policy> {
     if kind == "LoadBalancer" {

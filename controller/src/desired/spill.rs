@@ -3,12 +3,16 @@
 //! Clusters stand in a row: the own one, then those with the highest priority, and so on. Each takes what is left of the traffic,
 //! all of it while enough of its backends are up, else in proportion; the rest goes on to the next. What nobody takes is shared
 //! as what was taken.
+//!
+//! A backend that no check has spoken of yet is neither up nor down: it changes nothing. Where nothing is served yet, as on a node
+//! that has just started, the next clusters wait for the first word on a cluster of which nobody is known to be up.
 use crate::{
     api::{
         ClusterLink,
         policy::{Clusters, Prefer},
     },
     by_name::ByName,
+    status::seconds,
 };
 use lb_bpf::service::{Endpoint, Target};
 use std::{
@@ -21,6 +25,8 @@ use std::{
 pub(super) struct Link {
     pub(super) priority: i32,
     pub(super) weight: u16,
+    /// When it was made: seconds since the epoch, 0 when unknown.
+    pub(super) created: u64,
 }
 
 /// The links by the names of their clusters.
@@ -28,7 +34,11 @@ pub(super) type Links = BTreeMap<String, Link>;
 
 /// What counts of all links.
 pub(super) fn links(declared: &ByName<ClusterLink>) -> Links {
-    let link = |link: &ClusterLink| Link { priority: link.spec.priority, weight: link.spec.weight.get() };
+    let link = |link: &ClusterLink| Link {
+        priority: link.spec.priority,
+        weight: link.spec.weight.get(),
+        created: link.metadata.creation_timestamp.as_ref().map_or(0, seconds),
+    };
     declared.iter().map(|(name, declared)| (name.clone(), link(declared))).collect()
 }
 
@@ -37,8 +47,10 @@ pub(super) fn links(declared: &ByName<ClusterLink>) -> Links {
 pub(super) struct Share {
     /// The link to its cluster; none: it is in the own one.
     pub(super) link: Option<Link>,
-    /// Its weight if it were up, of a node that of all its pods.
+    /// Its weight if it were up, of a node that of all its pods. What is not known yet does not count.
     all: u16,
+    /// Whether that is so of some of it that has a weight.
+    is_unknown: bool,
     /// How many are up and have a weight.
     pub(super) serving: u32,
 }
@@ -49,16 +61,19 @@ impl Share {
         Share { link, ..Share::default() }
     }
 
-    /// That of an endpoint.
-    pub(super) fn of(link: Option<Link>, target: &Target) -> Self {
+    /// That of an endpoint. `is_unknown`: it is not up, and no check has said so yet.
+    pub(super) fn of(link: Option<Link>, target: &Target, is_unknown: bool) -> Self {
         let mut share = Share::new(link);
-        share.add(target);
+        share.add(target, is_unknown);
         share
     }
 
     /// Another endpoint of the same backend.
-    pub(super) fn add(&mut self, target: &Target) {
-        self.all = self.all.saturating_add(target.weight);
+    pub(super) fn add(&mut self, target: &Target, is_unknown: bool) {
+        match is_unknown {
+            true => self.is_unknown |= target.weight > 0,
+            false => self.all = self.all.saturating_add(target.weight),
+        }
         self.serving += u32::from(target.up && target.weight > 0);
     }
 }
@@ -66,17 +81,24 @@ impl Share {
 /// A cluster, or several of one priority.
 #[derive(Default)]
 struct Tier {
-    /// The sum of the weights of its backends.
+    /// The sum of the weights of its backends that are known to be up or down.
     all: f64,
     /// The sum of the weights of those that are up.
     up: f64,
+    /// Whether there are others.
+    is_unknown: bool,
 }
 
 /// What the weight 1 becomes in the first of the clusters that traffic goes to: shares of others are finer.
 const FINE: f64 = 1000.0;
 
-/// Gives the backends the weights that make it so; `shares` are in their order.
-pub(super) fn spill(clusters: &Clusters, backends: &mut [(Endpoint, Target)], shares: &[Share]) {
+/// Gives the backends the weights that make it so; `shares` are in their order. `is_served`: the datapath has backends for it by now.
+pub(super) fn spill(
+    clusters: &Clusters,
+    is_served: bool,
+    backends: &mut [(Endpoint, Target)],
+    shares: &[Share],
+) {
     let scaled = |weight: u16, share: &Share| {
         f64::from(weight) * share.link.map_or(1.0, |link| f64::from(link.weight))
     };
@@ -90,6 +112,7 @@ pub(super) fn spill(clusters: &Clusters, backends: &mut [(Endpoint, Target)], sh
         let tier = tiers.entry(key(share)).or_default();
         tier.all += scaled(share.all, share);
         tier.up += if target.up { scaled(target.weight, share) } else { 0.0 };
+        tier.is_unknown |= share.is_unknown;
     }
     let least = f64::from(clusters.min_local_percent.map_or(0, |percent| percent.get())) / 100.0;
     let mut left = 1.0;
@@ -98,10 +121,11 @@ pub(super) fn spill(clusters: &Clusters, backends: &mut [(Endpoint, Target)], sh
     for (key, tier) in &tiers {
         let takes = match tier.up > 0.0 {
             true if least > 0.0 => (tier.up / tier.all / least).min(1.0),
-            is_up => f64::from(u8::from(is_up)),
+            is_up => f64::from(u8::from(is_up || tier.is_unknown && !is_served)),
         };
         if let (Entry::Vacant(unit), true) = (units.entry(*key), left * takes > 0.0) {
-            unit.insert(left * takes / tier.up);
+            // Who is up weighs at least 1.
+            unit.insert(left * takes / tier.up.max(1.0));
         }
         left *= 1.0 - takes;
     }
@@ -127,6 +151,17 @@ mod tests {
 
     /// Shares of the traffic in percent, by tier: own cluster, then by link. Each has (all, up) backends.
     fn shares(clusters: &str, own: (u16, u16), others: &[(Link, (u16, u16))]) -> Vec<u64> {
+        shares_with(clusters, own, 0, others, true)
+    }
+
+    /// The same, with so many more backends in the own cluster that no check has spoken of.
+    fn shares_with(
+        clusters: &str,
+        own: (u16, u16),
+        unknown: u16,
+        others: &[(Link, (u16, u16))],
+        is_served: bool,
+    ) -> Vec<u64> {
         let clusters: Clusters = serde_yaml_ng::from_str(clusters).unwrap();
         let (mut backends, mut links) = (Vec::new(), Vec::new());
         let tiers =
@@ -136,11 +171,18 @@ mod tests {
                 let address = [10, number as u8, (index >> 8) as u8, index as u8].into();
                 let target = Target { weight: 1, up: index < up, here: false };
                 backends.push((Endpoint { address, port: 80 }, target));
-                links.push((number, Share::of(link, &target)));
+                links.push((number, Share::of(link, &target, false)));
             }
         }
+        // Nobody has asked these yet.
+        for index in 0..unknown {
+            let address = [10, 255, (index >> 8) as u8, index as u8].into();
+            let target = Target { weight: 1, up: false, here: false };
+            backends.push((Endpoint { address, port: 80 }, target));
+            links.push((0, Share::of(None, &target, true)));
+        }
         let of: Vec<_> = links.iter().map(|(_, share)| *share).collect();
-        spill(&clusters, &mut backends, &of);
+        spill(&clusters, is_served, &mut backends, &of);
         let mut sums = vec![0; others.len() + 1];
         for ((_, target), (number, _)) in backends.iter().zip(&links) {
             sums[*number] += if target.up { u64::from(target.weight) } else { 0 };
@@ -276,7 +318,7 @@ mod tests {
         assert_ne!(table(&local("east")), table(&local("west")));
     }
 
-    const WEST: Link = Link { priority: 0, weight: 1 };
+    const WEST: Link = Link { priority: 0, weight: 1, created: 0 };
 
     #[test]
     fn traffic_follows_health_by_degrees() {
@@ -305,7 +347,37 @@ mod tests {
         assert_eq!(shares("{prefer: None}", (4, 4), &[(WEST, (12, 12))]), [25, 75]);
     }
 
+    #[test]
+    fn who_has_not_been_asked_yet_moves_nothing() {
+        let (half, west) = ("{minLocalPercent: 50}", [(WEST, (10, 10))]);
+        let of_ten = |up, unknown| shares_with(half, (10, up), unknown, &west, true);
+        assert_eq!([(4, 0), (4, 10), (0, 10)].map(|(up, unknown)| of_ten(up, unknown)[0]), [80, 80, 0]);
+        // A rollout has replaced all at once: somebody has to serve.
+        assert_eq!(shares_with(half, (0, 0), 10, &west, true), [0, 100]);
+        // A node that has just started waits, and does not send all abroad.
+        assert_eq!(shares_with(half, (0, 0), 10, &west, false), [0, 0]);
+        assert_eq!(shares_with(half, (1, 0), 9, &west, false), [0, 0], "the first word is a bad one");
+        assert_eq!(shares_with(half, (1, 1), 9, &west, false), [100, 0], "it is a good one");
+        assert_eq!(shares_with(half, (10, 0), 0, &west, false), [0, 100], "all are down");
+    }
+
     proptest! {
+        /// Whatever comes new goes where all goes, until it is known.
+        #[test]
+        fn what_is_new_changes_no_share(
+            all in 0..50u16, up in 0..50u16, unknown in 1..50u16, percent in 0..101u8, others in 0..50u16,
+            is_served in any::<bool>(),
+        ) {
+            let (clusters, up) = (format!("{{minLocalPercent: {percent}}}"), up.min(all));
+            let west = [(WEST, (others, others))];
+            let found = shares_with(&clusters, (all, up), unknown, &west, is_served);
+            let want = match is_served || up > 0 {
+                true => shares(&clusters, (all, up), &west),
+                false => vec![0, 0],
+            };
+            prop_assert_eq!(found, want);
+        }
+
         /// The fewer are up, the less traffic, and all of it goes somewhere.
         #[test]
         fn less_health_is_less_traffic(all in 1..200u16, percent in 0..101u8, others in 1..100u16, weight in 1..1000u16) {

@@ -1,5 +1,5 @@
 //! What one cluster exports under one name: of the ServiceExport, the Service and its EndpointSlices what counts.
-use super::hash;
+use super::{derived::derived_name, hash};
 use crate::{
     api::{
         EndpointSlice,
@@ -93,7 +93,8 @@ impl Facts {
         }
         Ok(Facts {
             is_headless: spec.cluster_ip.as_deref() == Some("None"),
-            ports: spec.ports.iter().flatten().map(ImportPort::of).collect(),
+            // As many as there are: rooms for four each would be most of what is kept of a Service.
+            ports: spec.ports.as_deref().unwrap_or_default().iter().map(ImportPort::of).collect(),
             session_affinity: spec.session_affinity.clone(),
             session_affinity_config: spec.session_affinity_config.clone(),
             ip_families: spec.ip_families.clone().unwrap_or_default(),
@@ -141,23 +142,25 @@ impl Export {
     /// The age of an export that is only remembered: it wins over nobody, and contradicts nobody.
     pub const REMEMBERED: u64 = u64::MAX;
 
-    /// A slice as it becomes one of the importing cluster. `is_local`: it is of the same cluster, so its nodes and zones are known
+    /// A slice as it becomes one of the importing cluster, bound to the derived Service. `is_local`: it is of the same cluster, so its nodes and zones are known
     /// there.
     pub fn imported(service: &str, cluster: &str, slice: &EndpointSlice, is_local: bool) -> EndpointSlice {
         let endpoint = |endpoint: &Endpoint| match is_local {
             true => endpoint.clone(),
             false => Endpoint { node_name: None, zone: None, ..endpoint.clone() },
         };
+        let namespace = slice.metadata.namespace.clone();
         EndpointSlice {
             metadata: SliceMetadata {
-                namespace: slice.metadata.namespace.clone(),
                 name: slice_name(service, cluster, &slice.metadata.name).into(),
                 service: None,
                 import: Some(Arc::new(ImportedFrom {
                     service: service.into(),
                     cluster: cluster.into(),
+                    derived: Some(derived_name(namespace.as_deref().unwrap_or_default(), service).into()),
                     delivery: None,
                 })),
+                namespace,
             },
             address_type: slice.address_type,
             endpoints: slice.endpoints.iter().map(endpoint).collect(),

@@ -2,15 +2,21 @@
 //! equally old ones that of the first cluster by name (KEP-1645, "Constraints and Conflict Resolution").
 use super::{
     API_VERSION, IMPORT_MANAGED_BY, MANAGER,
+    derived::{DERIVED_SERVICE, derived_name},
     export::{Export, Exports, Facts, ImportPort, Invalid},
     leave::{PERMILLE, thinned},
+    ports::agreed,
 };
-use crate::{api::EndpointSlice, by_name::ByName};
+use crate::{
+    api::{EndpointSlice, endpoint_slice::Endpoint},
+    by_name::ByName,
+};
 use k8s_openapi::{api::core::v1::Namespace, apimachinery::pkg::apis::meta::v1::Condition};
 use serde_json::{Value, json};
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -34,16 +40,6 @@ pub struct Merged {
     pub verdicts: ByName<Verdict>,
     /// What came of each cluster.
     pub counts: BTreeMap<String, Counts>,
-    /// What is there of each service, by `NAMESPACE/NAME`.
-    parts: BTreeMap<String, Part>,
-}
-
-/// What is there of a service.
-#[derive(Clone, Debug, Default, PartialEq)]
-struct Part {
-    slices: Vec<String>,
-    /// The clusters that it is imported from, and how many endpoints.
-    clusters: Vec<(String, usize)>,
 }
 
 /// Merges again and again; only services of which something has changed are looked at.
@@ -66,6 +62,8 @@ pub struct Import {
     pub annotations: BTreeMap<String, String>,
     /// Clusters that export it.
     pub clusters: BTreeSet<String>,
+    /// Its addresses in this cluster; none: they are not known, or it has none.
+    pub ips: Vec<IpAddr>,
 }
 
 /// What is to be said of an export of this cluster.
@@ -120,7 +118,10 @@ impl Merger {
                 self.clusters[*name].0.changes(cluster.exports).map(|(service, ..)| service)
             });
             for name in changed.collect::<BTreeSet<_>>() {
-                self.merged.forget(name);
+                let present = self.clusters.iter().filter(|(_, (_, left))| *left < PERMILLE);
+                let before = present
+                    .filter_map(|(cluster, (exports, _))| Some((cluster.as_str(), &**exports.get(name)?)));
+                self.merged.forget(name, before);
                 self.merged.add(local, name, clusters, has_namespace);
             }
             self.merged.count(clusters);
@@ -176,14 +177,19 @@ impl Merged {
         }
     }
 
-    /// Takes out what is there of a service.
-    fn forget(&mut self, name: &str) {
-        self.imports.remove(name);
+    /// Takes out what is there of a service that clusters exported so.
+    fn forget<'a>(&mut self, name: &str, exports: impl Iterator<Item = (&'a str, &'a Export)>) {
         self.verdicts.remove(name);
-        let Part { slices, clusters } = self.parts.remove(name).unwrap_or_default();
-        slices.iter().for_each(|slice| drop(self.slices.remove(slice)));
-        for (cluster, endpoints) in clusters {
-            let counts = self.counts.entry(cluster).or_default();
+        // What is not imported counts nowhere.
+        if self.imports.remove(name).is_none() {
+            return;
+        }
+        let namespace = name.split_once('/').map_or("", |(namespace, _)| namespace);
+        for (cluster, export) in exports.filter(|(_, export)| export.service.is_ok()) {
+            let slices =
+                export.slices.iter().filter_map(|slice| self.slices.remove(&full_name(namespace, slice)));
+            let endpoints: usize = slices.map(|slice| staying(&slice)).sum();
+            let counts = self.counts.entry(cluster.to_owned()).or_default();
             counts.imported -= 1;
             counts.endpoints -= endpoints;
             counts.conflicts.remove(name);
@@ -218,34 +224,39 @@ impl Merged {
             labels: oldest.labels.clone(),
             annotations: oldest.annotations.clone(),
             clusters: valid.iter().map(|(cluster, ..)| (*cluster).to_owned()).collect(),
+            ips: Vec::new(),
         };
-        self.imports.insert(name.to_owned(), Arc::new(import));
-        let mut part = Part::default();
-        for (cluster, export, left) in exports.iter().filter(|(_, export, _)| export.service.is_ok()) {
+        for (cluster, export, left) in &exports {
+            let Ok(facts) = &export.service else { continue };
             let counts = self.counts.entry((*cluster).to_owned()).or_default();
             counts.imported += 1;
             if !conflicts.is_empty() {
                 counts.conflicts.insert(name.to_owned());
             }
-            let mut endpoints = 0;
             for slice in &export.slices {
-                let slice = match thinned(slice, *left) {
+                let slice = match agreed(thinned(slice, *left), &facts.ports, &import.facts.ports) {
                     Cow::Borrowed(_) => Arc::clone(slice),
                     Cow::Owned(thinned) => Arc::new(thinned),
                 };
-                let leaves = |endpoint: &&crate::api::endpoint_slice::Endpoint| {
-                    endpoint.conditions.as_ref().and_then(|conditions| conditions.terminating) != Some(true)
-                };
-                endpoints += slice.endpoints.iter().filter(leaves).count();
-                let name = format!("{namespace}/{}", slice.metadata.name);
-                part.slices.push(name.clone());
-                self.slices.insert(name, slice);
+                counts.endpoints += staying(&slice);
+                self.slices.insert(full_name(namespace, &slice), slice);
             }
-            counts.endpoints += endpoints;
-            part.clusters.push(((*cluster).to_owned(), endpoints));
         }
-        self.parts.insert(name.to_owned(), part);
+        self.imports.insert(name.to_owned(), Arc::new(import));
     }
+}
+
+/// `NAMESPACE/NAME` of a slice of the importing cluster.
+fn full_name(namespace: &str, slice: &EndpointSlice) -> String {
+    [namespace, "/", &*slice.metadata.name].concat()
+}
+
+/// How many endpoints do not leave.
+fn staying(slice: &EndpointSlice) -> usize {
+    let leaves = |endpoint: &&Endpoint| {
+        endpoint.conditions.as_ref().and_then(|conditions| conditions.terminating) == Some(true)
+    };
+    slice.endpoints.iter().filter(|endpoint| !leaves(endpoint)).count()
 }
 
 /// A valid export and its cluster.
@@ -265,6 +276,7 @@ fn ports(claims: &[Claim<'_>]) -> Vec<ImportPort> {
             union.push(port.clone());
         }
     }
+    union.shrink_to_fit();
     union
 }
 
@@ -323,7 +335,8 @@ fn conflicts(claims: &[Claim<'_>]) -> Vec<Conflict> {
 impl Import {
     /// Whether the objects are the same but for their statuses.
     pub fn is_like(&self, other: &Import) -> bool {
-        (&self.facts, &self.labels, &self.annotations) == (&other.facts, &other.labels, &other.annotations)
+        (&self.facts, &self.ips) == (&other.facts, &other.ips)
+            && (&self.labels, &self.annotations) == (&other.labels, &other.annotations)
     }
 
     /// The object but for its status.
@@ -332,12 +345,21 @@ impl Import {
         let mut labels = self.labels.clone();
         labels.insert(IMPORT_MANAGED_BY.to_owned(), MANAGER.to_owned());
         let mut spec = json!(self.facts);
-        spec["type"] = if self.facts.is_headless { "Headless" } else { "ClusterSetIP" }.into();
+        let mut annotations = self.annotations.clone();
+        if self.facts.is_headless {
+            spec["type"] = "Headless".into();
+        } else {
+            spec["type"] = "ClusterSetIP".into();
+            annotations.insert(DERIVED_SERVICE.to_owned(), derived_name(namespace, name));
+        }
+        if !self.ips.is_empty() {
+            spec["ips"] = json!(self.ips);
+        }
         json!({
             "apiVersion": API_VERSION,
             "kind": "ServiceImport",
             "metadata": {
-                "namespace": namespace, "name": name, "labels": labels, "annotations": self.annotations,
+                "namespace": namespace, "name": name, "labels": labels, "annotations": annotations,
             },
             "spec": spec,
         })

@@ -230,6 +230,19 @@ fn services_of_another_cluster_are_imported_and_leave_by_and_by() -> Result<(), 
     let said = wait_condition(&home, "clusterlink", "west", ["Disjoint", "False", "OverlapAcrossClusters"])?;
     assert_eq!(said, "Node w1 has 10.2.0.0/24 there, and Node h1 10.2.0.0/16 here (1 overlaps)");
 
+    // Their addresses.
+    for (plane, name) in [(&west, "w2"), (&home, "h2")] {
+        plane.apply(&format!(
+            "{{apiVersion: v1, kind: Node, metadata: {{name: {name}}}, \
+              status: {{addresses: [{{type: InternalIP, address: 192.0.2.50}}]}}}}"
+        ))?;
+    }
+    let both = said + "; Node w2 has 192.0.2.50 there, and Node h2 192.0.2.50 here (1 overlaps)";
+    wait_until("the link says that addresses of nodes are there twice", || {
+        let link = object(&home, "clusterlink", "west")?;
+        Ok(condition(&link, "Disjoint").is_some_and(|(status, _, said)| status == "False" && said == both))
+    })?;
+
     // What changes there changes here, and what is not ours stays as it is.
     west.apply(&slice("web", &addresses[..4]))?;
     wait_imported(&home, "web", "west", &addresses[..4])?;

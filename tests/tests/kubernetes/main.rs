@@ -1,6 +1,7 @@
 //! Fairlead and a real Kubernetes API server (`tests/control-plane` builds it). Needs no root, but Go.
 #![expect(clippy::unwrap_used, reason = "tests")]
 mod clusters;
+mod clusterset_ips;
 mod conditions;
 mod conformance;
 mod control_plane;

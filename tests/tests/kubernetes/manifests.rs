@@ -23,7 +23,7 @@ const READ: [&str; 12] = [
 ];
 
 /// What the controller that leads writes, wherever it is, and reads again; and what it sums up.
-const LEADER: [&str; 37] = [
+const LEADER: [&str; 40] = [
     "list fairlead.dev/nodestates",
     "watch fairlead.dev/nodestates",
     "get fairlead.dev/addresspools",
@@ -60,6 +60,9 @@ const LEADER: [&str; 37] = [
     "create discovery.k8s.io/endpointslices",
     "update discovery.k8s.io/endpointslices",
     "delete discovery.k8s.io/endpointslices",
+    "create /services",
+    "patch /services",
+    "delete /services",
     "get about.k8s.io/clusterproperties:cluster.clusterset.k8s.io",
 ];
 

@@ -9,6 +9,7 @@ use lab::{
     control_plane::{ControlPlane, Fault},
     wait_until,
 };
+use serde_json::Value;
 use std::{collections::BTreeSet, fs};
 
 const POOL: &str = "---\napiVersion: fairlead.dev/v1alpha1\nkind: AddressPool\nmetadata: {name: vips}\n\
@@ -48,6 +49,47 @@ fn named(prefix: &str, numbers: std::ops::Range<u8>) -> Vec<String> {
     numbers.map(|number| format!("{prefix}{number}")).collect()
 }
 
+/// West says of what it exports how it forwards packets to it, and east writes that where its nodes look for the ways to pods there.
+fn the_mode_in_one_cluster_is_known_in_the_other(
+    east: &ControlPlane,
+    west: &ControlPlane,
+) -> Result<(), Error> {
+    west.apply(
+        "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: IPv4, \
+          metadata: {name: web-1, namespace: shop, labels: {kubernetes.io/service-name: web}}, \
+          endpoints: [{addresses: [10.2.0.1], nodeName: w1}], ports: [{port: 80, protocol: TCP}]}",
+    )?;
+    let slices = ["get", "endpointslices", "-n", "shop", "-o", "json", "-l"];
+    let slices = [&slices[..], &["multicluster.kubernetes.io/source-cluster=west"]].concat();
+    let wait_mode = |mode: &str| {
+        wait_condition(west, "serviceexport", "web", ["fairlead.dev/Forwarding", "True", mode])?;
+        let mut last = Value::Null;
+        let known = wait_until(&format!("east knows that west has {mode}"), || {
+            let list: Value = serde_json::from_str(&east.kubectl(&slices)?)?;
+            let said = &list["items"][0]["metadata"]["annotations"]["fairlead.dev/delivery"];
+            last = said.as_str().map_or(Ok(Value::Null), serde_json::from_str)?;
+            Ok(last["mode"] == mode)
+        });
+        known.map_err(|error| Error::from(format!("{error}, but {last}")))
+    };
+    wait_mode("NAT")?;
+    for mode in ["GUE", "L2"] {
+        west.apply(&format!(
+            "{{apiVersion: fairlead.dev/v1alpha1, kind: ServicePolicy, metadata: {{name: all}}, \
+              spec: {{policy: {{forwarding: {{mode: {mode}}}}}}}}}"
+        ))?;
+        wait_mode(mode)?;
+    }
+    west.kubectl(&["delete", "servicepolicy", "all"])?;
+    wait_mode("NAT")?;
+    // What nobody balances is exported all the same, and says so.
+    west.apply(
+        &(service("plain", "").replace(", loadBalancerClass: fairlead.dev/lb", "") + &export("plain")),
+    )?;
+    let not_ours = ["fairlead.dev/Forwarding", "False", "NotBalanced"];
+    wait_condition(west, "serviceexport", "plain", not_ours).map(drop)
+}
+
 #[test]
 fn clusters_that_share_a_pool_give_each_address_once() -> Result<(), Error> {
     let [east, west] = planes()?;
@@ -84,6 +126,8 @@ fn clusters_that_share_a_pool_give_each_address_once() -> Result<(), Error> {
         wait_condition(plane, "service", "other", ["fairlead.dev/AddressAssigned", "False", "Conflict"])?;
         assert_eq!(address(plane, "other")?, None);
     }
+
+    the_mode_in_one_cluster_is_known_in_the_other(&east, &west)?;
 
     // Cut off from each other both give what they hold, and then say why there is no more.
     for way in [&to_east, &to_west] {

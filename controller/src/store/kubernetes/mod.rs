@@ -24,12 +24,10 @@ use k8s_openapi::api::{
     core::v1::{Namespace, Node, Secret, Service},
     discovery::v1::EndpointSlice,
 };
-use kube::{
-    Api, Client,
-    api::{ApiResource, DynamicObject},
-};
+use kube::{Api, Client, api::ApiResource};
 use prometheus::core::Collector;
 use publish::ApiServer;
+use raw::Raw;
 use std::{collections::BTreeMap, sync::Arc};
 use tokio::{
     sync::watch,
@@ -46,6 +44,7 @@ mod node_state;
 mod nodes;
 mod patch;
 mod publish;
+pub(super) mod raw;
 pub(super) mod watching;
 
 pub use super::objects::Role;
@@ -178,7 +177,7 @@ async fn give_out(cluster: Cluster) {
 }
 
 /// Where the objects of a kind are; those of a namespace only if one is named.
-fn api(client: Client, kind: Kind, namespace: Option<&str>) -> Api<DynamicObject> {
+fn api(client: Client, kind: Kind, namespace: Option<&str>) -> Api<Raw> {
     let resource = match kind {
         Kind::Service => ApiResource::erase::<Service>(&()),
         Kind::EndpointSlice => ApiResource::erase::<EndpointSlice>(&()),

@@ -1,5 +1,5 @@
 //! Writes a status to the API server, and says in an event what has changed.
-use super::{Cluster, api, lock, patch::patch, watching::seen};
+use super::{Cluster, api, lock, patch::patch, raw::Raw, watching::seen};
 use crate::{
     api::{
         Kind,
@@ -17,7 +17,7 @@ use crate::{
 };
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
-    api::{DynamicObject, Patch, PatchParams},
+    api::{Patch, PatchParams},
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 use serde_json::json;
@@ -67,7 +67,7 @@ impl ApiServer {
         ApiServer { cluster, events, _tasks: tasks }
     }
 
-    async fn write(&self, write: &Write) -> Result<DynamicObject, kube::Error> {
+    async fn write(&self, write: &Write) -> Result<Raw, kube::Error> {
         let (api, name) = self.place(write);
         let parameters = PatchParams::default();
         let body = patch(write, lock(&self.cluster.shared.assembly).node(&write.name));
@@ -93,17 +93,17 @@ impl ApiServer {
         Ok(read.map(|object| self.seen(write.kind, object)))
     }
 
-    fn seen(&self, kind: Kind, object: DynamicObject) -> Box<Seen> {
+    fn seen(&self, kind: Kind, object: Raw) -> Box<Seen> {
         Box::new(seen(kind, object, self.cluster.is_default_class))
     }
 
-    fn place<'a>(&self, write: &'a Write) -> (kube::Api<DynamicObject>, &'a str) {
+    fn place<'a>(&self, write: &'a Write) -> (kube::Api<Raw>, &'a str) {
         let (namespace, name) = split(write.kind, &write.name);
         (api(self.cluster.client.clone(), write.kind, namespace), name)
     }
 
     /// Says what has changed to who looks at the object's events.
-    fn tell(&self, write: &Write, object: &DynamicObject) {
+    fn tell(&self, write: &Write, object: &Raw) {
         let (namespace, name) = split(write.kind, &write.name);
         for news in &write.news {
             let reference = ObjectReference {

@@ -1,8 +1,9 @@
 //! Lists and watches one source, for ever: what it says goes to the store. After an error it is tried again, later and
 //! later (0.8 s to 30 s, with jitter); after a gap (410) everything is listed again.
-use super::{Cluster, api, patch::POD_CIDRS};
+use super::{Cluster, api, patch::POD_CIDRS, raw::Raw};
 use crate::{
     api::{API_VERSION, Kind, service},
+    mcs,
     store::objects::snapshot::{Change, Seen, Source},
     trouble::Trouble,
     validate,
@@ -12,12 +13,9 @@ use k8s_openapi::{
     api::core::v1::{Service, ServiceSpec},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use kube::{
-    api::DynamicObject,
-    runtime::{
-        WatchStreamExt,
-        watcher::{self, Event, watcher},
-    },
+use kube::runtime::{
+    WatchStreamExt,
+    watcher::{self, Event, watcher},
 };
 use serde_json::{Value, json};
 use std::{pin::pin, time::Duration};
@@ -34,6 +32,9 @@ pub(super) async fn follow(source: Source, cluster: Cluster) {
     let mut config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
     if let Source::Secret(name) = &source {
         config = config.fields(&format!("metadata.name={name}"));
+    }
+    if kind == Kind::Service {
+        config = config.labels(&mcs::declared_services());
     }
     let mut epochs = shared.epochs.subscribe();
     let mut trouble = Trouble::default();
@@ -78,7 +79,7 @@ fn is_forbidden(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == 403)
 }
 
-fn change(kind: Kind, event: Event<DynamicObject>, is_default_class: bool) -> Change {
+fn change(kind: Kind, event: Event<Raw>, is_default_class: bool) -> Change {
     match event {
         Event::Init => Change::Listing,
         Event::InitApply(object) => Change::Listed(seen(kind, object, is_default_class)),
@@ -89,30 +90,26 @@ fn change(kind: Kind, event: Event<DynamicObject>, is_default_class: bool) -> Ch
 }
 
 /// What is kept of an object. `is_default_class`: Services that name no class are ours.
-pub(in crate::store) fn seen(kind: Kind, object: DynamicObject, is_default_class: bool) -> Seen {
-    let DynamicObject { mut metadata, data: mut tree, .. } = object;
+pub(in crate::store) fn seen(kind: Kind, object: Raw, is_default_class: bool) -> Seen {
+    let Raw { mut metadata, data: mut tree } = object;
     let name = name(kind, &metadata);
     let version = metadata.resource_version.take().unwrap_or_default();
-    // Who wrote an object is not declared, and takes as much room as what was.
-    metadata.managed_fields = None;
     if let Some(annotations) = &mut metadata.annotations {
         annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
     }
     let blocks = metadata.annotations.as_mut().and_then(|annotations| annotations.remove(POD_CIDRS));
-    let mut status = None;
-    if let Some(tree) = tree.as_object_mut() {
-        status = tree.remove("status");
-        tree.retain(|field, _| is_read(kind, field));
-        tree.insert("apiVersion".to_owned(), kind.api_version().into());
-        tree.insert("kind".to_owned(), kind.name().into());
-        tree.insert("metadata".to_owned(), json!(metadata));
-        // Of what a kubelet tells, which is a lot and often something new.
-        if let Some(addresses) =
-            status.as_ref().and_then(|status| status.get("addresses")).filter(|_| kind == Kind::Node)
-        {
-            tree.insert("status".to_owned(), json!({"addresses": addresses}));
-        }
+    let status = tree.remove("status");
+    tree.retain(|field, _| is_read(kind, field));
+    tree.insert("apiVersion".to_owned(), kind.api_version().into());
+    tree.insert("kind".to_owned(), kind.name().into());
+    tree.insert("metadata".to_owned(), json!(metadata));
+    // Of what a kubelet tells, which is a lot and often something new.
+    if let Some(addresses) =
+        status.as_ref().and_then(|status| status.get("addresses")).filter(|_| kind == Kind::Node)
+    {
+        tree.insert("status".to_owned(), json!({"addresses": addresses}));
     }
+    let mut tree = Value::Object(tree);
     if kind == Kind::Service && is_default_class {
         service::adopt(&mut tree);
     }

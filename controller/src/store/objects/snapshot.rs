@@ -5,7 +5,7 @@
 //! is older than what is known (`resourceVersion`) is none: our own writes are taken in as they are answered, and the
 //! watch tells of them later.
 use crate::{
-    api::{BGPPeer, Kind, Secret},
+    api::{BGPPeer, EndpointSlice, Kind, Secret},
     by_name::ByName,
     declared::Declared,
     desired::md5_key,
@@ -105,9 +105,9 @@ pub(in crate::store) struct Assembly {
 /// An object that the API server has.
 #[derive(Debug, Default)]
 struct Entry {
-    version: String,
+    version: Box<str>,
     /// Its status, while it is refused.
-    refused: Option<Value>,
+    refused: Option<Box<Value>>,
 }
 
 impl Assembly {
@@ -161,6 +161,14 @@ impl Assembly {
         }
     }
 
+    /// A slice that is known elsewhere, too: from the next snapshot on, what is the same is kept once.
+    pub(in crate::store) fn share(&mut self, name: &str, slice: &Arc<EndpointSlice>) {
+        let slices = &mut self.declared.endpoint_slices;
+        if slices.get(name).is_some_and(|known| !Arc::ptr_eq(known, slice) && known == slice) {
+            slices.insert(name.to_owned(), Arc::clone(slice));
+        }
+    }
+
     /// All statuses of this set are written: those of objects that are gone have been looked at.
     pub(in crate::store) fn published(&mut self, statuses: &StatusSet) {
         let rest = |kind: Kind, name: &str| has_status(statuses, kind, name);
@@ -186,7 +194,7 @@ impl Assembly {
     pub(in crate::store) fn refused(&self) -> impl Iterator<Item = Refused> {
         let not_in_force = |(kind, name): &(Kind, String)| !is_in_force(&self.declared, *kind, name);
         self.faults.iter().filter(move |(key, _)| not_in_force(key)).filter_map(|((kind, name), fault)| {
-            let status = self.entries.get(kind)?.get(name)?.refused.clone()?;
+            let status = self.entries.get(kind)?.get(name)?.refused.as_deref()?.clone();
             Some(Refused { kind: *kind, name: name.clone(), fault: fault.clone(), status })
         })
     }
@@ -244,7 +252,7 @@ impl Assembly {
         if is_older(&version, &entry.version) {
             return;
         }
-        entry.version = version;
+        entry.version = version.into();
         let statuses = &mut self.declared.statuses;
         let key = (kind, name);
         let name = &key.1;
@@ -263,7 +271,7 @@ impl Assembly {
         let object = told.and(object);
         entry.refused = match &object {
             Ok(_) => None,
-            Err(_) => Some(status.unwrap_or_default()),
+            Err(_) => Some(Box::new(status.unwrap_or_default())),
         };
         self.changed |= changed;
         match object {

@@ -1,7 +1,7 @@
 //! One VIP in several clusters, from what each of them has to the tables of its nodes.
 use super::known::Known;
 use crate::{
-    api::ClusterLink,
+    api::{ClusterLink, delivery::FORWARDING},
     declared::Declared,
     desired::{Desired, desired},
     mcs::{Cluster, Exports, merge},
@@ -28,13 +28,15 @@ use std::{
 struct Site {
     name: &'static str,
     vip: &'static str,
+    /// What it says of how packets to the Service are forwarded there; none: nothing.
+    mode: Option<&'static str>,
     nodes: &'static [(&'static str, usize)],
 }
 
 const SITES: [Site; 3] = [
-    Site { name: "east", vip: VIP, nodes: &[("10.0.1.1", 2), ("10.0.1.2", 1)] },
-    Site { name: "north", vip: VIP, nodes: &[("10.0.2.1", 1)] },
-    Site { name: "west", vip: VIP, nodes: &[("10.0.3.1", 0), ("10.0.3.2", 3)] },
+    Site { name: "east", vip: VIP, mode: Some("IPIP"), nodes: &[("10.0.1.1", 2), ("10.0.1.2", 1)] },
+    Site { name: "north", vip: VIP, mode: None, nodes: &[("10.0.2.1", 1)] },
+    Site { name: "west", vip: VIP, mode: Some("GUE"), nodes: &[("10.0.3.1", 0), ("10.0.3.2", 3)] },
 ];
 const VIP: &str = "192.0.2.1";
 
@@ -81,7 +83,12 @@ impl Site {
     /// What a link to it learns, in the order that is worst for it: nodes come last.
     fn exports(self) -> Exports {
         let mut known = Known::new(self.name);
-        let export = json!({"metadata": {"namespace": "shop", "name": "web"}});
+        let mut export = json!({"metadata": {"namespace": "shop", "name": "web"}});
+        if let Some(mode) = self.mode {
+            let conditions =
+                json!([{"type": "Valid", "reason": "Valid"}, {"type": FORWARDING, "reason": mode}]);
+            export["status"] = json!({"conditions": conditions});
+        }
         known.export(&serde_json::from_value(export).unwrap());
         for slice in self.slices() {
             let metadata = serde_json::from_value(slice["metadata"].clone()).unwrap();
@@ -184,6 +191,25 @@ fn all_nodes_of_all_clusters_choose_the_same_node_which_delivers() {
                 }
             }
         }
+    }
+}
+
+/// In a mode without tunnels, a node there would not take the packets.
+#[test]
+fn who_has_another_mode_gets_nothing() {
+    let policy = "forwarding: {mode: IPIP}, clusters: {prefer: None}";
+    for mode in ["NAT", "L2", "NotBalanced"] {
+        let mut sites = SITES;
+        sites[2].mode = Some(mode);
+        let east = nodes_of(sites[0], &sites, policy);
+        let both = table(&east[0]);
+        assert_eq!(["10.0.3.2", "10.0.2.1"].map(|node| share(&both, node)), [0, 25], "{mode}");
+        let conditions = &east[0].status.services["shop/web"].conditions;
+        let programmed = conditions.iter().find(|condition| condition.type_ == "Programmed").unwrap();
+        let said = format!(
+            "5 endpoints of west are not used: the ServiceExport there says {FORWARDING} {mode}, not IPIP or GUE"
+        );
+        assert!(programmed.message.ends_with(&said), "{}", programmed.message);
     }
 }
 

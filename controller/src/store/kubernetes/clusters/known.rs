@@ -1,21 +1,20 @@
 //! What is known of another cluster: ServiceExports, Services, EndpointSlices and Nodes come and go in any order; what is exported
 //! comes out. Pure. Of each object only what counts is kept.
 use super::{
+    super::raw::Raw,
+    kept::ServiceExport,
     nodes::{Listed, Nodes},
-    overlap::PodCidrs,
+    overlap::Networks,
 };
 use crate::{
     api::EndpointSlice,
     mcs::{Export, Exports, Facts, Invalid, slice_name},
     neighbours::NeighbourPool,
-    status::seconds,
 };
 use k8s_openapi::{
     api::core::v1::{Node, Service},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use kube::api::DynamicObject;
-use serde_json::Value;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     mem,
@@ -23,63 +22,56 @@ use std::{
     sync::Arc,
 };
 
-/// The parts of exports, by `NAMESPACE/NAME` of their services.
+/// The parts of exports.
 #[derive(Debug)]
 pub(super) struct Known {
     cluster: String,
-    exports: BTreeMap<String, Declared>,
-    services: HashMap<String, Result<Arc<Facts>, Invalid>>,
-    /// Addresses that others reach Services by, where there are some.
-    addresses: HashMap<String, Vec<IpAddr>>,
-    pools: BTreeMap<String, NeighbourPool>,
-    slices: HashMap<String, BTreeMap<String, Listed>>,
+    /// By `NAMESPACE/NAME`.
+    parts: HashMap<Arc<str>, Parts>,
+    /// How many objects they consist of.
+    objects: usize,
     /// By `NAMESPACE/NAME` of a slice: the service that it is of.
-    services_of_slices: HashMap<String, String>,
+    services_of_slices: HashMap<Box<str>, Arc<str>>,
+    pools: BTreeMap<String, NeighbourPool>,
     nodes: Nodes,
     /// What is exported, as it was told last.
     told: Exports,
     /// Services of which something has changed since.
-    stale: HashSet<String>,
+    stale: HashSet<Arc<str>>,
     /// Whether that may be so of all.
     are_all_stale: bool,
 }
 
-/// What counts of a ServiceExport.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Declared {
-    created: u64,
-    labels: BTreeMap<String, String>,
-    annotations: BTreeMap<String, String>,
+/// What is there under one name.
+#[derive(Debug, Default)]
+struct Parts {
+    export: Option<Box<ServiceExport>>,
+    service: Option<Result<Arc<Facts>, Invalid>>,
+    /// Addresses that others reach the Service by.
+    addresses: Box<[IpAddr]>,
+    /// In the order of their names.
+    slices: Vec<Listed>,
 }
 
-impl Declared {
-    pub(super) fn of(object: &DynamicObject) -> Self {
-        let texts = |field: &str| -> BTreeMap<String, String> {
-            let entries = object.data["spec"][field].as_object().into_iter().flatten();
-            entries
-                .filter_map(|(key, value): (&String, &Value)| Some((key.clone(), value.as_str()?.to_owned())))
-                .collect()
-        };
-        Declared {
-            created: object.metadata.creation_timestamp.as_ref().map_or(0, seconds),
-            labels: texts("exportedLabels"),
-            annotations: texts("exportedAnnotations"),
-        }
+impl Parts {
+    /// How many objects there are.
+    fn len(&self) -> usize {
+        usize::from(self.export.is_some()) + usize::from(self.service.is_some()) + self.slices.len()
     }
+}
 
-    /// The export, with its service.
-    pub(super) fn export(
-        &self,
-        service: Result<Arc<Facts>, Invalid>,
-        slices: Box<[Arc<EndpointSlice>]>,
-    ) -> Export {
-        Export {
-            created: self.created,
-            labels: self.labels.clone(),
-            annotations: self.annotations.clone(),
-            service,
-            slices,
-        }
+/// What is exported, with its service.
+pub(super) fn export(
+    declared: &ServiceExport,
+    service: Result<Arc<Facts>, Invalid>,
+    slices: Box<[Arc<EndpointSlice>]>,
+) -> Export {
+    Export {
+        created: declared.created,
+        labels: declared.labels.clone(),
+        annotations: declared.annotations.clone(),
+        service,
+        slices,
     }
 }
 
@@ -88,12 +80,10 @@ impl Known {
     pub(super) fn new(cluster: &str) -> Self {
         Known {
             cluster: cluster.to_owned(),
-            exports: BTreeMap::new(),
-            services: HashMap::new(),
-            addresses: HashMap::new(),
-            pools: BTreeMap::new(),
-            slices: HashMap::new(),
+            parts: HashMap::new(),
+            objects: 0,
             services_of_slices: HashMap::new(),
+            pools: BTreeMap::new(),
             nodes: Nodes::default(),
             told: Exports::new(),
             stale: HashSet::new(),
@@ -101,23 +91,41 @@ impl Known {
         }
     }
 
-    pub(super) fn export(&mut self, object: &DynamicObject) {
-        let name = name(&object.metadata);
-        self.stale.insert(name.clone());
-        self.exports.insert(name, Declared::of(object));
+    /// Changes what is there under a name, which is given back.
+    fn change(&mut self, name: &str, change: impl FnOnce(&mut Parts)) -> Arc<str> {
+        let name = self.parts.get_key_value(name).map_or_else(|| name.into(), |(name, _)| Arc::clone(name));
+        let parts = self.parts.entry(Arc::clone(&name)).or_default();
+        let before = parts.len();
+        change(parts);
+        self.objects = self.objects + parts.len() - before;
+        if parts.len() == 0 {
+            self.parts.remove(&name);
+        }
+        self.stale.insert(Arc::clone(&name));
+        name
+    }
+
+    /// Changes what is there under each name.
+    fn change_all(&mut self, change: impl Fn(&mut Parts)) {
+        self.parts.values_mut().for_each(change);
+        self.parts.retain(|_, parts| parts.len() > 0);
+        self.objects = self.parts.values().map(Parts::len).sum();
+        self.are_all_stale = true;
+    }
+
+    pub(super) fn export(&mut self, object: &Raw) {
+        let export = Box::new(ServiceExport::from(object));
+        self.change(&name(&object.metadata), |parts| parts.export = Some(export));
     }
 
     pub(super) fn service(&mut self, object: &Service) {
-        let name = name(&object.metadata);
         let status = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
         let ingress = status.and_then(|status| status.ingress.as_ref()).into_iter().flatten();
-        let addresses: Vec<_> = ingress.filter_map(|ingress| ingress.ip.as_ref()?.parse().ok()).collect();
-        match addresses.is_empty() {
-            true => drop(self.addresses.remove(&name)),
-            false => drop(self.addresses.insert(name.clone(), addresses)),
-        }
-        self.stale.insert(name.clone());
-        self.services.insert(name, Facts::of(object).map(Arc::new));
+        let addresses = ingress.filter_map(|ingress| ingress.ip.as_ref()?.parse().ok()).collect();
+        let facts = Facts::of(object).map(Arc::new);
+        self.change(&name(&object.metadata), |parts| {
+            (parts.service, parts.addresses) = (Some(facts), addresses);
+        });
     }
 
     /// A node. Whether that makes a difference: what a kubelet tells is mostly something else.
@@ -143,22 +151,19 @@ impl Known {
         let Some(service) = &slice.metadata.service else { return };
         let listed = Listed::new(slice, Export::imported(service, &self.cluster, slice, false));
         let service = [metadata.namespace.as_deref().unwrap_or_default(), "/", service].concat();
-        self.services_of_slices.insert(name(metadata), service.clone());
-        self.stale.insert(service.clone());
-        self.slices.entry(service).or_default().insert(listed.slice.metadata.name.to_string(), listed);
+        let service = self.change(&service, |parts| {
+            let place = parts.slices.partition_point(|other| other.name() < listed.name());
+            parts.slices.insert(place, listed);
+        });
+        self.services_of_slices.insert(name(metadata).into(), service);
     }
 
     pub(super) fn forget_export(&mut self, metadata: &ObjectMeta) {
-        let name = name(metadata);
-        self.exports.remove(&name);
-        self.stale.insert(name);
+        self.change(&name(metadata), |parts| parts.export = None);
     }
 
     pub(super) fn forget_service(&mut self, metadata: &ObjectMeta) {
-        let name = name(metadata);
-        self.services.remove(&name);
-        self.addresses.remove(&name);
-        self.stale.insert(name);
+        self.change(&name(metadata), |parts| (parts.service, parts.addresses) = (None, Box::default()));
     }
 
     pub(super) fn forget_node(&mut self, metadata: &ObjectMeta) {
@@ -166,27 +171,20 @@ impl Known {
     }
 
     pub(super) fn forget_slice(&mut self, metadata: &ObjectMeta) {
-        let Some(service) = self.services_of_slices.remove(&name(metadata)) else { return };
-        let Some(slices) = self.slices.get_mut(&service) else { return };
+        let Some(service) = self.services_of_slices.remove(&*name(metadata)) else { return };
         let of = service.split_once('/').map_or("", |(_, name)| name);
-        slices.remove(&slice_name(of, &self.cluster, metadata.name.as_deref().unwrap_or_default()));
-        if slices.is_empty() {
-            self.slices.remove(&service);
-        }
-        self.stale.insert(service);
+        let gone = slice_name(of, &self.cluster, metadata.name.as_deref().unwrap_or_default());
+        self.change(&service, |parts| parts.slices.retain(|listed| listed.name() != gone));
     }
 
     /// All ServiceExports are listed anew.
     pub(super) fn forget_exports(&mut self) {
-        self.exports.clear();
-        self.are_all_stale = true;
+        self.change_all(|parts| parts.export = None);
     }
 
     /// All Services are listed anew.
     pub(super) fn forget_services(&mut self) {
-        self.services.clear();
-        self.addresses.clear();
-        self.are_all_stale = true;
+        self.change_all(|parts| (parts.service, parts.addresses) = (None, Box::default()));
     }
 
     /// All Nodes are listed anew. Whether there were some.
@@ -203,15 +201,13 @@ impl Known {
 
     /// All EndpointSlices are listed anew.
     pub(super) fn forget_slices(&mut self) {
-        self.slices.clear();
         self.services_of_slices.clear();
-        self.are_all_stale = true;
+        self.change_all(|parts| parts.slices.clear());
     }
 
     /// How many objects are known.
     pub(super) fn len(&self) -> usize {
-        let objects = self.exports.len() + self.services.len() + self.services_of_slices.len();
-        objects + self.pools.len() + self.nodes.len()
+        self.objects + self.pools.len() + self.nodes.len()
     }
 
     /// Its pools.
@@ -221,25 +217,29 @@ impl Known {
 
     /// Addresses of what is exported.
     pub(super) fn addresses(&self) -> BTreeMap<String, Vec<IpAddr>> {
-        let exported = self.addresses.iter().filter(|(name, _)| self.exports.contains_key(*name));
-        exported.map(|(name, addresses)| (name.clone(), addresses.clone())).collect()
+        let exported = self.parts.iter().filter(|(_, parts)| parts.export.is_some());
+        exported
+            .filter(|(_, parts)| !parts.addresses.is_empty())
+            .map(|(name, parts)| (name.to_string(), parts.addresses.to_vec()))
+            .collect()
     }
 
-    /// The pod CIDRs of its nodes.
-    pub(super) fn pod_cidrs(&self) -> PodCidrs {
-        self.nodes.pod_cidrs()
+    /// What its nodes have.
+    pub(super) fn networks(&self) -> Networks {
+        self.nodes.networks()
     }
 
     /// What is exported. Exports that have not changed are the very same as before.
     pub(super) fn exports(&mut self) -> Exports {
         let mut stale = mem::take(&mut self.stale);
         if mem::take(&mut self.are_all_stale) {
-            stale = self.exports.keys().chain(self.told.keys()).cloned().collect();
+            let told = self.told.keys().map(|name| name.as_str().into());
+            stale = self.parts.keys().cloned().chain(told).collect();
         }
         for name in stale {
             match self.export_of(&name) {
-                Some(export) if self.told.get(&name).is_some_and(|told| **told == export) => {}
-                Some(export) => drop(self.told.insert(name, Arc::new(export))),
+                Some(export) if self.told.get(&*name).is_some_and(|told| **told == export) => {}
+                Some(export) => drop(self.told.insert(name.to_string(), Arc::new(export))),
                 None => drop(self.told.remove(&name)),
             }
         }
@@ -248,15 +248,16 @@ impl Known {
 
     /// What is exported of a service, and how its pods are reached by now.
     fn export_of(&mut self, name: &str) -> Option<Export> {
-        let declared = self.exports.get(name)?;
-        let facts = self.services.get(name).cloned().unwrap_or(Err(Invalid::NoService));
-        let reached = self.addresses.get(name).zip(facts.as_deref().ok());
-        let mut slices = Vec::new();
-        for listed in self.slices.get_mut(name).into_iter().flat_map(BTreeMap::values_mut) {
-            listed.set_delivery(reached, &self.nodes);
-            slices.push(Arc::clone(&listed.slice));
+        let parts = self.parts.get_mut(name)?;
+        let declared = parts.export.as_deref()?;
+        let facts = parts.service.clone().unwrap_or(Err(Invalid::NoService));
+        let reached = facts.as_deref().ok().filter(|_| !parts.addresses.is_empty());
+        let reached = reached.map(|facts| (&*parts.addresses, facts));
+        for listed in &mut parts.slices {
+            listed.set_delivery(reached, declared.mode.as_deref(), &self.nodes);
         }
-        Some(declared.export(facts.clone(), slices.into()))
+        let slices = parts.slices.iter().map(|listed| Arc::clone(&listed.slice)).collect();
+        Some(export(declared, facts.clone(), slices))
     }
 }
 
@@ -289,7 +290,7 @@ mod tests {
         let mut known = Known::new("west");
         known.slice(&metadata("a-1"), Some(&slice("a-1", "a")));
         assert_eq!(known.exports(), Exports::new());
-        let export: DynamicObject = serde_json::from_value(json!({"metadata": metadata("a")})).unwrap();
+        let export: Raw = serde_json::from_value(json!({"metadata": metadata("a")})).unwrap();
         known.export(&export);
         assert_eq!(known.exports()["n/a"].service, Err(Invalid::NoService));
         known.service(
@@ -303,11 +304,11 @@ mod tests {
         assert_eq!(known.exports()["n/a"].slices.len(), 0);
         known.slice(&metadata("a-1"), Some(&slice("a-1", "a")));
         known.forget_slice(&metadata("a-1"));
-        assert_eq!((known.exports()["n/a"].slices.len(), known.slices.len()), (0, 0));
+        assert_eq!((known.exports()["n/a"].slices.len(), known.services_of_slices.len()), (0, 0));
         known.forget_service(&metadata("a"));
         assert_eq!(known.exports()["n/a"].service, Err(Invalid::NoService));
         known.forget_export(&metadata("a"));
-        assert_eq!((known.exports().len(), known.len()), (0, 0));
+        assert_eq!((known.exports().len(), known.len(), known.parts.len()), (0, 0, 0));
     }
 
     /// What a cluster keeps of an endpoint of another one.

@@ -2,10 +2,10 @@
 //! a second whether it still answers. What ends is begun anew, a little later and not by all links at the same moment; until all
 //! is listed again, what was known before stays.
 use super::{
-    super::watching,
+    super::{raw::Raw, watching},
     credentials::{self, Credentials},
     known::Known,
-    overlap::PodCidrs,
+    overlap::Networks,
 };
 use crate::{
     api::{AddressPool, AddressPoolStatus, Kind},
@@ -22,7 +22,7 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, Client,
-    api::{ApiResource, DynamicObject},
+    api::ApiResource,
     runtime::{
         WatchStreamExt,
         watcher::{self, Event, watcher},
@@ -74,8 +74,8 @@ pub(super) struct Report {
     pub(super) pools_are_listed: bool,
     /// Addresses of what it exports.
     pub(super) addresses: Arc<BTreeMap<String, Vec<IpAddr>>>,
-    /// The pod CIDRs of its nodes.
-    pub(super) pod_cidrs: Arc<PodCidrs>,
+    /// What its nodes have.
+    pub(super) networks: Arc<Networks>,
 }
 
 impl Report {
@@ -87,7 +87,7 @@ impl Report {
             pools: None,
             pools_are_listed: false,
             addresses: Arc::default(),
-            pod_cidrs: Arc::default(),
+            networks: Arc::default(),
         }
     }
 }
@@ -139,13 +139,13 @@ type Ended = (&'static str, String);
 /// What is watched says.
 #[expect(clippy::large_enum_variant, reason = "there is one at a time")]
 enum News {
-    Export(Event<DynamicObject>),
+    Export(Event<Raw>),
     Service(Event<Service>),
-    Slice(Event<DynamicObject>),
+    Slice(Event<Raw>),
     /// None: the rights do not go so far.
     Node(Option<Event<Node>>),
     /// None: pools cannot be watched, whatever else can.
-    Pool(Option<Event<DynamicObject>>),
+    Pool(Option<Event<Raw>>),
 }
 
 /// From the opening of a cluster until it does not answer.
@@ -202,7 +202,7 @@ async fn session(
                 let pools = pools_are_listed.then(|| Arc::new(known.pools().clone()));
                 let more = std::mem::take(&mut is_more)
                     .then(|| (known.exports(), Arc::new(known.addresses())));
-                let pod_cidrs = std::mem::take(&mut is_of_nodes).then(|| Arc::new(known.pod_cidrs()));
+                let networks = std::mem::take(&mut is_of_nodes).then(|| Arc::new(known.networks()));
                 report.send_modify(|report| {
                     report.connected = Some(Ok(()));
                     report.contact = now();
@@ -211,8 +211,8 @@ async fn session(
                     if let Some((exports, addresses)) = more {
                         (report.exports, report.addresses) = (Some(exports), addresses);
                     }
-                    if let Some(pod_cidrs) = pod_cidrs {
-                        report.pod_cidrs = pod_cidrs;
+                    if let Some(networks) = networks {
+                        report.networks = networks;
                     }
                 });
             }
@@ -247,11 +247,11 @@ async fn ask(client: &Client) -> Result<(), Ended> {
 
 fn watches(client: &Client) -> BoxStream<'static, Result<News, watcher::Error>> {
     let config = || watcher::Config::default().timeout(watching::WATCH_SECONDS).page_size(PAGE);
-    let exports: Api<DynamicObject> = Api::all_with(client.clone(), &resource("ServiceExport"));
+    let exports: Api<Raw> = Api::all_with(client.clone(), &resource("ServiceExport"));
     let slices = ApiResource::erase::<EndpointSlice>(&());
-    let slices: Api<DynamicObject> = Api::all_with(client.clone(), &slices);
+    let slices: Api<Raw> = Api::all_with(client.clone(), &slices);
     let services: Api<Service> = Api::all(client.clone());
-    let pools: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::erase::<AddressPool>(&()));
+    let pools: Api<Raw> = Api::all_with(client.clone(), &ApiResource::erase::<AddressPool>(&()));
     // A cluster may have none, or not let us read them: all else goes on.
     let pools = watcher(pools, config()).default_backoff();
     let pools = pools.map(|event| Ok(News::Pool(event.ok()))).boxed();
@@ -264,7 +264,7 @@ fn watches(client: &Client) -> BoxStream<'static, Result<News, watcher::Error>> 
     });
     futures::stream::select_all([
         watcher(exports, config()).map_ok(News::Export).boxed(),
-        watcher(services, config()).map_ok(News::Service).boxed(),
+        watcher(services, config().labels(&mcs::declared_services())).map_ok(News::Service).boxed(),
         watcher(slices, config()).map_ok(News::Slice).boxed(),
         nodes.boxed(),
         pools,
@@ -338,7 +338,7 @@ fn take(known: &mut Known, listed: &mut [bool; 4], news: News) -> bool {
 }
 
 /// The same of pools.
-fn take_pool(known: &mut Known, listed: &mut bool, event: Option<Event<DynamicObject>>) {
+fn take_pool(known: &mut Known, listed: &mut bool, event: Option<Event<Raw>>) {
     match event {
         None => *listed = false,
         Some(Event::Init) => {

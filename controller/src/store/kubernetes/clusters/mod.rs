@@ -3,36 +3,33 @@
 //!
 //! ```text
 //! ClusterLink ─> task ─> exports of the cluster ─┐
-//! snapshot, ServiceExports, ServiceImports ──────┼─> merge (pure) ─> plan (pure) ─> writes
-//! timer: who is out of reach leaves by and by ───┘
+//! snapshot, ServiceExports, ServiceImports ──────┼─> merge (pure) ─> plan (pure) ─> derived Services ─┐
+//! timer: who is out of reach leaves by and by ───┘       └─────────> plan (pure) <─── their addresses ┘
+//!                                                                        └─> all other writes
 //! ```
 //! A cluster that does not answer delays nobody: what it exported stays, then leaves endpoint by endpoint. One that was not listed
 //! yet since this process leads keeps what is there of it for as long.
-use super::Cluster as Home;
+use super::{Cluster as Home, raw::Raw};
 use crate::{
-    api::{
-        ClusterLink, bgp_peer::SecretReference, cluster_link::ClusterLinkStatus, node::pod_cidrs,
-        selector::is_dns_label,
-    },
+    api::{ClusterLink, bgp_peer::SecretReference, cluster_link::ClusterLinkStatus, selector::is_dns_label},
     by_name::ByName,
     declared::Declared,
     host,
     mcs::{Cluster, Counts, Export, Exports, Merged, Merger, PERMILLE, leaving},
     neighbours::{Neighbour, Neighbours},
     status::{Conditions, Verdict, seconds, time},
-    store::objects::{REQUEST, now},
+    store::objects::{REQUEST, lock, now},
     trouble::{Trouble, jittered},
 };
 use credentials::Credentials;
-use kube::{
-    Api, Client,
-    api::{ApiResource, DynamicObject},
-};
+use kept::{Kept, ServiceExport, ServiceImport};
+use kube::{Api, Client, api::ApiResource};
 use link::Report;
 use objects::Objects;
-use overlap::PodCidrs;
+use overlap::Overlaps;
 use own::Own;
 use plan::{Existing, Write};
+use services::Services;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -48,6 +45,8 @@ use write::Writer;
 #[cfg(test)]
 mod anycast;
 mod credentials;
+mod derived;
+mod kept;
 mod known;
 mod link;
 mod nodes;
@@ -55,6 +54,7 @@ mod objects;
 mod overlap;
 mod own;
 mod plan;
+mod services;
 mod write;
 
 /// What this cluster is called where nothing says so.
@@ -95,6 +95,8 @@ async fn lead(home: &Home, name: Option<&str>) {
     let mut tasks = JoinSet::new();
     tasks.spawn(exports.clone().follow("ServiceExport", client.clone(), Arc::clone(&changed)));
     tasks.spawn(imports.clone().follow("ServiceImport", client.clone(), Arc::clone(&changed)));
+    let (mut services, following) = Services::new(client.clone(), Arc::clone(shared), Arc::clone(&changed));
+    tasks.spawn(following);
     let own = watch::Sender::new(None);
     let mut own_name = own.subscribe();
     tasks.spawn(tell_name(client.clone(), name.map(str::to_owned), own));
@@ -107,7 +109,7 @@ async fn lead(home: &Home, name: Option<&str>) {
     };
     let (mut snapshots, mut faults) = (shared.snapshots.subscribe(), shared.faults.subscribe());
     let (mut trouble, mut settled) = (Trouble::default(), plan::Settled::default());
-    let (mut own, mut merger) = (Own::default(), Merger::default());
+    let (mut own, mut merger, mut overlaps) = (Own::default(), Merger::default(), Overlaps::default());
     let mut next = Instant::now();
     loop {
         tokio::select! {
@@ -124,7 +126,7 @@ async fn lead(home: &Home, name: Option<&str>) {
         let Some(name) = own_name.borrow_and_update().clone() else { continue };
         links.set(&declared.cluster_links, &name);
         let reports = links.reports();
-        let listed = exports.known().zip(imports.known());
+        let listed = exports.known().zip(imports.known()).filter(|_| services.are_listed());
         let is_undefined = exports.is_undefined() || imports.is_undefined();
         let none = (ByName::new(), ByName::new());
         // Without the definitions there is nothing to merge, but there are links to speak of.
@@ -140,13 +142,28 @@ async fn lead(home: &Home, name: Option<&str>) {
         let pass =
             Pass { name: &name, declared: &declared, imports: &imports, reports: &reports, is_undefined };
         let merged = pass.merge(own.exports(&name, &exports, &declared), &mut merger);
-        let existing = Existing { imports: &imports, exports: &exports, slices: &declared.endpoint_slices };
+        // First the Services: what the API server answers has the addresses.
+        let mut done = match is_undefined {
+            true => Ok(()),
+            false => services.keep(merged, &imports).await,
+        };
+        let existing = Existing {
+            imports: &imports,
+            exports: &exports,
+            slices: &declared.endpoint_slices,
+            addresses: &services.addresses(),
+            modes: own.modes(),
+        };
+        for (name, slice) in plan::kept_twice(merged, existing.slices, &settled) {
+            lock(&shared.assembly).share(name, slice);
+        }
         let mut writes = match is_undefined {
             true => Vec::new(),
             false => plan::plan(merged, existing, &writer.written, &mut settled, &pass.kept(), host::now()),
         };
-        writes.extend(pass.link_statuses(merged, &faults.borrow_and_update()));
-        match writer.write(writes, existing).await {
+        writes.extend(pass.link_statuses(merged, &faults.borrow_and_update(), &mut overlaps));
+        done = writer.write(writes, existing).await.and(done);
+        match done {
             Ok(()) => trouble.over("other clusters: what is imported is written again"),
             Err(error) => {
                 next = Instant::now() + jittered(trouble.again(AGAIN, STEP));
@@ -156,6 +173,9 @@ async fn lead(home: &Home, name: Option<&str>) {
                 );
             }
         }
+        if let Some(again) = services.again() {
+            next = next.min(Instant::now() + again);
+        }
         if reports.values().any(|report| !matches!(report.connected, Some(Ok(())))) {
             next = next.min(Instant::now() + STEP);
         }
@@ -163,7 +183,11 @@ async fn lead(home: &Home, name: Option<&str>) {
 }
 
 /// What addresses go by.
-fn neighbours(name: &str, exports: &ByName<DynamicObject>, reports: &BTreeMap<String, Report>) -> Neighbours {
+fn neighbours(
+    name: &str,
+    exports: &ByName<Kept<ServiceExport>>,
+    reports: &BTreeMap<String, Report>,
+) -> Neighbours {
     let neighbour = |(name, report): (&String, &Report)| {
         let neighbour = Neighbour {
             is_connected: matches!(report.connected, Some(Ok(()))) && report.pools_are_listed,
@@ -189,7 +213,7 @@ async fn tell_name(client: Client, name: Option<String>, said: watch::Sender<Opt
         kind: "ClusterProperty".to_owned(),
         plural: "clusterproperties".to_owned(),
     };
-    let properties: Api<DynamicObject> = Api::all_with(client, &resource);
+    let properties: Api<Raw> = Api::all_with(client, &resource);
     loop {
         let property = match timeout(REQUEST, properties.get("cluster.clusterset.k8s.io")).await {
             Ok(Ok(property)) => Some(property),
@@ -201,7 +225,7 @@ async fn tell_name(client: Client, name: Option<String>, said: watch::Sender<Opt
                 continue;
             }
         };
-        let value = property.and_then(|property| Some(property.data["spec"]["value"].as_str()?.to_owned()));
+        let value = property.and_then(|property| Some(property.at(&["spec", "value"]).as_str()?.to_owned()));
         let told = value.filter(|value| is_dns_label(value)).or_else(|| name.clone());
         let told = Some(told.unwrap_or_else(|| DEFAULT_NAME.to_owned()));
         said.send_if_modified(|before| std::mem::replace(before, told.clone()) != told);
@@ -265,7 +289,7 @@ impl Links {
 struct Pass<'a> {
     name: &'a str,
     declared: &'a Declared,
-    imports: &'a ByName<DynamicObject>,
+    imports: &'a ByName<Kept<ServiceImport>>,
     reports: &'a BTreeMap<String, Report>,
     is_undefined: bool,
 }
@@ -300,13 +324,13 @@ impl Pass<'_> {
 
     /// What a cluster exported, as the ServiceImports say: it wins over nobody.
     fn remembered(&self, cluster: &str) -> Exports {
-        let export = |(name, object): (&String, &Arc<DynamicObject>)| {
-            let import = plan::read(object).filter(|import| import.clusters.contains(cluster))?;
+        let export = |(name, object): (&String, &Arc<Kept<ServiceImport>>)| {
+            let import = Some(&object.rest.import).filter(|import| import.clusters.contains(cluster))?;
             let export = Export {
                 created: Export::REMEMBERED,
-                labels: import.labels,
-                annotations: import.annotations,
-                service: Ok(Arc::new(import.facts)),
+                labels: import.labels.clone(),
+                annotations: import.annotations.clone(),
+                service: Ok(Arc::new(import.facts.clone())),
                 slices: Box::default(),
             };
             Some((name.clone(), Arc::new(export)))
@@ -337,15 +361,18 @@ impl Pass<'_> {
     }
 
     /// How the links are, where that has changed.
-    fn link_statuses(&self, merged: &Merged, faults: &[crate::fault::Fault]) -> Vec<Write> {
+    fn link_statuses(
+        &self,
+        merged: &Merged,
+        faults: &[crate::fault::Fault],
+        overlaps: &mut Overlaps,
+    ) -> Vec<Write> {
         let statuses = &self.declared.statuses.cluster_links;
-        let nodes = self.declared.nodes.iter().filter(|_| !self.reports.is_empty());
-        let pod_cidrs =
-            nodes.flat_map(|(name, node)| pod_cidrs(node).into_iter().map(|cidr| (cidr, name.clone())));
-        let pod_cidrs: PodCidrs = pod_cidrs.collect();
+        let networks = self.reports.iter().map(|(name, report)| (name.clone(), Arc::clone(&report.networks)));
+        let overlaps = overlaps.of(&self.declared.nodes, networks.collect());
         let write = |(name, link): (&String, &Arc<ClusterLink>)| {
             let before = statuses.get(name);
-            let status = self.link_status(name, link, before, merged, faults, &pod_cidrs);
+            let status = self.link_status(name, link, before, merged, faults, overlaps.get(name));
             plan::link_status(name, before, &status)
         };
         self.declared.cluster_links.iter().filter_map(write).collect()
@@ -358,7 +385,7 @@ impl Pass<'_> {
         before: Option<&Arc<ClusterLinkStatus>>,
         merged: &Merged,
         faults: &[crate::fault::Fault],
-        pod_cidrs: &PodCidrs,
+        overlap: Option<&String>,
     ) -> ClusterLinkStatus {
         const MOST: usize = 100;
         let generation = link.metadata.generation;
@@ -382,12 +409,17 @@ impl Pass<'_> {
             Some(Some(Err((reason, message)))) => conditions.set("Connected", false, reason, message.clone()),
         }
         // As long as its nodes are known.
-        if let Some(report) = report.filter(|report| !report.pod_cidrs.is_empty()) {
-            match overlap::overlap(pod_cidrs, &report.pod_cidrs) {
-                None => {
-                    conditions.set("Disjoint", true, "Disjoint", "no pod CIDR of its nodes is one of ours")
+        if report.is_some_and(|report| !report.networks.is_empty()) {
+            match overlap {
+                None => conditions.set(
+                    "Disjoint",
+                    true,
+                    "Disjoint",
+                    "no pod CIDR and no address of its nodes is one of ours, or of another linked cluster",
+                ),
+                Some(message) => {
+                    conditions.set("Disjoint", false, "OverlapAcrossClusters", message.clone());
                 }
-                Some(message) => conditions.set("Disjoint", false, "OverlapAcrossClusters", message),
             }
         }
         let left = report.map_or(PERMILLE, |report| self.left(name, report));

@@ -1,5 +1,5 @@
 //! The nodes of another cluster: how its pods are reached through them, and which pod CIDRs they have. Pure.
-use super::overlap::PodCidrs;
+use super::overlap::Networks;
 use crate::{
     api::{
         EndpointSlice,
@@ -44,11 +44,15 @@ impl Nodes {
         !is_same
     }
 
-    /// All pod CIDRs, with the names of their nodes.
-    pub(super) fn pod_cidrs(&self) -> PodCidrs {
-        let all =
+    /// All pod CIDRs, and where they take packets for their pods.
+    pub(super) fn networks(&self) -> Networks {
+        let cidrs =
             self.0.iter().flat_map(|(name, known)| known.pod_cidrs.iter().map(|cidr| (*cidr, name.clone())));
-        all.collect()
+        let addresses = self
+            .0
+            .iter()
+            .flat_map(|(name, known)| known.addresses.iter().map(|ip| ((*ip).into(), name.clone())));
+        Networks { pod_cidrs: cidrs.collect(), addresses: addresses.collect() }
     }
 
     /// Whether it was there.
@@ -66,20 +70,33 @@ impl Nodes {
 #[derive(Debug)]
 pub(super) struct Listed {
     pub(super) slice: Arc<EndpointSlice>,
-    /// The node that each of its endpoints is on, in their order.
-    nodes: Box<[Option<Arc<str>>]>,
+    /// The node that each of its endpoints is on, in their order; none: none of them says so.
+    nodes: Option<Box<[Option<Arc<str>>]>>,
 }
 
 impl Listed {
     /// `imported` is what becomes of the slice.
     pub(super) fn new(slice: &EndpointSlice, imported: EndpointSlice) -> Self {
         let nodes = slice.endpoints.iter().map(|endpoint| endpoint.node_name.clone());
-        Listed { slice: Arc::new(imported), nodes: nodes.collect() }
+        let nodes =
+            slice.endpoints.iter().any(|endpoint| endpoint.node_name.is_some()).then(|| nodes.collect());
+        Listed { slice: Arc::new(imported), nodes }
     }
 
-    /// Says how its pods are reached, by the addresses of its service and what else counts of that; none: it has no addresses.
-    pub(super) fn set_delivery(&mut self, service: Option<(&Vec<IpAddr>, &Facts)>, nodes: &Nodes) {
-        let delivery = service.map(|(addresses, facts)| self.delivery(addresses, facts, nodes));
+    /// Name of the imported slice.
+    pub(super) fn name(&self) -> &str {
+        &self.slice.metadata.name
+    }
+
+    /// Says how its pods are reached, by the addresses of its service and what else counts of that (none: it has no addresses), and
+    /// how packets to it are forwarded there.
+    pub(super) fn set_delivery(
+        &mut self,
+        service: Option<(&[IpAddr], &Facts)>,
+        mode: Option<&str>,
+        nodes: &Nodes,
+    ) {
+        let delivery = service.map(|(addresses, facts)| self.delivery(addresses, facts, mode, nodes));
         let Some(before) = &self.slice.metadata.import else { return };
         if before.delivery != delivery {
             let mut import = (**before).clone();
@@ -88,9 +105,9 @@ impl Listed {
         }
     }
 
-    fn delivery(&self, addresses: &[IpAddr], facts: &Facts, nodes: &Nodes) -> Delivery {
+    fn delivery(&self, addresses: &[IpAddr], facts: &Facts, mode: Option<&str>, nodes: &Nodes) -> Delivery {
         let mut by_node: BTreeMap<&str, Vec<IpAddr>> = BTreeMap::new();
-        for (endpoint, node) in self.slice.endpoints.iter().zip(&self.nodes) {
+        for (endpoint, node) in self.slice.endpoints.iter().zip(self.nodes.iter().flatten()) {
             if let Some(node) = node {
                 by_node.entry(node).or_default().push(endpoint.address);
             }
@@ -109,6 +126,7 @@ impl Listed {
             addresses: addresses.into(),
             ports: ports.into(),
             nodes: by_node.into_iter().filter_map(node).collect(),
+            mode: mode.map(Into::into),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The ServiceExports or the ServiceImports of this cluster: what the API server has, and what it answers to our own writes.
 use super::{
-    super::{lock, watching::WATCH_SECONDS},
+    super::{lock, raw::Raw, watching::WATCH_SECONDS},
+    kept::Kept,
     known::name,
     link::resource,
 };
@@ -8,7 +9,6 @@ use crate::{by_name::ByName, trouble::Trouble};
 use futures::TryStreamExt;
 use kube::{
     Api, Client,
-    api::DynamicObject,
     runtime::{
         WatchStreamExt,
         watcher::{self, Event, watcher},
@@ -23,20 +23,32 @@ use std::{
 use tokio::sync::Notify;
 
 /// Objects of one kind. Cheap to clone; clones are one.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Objects(Arc<Mutex<Inner>>);
+#[derive(Debug)]
+pub(super) struct Objects<T>(Arc<Mutex<Inner<T>>>);
 
-#[derive(Debug, Default)]
-struct Inner {
+#[derive(Debug)]
+struct Inner<T> {
     /// By `NAMESPACE/NAME`; none: they were not listed yet.
-    known: Option<ByName<DynamicObject>>,
+    known: Option<ByName<Kept<T>>>,
     /// Whether the API server does not know the kind.
     is_undefined: bool,
 }
 
-impl Objects {
+impl<T> Clone for Objects<T> {
+    fn clone(&self) -> Self {
+        Objects(Arc::clone(&self.0))
+    }
+}
+
+impl<T> Default for Objects<T> {
+    fn default() -> Self {
+        Objects(Arc::new(Mutex::new(Inner { known: None, is_undefined: false })))
+    }
+}
+
+impl<T: for<'a> From<&'a Raw>> Objects<T> {
     /// All objects; none: they were not listed yet.
-    pub(super) fn known(&self) -> Option<ByName<DynamicObject>> {
+    pub(super) fn known(&self) -> Option<ByName<Kept<T>>> {
         lock(&self.0).known.clone()
     }
 
@@ -46,11 +58,11 @@ impl Objects {
     }
 
     /// The API server has answered that an object is so.
-    pub(super) fn wrote(&self, object: DynamicObject) {
+    pub(super) fn wrote(&self, object: &Raw) {
         self.change(|known| put(known, object));
     }
 
-    fn change(&self, change: impl FnOnce(&mut ByName<DynamicObject>)) {
+    fn change(&self, change: impl FnOnce(&mut ByName<Kept<T>>)) {
         if let Some(known) = &mut lock(&self.0).known {
             change(known);
         }
@@ -58,7 +70,7 @@ impl Objects {
 
     /// Follows the objects for ever.
     pub(super) async fn follow(self, kind: &'static str, client: Client, changed: Arc<Notify>) {
-        let api: Api<DynamicObject> = Api::all_with(client, &resource(kind));
+        let api: Api<Raw> = Api::all_with(client, &resource(kind));
         let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(500);
         let mut events = pin!(watcher(api, config).default_backoff());
         let mut listed = ByName::new();
@@ -66,13 +78,13 @@ impl Objects {
         loop {
             match events.try_next().await {
                 Ok(Some(Event::Init)) => listed = ByName::new(),
-                Ok(Some(Event::InitApply(object))) => put(&mut listed, object),
+                Ok(Some(Event::InitApply(object))) => put(&mut listed, &object),
                 Ok(Some(Event::InitDone)) => {
                     trouble.over(&format!("{kind}: watched again"));
                     let known = Some(mem::take(&mut listed));
                     *lock(&self.0) = Inner { known, is_undefined: false };
                 }
-                Ok(Some(Event::Apply(object))) => self.change(|known| put(known, object)),
+                Ok(Some(Event::Apply(object))) => self.change(|known| put(known, &object)),
                 Ok(Some(Event::Delete(object))) => {
                     self.change(|known| drop(known.remove(&name(&object.metadata))));
                 }
@@ -92,11 +104,10 @@ impl Objects {
 }
 
 /// Takes in an object, unless a newer one is known.
-fn put(known: &mut ByName<DynamicObject>, mut object: DynamicObject) {
-    object.metadata.managed_fields = None;
-    let version = |object: &DynamicObject| object.metadata.resource_version.as_ref()?.parse::<u64>().ok();
-    let name = name(&object.metadata);
-    if known.get(&name).is_none_or(|before| version(before) <= version(&object)) {
+fn put<T: for<'a> From<&'a Raw>>(known: &mut ByName<Kept<T>>, object: &Raw) {
+    let number = |version: &str| version.parse::<u64>().ok();
+    let (name, object) = (name(&object.metadata), Kept::from(object));
+    if known.get(&name).is_none_or(|before| number(&before.version) <= number(&object.version)) {
         known.insert(name, Arc::new(object));
     }
 }

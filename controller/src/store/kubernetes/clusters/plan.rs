@@ -1,12 +1,19 @@
 //! What has to be written so that this cluster has what was merged. Pure. What has not our label is not touched.
+use super::{
+    derived::Addresses,
+    kept::{Kept, ServiceExport, ServiceImport},
+    own::Modes,
+};
 use crate::{
-    api::{EndpointSlice, cluster_link::ClusterLinkStatus},
+    api::{
+        EndpointSlice, cluster_link::ClusterLinkStatus, delivery::FORWARDING, endpoint_slice::ImportedFrom,
+        policy::ForwardingMode,
+    },
     by_name::{ByName, changed},
-    mcs::{Facts, IMPORT_MANAGED_BY, Import, MANAGER, Merged, Verdict},
+    mcs::{Import, Merged, Verdict},
     status::Conditions,
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
-use kube::api::DynamicObject;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,9 +24,9 @@ use std::{
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Write {
     /// A ServiceImport that is not there.
-    CreateImport(Value),
-    /// A ServiceImport that is another one, with `resourceVersion`.
-    ReplaceImport(String, Value),
+    CreateImport(String, Arc<Import>),
+    /// A ServiceImport that is another one, and its `resourceVersion`.
+    ReplaceImport(String, Arc<Import>, Box<str>),
     /// A ServiceImport that nobody exports any more.
     DeleteImport(String),
     /// The status of a ServiceImport.
@@ -39,28 +46,32 @@ pub(super) enum Write {
 /// What this cluster has.
 #[derive(Clone, Copy)]
 pub(super) struct Existing<'a> {
-    pub(super) imports: &'a ByName<DynamicObject>,
-    pub(super) exports: &'a ByName<DynamicObject>,
+    pub(super) imports: &'a ByName<Kept<ServiceImport>>,
+    pub(super) exports: &'a ByName<Kept<ServiceExport>>,
     pub(super) slices: &'a ByName<EndpointSlice>,
+    pub(super) addresses: &'a Addresses,
+    pub(super) modes: &'a Modes,
 }
 
-/// What we wrote last, for API servers that do not give it back as it was: by name, its `resourceVersion` then.
-pub(super) type Written = BTreeMap<String, (String, Import)>;
+/// What we wrote and the API server did not give back as it was: by name, with its `resourceVersion` then.
+pub(super) type Written = BTreeMap<String, (Box<str>, Arc<Import>)>;
 
 /// What needed no write: of each kind what was merged, and what was there then. Only what is another one since is looked at: to read
 /// all objects again would be most of what a pass costs.
 #[derive(Debug, Default)]
 pub(super) struct Settled {
-    imports: (ByName<Import>, ByName<DynamicObject>),
+    imports: (ByName<Import>, ByName<Kept<ServiceImport>>),
     slices: (ByName<EndpointSlice>, ByName<EndpointSlice>),
-    exports: (ByName<Verdict>, ByName<DynamicObject>),
+    exports: (ByName<Verdict>, ByName<Kept<ServiceExport>>),
+    addresses: Addresses,
+    modes: Modes,
     /// With others of these all is looked at.
-    ground: (BTreeSet<String>, BTreeSet<String>),
+    ground: (BTreeSet<String>, BTreeSet<String>, BTreeSet<String>),
 }
 
 /// ServiceImports of others: their services are theirs.
-pub(super) fn foreign(imports: &ByName<DynamicObject>) -> BTreeSet<&str> {
-    imports.iter().filter(|(_, import)| !is_ours(&import.metadata)).map(|(name, _)| name.as_str()).collect()
+pub(super) fn foreign(imports: &ByName<Kept<ServiceImport>>) -> BTreeSet<&str> {
+    imports.iter().filter(|(_, import)| !import.rest.is_ours).map(|(name, _)| name.as_str()).collect()
 }
 
 /// The writes, ServiceImports first; what needs none is `settled`. `kept`: clusters that were not listed yet, whose slices stay as
@@ -75,14 +86,28 @@ pub(super) fn plan(
 ) -> Vec<Write> {
     let foreign = foreign(existing.imports);
     let owned = |names: &BTreeSet<&str>| names.iter().map(|name| (*name).to_owned()).collect();
-    let ground = (owned(&foreign), owned(kept));
+    let ground = (owned(&foreign), owned(kept), existing.addresses.taken());
     if settled.ground != ground {
         *settled = Settled { ground, ..Settled::default() };
     }
-    let mut writes = imports(merged, existing.imports, written, settled, &foreign, now);
+    let mut writes = imports(merged, existing, written, settled, &foreign, now);
     writes.extend(slices(merged, existing.slices, settled, &foreign, kept));
-    writes.extend(exports(merged, existing.exports, settled, &foreign, now));
+    writes.extend(exports(merged, existing, settled, &foreign, now));
     writes
+}
+
+/// Slices that are as they were merged, but are kept twice.
+pub(super) fn kept_twice<'a>(
+    merged: &'a Merged,
+    existing: &'a ByName<EndpointSlice>,
+    settled: &'a Settled,
+) -> impl Iterator<Item = (&'a str, &'a Arc<EndpointSlice>)> {
+    let (before, existing_before) = &settled.slices;
+    let names = changed((before, &merged.slices), (existing_before, existing));
+    names.into_iter().filter_map(move |name| {
+        let (slice, known) = (merged.slices.get(name)?, existing.get(name)?);
+        (!Arc::ptr_eq(slice, known) && slice == known).then_some((name, slice))
+    })
 }
 
 fn slices(
@@ -98,9 +123,11 @@ fn slices(
             !foreign.is_empty() && foreign.contains([namespace, "/", &*import.service].concat().as_str())
         })
     };
+    let taken = settled.ground.2.clone();
     let write = |name: &str| {
         let wanted = merged.slices.get(name).filter(|slice| !is_foreign(slice));
-        match (wanted, existing.get(name)) {
+        let unbound = wanted.filter(|_| !taken.is_empty()).and_then(|slice| unbound(slice, &taken));
+        match (unbound.as_ref().or(wanted), existing.get(name)) {
             (Some(slice), None) => Some(Write::CreateSlice(Arc::clone(slice))),
             (Some(slice), Some(known)) if Arc::ptr_eq(known, slice) || known == slice => None,
             (_, Some(known)) if known.metadata.import.is_none() => None,
@@ -123,6 +150,16 @@ fn slices(
     writes
 }
 
+/// The slice, bound to no Service, if its derived Service is one of these.
+fn unbound(slice: &EndpointSlice, taken: &BTreeSet<String>) -> Option<Arc<EndpointSlice>> {
+    let (import, namespace) = slice.metadata.import.as_ref().zip(slice.metadata.namespace.as_ref())?;
+    taken.contains([namespace, "/", &*import.service].concat().as_str()).then(|| {
+        let mut slice = slice.clone();
+        slice.metadata.import = Some(Arc::new(ImportedFrom { derived: None, ..(**import).clone() }));
+        Arc::new(slice)
+    })
+}
+
 /// Whether a slice is of a cluster whose slices stay as they are.
 fn is_kept(slice: &EndpointSlice, kept: &BTreeSet<&str>) -> bool {
     slice.metadata.import.as_ref().is_some_and(|import| kept.contains(&*import.cluster))
@@ -130,30 +167,32 @@ fn is_kept(slice: &EndpointSlice, kept: &BTreeSet<&str>) -> bool {
 
 fn exports(
     merged: &Merged,
-    existing: &ByName<DynamicObject>,
+    existing: Existing<'_>,
     settled: &mut Settled,
     foreign: &BTreeSet<&str>,
     now: u64,
 ) -> Vec<Write> {
+    let Existing { exports: existing, modes, .. } = existing;
     let write = |name: &str| {
         let (verdict, export) = (merged.verdicts.get(name)?, existing.get(name)?);
-        let before = conditions(export);
-        let status = export_conditions(verdict, foreign.contains(name), &export.metadata, &before, now);
-        (status != before).then(|| Write::ExportStatus(name.to_owned(), json!({"conditions": status})))
+        let mode = modes.get(name).and_then(|mode| **mode);
+        let status = export_conditions(verdict, foreign.contains(name), mode, export, now);
+        (*status != *export.conditions)
+            .then(|| Write::ExportStatus(name.to_owned(), json!({"conditions": status})))
     };
-    let writes: Vec<_> = changed((&settled.exports.0, &merged.verdicts), (&settled.exports.1, existing))
-        .into_iter()
-        .filter_map(write)
-        .collect();
+    let mut names = changed((&settled.exports.0, &merged.verdicts), (&settled.exports.1, existing));
+    names.extend(settled.modes.changes(modes).map(|(name, ..)| name));
+    let writes: Vec<_> = names.into_iter().filter_map(write).collect();
     if writes.is_empty() {
         settled.exports = (merged.verdicts.clone(), existing.clone());
+        settled.modes = modes.clone();
     }
     writes
 }
 
 fn imports(
     merged: &Merged,
-    existing: &ByName<DynamicObject>,
+    Existing { imports: existing, addresses, .. }: Existing<'_>,
     written: &Written,
     settled: &mut Settled,
     foreign: &BTreeSet<&str>,
@@ -162,81 +201,51 @@ fn imports(
     let write = |name: &str| {
         let known = existing.get(name);
         let Some(import) = merged.imports.get(name).filter(|_| !foreign.contains(name)) else {
-            let is_ours = known.is_some_and(|known| is_ours(&known.metadata));
+            let is_ours = known.is_some_and(|known| known.rest.is_ours);
             return is_ours.then(|| Write::DeleteImport(name.to_owned()));
         };
-        let Some(known) = known else { return Some(Write::CreateImport(import.object(name))) };
-        let version = known.metadata.resource_version.clone().unwrap_or_default();
-        let is_written = written.get(name).is_some_and(|(at, last)| *at == version && last.is_like(import));
-        if !is_written && !read(known).is_some_and(|known| known.is_like(import)) {
-            let mut object = import.object(name);
-            object["metadata"]["resourceVersion"] = version.into();
-            return Some(Write::ReplaceImport(name.to_owned(), object));
+        let (import, state) = addresses.give(name, import);
+        let Some(known) = known else {
+            return Some(Write::CreateImport(name.to_owned(), import.into_owned()));
+        };
+        let is_written =
+            written.get(name).is_some_and(|(at, last)| *at == known.version && last.is_like(&import));
+        if !is_written && !known.rest.import.is_like(&import) {
+            let version = known.version.clone();
+            return Some(Write::ReplaceImport(name.to_owned(), import.into_owned(), version));
         }
-        let before = conditions(known);
-        let mut conditions = Conditions::new(&before, known.metadata.generation, now);
-        conditions.set("Ready", true, "Ready", "its endpoints are imported");
-        let status = import.status(&conditions.finish());
-        let is_said = known.data.get("status").is_some_and(|before| contains(before, &status));
-        (!is_said).then(|| Write::ImportStatus(name.to_owned(), status))
+        let mut conditions = Conditions::new(&known.conditions, known.generation, now);
+        match state {
+            Ok(()) => conditions.set("Ready", true, "Ready", "its endpoints are imported"),
+            Err((reason, message)) => conditions.set("Ready", false, reason, message),
+        }
+        let conditions = conditions.finish();
+        let is_said = known.rest.import.clusters == import.clusters && *known.conditions == *conditions;
+        (!is_said).then(|| Write::ImportStatus(name.to_owned(), import.status(&conditions)))
     };
-    let mut writes: Vec<_> = changed((&settled.imports.0, &merged.imports), (&settled.imports.1, existing))
-        .into_iter()
-        .filter_map(write)
-        .collect();
+    let mut names = changed((&settled.imports.0, &merged.imports), (&settled.imports.1, existing));
+    let before = &settled.addresses;
+    names.extend(changed((&before.known, &addresses.known), (&before.refused, &addresses.refused)));
+    let mut writes: Vec<_> = names.into_iter().filter_map(write).collect();
     if writes.is_empty() {
         settled.imports = (merged.imports.clone(), existing.clone());
+        settled.addresses = addresses.clone();
     }
     // What is gone goes last.
     writes.sort_by_key(|write| matches!(write, Write::DeleteImport(_)));
     writes
 }
 
-/// Whether an object has all fields that the other one has.
-fn contains(object: &Value, fields: &Value) -> bool {
-    match (object, fields) {
-        (Value::Object(object), Value::Object(fields)) => {
-            fields.iter().all(|(key, value)| object.get(key).is_some_and(|own| own == value))
-        }
-        _ => object == fields,
-    }
-}
-
-fn is_ours(metadata: &ObjectMeta) -> bool {
-    metadata.labels.as_ref().and_then(|labels| labels.get(IMPORT_MANAGED_BY)).is_some_and(|by| by == MANAGER)
-}
-
-/// A ServiceImport of ours as it was merged.
-pub(super) fn read(object: &DynamicObject) -> Option<Import> {
-    let spec = object.data.get("spec")?;
-    let facts: Facts = serde_json::from_value(spec.clone()).ok()?;
-    let is_headless = spec["type"] == "Headless";
-    let mut labels = object.metadata.labels.clone().unwrap_or_default();
-    labels.remove(IMPORT_MANAGED_BY);
-    let clusters = object.data["status"]["clusters"].as_array().into_iter().flatten();
-    Some(Import {
-        facts: Facts { is_headless, ..facts },
-        labels,
-        annotations: object.metadata.annotations.clone().unwrap_or_default(),
-        clusters: clusters.filter_map(|entry| entry["cluster"].as_str().map(str::to_owned)).collect(),
-    })
-}
-
-/// The conditions of an object; those that cannot be read are not there.
-fn conditions(object: &DynamicObject) -> Vec<Condition> {
-    let conditions = object.data.get("status").and_then(|status| status.get("conditions"));
-    conditions.and_then(|all| serde_json::from_value(all.clone()).ok()).unwrap_or_default()
-}
-
 /// The conditions of a ServiceExport, those of others among them.
 fn export_conditions(
     verdict: &Verdict,
     is_foreign: bool,
-    metadata: &ObjectMeta,
-    before: &[Condition],
+    mode: Option<ForwardingMode>,
+    export: &Kept<ServiceExport>,
     now: u64,
 ) -> Vec<Condition> {
-    let mut conditions = Conditions::new(before, metadata.generation, now);
+    let before = &export.conditions;
+    let mut conditions = Conditions::new(before, export.generation, now);
     match verdict.valid {
         Ok(()) => conditions.set("Valid", true, "Valid", "the Service can be exported"),
         Err(invalid) => conditions.set("Valid", false, invalid.reason(), invalid.to_string()),
@@ -255,6 +264,20 @@ fn export_conditions(
                 verdict.conflicts.iter().map(|conflict| conflict.message.as_str()).collect();
             conditions.set("Conflict", true, first.reason, messages.join("; "));
         }
+    }
+    match mode {
+        Some(mode) => conditions.set(
+            FORWARDING,
+            true,
+            mode.name(),
+            format!("packets to the addresses of the Service are forwarded by {}", mode.name()),
+        ),
+        None => conditions.set(
+            FORWARDING,
+            false,
+            "NotBalanced",
+            "there is no Service of type LoadBalancer and class fairlead.dev/lb",
+        ),
     }
     let mut all = conditions.finish();
     let others: Vec<_> =
@@ -277,8 +300,15 @@ pub(super) fn link_status(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::mcs::{Conflict, ImportPort, Invalid};
+    use super::{
+        super::{super::raw::Raw, derived::Refusal},
+        *,
+    };
+    use crate::{
+        mcs::{Conflict, Derived, Export, Facts, ImportPort, Invalid, derived_name},
+        object::Object,
+        validate::check_object,
+    };
 
     fn import(port: i32) -> Import {
         let port = ImportPort { name: "http".into(), protocol: "TCP".into(), app_protocol: None, port };
@@ -295,17 +325,43 @@ mod tests {
         merged
     }
 
-    fn object(mut value: Value, version: &str) -> DynamicObject {
+    fn object(mut value: Value, version: &str) -> Raw {
         value["metadata"]["resourceVersion"] = version.into();
         serde_json::from_value(value).unwrap()
     }
 
-    fn planned(merged: &Merged, imports: &[DynamicObject], written: &Written) -> Vec<Write> {
+    fn planned(merged: &Merged, imports: &[Raw], written: &Written) -> Vec<Write> {
+        planned_with(merged, imports, written, &addresses())
+    }
+
+    /// The derived Service is there.
+    fn addresses() -> Addresses {
+        let mut object = Derived::object("n/web", &import(80));
+        object["spec"]["clusterIPs"] = json!(["10.96.0.5"]);
+        let derived = Derived::of(&serde_json::from_value(object).unwrap()).unwrap();
+        let known = ByName::from([(derived.0, Arc::new(derived.1))]);
+        Addresses { known, refused: ByName::new() }
+    }
+
+    /// The import with its address.
+    fn given(port: i32) -> Import {
+        let facts = Facts { ip_families: vec!["IPv4".into()], ..import(port).facts };
+        Import { facts, ips: vec![[10, 96, 0, 5].into()], ..import(port) }
+    }
+
+    fn planned_with(
+        merged: &Merged,
+        imports: &[Raw],
+        written: &Written,
+        addresses: &Addresses,
+    ) -> Vec<Write> {
         let imports = imports
             .iter()
-            .map(|import| (super::super::known::name(&import.metadata), Arc::new(import.clone())));
+            .map(|import| (super::super::known::name(&import.metadata), Arc::new(Kept::from(import))));
         let (imports, exports, slices) = (imports.collect(), ByName::new(), ByName::new());
-        let existing = Existing { imports: &imports, exports: &exports, slices: &slices };
+        let modes = Modes::new();
+        let existing =
+            Existing { imports: &imports, exports: &exports, slices: &slices, addresses, modes: &modes };
         let mut settled = Settled::default();
         let writes = plan(merged, existing, written, &mut settled, &BTreeSet::new(), 1);
         assert_eq!(plan(merged, existing, written, &mut settled, &BTreeSet::new(), 1), writes);
@@ -316,12 +372,12 @@ mod tests {
     fn an_import_is_made_then_said_to_be_ready_then_left_alone() {
         let merged = merged(import(80));
         let none = Written::new();
-        assert_eq!(planned(&merged, &[], &none), [Write::CreateImport(import(80).object("n/web"))]);
-        let made = object(import(80).object("n/web"), "1");
+        assert_eq!(planned(&merged, &[], &none), [Write::CreateImport("n/web".into(), Arc::new(given(80)))]);
+        let made = object(given(80).object("n/web"), "1");
         let writes = planned(&merged, std::slice::from_ref(&made), &none);
         let [Write::ImportStatus(_, status)] = &writes[..] else { panic!("{writes:?}") };
         let mut ready = made;
-        ready.data["status"] = status.clone();
+        ready.data.insert("status".to_owned(), status.clone());
         assert_eq!(planned(&merged, std::slice::from_ref(&ready), &none), []);
         assert_eq!(planned(&Merged::default(), &[ready], &none), [Write::DeleteImport("n/web".into())]);
     }
@@ -329,13 +385,13 @@ mod tests {
     #[test]
     fn what_an_api_server_does_not_keep_is_written_once() {
         let wanted = import(81);
-        let pruned = object(import(80).object("n/web"), "7");
+        let pruned = object(given(80).object("n/web"), "7");
         let writes =
             |written: &Written| planned(&merged(wanted.clone()), std::slice::from_ref(&pruned), written);
         assert!(
-            matches!(&writes(&Written::new())[..], [Write::ReplaceImport(_, object)] if object["metadata"]["resourceVersion"] == "7")
+            matches!(&writes(&Written::new())[..], [Write::ReplaceImport(_, import, version)] if **import == given(81) && &**version == "7")
         );
-        let written = Written::from([("n/web".to_owned(), ("7".to_owned(), wanted.clone()))]);
+        let written = Written::from([("n/web".to_owned(), ("7".into(), Arc::new(given(81))))]);
         assert!(matches!(&writes(&written)[..], [Write::ImportStatus(..)]));
     }
 
@@ -348,11 +404,71 @@ mod tests {
     }
 
     #[test]
+    fn an_address_that_comes_later_is_written_and_one_that_goes_is_taken_out() {
+        let (merged, none) = (merged(import(80)), Written::new());
+        let nothing = Addresses::default();
+        let writes = planned_with(&merged, &[], &none, &nothing);
+        assert_eq!(writes, [Write::CreateImport("n/web".into(), Arc::new(import(80)))]);
+        let made = [object(import(80).object("n/web"), "1")];
+        let writes = planned_with(&merged, &made, &none, &nothing);
+        let [Write::ImportStatus(_, status)] = &writes[..] else { panic!("{writes:?}") };
+        assert_eq!(status["conditions"][0]["reason"], "Pending");
+        // Nothing else has changed since.
+        let imports = ByName::from([("n/web".to_owned(), Arc::new(Kept::from(&made[0])))]);
+        let (exports, slices, given_now) = (ByName::new(), ByName::new(), addresses());
+        let modes = Modes::new();
+        let existing = |addresses| Existing {
+            imports: &imports,
+            exports: &exports,
+            slices: &slices,
+            addresses,
+            modes: &modes,
+        };
+        let mut settled =
+            Settled { imports: (merged.imports.clone(), imports.clone()), ..Settled::default() };
+        let kept = BTreeSet::new();
+        assert_eq!(plan(&merged, existing(&nothing), &none, &mut settled, &kept, 1), []);
+        let writes = plan(&merged, existing(&given_now), &none, &mut settled, &kept, 1);
+        let [Write::ReplaceImport(_, replaced, _)] = &writes[..] else { panic!("{writes:?}") };
+        assert_eq!(replaced.object("n/web")["spec"]["ips"], json!(["10.96.0.5"]));
+        let had = [object(given(80).object("n/web"), "1")];
+        let writes = planned_with(&merged, &had, &none, &nothing);
+        assert!(matches!(&writes[..], [Write::ReplaceImport(_, import, _)] if import.ips.is_empty()));
+    }
+
+    #[test]
+    fn slices_are_bound_to_no_service_of_somebody_else() {
+        let slice = json!({"kind": "EndpointSlice", "addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.1"]}],
+            "metadata": {"namespace": "n", "name": "a", "labels": {"kubernetes.io/service-name": "web"}}});
+        let Ok(Object::EndpointSlice(slice)) = check_object(&slice) else { panic!("no slice") };
+        let mut merged = merged(import(80));
+        let slice = Arc::new(Export::imported("web", "west", &slice, false));
+        merged.slices.insert(["n/", &*slice.metadata.name].concat(), Arc::clone(&slice));
+        let bound = |refused: &[Refusal]| {
+            let refused = refused.iter().map(|why| ("n/web".to_owned(), Arc::new(why.clone()))).collect();
+            let writes = planned_with(&merged, &[], &Written::new(), &Addresses { refused, ..addresses() });
+            let label = |write: &Write| match write {
+                Write::CreateSlice(slice) => {
+                    Some(json!(**slice)["metadata"]["labels"]["kubernetes.io/service-name"].clone())
+                }
+                _ => None,
+            };
+            writes.iter().find_map(label).unwrap()
+        };
+        let derived = json!(derived_name("n", "web"));
+        assert_eq!(bound(&[]), derived);
+        assert_eq!(bound(&[Refusal::Refused(String::new())]), derived);
+        assert_eq!(bound(&[Refusal::Taken]), Value::Null);
+    }
+
+    #[test]
     fn conditions_have_the_reasons_of_the_api() {
         let of = |valid, conflicts: &[&'static str], before: &[Condition]| -> Vec<(String, String, String)> {
             let conflict = |reason: &&'static str| Conflict { reason, message: "m".into() };
             let verdict = Verdict { valid, conflicts: conflicts.iter().map(conflict).collect() };
-            let all = export_conditions(&verdict, false, &ObjectMeta::default(), before, 1);
+            let export = Kept { conditions: before.into(), ..Kept::default() };
+            let mode = valid.ok().map(|()| ForwardingMode::GUE);
+            let all = export_conditions(&verdict, false, mode, &export, 1);
             all.into_iter().map(|c| (c.type_, c.status, c.reason)).collect()
         };
         let said = |conditions: &[(&str, &str, &str)]| -> Vec<(String, String, String)> {
@@ -363,7 +479,8 @@ mod tests {
             said(&[
                 ("Conflict", "False", "NoConflicts"),
                 ("Ready", "True", "Ready"),
-                ("Valid", "True", "Valid")
+                ("Valid", "True", "Valid"),
+                ("fairlead.dev/Forwarding", "True", "GUE")
             ])
         );
         let mut others = Conditions::new(&[], None, 1);
@@ -374,7 +491,8 @@ mod tests {
                 ("Conflict", "True", "PortConflict"),
                 ("Others", "True", "Mine"),
                 ("Ready", "False", "Failed"),
-                ("Valid", "False", "NoService")
+                ("Valid", "False", "NoService"),
+                ("fairlead.dev/Forwarding", "False", "NotBalanced")
             ])
         );
     }

@@ -1,9 +1,10 @@
 //! Does what was planned, many writes at a time, for as long as this process leads. A write that fails is planned again.
 use super::{
-    super::Shared,
+    super::{Shared, raw::Raw},
+    kept::{Kept, ServiceExport, ServiceImport},
     link::resource,
     objects::Objects,
-    plan::{Existing, Write, Written, read},
+    plan::{Existing, Write, Written},
 };
 use crate::{
     api::{ClusterLink, EndpointSlice},
@@ -13,7 +14,7 @@ use futures::{StreamExt, stream};
 use k8s_openapi::api::discovery::v1::EndpointSlice as KubernetesSlice;
 use kube::{
     Api, Client, Error,
-    api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
+    api::{ApiResource, DeleteParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -28,16 +29,21 @@ const COMES_BACK: Duration = Duration::from_secs(2);
 pub(super) struct Writer {
     client: Client,
     shared: Arc<Shared>,
-    exports: Objects,
-    imports: Objects,
-    /// What was written to ServiceImports last.
+    exports: Objects<ServiceExport>,
+    imports: Objects<ServiceImport>,
+    /// What was written to ServiceImports and not kept so.
     pub(super) written: Written,
     /// Slices that were written a moment ago; none: deleted.
     recent: BTreeMap<String, (Instant, Option<Arc<EndpointSlice>>)>,
 }
 
 impl Writer {
-    pub(super) fn new(client: Client, shared: Arc<Shared>, exports: Objects, imports: Objects) -> Self {
+    pub(super) fn new(
+        client: Client,
+        shared: Arc<Shared>,
+        exports: Objects<ServiceExport>,
+        imports: Objects<ServiceImport>,
+    ) -> Self {
         Writer { client, shared, exports, imports, written: Written::new(), recent: BTreeMap::new() }
     }
 
@@ -87,25 +93,25 @@ impl Writer {
     }
 
     /// Remembers what was written.
-    fn note(&mut self, write: Write, written: Option<DynamicObject>, now: Instant) {
+    fn note(&mut self, write: Write, written: Option<Raw>, now: Instant) {
         match (write, written) {
-            (Write::CreateImport(wanted) | Write::ReplaceImport(_, wanted), Some(object)) => {
-                let version = object.metadata.resource_version.clone().unwrap_or_default();
-                let wanted = serde_json::from_value(wanted).ok().and_then(|wanted| read(&wanted));
-                if let Some(wanted) = wanted {
-                    self.written.insert(super::known::name(&object.metadata), (version, wanted));
+            (Write::CreateImport(name, wanted) | Write::ReplaceImport(name, wanted, _), Some(object)) => {
+                let made = Kept::<ServiceImport>::from(&object);
+                match made.rest.import.is_like(&wanted) {
+                    true => drop(self.written.remove(&name)),
+                    false => drop(self.written.insert(name, (made.version, wanted))),
                 }
-                self.imports.wrote(object);
+                self.imports.wrote(&object);
             }
             (Write::ImportStatus(name, _), Some(object)) => {
                 // A status is a new version of the same object.
                 if let Some((version, _)) = self.written.get_mut(&name) {
-                    *version = object.metadata.resource_version.clone().unwrap_or_default();
+                    *version = object.metadata.resource_version.as_deref().unwrap_or_default().into();
                 }
-                self.imports.wrote(object);
+                self.imports.wrote(&object);
             }
             (Write::DeleteImport(name), _) => drop(self.written.remove(&name)),
-            (Write::ExportStatus(..), Some(object)) => self.exports.wrote(object),
+            (Write::ExportStatus(..), Some(object)) => self.exports.wrote(&object),
             (Write::CreateSlice(slice) | Write::ReplaceSlice(slice), _) => {
                 let name = slice_name(&Write::CreateSlice(Arc::clone(&slice))).unwrap_or_default();
                 self.recent.insert(name, (now, Some(slice)));
@@ -115,16 +121,19 @@ impl Writer {
         }
     }
 
-    async fn send(&self, write: &Write) -> Result<Option<DynamicObject>, Error> {
+    async fn send(&self, write: &Write) -> Result<Option<Raw>, Error> {
         let (create, delete) = (PostParams::default(), DeleteParams::default());
         match write {
-            Write::CreateImport(object) => {
-                let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default();
-                self.mcs("ServiceImport", namespace).create(&create, &dynamic(object)?).await.map(Some)
+            Write::CreateImport(name, import) => {
+                let (namespace, _) = split(name);
+                let object = dynamic(&import.object(name))?;
+                self.mcs("ServiceImport", namespace).create(&create, &object).await.map(Some)
             }
-            Write::ReplaceImport(name, object) => {
-                let (namespace, name) = split(name);
-                self.mcs("ServiceImport", namespace).replace(name, &create, &dynamic(object)?).await.map(Some)
+            Write::ReplaceImport(full, import, version) => {
+                let (namespace, name) = split(full);
+                let mut object = dynamic(&import.object(full))?;
+                object.metadata.resource_version = Some(version.to_string());
+                self.mcs("ServiceImport", namespace).replace(name, &create, &object).await.map(Some)
             }
             Write::DeleteImport(name) => {
                 let (namespace, name) = split(name);
@@ -152,23 +161,23 @@ impl Writer {
         }
     }
 
-    async fn status(&self, kind: &str, name: &str, status: &Value) -> Result<DynamicObject, Error> {
+    async fn status(&self, kind: &str, name: &str, status: &Value) -> Result<Raw, Error> {
         let (namespace, name) = split(name);
         let patch = Patch::Merge(json!({"status": status}));
         self.mcs(kind, namespace).patch_status(name, &PatchParams::default(), &patch).await
     }
 
-    fn mcs(&self, kind: &str, namespace: &str) -> Api<DynamicObject> {
+    fn mcs(&self, kind: &str, namespace: &str) -> Api<Raw> {
         Api::namespaced_with(self.client.clone(), namespace, &resource(kind))
     }
 
-    fn slices(&self, slice: &EndpointSlice) -> Api<DynamicObject> {
+    fn slices(&self, slice: &EndpointSlice) -> Api<Raw> {
         let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
         Api::namespaced_with(self.client.clone(), namespace, &ApiResource::erase::<KubernetesSlice>(&()))
     }
 }
 
-fn dynamic(object: &Value) -> Result<DynamicObject, Error> {
+fn dynamic(object: &Value) -> Result<Raw, Error> {
     serde_json::from_value(object.clone()).map_err(Error::SerdeError)
 }
 

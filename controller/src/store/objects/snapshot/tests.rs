@@ -1,8 +1,6 @@
 //! Tests of [`Assembly`]: changes in, snapshots out.
 use super::*;
-use crate::store::kubernetes::watching;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::DynamicObject;
+use crate::store::kubernetes::{raw::Raw, watching};
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -11,10 +9,8 @@ const KINDS: [Kind; 4] = [Kind::AddressPool, Kind::LoadBalancer, Kind::BGPPeer, 
 /// What is seen of an object that an API server shows so.
 fn seen(object: Value) -> (Source, Seen) {
     let kind: Kind = object["kind"].as_str().unwrap().parse().unwrap();
-    let metadata: ObjectMeta = serde_json::from_value(object["metadata"].clone()).unwrap();
-    let mut data = object;
-    data.as_object_mut().unwrap().retain(|field, _| !["kind", "metadata"].contains(&field.as_str()));
-    let seen = watching::seen(kind, DynamicObject { types: None, metadata, data }, false);
+    let object: Raw = serde_json::from_value(object).unwrap();
+    let seen = watching::seen(kind, object, false);
     let source = if kind == Kind::Secret { Source::Secret(seen.name.clone()) } else { Source::All(kind) };
     (source, seen)
 }

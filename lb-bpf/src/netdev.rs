@@ -5,8 +5,8 @@ use futures::{StreamExt, channel::mpsc::UnboundedReceiver};
 use rtnetlink::{
     Error,
     packet_core::{
-        DecodeError, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
-        NetlinkPayload, NetlinkSerializable,
+        DecodeError, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
+        NetlinkMessage, NetlinkPayload, NetlinkSerializable,
     },
     proto::{self, ConnectionHandle},
     sys::{AsyncSocket, SocketAddr, protocols::NETLINK_GENERIC},
@@ -44,8 +44,17 @@ pub(crate) struct Netdev {
     tasks: Vec<AbortHandle>,
 }
 
-/// The interfaces that take frames; none: to be read again.
-type Known = Option<BTreeSet<u32>>;
+/// What is known of the interfaces.
+#[derive(Default)]
+enum Known {
+    /// To be read.
+    #[default]
+    Nothing,
+    /// They are being read, and nothing has changed since.
+    Asked,
+    /// Those that take frames.
+    Takers(BTreeSet<u32>),
+}
 
 impl Netdev {
     /// Opens the sockets, in the network namespace of the calling thread.
@@ -75,21 +84,26 @@ impl Netdev {
     /// The indexes of the interfaces that take frames; none as long as the kernel does not say.
     pub(crate) async fn takers(&self) -> Result<BTreeSet<u32>, Error> {
         let Some(family) = self.family else { return Ok(BTreeSet::new()) };
-        if let Some(known) = &*lock(&self.known) {
-            return Ok(known.clone());
+        match &mut *lock(&self.known) {
+            Known::Takers(takers) => return Ok(takers.clone()),
+            known => *known = Known::Asked,
         }
-        // What changes meanwhile is not missed: see `read`.
-        let answers =
-            self.ask(Message { family, command: DEV_GET, attributes: Vec::new() }, NLM_F_DUMP).await?;
+        // The kernel does not flag the answers as parts of many (NLM_F_MULTI). Who expects an acknowledgement does not stop
+        // at the first one; the message that ends the dump stands for it.
+        let question = Message { family, command: DEV_GET, attributes: Vec::new() };
+        let answers = self.ask(question, NLM_F_DUMP | NLM_F_ACK).await?;
         let features = answers.iter().filter_map(|answer| features(&answer.attributes));
         let takers: BTreeSet<u32> = features.filter(|(_, takes)| *takes).map(|(index, _)| index).collect();
-        *lock(&self.known) = Some(takers.clone());
+        // Else something has changed meanwhile, which may be newer than what was read: they are read again.
+        if let known @ Known::Asked = &mut *lock(&self.known) {
+            *known = Known::Takers(takers.clone());
+        }
         Ok(takers)
     }
 
     /// Has all interfaces read again by the next [`Netdev::takers`].
     pub(crate) fn forget(&self) {
-        *lock(&self.known) = None;
+        *lock(&self.known) = Known::Nothing;
     }
 
     /// Returns when [`Netdev::takers`] may give something else. A change is told once, and not lost when the call is
@@ -155,12 +169,12 @@ async fn read(
     while let Some((message, _)) = messages.next().await {
         let mut known = lock(&known);
         let is_as_known = match (&*known, &message.payload) {
-            (Some(takers), NetlinkPayload::InnerMessage(message)) => is_as_known(takers, message),
-            // Messages were lost (ENOBUFS), or all are being read: this may be newer than what was read.
+            (Known::Takers(takers), NetlinkPayload::InnerMessage(message)) => is_as_known(takers, message),
+            // Messages were lost (ENOBUFS), or this may be newer than what is being read.
             _ => false,
         };
         if !is_as_known {
-            *known = None;
+            *known = Known::Nothing;
             changed.notify_one();
         }
     }

@@ -42,10 +42,11 @@ impl Sites {
 }
 
 impl Site {
-    /// A node loses its API server, and nothing else.
+    /// A node loses its API server, and nothing else: what a watch says on a connection that there is would come in still.
     pub fn cut_off(&self, node: usize) -> Result<(), Error> {
-        let plane = format!("ip daddr 10.{}.0.9", self.number + 1);
-        lose(&self.nodes[node].host.namespace, "output", &plane)
+        let (namespace, plane) = (&self.nodes[node].host.namespace, format!("10.{}.0.9", self.number + 1));
+        lose(namespace, "output", &format!("ip daddr {plane}"))?;
+        lose(namespace, "input", &format!("ip saddr {plane}"))
     }
 
     /// The node has its API server again.

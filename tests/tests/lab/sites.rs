@@ -73,10 +73,10 @@ impl Clients {
                 }
             }
             samples.extend(watch(east, Duration::from_millis(50))?);
-            Ok(failing.is_empty())
+            Ok(failing.is_empty() && all > ENOUGH)
         })?;
         println!("{failed} of {all} requests were tried again, for {longest:.1?} at most");
-        assert!(all > ENOUGH && longest < PERSISTENCE, "{longest:?} without an answer, of {all} requests");
+        assert!(longest < PERSISTENCE, "{longest:?} without an answer, of {all} requests");
         Ok(())
     }
 

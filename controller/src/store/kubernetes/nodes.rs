@@ -1,5 +1,8 @@
 //! Follows what agents write: their NodeStates.
-use super::{Cluster, lock, watching::WATCH_SECONDS};
+use super::{
+    Cluster, lock,
+    watching::{PAGE, WATCH_SECONDS},
+};
 use crate::{
     api::{Kind, NodeState},
     store::objects::now,
@@ -17,7 +20,7 @@ use std::{collections::BTreeSet, pin::pin, time::Duration};
 
 /// Follows the NodeStates for ever.
 pub(super) async fn follow(cluster: Cluster) {
-    let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(500);
+    let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
     let mut events = pin!(watcher(Api::<NodeState>::all(cluster.client), config).default_backoff());
     let mut listed = BTreeSet::new();
     let mut trouble = Trouble::default();

@@ -22,8 +22,9 @@ use std::{pin::pin, time::Duration};
 
 /// Seconds after which a watch is made anew: a connection that has died in silence is found out a little later.
 pub(super) const WATCH_SECONDS: u32 = 120;
-/// Objects of one page of a list.
-const PAGE: u32 = 200;
+/// Objects of one page of a list. What is read of a page is garbage soon after, and what is kept lies in between: what a process holds
+/// grows by about a page for each list at once.
+pub(super) const PAGE: u32 = 200;
 
 /// Tells the store what a source says. Ends never.
 pub(super) async fn follow(source: Source, cluster: Cluster) {

@@ -361,7 +361,7 @@ impl Assembly {
 }
 
 /// Whether a version is before another one. They are numbers (KEP-5504); what is no number is not older.
-fn is_older(version: &str, than: &str) -> bool {
+pub(in crate::store) fn is_older(version: &str, than: &str) -> bool {
     let number = |text: &str| text.parse::<u64>().ok();
     matches!((number(version), number(than)), (Some(version), Some(than)) if version < than)
 }

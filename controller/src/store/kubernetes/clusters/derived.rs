@@ -107,13 +107,16 @@ pub(super) fn plan(
     writes
 }
 
+/// A reason, and a sentence for it.
+type Reason = (&'static str, String);
+
 impl Addresses {
     /// An import with its addresses, and whether it can be used; else why not, as reason and sentence.
     pub(super) fn give<'a>(
         &self,
         name: &str,
         import: &'a Arc<Import>,
-    ) -> (Cow<'a, Arc<Import>>, Result<(), (&'static str, String)>) {
+    ) -> (Cow<'a, Arc<Import>>, Result<(), Reason>) {
         if import.facts.is_headless {
             return (Cow::Borrowed(import), Ok(()));
         }

@@ -47,8 +47,6 @@ const LATEST: Duration = Duration::from_secs(1);
 const MOST: usize = 400_000;
 /// A cluster that has more is tried again after this.
 const LATER: Duration = Duration::from_secs(60);
-/// Objects of one page of a list.
-const PAGE: u32 = 500;
 /// Changes are at rest when nothing happens for so long.
 const QUIET: Duration = Duration::from_millis(5);
 /// Changes that never rest are told after so long.
@@ -246,7 +244,7 @@ async fn ask(client: &Client) -> Result<(), Ended> {
 }
 
 fn watches(client: &Client) -> BoxStream<'static, Result<News, watcher::Error>> {
-    let config = || watcher::Config::default().timeout(watching::WATCH_SECONDS).page_size(PAGE);
+    let config = || watcher::Config::default().timeout(watching::WATCH_SECONDS).page_size(watching::PAGE);
     let exports: Api<Raw> = Api::all_with(client.clone(), &resource("ServiceExport"));
     let slices = ApiResource::erase::<EndpointSlice>(&());
     let slices: Api<Raw> = Api::all_with(client.clone(), &slices);

@@ -1,11 +1,15 @@
 //! The ServiceExports or the ServiceImports of this cluster: what the API server has, and what it answers to our own writes.
 use super::{
-    super::{lock, raw::Raw, watching::WATCH_SECONDS},
+    super::{
+        lock,
+        raw::Raw,
+        watching::{PAGE, WATCH_SECONDS},
+    },
     kept::Kept,
     known::name,
     link::resource,
 };
-use crate::{by_name::ByName, trouble::Trouble};
+use crate::{by_name::ByName, store::objects::snapshot::is_older, trouble::Trouble};
 use futures::TryStreamExt;
 use kube::{
     Api, Client,
@@ -71,7 +75,7 @@ impl<T: for<'a> From<&'a Raw>> Objects<T> {
     /// Follows the objects for ever.
     pub(super) async fn follow(self, kind: &'static str, client: Client, changed: Arc<Notify>) {
         let api: Api<Raw> = Api::all_with(client, &resource(kind));
-        let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(500);
+        let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
         let mut events = pin!(watcher(api, config).default_backoff());
         let mut listed = ByName::new();
         let mut trouble = Trouble::default();
@@ -105,9 +109,8 @@ impl<T: for<'a> From<&'a Raw>> Objects<T> {
 
 /// Takes in an object, unless a newer one is known.
 fn put<T: for<'a> From<&'a Raw>>(known: &mut ByName<Kept<T>>, object: &Raw) {
-    let number = |version: &str| version.parse::<u64>().ok();
     let (name, object) = (name(&object.metadata), Kept::from(object));
-    if known.get(&name).is_none_or(|before| number(&before.version) <= number(&object.version)) {
+    if known.get(&name).is_none_or(|before| !is_older(&object.version, &before.version)) {
         known.insert(name, Arc::new(object));
     }
 }

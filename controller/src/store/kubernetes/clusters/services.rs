@@ -1,13 +1,17 @@
 //! Derived Services in the API server of this cluster: what it has, what it answers to our own writes, and the writes themselves.
 use super::{
-    super::{Shared, lock, watching::WATCH_SECONDS},
+    super::{
+        Shared, lock,
+        watching::{PAGE, WATCH_SECONDS},
+    },
     derived::{AGAIN, Addresses, Refusal, Refused, Settled, Write, plan},
     kept::{Kept, ServiceImport},
+    write::AT_ONCE,
 };
 use crate::{
     by_name::ByName,
     mcs::{Derived, IMPORT_MANAGED_BY, Import, MANAGER, Merged, derived_name},
-    store::objects::{REQUEST, now},
+    store::objects::{REQUEST, now, snapshot::is_older},
     trouble::Trouble,
 };
 use futures::{StreamExt, TryStreamExt, stream};
@@ -26,9 +30,6 @@ use std::{
     time::Duration,
 };
 use tokio::{sync::Notify, time::timeout};
-
-/// Writes on their way at once.
-const AT_ONCE: usize = 16;
 
 /// What is known, by `NAMESPACE/NAME` of the imported service; none: they were not listed yet.
 type Known = Arc<Mutex<Option<ByName<Derived>>>>;
@@ -103,7 +104,11 @@ impl Services {
             (write, done)
         };
         let results: Vec<_> = stream::iter(writes).map(one).buffer_unordered(AT_ONCE).collect().await;
-        results.into_iter().fold(Ok(()), |first, (write, done)| first.and(self.note(write, done)))
+        let mut first = Ok(());
+        for (write, done) in results {
+            first = first.and(self.note(write, done));
+        }
+        first
     }
 
     /// Takes in what came of a write.
@@ -222,14 +227,13 @@ fn remove(known: &mut ByName<Derived>, name: &str, service: &Derived) {
 
 /// Whether what is known is newer.
 fn is_newer(known: &ByName<Derived>, name: &str, service: &Derived) -> bool {
-    let number = |service: &Derived| service.version.parse::<u64>().ok();
-    known.get(name).is_some_and(|known| number(known) > number(service))
+    known.get(name).is_some_and(|known| is_older(&service.version, &known.version))
 }
 
 /// Follows the Services for ever.
 async fn follow(client: Client, all: Known, changed: Arc<Notify>) {
     let labels = format!("{IMPORT_MANAGED_BY}={MANAGER}");
-    let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(500).labels(&labels);
+    let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE).labels(&labels);
     let mut events = pin!(watcher(Api::<Service>::all(client), config).default_backoff());
     let mut listed = ByName::new();
     let mut trouble = Trouble::default();

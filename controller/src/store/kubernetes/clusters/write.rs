@@ -21,7 +21,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout};
 
 /// Writes on their way at once.
-const AT_ONCE: usize = 16;
+pub(super) const AT_ONCE: usize = 16;
 /// What was written to a slice comes back in a snapshot within this; until then it is not written again.
 const COMES_BACK: Duration = Duration::from_secs(2);
 

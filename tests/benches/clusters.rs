@@ -119,7 +119,8 @@ impl Bench {
         // What is pinned under the name of a namespace goes with the sandbox.
         let node = self.topology.balancers[0].namespace.name();
         let socket = socket.to_str().ok_or("a path that is no text")?;
-        let sizes = "vips=32768,slots=4194304,backends=131072";
+        // Few flows: a trace, by which the maps are read, counts them all.
+        let sizes = "vips=32768,slots=4194304,backends=131072,flows=4096";
         let names = ["--interface", "eth0", "--node-name", node, "--api-socket", socket, "--map-size", sizes];
         let agent = self.spawn("agent", &names)?;
         let vips = self.vips()?;

@@ -196,6 +196,21 @@ mod tests {
         assert_eq!(declared.statuses.load_balancers["web"].programmed_nodes, Some(3));
     }
 
+    /// With thousands of services only those are looked at that have changed.
+    #[test]
+    fn one_that_changes_does_not_bring_up_the_others() {
+        let mut declared = declared();
+        let mut memory = ClusterMemory::default();
+        for _ in 0..2 {
+            declared.statuses =
+                cluster_remembering(&Arc::new(declared.clone()), &Observed::default(), &mut memory);
+        }
+        Arc::make_mut(declared.load_balancers.get_mut("web").unwrap()).metadata.generation = Some(2);
+        let (now, observed) = (Arc::new(declared), Observed::default());
+        let draft = Draft::of_cluster(&now, &observed, memory.draft).kept(&now);
+        assert_eq!(draft.changed, Some([0].into()));
+    }
+
     /// What an agent says of its node does not come back: others write the statuses.
     #[test]
     fn a_node_goes_by_what_it_said_itself() {

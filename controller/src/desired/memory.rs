@@ -190,7 +190,7 @@ impl Memory {
         let services = self.services.as_mut()?;
         let is_all = given.assignments.released.is_empty()
             && !rests(declared, observed)
-            && Arc::ptr_eq(&self.health, &observed.health)
+            && self.health == observed.health
             && differ_in_sources_only(before, declared);
         if !is_all {
             return None;

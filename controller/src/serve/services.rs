@@ -13,6 +13,7 @@ use lb_bpf::{
 };
 use std::{
     borrow::Cow,
+    cell::OnceCell,
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
 };
@@ -56,11 +57,19 @@ pub(super) fn trace_row(view: &View, trace: Trace) -> TraceRow {
     TraceRow { trace, backend_status }
 }
 
-/// Names of nodes by their addresses; those of another cluster begin with its name.
-struct Nodes<'a>(HashMap<IpAddr, Cow<'a, str>>);
+/// Names of nodes by their addresses; those of another cluster begin with its name. Made when the first one is asked for: with
+/// endpoints of other clusters there are many.
+struct Nodes<'a> {
+    view: &'a View,
+    names: OnceCell<HashMap<IpAddr, Cow<'a, str>>>,
+}
 
 impl<'a> Nodes<'a> {
     fn new(view: &'a View) -> Self {
+        Nodes { view, names: OnceCell::new() }
+    }
+
+    fn names(view: &'a View) -> HashMap<IpAddr, Cow<'a, str>> {
         let nodes = view.declared.nodes.iter();
         let own = nodes.flat_map(|(name, node)| internal_ips(node).map(move |ip| (ip, Cow::from(name))));
         let imports =
@@ -73,12 +82,13 @@ impl<'a> Nodes<'a> {
             })
         });
         // Of two with one address ours counts.
-        Nodes(others.chain(own).collect())
+        others.chain(own).collect()
     }
 
     /// The node that a backend is, which delivers to its pods.
     fn of(&self, service: &Service, endpoint: Endpoint) -> Option<&str> {
-        service.mode.is_tunnel().then(|| self.0.get(&endpoint.address).map(|name| &**name)).flatten()
+        let names = service.mode.is_tunnel().then(|| self.names.get_or_init(|| Nodes::names(self.view)))?;
+        names.get(&endpoint.address).map(|name| &**name)
     }
 }
 

@@ -446,7 +446,9 @@ pub struct Marker {
     pub ifindex: u32,
     /// How many VLAN tags are in the frame. More than that the packet only has if the driver took one off before XDP saw it,
     /// which is void now.
-    pub tags: u32,
+    pub tags: u16,
+    /// The frame's source address. It is another one if the packet has been sent, and somebody has routed it back to here.
+    pub source: [u16; 3],
 }
 
 impl Marker {
@@ -661,7 +663,7 @@ const _: () = {
     assert!(size_of::<Config>() == 24);
     assert!(size_of::<Counter>() == 32);
     // What metadata may be (Linux, xdp_metalen_invalid()): whole words, 32 bytes at most.
-    assert!(size_of::<Marker>() == 16);
+    assert!(size_of::<Marker>() == 20);
 };
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! (neither GRO nor a program there), a bridge, a driver without `ndo_xdp_xmit`. XDP notes in front of the packet where it
 //! is to leave and passes it up; at the ingress of TC the first program reads that, and sends it on as the stack does.
 use crate::{
+    context::{Context, Skb},
     datapath::count,
     global,
     maps::{mark, ports, verdict_counters},
@@ -50,7 +51,7 @@ fn mark_for(ctx: &XdpContext, ifindex: u32) -> Option<()> {
     let datapath = *mark.get(0)?;
     // SAFETY: the kernel gives the bounds, and only this program sees the packet.
     let packet = unsafe { Packet::new(ctx.data(), ctx.data_end(), ctx.data_end() - ctx.data()) };
-    let tags = tags_of(&packet);
+    let (tags, source) = (tags_of(&packet), source_of(&packet)?);
     // SAFETY: the context is the kernel's. All pointers into the packet end here.
     if unsafe { bpf_xdp_adjust_meta(ctx.ctx, -(size_of::<Marker>() as i32)) } != 0 {
         return None;
@@ -60,13 +61,13 @@ fn mark_for(ctx: &XdpContext, ifindex: u32) -> Option<()> {
         return None;
     }
     // SAFETY: the bounds were checked.
-    unsafe { *(begin as *mut Marker) = Marker { datapath, ifindex, tags } };
+    unsafe { *(begin as *mut Marker) = Marker { datapath, ifindex, tags, source } };
     Some(())
 }
 
 /// How many VLAN tags are in front of what the datapath sends: two at most.
 #[inline(always)]
-fn tags_of(packet: &Packet) -> u32 {
+fn tags_of(packet: &Packet) -> u16 {
     let is_tag = |offset| match packet.at::<u32>(offset) {
         // SAFETY: `at` has checked the bounds.
         Some(word) => vlan::is_tag(unsafe { *word }),
@@ -75,10 +76,18 @@ fn tags_of(packet: &Packet) -> u32 {
     if !is_tag(ETH - 2) {
         return 0;
     }
-    1 + is_tag(ETH + 2) as u32
+    1 + is_tag(ETH + 2) as u16
 }
 
-/// Sends on a packet that has a marker of this datapath; gives what the program returns. All others pay one compare.
+/// The source address of a frame.
+#[inline(always)]
+fn source_of(packet: &Packet) -> Option<[u16; 3]> {
+    // SAFETY: `at` has checked the bounds.
+    packet.at(6).map(|source| unsafe { *source })
+}
+
+/// Sends on a packet that has a marker of this datapath, unless that has been done, and somebody has routed the packet back to
+/// here; gives what the program returns. All others pay one compare.
 #[inline(always)]
 pub fn take(skb: *mut __sk_buff) -> i32 {
     // SAFETY: the kernel's context.
@@ -92,8 +101,11 @@ pub fn take(skb: *mut __sk_buff) -> i32 {
         Some(datapath) if *datapath == marker.datapath => {}
         _ => return TC_ACT_UNSPEC,
     }
+    if source_of(&Skb::<false>(skb).packet()) != Some(marker.source) {
+        return TC_ACT_UNSPEC;
+    }
     // SAFETY: the kernel's context.
-    if unsafe { (*skb).vlan_present } != 0 && global::fairlead_has_old_tag(skb, marker.tags) != 0 {
+    if unsafe { (*skb).vlan_present } != 0 && global::fairlead_has_old_tag(skb, marker.tags as u32) != 0 {
         // SAFETY: likewise. All pointers into the packet end here.
         if unsafe { bpf_skb_vlan_pop(skb) } != 0 {
             return TC_ACT_SHOT as i32;
@@ -107,5 +119,5 @@ pub fn take(skb: *mut __sk_buff) -> i32 {
 /// kernel has put the first of those in it beside it, if there was none.)
 #[inline(always)]
 pub fn has_old_tag(packet: &Packet, tags: u32) -> bool {
-    1 + tags_of(packet) > tags
+    1 + tags_of(packet) as u32 > tags
 }

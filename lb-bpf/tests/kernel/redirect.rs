@@ -35,19 +35,22 @@ const BULK: usize = 8 << 20;
 /// NAT to the backend, over TCP and UDP, in both families.
 fn desired() -> Desired {
     let services = VIPS.into_iter().zip(BACKENDS).flat_map(|(vip, backend)| {
-        [(Protocol::Tcp, STREAM), (Protocol::Udp, DATAGRAMS)].map(|(protocol, port)| {
-            let target = Target { weight: 1, up: true, here: false };
-            let service = Service {
-                frontends: [Frontend { address: ip(vip), protocol, port, scope: Scope::All }].into(),
-                mode: Mode::Nat,
-                backends: [(Endpoint { address: ip(backend), port }, target)].into(),
-                drain_seconds: 300,
-                rules: Rules::default(),
-            };
-            (ServiceKey(format!("{vip} {port}").into()), Arc::new(service))
-        })
+        [(Protocol::Tcp, STREAM), (Protocol::Udp, DATAGRAMS)]
+            .map(|(protocol, port)| nat(vip, protocol, port, backend))
     });
     Desired { services: services.collect(), ..Desired::default() }
+}
+
+fn nat(vip: &str, protocol: Protocol, port: u16, backend: &str) -> (ServiceKey, Arc<Service>) {
+    let target = Target { weight: 1, up: true, here: false };
+    let service = Service {
+        frontends: [Frontend { address: ip(vip), protocol, port, scope: Scope::All }].into(),
+        mode: Mode::Nat,
+        backends: [(Endpoint { address: ip(backend), port }, target)].into(),
+        drain_seconds: 300,
+        rules: Rules::default(),
+    };
+    (ServiceKey(format!("{vip} {port}").into()), Arc::new(service))
 }
 
 /// A backend behind `be0` that sends everything back, and a client (the peer) that knows the way to the VIPs.
@@ -209,6 +212,64 @@ fn containers_as_they_come_are_backends_and_clients() {
 
         datapath.detach().await.unwrap();
         assert!(!network.pin_dir.exists(), "nothing is left");
+    });
+}
+
+/// Who reads what passes an interface, as `tcpdump` does, shares the packets with the stack, and takes nothing from it.
+#[test]
+fn nothing_is_lost_where_somebody_looks_on() {
+    network::test(async |network| {
+        let _backend = backend(network);
+        let options = Options { interfaces: vec!["lb0".into(), "be0".into()], ..options(network) };
+        let mut datapath = Datapath::open(options).await.unwrap();
+        install_resolved(&mut datapath, &desired()).await;
+        settle(&mut datapath, &[]).await;
+        let sockets = ["lb0", "be0"].map(|interface| packet_socket(interface).unwrap());
+        ask_all(network);
+        for socket in &sockets {
+            receive(socket).expect("a packet was seen");
+        }
+        assert_eq!([redirected("be0"), redirected("lb0")], [(0, 0); 2], "all by TC");
+        datapath.detach().await.unwrap();
+    });
+}
+
+/// A backend behind a container that has two legs here: it routes what it is sent back to here, where the packet, which still
+/// has its marker, is the stack's.
+#[test]
+fn what_is_routed_back_is_not_sent_again() {
+    const BEYOND: &str = "10.9.9.9";
+    network::test(async |network| {
+        let container = Namespace::new();
+        container.plug(("be0", &["10.1.0.1/24"]), ("eth0", &["10.1.0.2/24"]));
+        container.plug(("be1", &["10.2.0.1/24"]), ("eth1", &["10.2.0.2/24"]));
+        container.run("sysctl", &["-qw", "net.ipv4.ip_forward=1", "net.ipv4.conf.all.rp_filter=0"]);
+        container.run("ip", &["route", "add", BEYOND, "via", "10.2.0.1"]);
+        run("ip", &["route", "add", BEYOND, "via", "10.1.0.2"]);
+        // What comes back from there is for this host.
+        run("ip", &["rule", "add", "iif", "be1", "lookup", "100"]);
+        run("ip", &["route", "add", "local", BEYOND, "dev", "lo", "table", "100"]);
+        let settings = ["all.rp_filter=0", "be1.rp_filter=0", "be1.accept_local=1"];
+        settings
+            .iter()
+            .for_each(|setting| drop(run("sysctl", &["-qw", &format!("net.ipv4.conf.{setting}")])));
+        let server = UdpSocket::bind(("0.0.0.0", DATAGRAMS)).unwrap();
+        server.set_read_timeout(Some(DEADLINE)).unwrap();
+
+        let interfaces = ["lb0", "be0", "be1"].map(String::from).into();
+        let mut datapath = Datapath::open(Options { interfaces, ..options(network) }).await.unwrap();
+        let services = [nat(VIPS[0], Protocol::Udp, DATAGRAMS, BEYOND)].into_iter().collect();
+        install_resolved(&mut datapath, &Desired { services, ..Desired::default() }).await;
+        network.in_peer("ip", &["route", "add", VIPS[0], "via", "10.0.0.1"]);
+        network.inside_peer(|| {
+            let client = UdpSocket::bind("0.0.0.0:0").unwrap();
+            client.send_to(b"there and back", (VIPS[0], DATAGRAMS)).unwrap();
+        });
+        let mut packet = [0; 64];
+        let (length, _) = server.recv_from(&mut packet).expect("the packet ends its way here");
+        assert_eq!(&packet[..length], b"there and back");
+        assert_eq!(not_handed_over(&datapath), 0);
+        datapath.detach().await.unwrap();
     });
 }
 

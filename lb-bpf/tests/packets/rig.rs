@@ -87,14 +87,17 @@ pub(crate) type Counted = (Vec<(Verdict, Counter)>, Vec<(u32, Counter)>);
 /// What was passed up as `bytes`, if that begins with a marker.
 fn handed_over(bytes: &[u8]) -> Option<Result> {
     let (marker, frame) = bytes.split_at_checked(size_of::<Marker>())?;
-    let words: Vec<u32> = marker.chunks(4).map(|word| u32::from_ne_bytes(word.try_into().unwrap())).collect();
-    let [first, second, ifindex, tags] = words.try_into().ok()?;
+    let (words, rest) = marker.split_at(12);
+    let words: Vec<u32> = words.chunks(4).map(|word| u32::from_ne_bytes(word.try_into().unwrap())).collect();
+    let [first, second, ifindex] = words.try_into().ok()?;
     if [first, second] != DATAPATH {
         return None;
     }
+    assert_eq!(rest[2..], frame[6..12], "the source address");
+    let tags = u16::from_ne_bytes([rest[0], rest[1]]);
     let in_frame =
         frame[12..].chunks(4).take_while(|tag| matches!(tag[..2], [0x81, 0] | [0x88, 0xa8])).count();
-    assert_eq!(tags as usize, in_frame, "VLAN tags in {frame:x?}");
+    assert_eq!(usize::from(tags), in_frame, "VLAN tags in {frame:x?}");
     Some(Result { action: HANDED_OVER + ifindex, bytes: frame.to_vec() })
 }
 

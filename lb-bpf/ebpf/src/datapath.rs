@@ -49,13 +49,10 @@ impl Outcome {
 /// Handles one packet; gives what the program returns.
 #[inline(always)]
 pub fn run<C: Context>(ctx: &C) -> i32 {
-    let Some(config) = maps::config.get(0) else {
-        return ctx.action(Verdict::NotOurs, 0, 0);
-    };
     let bytes = ctx.packet().len() as u64;
     let mut own = Tags::NONE;
     let mut outcome = match ctx.strip(&mut own) {
-        true => handle(ctx, config, &own, bytes),
+        true => handle(ctx, &own, bytes),
         false => Outcome::verdict(Verdict::NotOurs),
     };
     if outcome.is_local {
@@ -76,15 +73,17 @@ pub fn run<C: Context>(ctx: &C) -> i32 {
     if !verdict.is_to_backend() && !matches!(verdict, Verdict::NotOurs) {
         count(verdict_counters.get_ptr_mut(verdict as u32), bytes, false);
     }
-    ctx.action(verdict, ifindex, config.flags)
+    // Once more: to keep it all the way would take room on the stack, of which there is none to spare.
+    let flags = maps::config.get(0).map_or(0, |config| config.flags);
+    ctx.action(verdict, ifindex, flags)
 }
 
 #[inline(always)]
-fn handle<C: Context>(ctx: &C, config: &Config, tags: &Tags, bytes: u64) -> Outcome {
+fn handle<C: Context>(ctx: &C, tags: &Tags, bytes: u64) -> Outcome {
     let packet = ctx.packet();
     match ether_type(&packet) {
-        V4::ETHER_TYPE => balance::<C, V4>(ctx, &packet, config, tags, bytes),
-        V6::ETHER_TYPE => balance::<C, V6>(ctx, &packet, config, tags, bytes),
+        V4::ETHER_TYPE => balance::<C, V4>(ctx, &packet, tags, bytes),
+        V6::ETHER_TYPE => balance::<C, V6>(ctx, &packet, tags, bytes),
         _ => Outcome::verdict(Verdict::NotOurs),
     }
 }
@@ -101,14 +100,11 @@ struct Way<'a, C> {
 }
 
 #[inline(always)]
-fn balance<C: Context, F: Family>(
-    ctx: &C,
-    packet: &Packet,
-    config: &Config,
-    tags: &Tags,
-    bytes: u64,
-) -> Outcome {
+fn balance<C: Context, F: Family>(ctx: &C, packet: &Packet, tags: &Tags, bytes: u64) -> Outcome {
     let Some(mut network) = F::network(packet, ETH) else {
+        return Outcome::verdict(Verdict::NotOurs);
+    };
+    let Some(config) = maps::config.get(0) else {
         return Outcome::verdict(Verdict::NotOurs);
     };
     if F::is_extension(network.proto) {

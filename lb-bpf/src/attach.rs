@@ -4,8 +4,9 @@
 //! | pin | what it is |
 //! |---|---|
 //! | `link-IF` | link of the XDP program |
+//! | `tc-over-IF` | link of the TC program that sends on what XDP cannot send itself |
 //! | `tc-in-IF`, `tc-out-IF` | link (tcx, since Linux 6.6) of a TC program |
-//! | `clsact-in-IF`, `clsact-out-IF` | a TC program that is attached without a link, before Linux 6.6 |
+//! | `clsact-over-IF`, `clsact-in-IF`, `clsact-out-IF` | a TC program that is attached without a link, before Linux 6.6 |
 use crate::{
     bpffs::{PinDir, Pins},
     error::{DatapathError, error_chain, os_error, permitted},
@@ -44,21 +45,32 @@ pub(crate) struct Attachment {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Hook {
     Xdp,
+    /// What comes in, behind XDP.
+    Handover,
+    /// What comes in, in place of XDP.
     Ingress,
     Egress,
 }
 
 /// TC filters are asked in this order; ours is the first.
 const PRIORITY: u16 = 1;
-const HANDLE: TcHandle = TcHandle::new(0, 1);
 
 impl Hook {
-    const ALL: [Hook; 3] = [Hook::Xdp, Hook::Ingress, Hook::Egress];
+    const ALL: [Hook; 4] = [Hook::Xdp, Hook::Handover, Hook::Ingress, Hook::Egress];
+
+    /// Number of a filter among those of its priority and direction.
+    const fn handle(self) -> TcHandle {
+        match self {
+            Hook::Handover => TcHandle::new(0, 2),
+            Hook::Xdp | Hook::Ingress | Hook::Egress => TcHandle::new(0, 1),
+        }
+    }
 
     /// The pin of a link is this and the interface's name.
     const fn link(self) -> &'static str {
         match self {
             Hook::Xdp => "link-",
+            Hook::Handover => "tc-over-",
             Hook::Ingress => "tc-in-",
             Hook::Egress => "tc-out-",
         }
@@ -68,6 +80,7 @@ impl Hook {
     const fn record(self) -> Option<&'static str> {
         match self {
             Hook::Xdp => None,
+            Hook::Handover => Some("clsact-over-"),
             Hook::Ingress => Some("clsact-in-"),
             Hook::Egress => Some("clsact-out-"),
         }
@@ -76,6 +89,7 @@ impl Hook {
     const fn program(self) -> &'static str {
         match self {
             Hook::Xdp => program::DATAPATH,
+            Hook::Handover => program::HANDOVER,
             Hook::Ingress => program::TC_INGRESS,
             Hook::Egress => program::TC_EGRESS,
         }
@@ -83,7 +97,7 @@ impl Hook {
 
     const fn direction(self) -> TcAttachType {
         match self {
-            Hook::Xdp | Hook::Ingress => TcAttachType::Ingress,
+            Hook::Xdp | Hook::Handover | Hook::Ingress => TcAttachType::Ingress,
             Hook::Egress => TcAttachType::Egress,
         }
     }
@@ -103,8 +117,9 @@ impl Programs {
         let mut programs = Programs { object, attached: BTreeMap::new() };
         let failed = |error| permitted(error, DatapathError::Program);
         programs.xdp()?.load().map_err(failed)?;
-        programs.tc(Hook::Ingress)?.load().map_err(failed)?;
-        programs.tc(Hook::Egress)?.load().map_err(failed)?;
+        for hook in [Hook::Handover, Hook::Ingress, Hook::Egress] {
+            programs.tc(hook)?.load().map_err(failed)?;
+        }
         Ok(programs)
     }
 
@@ -145,7 +160,7 @@ impl Programs {
         let gone: Vec<String> = followed.filter(is_gone).cloned().collect();
         for interface in &gone {
             self.attached.remove(interface);
-            detach_ingress(pins, interface)?;
+            detach_from(pins, Hook::Ingress, interface)?;
         }
         let is_new = |name: &str, old: u32| nix::net::if_::if_nametoindex(name).is_ok_and(|new| new != old);
         let new = |(name, old): (&String, &Attachment)| {
@@ -186,6 +201,8 @@ impl Programs {
             .map_err(|_| DatapathError::NoInterface(interface.to_owned()))?;
         let mut is_tc = !is_balanced;
         if is_balanced {
+            // First, for from then on XDP leaves packets to it.
+            self.attach_to(pins, Hook::Handover, interface, index)?;
             match self.attach_to(pins, Hook::Xdp, interface, index) {
                 Err(DatapathError::Attach { reason, .. }) => {
                     tracing::warn!(interface, reason, "no XDP at all, falling back to TC");
@@ -199,8 +216,9 @@ impl Programs {
         }
         if is_tc {
             self.attach_to(pins, Hook::Ingress, interface, index)?;
+            detach_from(pins, Hook::Handover, interface)?;
         } else {
-            detach_ingress(pins, interface)?;
+            detach_from(pins, Hook::Ingress, interface)?;
         }
         self.attached.insert(interface.to_owned(), Attachment { index, is_balanced, is_tc });
         Ok(())
@@ -227,7 +245,7 @@ impl Programs {
                         let link = XdpLink::try_from(link).map_err(no_link)?;
                         self.xdp()?.attach_to_link(link).map(drop)
                     }
-                    Hook::Ingress | Hook::Egress => {
+                    Hook::Handover | Hook::Ingress | Hook::Egress => {
                         let link = SchedClassifierLink::try_from(link).map_err(no_link)?;
                         self.tc(hook)?.attach_to_link(link).map(drop)
                     }
@@ -240,7 +258,7 @@ impl Programs {
         }
         let link = match hook {
             Hook::Xdp => Some(self.attach_xdp(interface)?),
-            Hook::Ingress | Hook::Egress => self.attach_tc(pins, hook, interface)?,
+            Hook::Handover | Hook::Ingress | Hook::Egress => self.attach_tc(pins, hook, interface)?,
         };
         if let Some(link) = link {
             link.pin(&path)
@@ -298,14 +316,14 @@ impl Programs {
         let pin = format!("{}{interface}", hook.record().unwrap_or_default());
         let path = pins.pin(&pin);
         let program = self.tc(hook)?;
-        let link = path
-            .exists()
-            .then(|| SchedClassifierLink::attached(interface, hook.direction(), PRIORITY, HANDLE, None));
+        let link = path.exists().then(|| {
+            SchedClassifierLink::attached(interface, hook.direction(), PRIORITY, hook.handle(), None)
+        });
         let id = match link.and_then(Result::ok).map(|link| program.attach_to_link(link)) {
             Some(Ok(id)) => id,
             // There is none, or it went with its interface.
             Some(Err(_)) | None => {
-                let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
+                let options = NlOptions { priority: PRIORITY, handle: hook.handle(), classid: None };
                 let options = TcAttachOptions::Netlink(options);
                 program.attach_with_options(interface, hook.direction(), options).map_err(failed)?
             }
@@ -357,9 +375,9 @@ pub(crate) fn detach_all(pins: &Pins) -> Result<(), DatapathError> {
     Ok(())
 }
 
-/// Detaches from what comes in through an interface, if that is attached to TC.
-fn detach_ingress(pins: &Pins, interface: &str) -> Result<(), DatapathError> {
-    let mut prefixes = [Hook::Ingress.link()].into_iter().chain(Hook::Ingress.record());
+/// Detaches from a hook of an interface, if it is attached there.
+fn detach_from(pins: &Pins, hook: Hook, interface: &str) -> Result<(), DatapathError> {
+    let mut prefixes = [hook.link()].into_iter().chain(hook.record());
     prefixes.try_for_each(|prefix| detach(pins, &format!("{prefix}{interface}")))
 }
 

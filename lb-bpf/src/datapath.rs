@@ -8,6 +8,8 @@ use crate::{
     loopback,
     maps::{Maps, Op, Sizes, dump, kernel::KernelMaps},
     next_hop::Resolver,
+    port_watch::PortWatch,
+    ports,
     service::{Desired, ServiceKey},
     state::{
         Now, State,
@@ -50,6 +52,7 @@ pub struct Options {
 pub struct Datapath {
     loaded: Loaded,
     resolver: Resolver,
+    ports: PortWatch,
     wanted: Interfaces,
     interfaces: Vec<InterfaceStatus>,
     /// Nothing when an operation failed: what the maps hold has to be read again.
@@ -74,6 +77,14 @@ impl Datapath {
         let wanted = Interfaces { balanced: options.interfaces, tc: options.tc_interfaces };
         let resolver =
             Resolver::open(wanted.clone(), options.tunnel_sources).map_err(DatapathError::Socket)?;
+        let mut watch = PortWatch::open().await?;
+        // What XDP goes by has to be there before it is attached.
+        if let Some(wanted) = watch.look(resolver.handle(), &wanted.balanced).await? {
+            for op in ports::plan(loaded.maps.config()?, &loaded.maps.ports()?, &wanted) {
+                loaded.maps.apply(&op)?;
+            }
+            watch.keep(wanted);
+        }
         let mut interfaces = Vec::new();
         if !loaded.is_behind() {
             loaded.attach(&wanted)?;
@@ -89,6 +100,7 @@ impl Datapath {
         Ok(Datapath {
             loaded,
             resolver,
+            ports: watch,
             wanted,
             interfaces,
             state: Some(state),
@@ -114,6 +126,7 @@ impl Datapath {
             // What was given back just then is free now, but a packet may be reading it still.
             tokio::time::sleep(Duration::from_millis(GRACE).saturating_sub(failed_at.elapsed())).await;
         }
+        self.settle_ports().await?;
         // Not while another version forwards still.
         if !self.loaded.is_behind() && self.loaded.attach_again(&self.wanted)? {
             self.interfaces = modes(&self.resolver, &self.loaded, &self.interfaces).await?;
@@ -167,7 +180,10 @@ impl Datapath {
     /// Returns when a route, neighbour or link that matters has changed: time to call [`Datapath::install`]
     /// again. May be cancelled and called again.
     pub async fn changed(&mut self) {
-        self.resolver.changed().await;
+        tokio::select! {
+            () = self.resolver.changed() => {}
+            () = self.ports.changed() => {}
+        }
     }
 
     /// Ages flows, ends learning windows and drains, gives back what is no longer used. To be called every few
@@ -257,6 +273,18 @@ impl Datapath {
                 None => installed.services.remove(&key),
             };
         }
+    }
+
+    /// Tells XDP through which interfaces it may send itself, if that has changed.
+    async fn settle_ports(&mut self) -> Result<(), DatapathError> {
+        let looked = self.ports.look(self.resolver.handle(), &self.wanted.balanced).await?;
+        let Some(wanted) = looked else { return Ok(()) };
+        let mut state = self.take_state()?;
+        let ops = state.plan_ports(&self.loaded.maps.ports()?, &wanted);
+        self.apply(&ops)?;
+        self.keep_state(state);
+        self.ports.keep(wanted);
+        Ok(())
     }
 
     fn apply(&mut self, ops: &[Op]) -> Result<(), DatapathError> {

@@ -23,9 +23,14 @@ pub mod maps;
 #[cfg(feature = "loader")]
 mod migrate;
 #[cfg(feature = "loader")]
+mod netdev;
+#[cfg(feature = "loader")]
 mod next_hop;
 #[cfg(feature = "loader")]
 mod object;
+#[cfg(feature = "loader")]
+mod port_watch;
+pub mod ports;
 pub mod service;
 pub mod state;
 pub mod status;

@@ -11,7 +11,7 @@ use crate::{
         kernel::{KernelMaps, Name, make_names},
         vip_index,
     },
-    migrate,
+    migrate, ports,
 };
 use aya::{
     EbpfLoader,
@@ -47,8 +47,10 @@ struct Shape {
 /// Flags of maps (linux/bpf.h).
 const NO_PREALLOC: u32 = 1;
 const MMAPABLE: u32 = 1 << 10;
+/// The kernel sets it itself for maps of devices.
+const RDONLY_PROG: u32 = 1 << 7;
 
-const SHAPES: [Shape; 18] = [
+const SHAPES: [Shape; 20] = [
     array::<Frontend>(map::VIPS, MMAPABLE, |sizes| sizes.vips),
     array::<VipWord>(map::VIP_INDEX, MMAPABLE, |sizes| vip_index::words(sizes.vips)),
     array::<Slot>(map::SLOTS, MMAPABLE, |sizes| sizes.slots),
@@ -74,6 +76,12 @@ const SHAPES: [Shape; 18] = [
         is_fleeting: true,
         ..hash::<FragmentKey, FragmentEntry>(map::FRAGMENTS, 0, |_| FRAGMENTS)
     },
+    Shape {
+        kind: MapType::DevMapHash,
+        is_fleeting: true,
+        ..hash::<u32, [u32; 2]>(map::PORTS, RDONLY_PROG, |_| ports::ROOM)
+    },
+    array::<[u32; 2]>(map::MARK, 0, |_| 1),
     Shape {
         name: map::EVENTS,
         kind: MapType::RingBuf,
@@ -242,11 +250,11 @@ fn adopt(pins: &Pins, mut sizes: Sizes) -> Result<Sizes, DatapathError> {
     Ok(sizes)
 }
 
-/// Forgets the maps that a process has made which did not come to an end with it; but where it is attached already, and
-/// the ways back that packets have found there meanwhile, stay.
+/// Forgets the maps that a process has made which did not come to an end with it; but where it is attached already, how
+/// its programs know each other's marks, and the ways back that packets have found there meanwhile, stay.
 fn begin_again(pins: &PinDir) -> Result<(), DatapathError> {
     for name in pins.own().names()? {
-        let is_kept = name == map::REVERSE && known(pins).is_some();
+        let is_kept = name == map::MARK || name == map::REVERSE && known(pins).is_some();
         if !is_kept && !attach::is_attachment(&name) {
             pins.own().unpin(&name)?;
         }

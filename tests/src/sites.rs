@@ -184,7 +184,6 @@ impl Site {
         let hosts = [attach(front, "lb1", 2)?, attach(front, "lb2", 3)?];
         let cluster = attach(front, "plane", 9)?;
         for host in &hosts {
-            topology::take_xdp_frames(sandbox, &router, &host.name)?;
             host.namespace.sysctl(&[("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")])?;
         }
         let neighbors = hosts.each_ref().map(|host| (host.ipv4.into(), asn_of_nodes(site)));
@@ -221,8 +220,6 @@ impl Site {
             {
                 let name = format!("{name}-pod{}{number}", node + 1);
                 let host = plug(sandbox, &instance.host.namespace, &name, after(first, 10 + number))?;
-                // A veth takes frames that XDP redirects to it, as NAT does, only if it polls.
-                host.namespace.ethtool("eth0", &[("gro", true)])?;
                 let server = Some(instance::serve(sandbox, &host, fairlead())?);
                 pods.push(Pod { host, at: (site, node), server });
             }

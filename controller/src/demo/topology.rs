@@ -205,8 +205,8 @@ pub fn router(sandbox: &Sandbox, name: &str) -> Result<Namespace, DemoError> {
     Ok(router)
 }
 
-/// Lets a port of the router take what a load balancer behind it sends by XDP_TX: a veth wakes its peer up for such frames only
-/// when that has a program, too.
+/// Lets a port of the router take what a load balancer behind it sends by XDP_TX, as network cards do: a veth does only when
+/// its peer has a program, too, or GRO. Without this the frames go through TC, which is slower.
 pub fn take_xdp_frames(sandbox: &Sandbox, router: &Namespace, port: &str) -> Result<(), DemoError> {
     let object = sandbox.dir().join(format!("{}.bpf.o", router.name()));
     fs::write(&object, lb_bpf::OBJECT).map_err(|e| DemoError::io("writing", &object, e))?;

@@ -429,11 +429,39 @@ impl Config {
     pub const EVENTS: u32 = 1 << 2;
     /// Bit of `flags`: `reverse` is being filled from `reverse_before`, so what it does not have may be there.
     pub const TAKING_OVER: u32 = 1 << 3;
+    /// Bit of `flags`: an interface with an XDP program may not take what XDP sends back through it (a veth whose peer does not
+    /// poll), so each is looked for in `ports` first.
+    pub const WARY: u32 = 1 << 4;
+}
+
+/// What XDP leaves in front of a packet (its metadata, where nothing from outside can write) that is ready to be sent, but
+/// to an interface that takes no redirected frames: TC sends it on.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Marker {
+    /// Whose it is: the value of `mark`. A packet that goes on to another network namespace keeps its metadata, and there may
+    /// be another datapath there.
+    pub datapath: [u32; 2],
+    /// Index of the interface where the packet is to leave.
+    pub ifindex: u32,
+    /// How many VLAN tags are in the frame. More than that the packet only has if the driver took one off before XDP saw it,
+    /// which is void now.
+    pub tags: u16,
+    /// The frame's source address. It is another one if the packet has been sent, and somebody has routed it back to here.
+    pub source: [u16; 3],
+}
+
+impl Marker {
+    /// The value of `mark` (array of one), whose id the kernel gives to no other map while it is there.
+    pub const fn datapath(id: u32) -> [u32; 2] {
+        [u32::from_be_bytes(*b"flhd"), id]
+    }
 }
 
 /// Value of `backend_counters` (per-CPU array, same index as `backends`: the packets sent to the backend) and of
 /// `verdict_counters` (per-CPU array, index is the [`crate::Verdict`]). A packet is counted once: those sent to a
-/// backend (`Encapsulated`, `Translated`) only there, those that are not ours nowhere, all others by verdict.
+/// backend (`Encapsulated`, `Translated`) only there, those that are not ours nowhere, all others by verdict;
+/// [`crate::Verdict::NotHandedOver`] comes on top.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Counter {
@@ -634,6 +662,8 @@ const _: () = {
     assert!(size_of::<DecapKey>() == 32);
     assert!(size_of::<Config>() == 24);
     assert!(size_of::<Counter>() == 32);
+    // What metadata may be (Linux, xdp_metalen_invalid()): whole words, 32 bytes at most.
+    assert!(size_of::<Marker>() == 20);
 };
 
 #[cfg(test)]

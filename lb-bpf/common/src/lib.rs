@@ -22,7 +22,7 @@ pub use addr::Addr;
 pub use checksum::{fold, outer_header_sum, protocol_sum};
 pub use entry::{
     Backend, Config, Counter, DecapKey, DropKey, Event, Filter, FlowEntry, FlowKey, FragmentEntry,
-    FragmentKey, Frontend, Limit, Mode, RangeKey, ReverseEntry, Slot, Tags, Vip, VipKey, VipWord,
+    FragmentKey, Frontend, Limit, Marker, Mode, RangeKey, ReverseEntry, Slot, Tags, Vip, VipKey, VipWord,
 };
 pub use filter::Facts;
 pub use hash::{flow_hash, flow_tag, slot_hash, slot_of, vip_hash};
@@ -76,6 +76,10 @@ pub mod map {
     pub const EVENTS: &str = "events";
     /// Per-CPU array, one entry per [`crate::Limit`]: `u64`.
     pub const ICMP_LIMITS: &str = "icmp_limits";
+    /// Devmap hash: the index of an interface to that interface, if its driver takes frames that XDP redirects.
+    pub const PORTS: &str = "ports";
+    /// Array of one: [`crate::Marker::datapath()`].
+    pub const MARK: &str = "mark";
 }
 
 /// Names of the programs in the object.
@@ -86,7 +90,9 @@ pub mod program {
     pub const TC_INGRESS: &str = "fairlead_tc_in";
     /// The datapath (TC), for packets of this host that go out.
     pub const TC_EGRESS: &str = "fairlead_tc_out";
-    /// Passes every packet (XDP): for the peer of a veth that receives redirected frames.
+    /// Sends on (TC) what the datapath in XDP has made ready for an interface that takes no redirected frames.
+    pub const HANDOVER: &str = "fairlead_handover";
+    /// Passes every packet (XDP). A veth takes redirected frames if its peer has an XDP program, such as this.
     pub const PASS: &str = "fairlead_pass";
 }
 

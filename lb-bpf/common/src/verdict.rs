@@ -99,6 +99,9 @@ verdicts! {
     TtlAnswered = 24, "ttl_answered", Transmit;
     /// A reply to this host itself, translated back; it goes up the stack.
     ReturnedHere = 25, "returned_here", Pass;
+    /// No verdict of its own, but counted beside one that sends: the packet had to be handed over to TC, which the driver where
+    /// it came in has no room to say. It was redirected all the same, and may be lost.
+    NotHandedOver = 26, "not_handed_over", Transmit;
 }
 
 impl Verdict {

@@ -8,7 +8,7 @@ use crate::{
     family::{Family, V4, V6},
     filter,
     flow::{self, Chosen},
-    icmp, local, nat,
+    handover, icmp, local, nat,
     packet::ether_type,
     parse::Transport,
     quic,
@@ -291,4 +291,25 @@ pub extern "C" fn fairlead_too_big(ctx: *mut xdp_md, mtu: u32) -> u32 {
 #[inline(never)]
 pub extern "C" fn fairlead_time_exceeded(ctx: *mut xdp_md) -> u32 {
     by_family!(ctx, icmp::time_exceeded::<V4>, icmp::time_exceeded::<V6>)
+}
+
+/// Has a frame sent out through an interface that does not take it; gives what the program returns. See [`handover::send`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fairlead_hand_over(ctx: *mut xdp_md, ifindex: u32) -> u32 {
+    handover::send(&XdpContext::new(ctx), ifindex)
+}
+
+/// Sends a frame back where it came from, if that interface takes it, else has that done. See [`handover::send_back`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fairlead_send_back(ctx: *mut xdp_md, ifindex: u32) -> u32 {
+    handover::send_back(&XdpContext::new(ctx), ifindex)
+}
+
+/// Whether the VLAN tag beside a packet is void. See [`handover::has_old_tag`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fairlead_has_old_tag(skb: *mut __sk_buff, tags: u32) -> u32 {
+    handover::has_old_tag(&Skb::<false>(skb).packet(), tags) as u32
 }

@@ -8,7 +8,7 @@ use crate::{
 };
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
+    btf_maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
     macros::btf_map,
 };
 use lb_bpf_common::{
@@ -88,6 +88,14 @@ pub static fragments: LruHashMap<FragmentKey, FragmentEntry, 8192> = LruHashMap:
 /// buffer that has one.
 #[btf_map]
 pub static events: RingBuf<(), 262144> = RingBuf::new();
+
+/// The interfaces that take frames which XDP redirects, each by its index.
+#[btf_map]
+pub static ports: DevMapHash<4096> = DevMapHash::new();
+
+/// Whose markers are of this datapath: see [`lb_bpf_common::Marker`].
+#[btf_map]
+pub static mark: Array<[u32; 2], 1> = Array::new();
 
 /// What holds for all services.
 #[btf_map]

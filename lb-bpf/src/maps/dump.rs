@@ -79,6 +79,9 @@ pub fn dump(maps: &impl Maps) -> Result<String, MapError> {
         line(&mut text, format_args!("range service={service} {net} allow={is_let_in}"));
     }
     dump_filters(maps, &mut text)?;
+    for index in maps.ports()? {
+        line(&mut text, format_args!("port {index}"));
+    }
     let config = maps.config()?;
     let (flags, first, last) = (config.flags, config.nat_port_first, config.nat_port_last);
     let (filters, sample_mask, vip_mask) = (config.filters, config.sample_mask, config.vip_mask);

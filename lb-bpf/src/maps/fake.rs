@@ -5,7 +5,10 @@ use lb_bpf_common::{
     Addr, Backend, Config, Counter, DecapKey, DropKey, Filter, FlowEntry, FlowKey, RangeKey, ReverseEntry,
     Slot, Verdict, Vip, VipKey, flow_hash, recent_lines, slot_of,
 };
-use std::{collections::BTreeMap, io};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
 
 /// All maps of one datapath. The fields are what the kernel program would see.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +46,8 @@ pub struct FakeMaps {
     pub filter_counters: Vec<Counter>,
     /// The map `service_drops`.
     pub service_drops: BTreeMap<DropKey, Counter>,
+    /// The map `ports`.
+    pub ports: BTreeSet<u32>,
 }
 
 impl FakeMaps {
@@ -70,6 +75,7 @@ impl FakeMaps {
             filter_names: BTreeMap::new(),
             filter_counters: vec![Counter::default(); sizes.filters as usize],
             service_drops: BTreeMap::new(),
+            ports: BTreeSet::new(),
         }
     }
 }
@@ -180,6 +186,10 @@ impl Maps for FakeMaps {
         Ok(self.service_drops.clone())
     }
 
+    fn ports(&self) -> Result<BTreeSet<u32>, MapError> {
+        Ok(self.ports.clone())
+    }
+
     fn apply(&mut self, op: &Op) -> Result<(), MapError> {
         match op {
             Op::SetConfig(config) => {
@@ -263,6 +273,12 @@ impl Maps for FakeMaps {
                 for (key, reply) in replies {
                     remove_unchanged(&mut self.replies, key, reply);
                 }
+            }
+            Op::SetPort(index) => {
+                self.ports.insert(*index);
+            }
+            Op::RemovePort(index) => {
+                self.ports.remove(index);
             }
         }
         Ok(())

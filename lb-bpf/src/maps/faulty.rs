@@ -5,7 +5,10 @@ use lb_bpf_common::{
     Addr, Backend, Config, Counter, DecapKey, DropKey, Filter, FlowEntry, FlowKey, RangeKey, ReverseEntry,
     Slot, Vip, VipKey,
 };
-use std::{collections::BTreeMap, io};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
 
 /// Passes everything on until a number of operations is done, then refuses.
 #[derive(Debug)]
@@ -120,6 +123,10 @@ impl<M: Maps> Maps for FaultyMaps<M> {
 
     fn service_drops(&self) -> Result<BTreeMap<DropKey, Counter>, MapError> {
         self.maps.service_drops()
+    }
+
+    fn ports(&self) -> Result<BTreeSet<u32>, MapError> {
+        self.maps.ports()
     }
 
     fn apply(&mut self, op: &Op) -> Result<(), MapError> {

@@ -6,15 +6,16 @@ use super::{
 };
 use crate::service::ServiceKey;
 use aya::maps::{
-    Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuHashMap, PerCpuValues, RingBuf, lpm_trie::Key,
+    Array, DevMapHash, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuHashMap, PerCpuValues, RingBuf,
+    lpm_trie::Key, xdp::XdpMapError,
 };
 use lb_bpf_common::{
-    Addr, Backend, Config, Counter, DecapKey, DropKey, Filter, FlowEntry, FlowKey, RangeKey, ReverseEntry,
-    Slot, Tags, Verdict, Vip, VipKey, map, recent_lines,
+    Addr, Backend, Config, Counter, DecapKey, DropKey, Filter, FlowEntry, FlowKey, Marker, RangeKey,
+    ReverseEntry, Slot, Tags, Verdict, Vip, VipKey, map, recent_lines,
 };
 use std::{
     borrow::Borrow,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     os::fd::{AsFd, BorrowedFd},
     path::Path,
@@ -75,6 +76,7 @@ pub struct KernelMaps {
     filter_names: HashMap<MapData, u32, Name>,
     filter_counters: PerCpuArray<MapData, Plain<Counter>>,
     service_drops: PerCpuHashMap<MapData, Plain<DropKey>, Plain<Counter>>,
+    ports: DevMapHash<MapData>,
     events: MapData,
 }
 
@@ -95,8 +97,8 @@ impl Memory {
 
 impl KernelMaps {
     /// Takes the maps that `take` gives by name: those of [`map`], but for what only the kernel program uses
-    /// (`fragments`, `icmp_limits`, `recent`), and `names` and `filter_names`. Tells the kernel program how long `vip_index` and
-    /// `recent` are.
+    /// (`fragments`, `icmp_limits`, `recent`), and `names` and `filter_names`. Tells the kernel programs how long
+    /// `vip_index` and `recent` are, and which packets are marked by them.
     pub fn new(take: impl FnMut(&'static str) -> Result<MapData, MapError>) -> Result<Self, MapError> {
         Self::open(None, take)
     }
@@ -163,8 +165,10 @@ impl KernelMaps {
             filter_counters: per_cpu("filter_counters", take("filter_counters")?)?,
             service_drops: PerCpuHashMap::try_from(Map::PerCpuHashMap(take("service_drops")?))
                 .map_err(of("service_drops", "open"))?,
+            ports: DevMapHash::try_from(Map::DevMapHash(take("ports")?)).map_err(of("ports", "open"))?,
             events: take("events")?,
         };
+        sign(take("mark")?)?;
         let config = maps.config()?;
         if (config.vip_mask, config.recent_mask) != (maps.vip_mask(), maps.recent_mask()) {
             maps.apply(&Op::SetConfig(config))?;
@@ -366,6 +370,10 @@ impl Maps for KernelMaps {
         Ok(all.keys.into_iter().map(|key| key.0).zip(sums).collect())
     }
 
+    fn ports(&self) -> Result<BTreeSet<u32>, MapError> {
+        self.ports.keys().collect::<Result<_, _>>().map_err(of("ports", "lookup"))
+    }
+
     fn apply(&mut self, op: &Op) -> Result<(), MapError> {
         match op {
             Op::SetConfig(config) => {
@@ -450,6 +458,15 @@ impl Maps for KernelMaps {
                     remove_unchanged("reverse", &mut self.replies, *key, *reply)?;
                 }
             }
+            Op::SetPort(index) => match self.ports.insert(*index, *index, None, 0) {
+                // It has gone meanwhile.
+                Err(XdpMapError::MapError(aya::maps::MapError::SyscallError(error)))
+                    if error.io_error.kind() == io::ErrorKind::InvalidInput => {}
+                Err(XdpMapError::MapError(error)) => return Err(of("ports", "update")(error)),
+                Err(error) => return Err(MapError::new("ports", "update", io::Error::other(error))),
+                Ok(()) => {}
+            },
+            Op::RemovePort(index) => ignore_absent(self.ports.remove(*index), "ports")?,
         }
         Ok(())
     }
@@ -461,6 +478,13 @@ pub(crate) fn make_names(map: &'static str, entries: u32, pin: &Path) -> Result<
         HashMap::<MapData, u32, Name>::create(entries, BPF_F_NO_PREALLOC).map_err(of(map, "create"))?;
     let pinned = names.data().pin(pin);
     pinned.map_err(|error| MapError::new(map, "pin", io::Error::other(error)))
+}
+
+/// Says in the map `mark` which packets are marked by the kernel programs that have it.
+fn sign(mark: MapData) -> Result<(), MapError> {
+    let id = mark.info().map_err(of("mark", "info"))?.id();
+    let mut mark: Array<_, [u32; 2]> = array("mark", mark)?;
+    mark.set(0, Marker::datapath(id), 0).map_err(of("mark", "update"))
 }
 
 fn range_key(key: &RangeKey) -> Key<Range> {

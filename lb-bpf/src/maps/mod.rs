@@ -17,7 +17,10 @@ use lb_bpf_common::{
     Slot, Vip, VipKey,
 };
 use serde::Serialize;
-use std::{collections::BTreeMap, io};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
 
 /// How many entries each map has room for. Takes effect when the maps are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -114,6 +117,8 @@ pub trait Maps {
     fn filter_counters(&self, count: u32) -> Result<Vec<Counter>, MapError>;
     /// The sums over all CPUs of `service_drops`.
     fn service_drops(&self) -> Result<BTreeMap<DropKey, Counter>, MapError>;
+    /// The keys of `ports`.
+    fn ports(&self) -> Result<BTreeSet<u32>, MapError>;
     /// Does one operation.
     fn apply(&mut self, op: &Op) -> Result<(), MapError>;
 }
@@ -222,6 +227,10 @@ pub enum Op {
     RemoveFlows(Vec<Ended>),
     /// Removes entries of `reverse` that are still so.
     RemoveReplies(Vec<(FlowKey, ReverseEntry)>),
+    /// Has XDP redirect to the interface with this index itself, if it is still there.
+    SetPort(u32),
+    /// Has TC send to it again.
+    RemovePort(u32),
 }
 
 /// A flow that has ended, as it was found.

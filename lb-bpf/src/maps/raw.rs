@@ -114,13 +114,24 @@ pub(super) fn lookup_and_delete<K: Pod, V: Pod>(
     }
 }
 
-/// BPF_MAP_CREATE of a ring buffer with this many bytes, a power of two and whole pages.
+/// A ring buffer with this many bytes, a power of two and whole pages.
 #[cfg(test)]
 pub(super) fn create_ring_buffer(bytes: u32) -> io::Result<OwnedFd> {
-    const BPF_MAP_CREATE: libc::c_int = 0;
     const BPF_MAP_TYPE_RINGBUF: u32 = 27;
-    // Type, size of keys and of values, entries.
-    let mut attr = [BPF_MAP_TYPE_RINGBUF, 0, 0, bytes];
+    create([BPF_MAP_TYPE_RINGBUF, 0, 0, bytes])
+}
+
+/// A devmap hash with room for so many interfaces.
+#[cfg(test)]
+pub(super) fn create_devmap_hash(entries: u32) -> io::Result<OwnedFd> {
+    const BPF_MAP_TYPE_DEVMAP_HASH: u32 = 25;
+    create([BPF_MAP_TYPE_DEVMAP_HASH, 4, 8, entries])
+}
+
+/// BPF_MAP_CREATE: type, size of keys and of values, entries.
+#[cfg(test)]
+fn create(mut attr: [u32; 4]) -> io::Result<OwnedFd> {
+    const BPF_MAP_CREATE: libc::c_int = 0;
     // SAFETY: the command has no address in it.
     let fd = unsafe { bpf(BPF_MAP_CREATE, &mut attr)? };
     // SAFETY: the kernel has just made this descriptor, and nobody else knows it.

@@ -17,6 +17,7 @@ mod tests;
 use crate::{
     ids::{Indexes, Ranges},
     maps::{MapError, Maps, Op, vip_index},
+    ports::{self, Ports},
     service::{Endpoint, Frontend, Protocol, Scope, Service, ServiceKey},
     status::{DirtySlots, InstalledService},
     tunnel_source::TunnelSource,
@@ -282,6 +283,13 @@ impl State {
         vec![op]
     }
 
+    /// Plans what XDP is to know of interfaces; the map `ports` holds `held`.
+    pub fn plan_ports(&mut self, held: &BTreeSet<u32>, wanted: &Ports) -> Vec<Op> {
+        let ops = ports::plan(self.config, held, wanted);
+        ops.iter().for_each(|op| self.mirror(op));
+        ops
+    }
+
     /// Keeps the mirror in step with an operation.
     fn mirror(&mut self, op: &Op) {
         match op {
@@ -359,6 +367,8 @@ impl State {
             Op::RemoveFilterName(index) => {
                 self.filter_names.remove(index);
             }
+            // The kernel takes those out that are gone: what the map holds is read whenever it counts.
+            Op::SetPort(_) | Op::RemovePort(_) => {}
             Op::ResetCounters(_)
             | Op::ResetFilterCounters(_)
             | Op::RemoveDrops(_)

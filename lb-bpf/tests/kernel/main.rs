@@ -4,6 +4,7 @@
 mod fallback;
 mod flood;
 mod network;
+mod redirect;
 mod rules;
 mod stream;
 mod tc;

@@ -48,9 +48,14 @@ pub(crate) fn desired() -> Desired {
     Desired { services: services.into_iter().collect(), ..Desired::default() }
 }
 
-/// Servers for the streams, and a peer that takes what comes back.
+/// Servers for the streams, and a peer that takes what XDP sends back.
 pub(crate) fn serve(network: &Network) -> aya::Ebpf {
-    let pass = traffic::serve_both(network);
+    serve_datagrams(network);
+    traffic::serve_both(network)
+}
+
+/// The server for the UDP flow.
+pub(crate) fn serve_datagrams(network: &Network) {
     let server = network.inside_peer(|| UdpSocket::bind("10.0.0.3:9000").unwrap());
     thread::spawn(move || {
         let mut packet = [0; 64];
@@ -58,7 +63,6 @@ pub(crate) fn serve(network: &Network) -> aya::Ebpf {
             let _ = server.send_to(&packet[..length], client);
         }
     });
-    pass
 }
 
 impl Traffic {

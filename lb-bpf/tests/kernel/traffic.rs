@@ -20,7 +20,7 @@ use std::{
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A frame that comes back out of a veth in native mode is lost unless the other end has a program, too.
+/// The other end of a veth takes frames from XDP if it has a program, too.
 pub(crate) fn pass_in_peer(network: &Network) -> Ebpf {
     network.inside_peer(|| {
         let mut object = EbpfLoader::new().load(OBJECT).unwrap();
@@ -45,13 +45,18 @@ fn serve(network: &Network, address: IpAddr) {
     });
 }
 
-/// Two servers in the peer, 10.0.0.2 and 10.0.0.3, a way to VIPs, and a peer that takes what comes back.
-pub(crate) fn serve_both(network: &Network) -> Ebpf {
-    network.in_peer("ethtool", &["-K", "peer0", "tx", "off"]);
+/// Two servers in the peer, 10.0.0.2 and 10.0.0.3, and a way to VIPs.
+pub(crate) fn servers(network: &Network) {
     network.in_peer("ip", &["route", "add", "203.0.113.0/24", "via", "10.0.0.1"]);
     for server in ["10.0.0.2", "10.0.0.3"] {
         serve(network, ip(server));
     }
+}
+
+/// The same, and a peer that takes what XDP sends back.
+pub(crate) fn serve_both(network: &Network) -> Ebpf {
+    network.in_peer("ethtool", &["-K", "peer0", "tx", "off"]);
+    servers(network);
     pass_in_peer(network)
 }
 

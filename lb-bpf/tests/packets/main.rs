@@ -5,6 +5,7 @@
 mod decap;
 mod dirty;
 mod frame;
+mod handover;
 mod icmp;
 mod ipip;
 mod local;

@@ -2,7 +2,7 @@
 use crate::{
     frame::{ACK, FIN, Frame, OWN, ROUTER, RST, SYN, Transport},
     icmp::time_exceeded,
-    rig::{DROP, REDIRECT, Rig, TX, World},
+    rig::{DROP, ELSEWHERE, HANDED_OVER, Rig, TX, World},
     scene::{
         Case, Expect, Family, PORTS, V4, V6, backend, case, entry, flow_key, reply, request, returned,
         translated, with_slots, world,
@@ -368,9 +368,9 @@ fn replies(family: Family) -> Vec<Case> {
         )
         .check(move |rig| {
             let (key, mut way) = rig.reverse()[0];
-            way.ifindex = 777;
+            way.ifindex = ELSEWHERE;
             rig.set_reverse(&key, way);
-            assert_eq!(rig.run(&elsewhere.bytes()).action, REDIRECT);
+            assert_eq!(rig.run(&elsewhere.bytes()).action, HANDED_OVER + ELSEWHERE);
         }),
     ];
     if family == V4 {

@@ -2,15 +2,15 @@
 use aya::{
     Ebpf, EbpfLoader, TestRun,
     maps::{
-        Array, HashMap, MapData, PerCpuArray, PerCpuHashMap, PerCpuValues,
+        Array, DevMapHash, HashMap, MapData, PerCpuArray, PerCpuHashMap, PerCpuValues,
         lpm_trie::{Key, LpmTrie},
     },
     programs::{SchedClassifier, TestRunOptions, Xdp},
 };
 use lb_bpf::abi::{
     Backend, Config, Counter, DecapKey, DropKey, Filter, FlowEntry, FlowKey, FragmentEntry, FragmentKey,
-    Frontend, Limit, MEMOS, Memo, RangeKey, ReverseEntry, Slot, Verdict, Vip, VipKey, VipWord, map, program,
-    vip_hash,
+    Frontend, Limit, MEMOS, Marker, Memo, RangeKey, ReverseEntry, Slot, Verdict, Vip, VipKey, VipWord, map,
+    program, vip_hash,
 };
 
 /// XDP actions (linux/bpf.h).
@@ -18,6 +18,13 @@ pub(crate) const DROP: u32 = 1;
 pub(crate) const PASS: u32 = 2;
 pub(crate) const TX: u32 = 3;
 pub(crate) const REDIRECT: u32 = 4;
+/// No action of the kernel: passed up with a marker, so that TC sends it. The index of the interface is added.
+pub(crate) const HANDED_OVER: u32 = 1 << 16;
+
+/// An interface that there is not, so that XDP cannot redirect to it.
+pub(crate) const ELSEWHERE: u32 = 777;
+/// The datapath of the marks.
+const DATAPATH: [u32; 2] = Marker::datapath(4711);
 
 /// The interface that test packets come in on: the loopback interface of this namespace.
 pub(crate) const INGRESS: u32 = 1;
@@ -77,6 +84,23 @@ pub(crate) struct Result {
 /// Counters that are not 0: by verdict, and by index of the backend.
 pub(crate) type Counted = (Vec<(Verdict, Counter)>, Vec<(u32, Counter)>);
 
+/// What was passed up as `bytes`, if that begins with a marker.
+fn handed_over(bytes: &[u8]) -> Option<Result> {
+    let (marker, frame) = bytes.split_at_checked(size_of::<Marker>())?;
+    let (words, rest) = marker.split_at(12);
+    let words: Vec<u32> = words.chunks(4).map(|word| u32::from_ne_bytes(word.try_into().unwrap())).collect();
+    let [first, second, ifindex] = words.try_into().ok()?;
+    if [first, second] != DATAPATH {
+        return None;
+    }
+    assert_eq!(rest[2..], frame[6..12], "the source address");
+    let tags = u16::from_ne_bytes([rest[0], rest[1]]);
+    let in_frame =
+        frame[12..].chunks(4).take_while(|tag| matches!(tag[..2], [0x81, 0] | [0x88, 0xa8])).count();
+    assert_eq!(usize::from(tags), in_frame, "VLAN tags in {frame:x?}");
+    Some(Result { action: HANDED_OVER + ifindex, bytes: frame.to_vec() })
+}
+
 impl Rig {
     /// Loads the object. The verifier takes its time, so a rig is used again: see [`Rig::fill`].
     pub(crate) fn load(max_flows: u32, max_reverse: u32) -> Self {
@@ -97,7 +121,9 @@ impl Rig {
             .expect("load the object (needs root)");
         let datapath: &mut Xdp = ebpf.program_mut(program::DATAPATH).unwrap().try_into().unwrap();
         datapath.load().expect("the verifier accepts the program");
-        Rig { ebpf }
+        let mut rig = Rig { ebpf };
+        rig.array(map::MARK).set(0, Plain(DATAPATH), 0).unwrap();
+        rig
     }
 
     /// Makes the maps hold `world` and nothing else.
@@ -221,7 +247,38 @@ impl Rig {
             })
             .unwrap();
         bytes.truncate(run.data_size_out as usize);
-        Result { action: run.return_value, bytes }
+        handed_over(&bytes)
+            .filter(|_| run.return_value == PASS)
+            .unwrap_or(Result { action: run.return_value, bytes })
+    }
+
+    /// Runs one packet that has so many bytes of metadata in front of it; what becomes of it, without them.
+    pub(crate) fn run_behind(&self, metadata: usize, packet: &[u8]) -> Result {
+        let datapath: &Xdp = self.ebpf.program(program::DATAPATH).unwrap().try_into().unwrap();
+        let packet = [&vec![0; metadata][..], packet].concat();
+        let (mut bytes, mut context) = (vec![0; 4096], [0_u8; 24]);
+        // The first of `struct xdp_md`: `data`, behind the metadata, and `data_end`.
+        context[..4].copy_from_slice(&(metadata as u32).to_ne_bytes());
+        context[4..8].copy_from_slice(&(packet.len() as u32).to_ne_bytes());
+        let options = TestRunOptions {
+            data_in: Some(&packet),
+            data_out: Some(&mut bytes),
+            ctx_in: Some(&context),
+            ..TestRunOptions::new()
+        };
+        let run = datapath.test_run(options).unwrap();
+        bytes.truncate(run.data_size_out as usize);
+        Result { action: run.return_value, bytes: bytes.split_off(metadata) }
+    }
+
+    /// Lets XDP redirect to an interface itself.
+    pub(crate) fn set_port(&mut self, ifindex: u32, takes: bool) {
+        let mut ports: DevMapHash<&mut MapData> = self.ebpf.map_mut(map::PORTS).unwrap().try_into().unwrap();
+        if takes {
+            ports.insert(ifindex, ifindex, None, 0).unwrap();
+        } else {
+            ports.remove(ifindex).unwrap();
+        }
     }
 
     /// Runs one packet through a program of TC.

@@ -1,7 +1,7 @@
 //! The little world of the tests, in both families, and the table that they are.
 use crate::{
     frame::{Frame, OWN, ROUTER, Transport, Tunnel},
-    rig::{DROP, INGRESS, PASS, REDIRECT, Rig, TX, World},
+    rig::{DROP, ELSEWHERE, HANDED_OVER, INGRESS, PASS, Rig, TX, World},
 };
 use lb_bpf::abi::{
     Addr, Backend, Config, Counter, FlowEntry, FlowKey, Mode, Slot, Verdict, Vip, VipKey, flow_hash,
@@ -72,7 +72,7 @@ pub(crate) fn backend(family: Family, mode: Mode, index: u32) -> Backend {
         source,
         next_hop,
         source_mac,
-        ifindex: if index % 2 == 1 { INGRESS } else { 777 },
+        ifindex: if index % 2 == 1 { INGRESS } else { ELSEWHERE },
         port: if mode.is_translated() { BACKEND_PORT } else { family.vip().port() }.to_be(),
         mode: mode as u8,
         flags: 0,
@@ -85,7 +85,7 @@ pub(crate) fn backend(family: Family, mode: Mode, index: u32) -> Backend {
 
 /// How the frame leaves for the backend at `index`: the action that goes with it.
 pub(crate) fn out(index: u32) -> u32 {
-    if index % 2 == 1 { TX } else { REDIRECT }
+    if index % 2 == 1 { TX } else { HANDED_OVER + ELSEWHERE }
 }
 
 /// A VIP for TCP and UDP with four backends of one mode; every slot is clean and names backend 1.
@@ -328,6 +328,7 @@ fn untouched(verdict: Verdict) -> u32 {
         | Verdict::EchoReply
         | Verdict::TooBigAnswered
         | Verdict::TtlAnswered
+        | Verdict::NotHandedOver
         | Verdict::Forwarded
         | Verdict::ReturnedHere => {
             panic!("{verdict:?} changes the packet")

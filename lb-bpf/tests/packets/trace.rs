@@ -3,7 +3,7 @@
 //! interface must be those that were said.
 use crate::{
     frame::{ACK, FIN, Frame, RST, SYN, Transport},
-    rig::{DROP, INGRESS, PASS, REDIRECT, Rig, SLOTS as ROOM, TX, World},
+    rig::{DROP, ELSEWHERE, HANDED_OVER, INGRESS, PASS, Rig, SLOTS as ROOM, TX, World},
     scene::{Family, V4, V6, backend, flow_key, reply, request},
 };
 use lb_bpf::{
@@ -168,7 +168,7 @@ fn some_world(dice: &mut Dice, max: u32, now: u32) -> World {
                 number => service(family, number),
             },
             flags: if dice.one_in(4) { Backend::DOWN } else { 0 },
-            ifindex: dice.of(&[INGRESS, INGRESS, 777, 777, 0]),
+            ifindex: dice.of(&[INGRESS, INGRESS, ELSEWHERE, ELSEWHERE, 0]),
             mtu: dice.of(&[0, 1500]),
             ..backend(family, mode, index)
         };
@@ -215,7 +215,7 @@ fn some_world(dice: &mut Dice, max: u32, now: u32) -> World {
                 vip: owner.dst,
                 client_port: owner.src_port,
                 vip_port: owner.dst_port,
-                ifindex: dice.of(&[INGRESS, INGRESS, 777, 777, 0, ReverseEntry::ROUTED]),
+                ifindex: dice.of(&[INGRESS, INGRESS, ELSEWHERE, ELSEWHERE, 0, ReverseEntry::ROUTED]),
                 seen: now - 3,
                 next_hop: [2, 0, 0, 0, 3, 1],
                 source_mac: [2, 0, 0, 0, 3, 2],
@@ -343,7 +343,7 @@ fn compare(said: &Trace, frame: &Frame, result: &crate::rig::Result, counted: Op
         return;
     }
     let hop = said.next_hop.as_ref().unwrap();
-    let action = if hop.interface_index == INGRESS { TX } else { REDIRECT };
+    let action = if hop.interface_index == INGRESS { TX } else { HANDED_OVER + hop.interface_index };
     assert!(said.is_sent(), "{why}");
     assert_eq!(result.action, action, "{why}");
     assert_eq!(

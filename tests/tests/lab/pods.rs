@@ -29,8 +29,6 @@ fn a_pod_that_comes_later_reaches_the_services() -> Result<(), Error> {
          link set eth0 up\n\
          route add default via 10.9.0.1\n\
          route add default via fd00:9::1\n")?;
-    // A veth takes frames that XDP redirects to it, the answers of NAT, only if it polls.
-    pod.ethtool("eth0", &[("gro", true)])?;
     wait_until("TC is attached to the pod's interface", || {
         Ok(lab.log(0)?.lines().any(|line| line.contains("attached") && line.contains("pod1")))
     })?;

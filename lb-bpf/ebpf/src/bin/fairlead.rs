@@ -6,7 +6,7 @@ use aya_ebpf::{
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
-use fairlead_ebpf::{context::Skb, datapath};
+use fairlead_ebpf::{context::Skb, datapath, handover};
 
 /// The datapath.
 #[xdp]
@@ -29,7 +29,13 @@ pub fn fairlead_tc_out(ctx: TcContext) -> i32 {
     datapath::run(&Skb::<true>::new(ctx.skb.skb))
 }
 
-/// Passes every packet: a veth delivers redirected frames only to a peer that has an XDP program.
+/// Sends on what [`fairlead_xdp`] has made ready for an interface that takes no redirected frames.
+#[classifier]
+pub fn fairlead_handover(ctx: TcContext) -> i32 {
+    handover::take(ctx.skb.skb)
+}
+
+/// Passes every packet. A veth takes redirected frames if its peer has a program, or GRO.
 #[xdp]
 pub fn fairlead_pass(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_PASS

@@ -50,6 +50,8 @@ pub(crate) fn kernel_maps_with(ring: &OwnedFd) -> KernelMaps {
                     .unwrap()
                     .data(),
             ),
+            "ports" => MapData::from_fd(raw::create_devmap_hash(4).unwrap()).unwrap(),
+            "mark" => array_of::<[u32; 2]>(1, 0),
             "events" => MapData::from_fd(ring.try_clone().unwrap()).unwrap(),
             other => panic!("{other}"),
         })
@@ -172,6 +174,9 @@ fn op() -> impl Strategy<Value = Op> {
         (0..5_u32).prop_map(Op::ResetFilterCounters),
         (0..5_u32, "[a-z/é]{1,20}").prop_map(|(index, name)| Op::SetFilterName(index, name)),
         (0..5_u32).prop_map(Op::RemoveFilterName),
+        // The loopback interface, which every namespace has.
+        Just(Op::SetPort(1)),
+        Just(Op::RemovePort(1)),
     ]
 }
 
@@ -327,4 +332,30 @@ fn frontends_outlive_the_process() {
     kernel.apply(&Op::RemoveVip(key(0))).unwrap();
     kernel.apply(&Op::SetVip(key(6), vip(1))).unwrap();
     assert_eq!(kernel.vips().unwrap().len(), 6);
+}
+
+#[test]
+fn an_interface_that_is_gone_is_no_port() {
+    let mut maps = kernel_maps();
+    maps.apply(&Op::SetPort(1)).unwrap();
+    maps.apply(&Op::SetPort(u32::MAX)).unwrap();
+    assert_eq!(maps.ports().unwrap(), BTreeSet::from([1]));
+    for index in [1, u32::MAX] {
+        maps.apply(&Op::RemovePort(index)).unwrap();
+    }
+    assert_eq!(maps.ports().unwrap(), BTreeSet::new());
+}
+
+#[test]
+fn datapaths_have_marks_of_their_own() {
+    let make = || array_of::<[u32; 2]>(1, 0);
+    let marks = [make(), make()].map(|map| {
+        sign(again(&map)).unwrap();
+        let read = || array::<[u32; 2]>("mark", again(&map)).unwrap().get(&0, 0).unwrap();
+        let before = read();
+        sign(again(&map)).unwrap();
+        assert_eq!(read(), before, "it stays");
+        (before, map)
+    });
+    assert_ne!(marks[0].0, marks[1].0);
 }

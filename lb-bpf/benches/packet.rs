@@ -112,10 +112,10 @@ const SERVICES: u32 = 12;
 
 const FLOOR_V4: &str = "floor_v4";
 const FLOOR_V6: &str = "floor_v6";
-const TABLE: &str = "array: config, vip_index, vips, slots, backends, counters";
-const REMEMBERED: &str = "array: config, vip_index, vips, slots, recent, backends, counters";
+const TABLE: &str = "array: config twice, vip_index, vips, slots, backends, counters";
+const REMEMBERED: &str = "array: config twice, vip_index, vips, slots, recent, backends, counters";
 const TRACKED: &str =
-    "hash: flows; array: config, vip_index, vips, slots, backends, scratch, counters; clock";
+    "hash: flows; array: config twice, vip_index, vips, slots, backends, scratch, counters; clock";
 
 #[rustfmt::skip]
 const PATHS: &[Path] = &[

@@ -21,7 +21,7 @@ use aya_ebpf::{
     },
     programs::XdpContext,
 };
-use lb_bpf_common::{Action, Config, Tags, Verdict, fold, proto, scope};
+use lb_bpf_common::{Action, Tags, Verdict, fold, proto, scope};
 
 /// A packet and what the kernel lets do with it.
 pub trait Context {
@@ -99,8 +99,8 @@ pub trait Context {
     /// Tells the sender that the packet had no hops left, if that can be done here.
     fn time_exceeded(&self) -> Verdict;
 
-    /// What the program returns. `flags` are those of [`Config`].
-    fn action(&self, verdict: Verdict, ifindex: u32, flags: u32) -> i32;
+    /// What the program returns.
+    fn action(&self, verdict: Verdict, ifindex: u32) -> i32;
 }
 
 impl Context for XdpContext {
@@ -224,13 +224,13 @@ impl Context for XdpContext {
     }
 
     #[inline(always)]
-    fn action(&self, verdict: Verdict, ifindex: u32, flags: u32) -> i32 {
+    fn action(&self, verdict: Verdict, ifindex: u32) -> i32 {
         let action = match verdict.action() {
             Action::Pass => xdp_action::XDP_PASS,
             Action::Drop => xdp_action::XDP_DROP,
             Action::Transmit if ifindex == 0 => xdp_action::XDP_PASS,
             Action::Transmit if ifindex != self.interface() => handover::redirect(self, ifindex),
-            Action::Transmit if flags & Config::WARY != 0 => global::fairlead_send_back(self.ctx, ifindex),
+            Action::Transmit if handover::is_wary() => global::fairlead_send_back(self.ctx, ifindex),
             Action::Transmit => xdp_action::XDP_TX,
         };
         action as i32
@@ -407,7 +407,7 @@ impl<const EGRESS: bool> Context for Skb<EGRESS> {
     }
 
     #[inline(always)]
-    fn action(&self, verdict: Verdict, ifindex: u32, _flags: u32) -> i32 {
+    fn action(&self, verdict: Verdict, ifindex: u32) -> i32 {
         match verdict.action() {
             // The next program decides.
             Action::Pass => TC_ACT_UNSPEC,

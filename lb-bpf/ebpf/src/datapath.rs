@@ -73,9 +73,7 @@ pub fn run<C: Context>(ctx: &C) -> i32 {
     if !verdict.is_to_backend() && !matches!(verdict, Verdict::NotOurs) {
         count(verdict_counters.get_ptr_mut(verdict as u32), bytes, false);
     }
-    // Once more: to keep it all the way would take room on the stack, of which there is none to spare.
-    let flags = maps::config.get(0).map_or(0, |config| config.flags);
-    ctx.action(verdict, ifindex, flags)
+    ctx.action(verdict, ifindex)
 }
 
 #[inline(always)]

@@ -5,7 +5,7 @@ use crate::{
     context::{Context, Skb},
     datapath::count,
     global,
-    maps::{mark, ports, verdict_counters},
+    maps::{config, mark, ports, verdict_counters},
     packet::{ETH, Packet},
     vlan,
 };
@@ -14,7 +14,7 @@ use aya_ebpf::{
     helpers::{bpf_redirect, bpf_skb_vlan_pop, bpf_xdp_adjust_meta},
     programs::XdpContext,
 };
-use lb_bpf_common::{Marker, Verdict};
+use lb_bpf_common::{Config, Marker, Verdict};
 
 /// Redirects a frame to another interface, or has it sent there; gives what the program returns.
 #[inline(always)]
@@ -23,6 +23,13 @@ pub fn redirect(ctx: &XdpContext, ifindex: u32) -> u32 {
         Ok(action) => action,
         Err(_) => global::fairlead_hand_over(ctx.ctx, ifindex),
     }
+}
+
+/// Whether what is sent back may have to be handed over. It is asked at the end: to keep what is known from the begin would take
+/// room on the stack, of which there is none to spare.
+#[inline(always)]
+pub fn is_wary() -> bool {
+    config.get(0).is_some_and(|known| known.flags & Config::WARY != 0)
 }
 
 /// Sends a frame back through the interface where it came in, or has that done; gives what the program returns.

@@ -145,7 +145,7 @@ impl Context for Bare<'_> {
         gue() -> Outcome;
         too_big(mtu: u32) -> Verdict;
         time_exceeded() -> Verdict;
-        action(verdict: Verdict, ifindex: u32, flags: u32) -> i32;
+        action(verdict: Verdict, ifindex: u32) -> i32;
     }
 
     #[inline(always)]

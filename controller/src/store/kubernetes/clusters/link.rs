@@ -42,7 +42,7 @@ const ASK: Duration = Duration::from_secs(1);
 /// After the first failure it is tried again after this, then after twice as long, up to [`LATEST`].
 const SOON: Duration = Duration::from_millis(250);
 /// Out of reach, a cluster is tried at least so often.
-const LATEST: Duration = Duration::from_secs(1);
+const LATEST: Duration = Duration::from_millis(500);
 /// Most objects of a cluster that are kept; of one that has more nothing new is taken in.
 const MOST: usize = 400_000;
 /// A cluster that has more is tried again after this.

@@ -63,6 +63,10 @@ pub(super) struct Objects<T>(Arc<Mutex<Inner<T>>>);
 struct Inner<T> {
     /// By `NAMESPACE/NAME`; none: they were not listed yet.
     known: Option<ByName<T>>,
+    /// What of a list has come so far.
+    listed: ByName<T>,
+    /// The newest `resourceVersion` that the watch has told of; 0: none yet.
+    told: u64,
     /// Whether the API server does not know the kind.
     is_undefined: bool,
 }
@@ -75,7 +79,7 @@ impl<T> Clone for Objects<T> {
 
 impl<T> Default for Objects<T> {
     fn default() -> Self {
-        Objects(Arc::new(Mutex::new(Inner { known: None, is_undefined: false })))
+        Objects(Arc::new(Mutex::new(Inner::new())))
     }
 }
 
@@ -92,17 +96,13 @@ impl<T: Watched> Objects<T> {
 
     /// The API server has answered that an object is so.
     pub(super) fn wrote(&self, object: &Raw) {
-        self.change(|known| put(known, object));
+        lock(&self.0).wrote(object);
     }
 
     /// The API server has answered that an object is gone.
     pub(super) fn deleted(&self, name: &str) {
-        self.change(|known| drop(known.remove(name)));
-    }
-
-    fn change(&self, change: impl FnOnce(&mut ByName<T>)) {
         if let Some(known) = &mut lock(&self.0).known {
-            change(known);
+            known.remove(name);
         }
     }
 
@@ -110,19 +110,15 @@ impl<T: Watched> Objects<T> {
     pub(super) async fn follow(self, what: &'static str, api: Api<Raw>, labels: &str, changed: Arc<Notify>) {
         let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE).labels(labels);
         let mut events = pin!(watcher(api, config).default_backoff());
-        let mut listed = ByName::new();
         let mut trouble = Trouble::default();
         loop {
             match events.try_next().await {
-                Ok(Some(Event::Init)) => listed = ByName::new(),
-                Ok(Some(Event::InitApply(object))) => put(&mut listed, &object),
-                Ok(Some(Event::InitDone)) => {
-                    trouble.over(&format!("{what}: watched again"));
-                    let known = Some(mem::take(&mut listed));
-                    *lock(&self.0) = Inner { known, is_undefined: false };
+                Ok(Some(event)) => {
+                    if matches!(event, Event::InitDone) {
+                        trouble.over(&format!("{what}: watched again"));
+                    }
+                    lock(&self.0).take(event);
                 }
-                Ok(Some(Event::Apply(object))) => self.change(|known| put(known, &object)),
-                Ok(Some(Event::Delete(object))) => self.change(|known| remove(known, &object)),
                 // It ends never.
                 Ok(None) => return,
                 Err(error) => {
@@ -136,6 +132,46 @@ impl<T: Watched> Objects<T> {
             changed.notify_one();
         }
     }
+}
+
+impl<T> Inner<T> {
+    /// Nothing is known yet.
+    fn new() -> Self {
+        Inner { known: None, listed: ByName::new(), told: 0, is_undefined: false }
+    }
+}
+
+impl<T: Watched> Inner<T> {
+    /// Takes in what the watch tells.
+    fn take(&mut self, event: Event<Raw>) {
+        if let Event::InitApply(object) | Event::Apply(object) | Event::Delete(object) = &event {
+            self.told = self.told.max(version(object).unwrap_or_default());
+        }
+        match (event, &mut self.known) {
+            (Event::Init, _) => self.listed = ByName::new(),
+            (Event::InitApply(object), _) => put(&mut self.listed, &object),
+            (Event::InitDone, _) => {
+                (self.known, self.is_undefined) = (Some(mem::take(&mut self.listed)), false);
+            }
+            (Event::Apply(object), Some(known)) => put(known, &object),
+            (Event::Delete(object), Some(known)) => remove(known, &object),
+            (Event::Apply(_) | Event::Delete(_), None) => {}
+        }
+    }
+
+    /// Takes in an answer. If the watch is further than that, and does not know the object, it has gone since.
+    fn wrote(&mut self, object: &Raw) {
+        let Some(known) = &mut self.known else { return };
+        let is_known = T::of(object).is_some_and(|(name, _)| known.contains_key(&name));
+        if is_known || version(object).is_none_or(|version| version > self.told) {
+            put(known, object);
+        }
+    }
+}
+
+/// The `resourceVersion`, if it is a number (KEP-5504).
+fn version(object: &Raw) -> Option<u64> {
+    object.metadata.resource_version.as_ref()?.parse().ok()
 }
 
 /// Takes in an object, unless a newer one is known.
@@ -155,4 +191,36 @@ fn remove<T: Watched>(known: &mut ByName<T>, object: &Raw) {
 /// Whether what is known is newer.
 fn is_newer<T: Watched>(known: &ByName<T>, name: &str, object: &T) -> bool {
     known.get(name).is_some_and(|known| is_older(object.version(), known.version()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::kept::ServiceExport, *};
+    use serde_json::json;
+
+    /// Answers and what the watch tells come in any order.
+    #[test]
+    fn what_is_gone_does_not_come_back_with_a_late_answer() {
+        let object = |version: &str| -> Raw {
+            let metadata = json!({"namespace": "n", "name": "web", "resourceVersion": version});
+            serde_json::from_value(json!({"metadata": metadata})).unwrap()
+        };
+        let mut all = Inner::<Kept<ServiceExport>>::new();
+        for event in [Event::Init, Event::InitApply(object("9")), Event::InitDone] {
+            all.take(event);
+        }
+        let version =
+            |all: &Inner<Kept<ServiceExport>>| all.known.as_ref()?.get("n/web").map(|o| o.version.clone());
+        all.wrote(&object("11"));
+        assert_eq!(version(&all).as_deref(), Some("11"));
+        all.take(Event::Apply(object("10")));
+        assert_eq!(version(&all).as_deref(), Some("11"), "an older one");
+        // Somebody deletes it while a write is on its way.
+        all.take(Event::Delete(object("13")));
+        all.wrote(&object("12"));
+        assert_eq!(version(&all), None);
+        // One that we make is there before the watch tells of it.
+        all.wrote(&object("14"));
+        assert_eq!(version(&all).as_deref(), Some("14"));
+    }
 }

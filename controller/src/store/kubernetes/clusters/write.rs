@@ -11,9 +11,11 @@ use crate::api::{ClusterLink, EndpointSlice};
 use futures::StreamExt;
 use k8s_openapi::api::discovery::v1::EndpointSlice as KubernetesSlice;
 use kube::{
-    Api, Client, Error,
-    api::{ApiResource, DeleteParams, Patch, PatchParams, PostParams},
+    Api, Client, Error, Resource,
+    api::{DeleteParams, Patch, PatchParams, PostParams},
+    core::request::{self, Request},
 };
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, pin::pin, sync::Arc, time::Duration};
 use tokio::time::Instant;
@@ -29,7 +31,7 @@ pub(super) struct Writer {
 }
 
 /// What was written.
-pub(super) struct Notes {
+struct Notes {
     exports: Objects<Kept<ServiceExport>>,
     imports: Objects<Kept<ServiceImport>>,
     /// What was written to ServiceImports and not kept so.
@@ -150,12 +152,10 @@ impl Server for Cluster {
             }
             Write::ImportStatus(name, status) => self.status("ServiceImport", name, status).await.map(Some),
             Write::ExportStatus(name, status) => self.status("ServiceExport", name, status).await.map(Some),
-            Write::CreateSlice(slice) => {
-                self.slices(slice).create(&create, &dynamic(&json!(**slice))?).await.map(|_| None)
-            }
+            Write::CreateSlice(slice) => self.ask(slices(slice).create(&create, text(slice)?)).await,
             Write::ReplaceSlice(slice) => {
-                let object = dynamic(&json!(**slice))?;
-                self.slices(slice).replace(&slice.metadata.name, &create, &object).await.map(|_| None)
+                let name = &slice.metadata.name;
+                self.ask(slices(slice).replace(name, &create, text(slice)?)).await
             }
             Write::DeleteSlice(name) => {
                 let (namespace, name) = split(name);
@@ -182,10 +182,23 @@ impl Cluster {
         Api::namespaced_with(self.client.clone(), namespace, &resource(kind))
     }
 
-    fn slices(&self, slice: &EndpointSlice) -> Api<Raw> {
-        let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
-        Api::namespaced_with(self.client.clone(), namespace, &ApiResource::erase::<KubernetesSlice>(&()))
+    /// Sends a request of which nobody reads the answer: of slices there are many, and a watch tells.
+    async fn ask(
+        &self,
+        request: Result<hyper::Request<Vec<u8>>, request::Error>,
+    ) -> Result<Option<Raw>, Error> {
+        let request = request.map_err(Error::BuildRequest)?;
+        self.client.request::<IgnoredAny>(request).await.map(|_| None)
     }
+}
+
+/// Where the slices of a slice's namespace are.
+fn slices(slice: &EndpointSlice) -> Request {
+    Request::new(KubernetesSlice::url_path(&(), slice.metadata.namespace.as_deref()))
+}
+
+fn text(slice: &EndpointSlice) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec(slice).map_err(Error::SerdeError)
 }
 
 fn dynamic(object: &Value) -> Result<Raw, Error> {

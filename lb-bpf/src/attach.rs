@@ -23,7 +23,7 @@ use aya::{
     },
 };
 use lb_bpf_common::program;
-use std::{collections::BTreeMap, io, mem};
+use std::{collections::BTreeMap, io, mem, path::Path};
 
 /// The programs of the object, loaded, and where they are attached.
 pub(crate) struct Programs {
@@ -238,7 +238,7 @@ impl Programs {
         if let Ok(link) = PinnedLink::from_pin(&path) {
             let link = FdLink::from(link);
             // An interface that went and came again under its name is another one, and the link is dead.
-            if is_on(&link, index) {
+            if is_on(&path, index) {
                 let no_link = |_| DatapathError::NoLinks(interface.to_owned());
                 match hook {
                     Hook::Xdp => {
@@ -392,9 +392,9 @@ fn detach(pins: &Pins, pin: &str) -> Result<(), DatapathError> {
     pins.unpin(pin)
 }
 
-fn is_on(link: &FdLink, index: u32) -> bool {
-    // aya gives no descriptor of a link, but the link's id, from which there is one.
-    link.info().ok().and_then(|info| raw::link_ifindex(info.id()).ok()) == Some(index)
+/// Whether the link with this pin is attached to the interface with this index. aya gives no descriptor of a link.
+fn is_on(pin: &Path, index: u32) -> bool {
+    raw::link_ifindex(pin).is_ok_and(|on| on == index)
 }
 
 fn is_unsupported(error: &ProgramError) -> bool {

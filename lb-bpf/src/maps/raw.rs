@@ -2,16 +2,21 @@
 //! interface a link is on. The structs are those of `union bpf_attr` in linux/bpf.h.
 use aya::Pod;
 use std::{
+    ffi::CString,
     io,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
     ptr::NonNull,
     sync::atomic::AtomicU64,
 };
 
+const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
-const BPF_LINK_GET_FD_BY_ID: libc::c_int = 30;
 
 #[repr(C)]
 #[derive(Default)]
@@ -178,11 +183,13 @@ pub(super) fn put_into_ring(ring: BorrowedFd<'_>, record: &[u32], times: u32) ->
     Ok(())
 }
 
-/// Index of the interface that the XDP link with this id is attached to; 0 when the interface is gone.
-pub(crate) fn link_ifindex(id: u32) -> io::Result<u32> {
-    let mut attr = [id, 0, 0];
-    // SAFETY: the attribute is the id, and the command has no address in it.
-    let fd = unsafe { bpf(BPF_LINK_GET_FD_BY_ID, &mut attr)? };
+/// Index of the interface that the link with this pin is attached to; 0 when the interface is gone. By its pin and not by its id, for
+/// which the kernel wants CAP_SYS_ADMIN.
+pub(crate) fn link_ifindex(pin: &Path) -> io::Result<u32> {
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let mut attr = [path.as_ptr().expose_provenance() as u64, 0];
+    // SAFETY: the address is that of a string, which outlives the call.
+    let fd = unsafe { bpf(BPF_OBJ_GET, &mut attr)? };
     // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
     let link = unsafe { OwnedFd::from_raw_fd(fd) };
     // `struct bpf_link_info`: type, id, program id, four bytes of padding, and for XDP the interface.

@@ -160,6 +160,13 @@ impl Cluster {
         Ok(self.lab.topology.router.namespace.spawn(command, &dir.join("log"))?)
     }
 
+    /// Number of the link by which XDP is attached to lb1.
+    fn attached(&self) -> Result<Value, Error> {
+        let pin = format!("/sys/fs/bpf/fairlead/{}/v2/xdp-eth0", self.lab.instances[0].node());
+        let told = Command::new("bpftool").args(["-j", "link", "show", "pinned", &pin]).output()?;
+        Ok(serde_json::from_slice::<Value>(&told.stdout)?["id"].take())
+    }
+
     /// What the NodeState says of lb1.
     fn node_state(&self) -> String {
         let node = self.lab.instances[0].node();
@@ -200,6 +207,7 @@ fn agent_and_controller_do_their_work_with_just_what_their_manifests_give() -> R
     let (agent, log) = cluster.start_agent("without-sys_nice", &others)?;
     wait_until("BFD complains", || Ok(fs::read_to_string(&log)?.contains(LATE)))?;
     assert!(!policies(&agent)?.contains(&"1".to_owned()));
+    let attached = cluster.attached()?;
     agent.terminate()?;
 
     let (agent, log) = cluster.start_agent("whole", &whole)?;
@@ -212,6 +220,7 @@ fn agent_and_controller_do_their_work_with_just_what_their_manifests_give() -> R
     wait_until("the NodeState tells of the session", || {
         Ok(cluster.node_state().contains("\"Established\""))
     })?;
+    assert_eq!(cluster.attached()?, attached, "the next agent takes over what is attached");
     let said = fs::read_to_string(log)?;
     assert!(!said.contains(LATE) && !said.contains("not permitted"), "{said}");
     assert!(policies(&agent)?.contains(&"1".to_owned()), "BFD in time");

@@ -130,7 +130,7 @@ pub async fn reconcile(store: Arc<impl Store + ?Sized>, facts: Facts) {
     let (mut retry, mut next) = (FIRST_RETRY, Instant::now() + SLOWEST);
     // Whether a set was published since this process leads.
     let mut has_published = false;
-    let (mut memory, mut observed) = (ClusterMemory::default(), Observed::default());
+    let mut memory = ClusterMemory::default();
     let (mut fleet, mut sums) = (Fleet::default(), tokio::time::interval(SUM));
     sums.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // Of which snapshot and which reports the last sum was.
@@ -163,9 +163,13 @@ pub async fn reconcile(store: Arc<impl Store + ?Sized>, facts: Facts) {
             next = Instant::now() + SLOWEST;
             continue;
         }
-        observed.faults.clone_from(&faults.borrow_and_update());
-        observed.neighbours = Arc::clone(&neighbours.borrow_and_update());
-        (observed.now, observed.takes_over) = (host::now(), !has_published);
+        let observed = Observed {
+            faults: faults.borrow_and_update().clone(),
+            neighbours: Arc::clone(&neighbours.borrow_and_update()),
+            now: host::now(),
+            takes_over: !has_published,
+            ..Observed::default()
+        };
         let mut statuses: StatusSet = desired::cluster_remembering(declared, &observed, &mut memory);
         if let Some((generation, reports)) = reports {
             facts.count(&reports);

@@ -94,9 +94,9 @@ impl<T: Watched> Objects<T> {
         lock(&self.0).is_undefined
     }
 
-    /// The API server has answered that an object is so.
-    pub(super) fn wrote(&self, object: &Raw) {
-        lock(&self.0).wrote(object);
+    /// The API server has answered that the object of this name is so.
+    pub(super) fn wrote(&self, name: String, object: T) {
+        lock(&self.0).wrote(name, object);
     }
 
     /// The API server has answered that an object is gone.
@@ -145,39 +145,47 @@ impl<T: Watched> Inner<T> {
     /// Takes in what the watch tells.
     fn take(&mut self, event: Event<Raw>) {
         if let Event::InitApply(object) | Event::Apply(object) | Event::Delete(object) = &event {
-            self.told = self.told.max(version(object).unwrap_or_default());
+            let version = object.metadata.resource_version.as_deref().and_then(number);
+            self.told = self.told.max(version.unwrap_or_default());
         }
         match (event, &mut self.known) {
             (Event::Init, _) => self.listed = ByName::new(),
-            (Event::InitApply(object), _) => put(&mut self.listed, &object),
+            (Event::InitApply(object), _) => take(&mut self.listed, &object),
             (Event::InitDone, _) => {
                 (self.known, self.is_undefined) = (Some(mem::take(&mut self.listed)), false);
             }
-            (Event::Apply(object), Some(known)) => put(known, &object),
+            (Event::Apply(object), Some(known)) => take(known, &object),
             (Event::Delete(object), Some(known)) => remove(known, &object),
             (Event::Apply(_) | Event::Delete(_), None) => {}
         }
     }
 
     /// Takes in an answer. If the watch is further than that, and does not know the object, it has gone since.
-    fn wrote(&mut self, object: &Raw) {
+    fn wrote(&mut self, name: String, object: T) {
         let Some(known) = &mut self.known else { return };
-        let is_known = T::of(object).is_some_and(|(name, _)| known.contains_key(&name));
-        if is_known || version(object).is_none_or(|version| version > self.told) {
-            put(known, object);
+        let is_newer = number(object.version()).is_none_or(|version| version > self.told);
+        if is_newer || known.contains_key(&name) {
+            put(known, name, object);
         }
     }
 }
 
-/// The `resourceVersion`, if it is a number (KEP-5504).
-fn version(object: &Raw) -> Option<u64> {
-    object.metadata.resource_version.as_ref()?.parse().ok()
+/// A `resourceVersion`, if it is a number (KEP-5504).
+fn number(version: &str) -> Option<u64> {
+    version.parse().ok()
 }
 
-/// Takes in an object, unless a newer one is known.
-fn put<T: Watched>(known: &mut ByName<T>, object: &Raw) {
-    if let Some((name, object)) = T::of(object).filter(|(name, object)| !is_newer(known, name, object)) {
+/// Takes in what is kept of an object, unless a newer one is known.
+fn put<T: Watched>(known: &mut ByName<T>, name: String, object: T) {
+    if !is_newer(known, &name, &object) {
         known.insert(name, Arc::new(object));
+    }
+}
+
+/// Takes in an object that the watch tells of.
+fn take<T: Watched>(known: &mut ByName<T>, object: &Raw) {
+    if let Some((name, object)) = T::of(object) {
+        put(known, name, object);
     }
 }
 
@@ -211,16 +219,20 @@ mod tests {
         }
         let version =
             |all: &Inner<Kept<ServiceExport>>| all.known.as_ref()?.get("n/web").map(|o| o.version.clone());
-        all.wrote(&object("11"));
+        let wrote = |all: &mut Inner<_>, version: &str| {
+            let (name, object) = Kept::of(&object(version)).unwrap();
+            all.wrote(name, object);
+        };
+        wrote(&mut all, "11");
         assert_eq!(version(&all).as_deref(), Some("11"));
         all.take(Event::Apply(object("10")));
         assert_eq!(version(&all).as_deref(), Some("11"), "an older one");
         // Somebody deletes it while a write is on its way.
         all.take(Event::Delete(object("13")));
-        all.wrote(&object("12"));
+        wrote(&mut all, "12");
         assert_eq!(version(&all), None);
         // One that we make is there before the watch tells of it.
-        all.wrote(&object("14"));
+        wrote(&mut all, "14");
         assert_eq!(version(&all).as_deref(), Some("14"));
     }
 }

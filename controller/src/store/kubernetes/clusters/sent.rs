@@ -1,25 +1,21 @@
 //! Writes to the API server of this cluster, many on their way at once, for as long as this process leads.
-use super::super::Shared;
+use super::super::{Shared, raw::Raw};
 use crate::store::objects::REQUEST;
 use futures::{Stream, StreamExt, stream};
-use kube::Error;
+use kube::{Client, Error};
+use serde_json::Value;
 use tokio::time::timeout;
 
 /// Writes on their way at once.
 const AT_ONCE: usize = 16;
 
-/// Who does writes.
-pub(super) trait Server: Sync {
-    /// A write.
-    type Write: Send + Sync;
-    /// What the API server answers.
-    type Answer: Send;
-
-    /// Does a write.
+/// A write.
+pub(super) trait Sent {
+    /// Does it. The answer: the object as it is now, if somebody needs it.
     ///
     /// # Errors
     /// What the API server says, or why it cannot be asked.
-    fn send(&self, write: &Self::Write) -> impl Future<Output = Result<Self::Answer, Error>> + Send;
+    fn send(&self, client: &Client) -> impl Future<Output = Result<Option<Raw>, Error>> + Send;
 }
 
 /// Why a write was not done.
@@ -58,16 +54,16 @@ impl Failure {
 }
 
 /// Does the writes; what comes of each, as soon as it has come: the answers to thousands are too much to hold at once.
-pub(super) fn sent<S: Server>(
-    server: &S,
+pub(super) fn sent<W: Sent>(
+    client: &Client,
     shared: &Shared,
-    writes: Vec<S::Write>,
-) -> impl Stream<Item = (S::Write, Result<S::Answer, Failure>)> {
-    let one = move |write: S::Write| async move {
+    writes: Vec<W>,
+) -> impl Stream<Item = (W, Result<Option<Raw>, Failure>)> {
+    let one = move |write: W| async move {
         if shared.leads_for().is_none() {
             return (write, Err(Failure::Trouble("this process leads no more".to_owned())));
         }
-        let done = match timeout(REQUEST, server.send(&write)).await {
+        let done = match timeout(REQUEST, write.send(client)).await {
             Ok(done) => done.map_err(Failure::of),
             Err(late) => Err(Failure::Trouble(late.to_string())),
         };
@@ -75,4 +71,17 @@ pub(super) fn sent<S: Server>(
         (write, done)
     };
     stream::iter(writes).map(one).buffer_unordered(AT_ONCE)
+}
+
+/// The object that is to be written.
+///
+/// # Errors
+/// It is no object.
+pub(super) fn object(value: Value) -> Result<Raw, Error> {
+    serde_json::from_value(value).map_err(Error::SerdeError)
+}
+
+/// The parts of `NAMESPACE/NAME`.
+pub(super) fn split(name: &str) -> (&str, &str) {
+    name.split_once('/').unwrap_or(("", name))
 }

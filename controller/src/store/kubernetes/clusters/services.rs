@@ -3,8 +3,8 @@ use super::{
     super::{Shared, raw::Raw},
     derived::{AGAIN, Addresses, Refusal, Refused, Settled, Write, plan},
     kept::{Kept, ServiceImport},
-    objects::Objects,
-    sent::{Failure, Server, sent},
+    objects::{Objects, Watched},
+    sent::{Failure, Sent, object, sent, split},
 };
 use crate::{
     by_name::ByName,
@@ -111,12 +111,12 @@ fn note(
     };
     let refusal = match (done, &write) {
         (Ok(service), _) => {
-            let made = service.as_ref().and_then(|service| Derived::of(&service.read()?));
-            if let Some(service) = &service {
-                known.wrote(service);
-            }
-            let made = made.filter(|(_, service)| service.patch(import).is_some());
-            made.map(|(_, service)| Refusal::NotKept(service.version))
+            service.as_ref().and_then(<Derived as Watched>::of).and_then(|(name, service)| {
+                let is_other = service.patch(import).is_some();
+                let refusal = is_other.then(|| Refusal::NotKept(service.version.clone()));
+                known.wrote(name, service);
+                refusal
+            })
         }
         (Err(Failure::Exists), Write::Create(..)) => Some(Refusal::Taken),
         (Err(Failure::Refused(why)), _) => Some(Refusal::Refused(why)),
@@ -129,20 +129,16 @@ fn note(
     Ok(())
 }
 
-impl Server for Client {
-    type Write = Write;
-    type Answer = Option<Raw>;
-
-    async fn send(&self, write: &Write) -> Result<Option<Raw>, Error> {
+impl Sent for Write {
+    async fn send(&self, client: &Client) -> Result<Option<Raw>, Error> {
         let api = |name: &str| -> (Api<Raw>, String) {
-            let (namespace, service) = name.split_once('/').unwrap_or(("", name));
+            let (namespace, service) = split(name);
             let resource = ApiResource::erase::<Service>(&());
-            (Api::namespaced_with(self.clone(), namespace, &resource), derived_name(namespace, service))
+            (Api::namespaced_with(client.clone(), namespace, &resource), derived_name(namespace, service))
         };
-        match write {
+        match self {
             Write::Create(name, import) => {
-                let service = serde_json::from_value(Derived::object(name, import));
-                let service = service.map_err(Error::SerdeError)?;
+                let service = object(Derived::object(name, import))?;
                 api(name).0.create(&PostParams::default(), &service).await.map(Some)
             }
             Write::Patch(name, _, patch) => {

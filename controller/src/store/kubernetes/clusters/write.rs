@@ -5,7 +5,7 @@ use super::{
     link::resource,
     objects::Objects,
     plan::{Existing, Write, Written},
-    sent::{Server, sent},
+    sent::{self, Sent, sent, split},
 };
 use crate::api::{ClusterLink, EndpointSlice};
 use futures::StreamExt;
@@ -25,7 +25,7 @@ const COMES_BACK: Duration = Duration::from_secs(2);
 
 /// Writes to the API server of this cluster, and what has come of that.
 pub(super) struct Writer {
-    server: Cluster,
+    client: Client,
     shared: Arc<Shared>,
     notes: Notes,
 }
@@ -48,7 +48,7 @@ impl Writer {
         imports: Objects<Kept<ServiceImport>>,
     ) -> Self {
         let notes = Notes { exports, imports, written: Written::new(), recent: BTreeMap::new() };
-        Writer { server: Cluster { client }, shared, notes }
+        Writer { client, shared, notes }
     }
 
     /// What was written to ServiceImports and not kept so.
@@ -65,7 +65,7 @@ impl Writer {
         mut writes: Vec<Write>,
         existing: Existing<'_>,
     ) -> Result<(), String> {
-        let Writer { server, shared, notes } = self;
+        let Writer { client, shared, notes } = self;
         let now = Instant::now();
         let known = |name: &String| existing.slices.get(name);
         notes.recent.retain(|name, (at, slice)| now - *at < COMES_BACK && known(name) != slice.as_ref());
@@ -76,7 +76,7 @@ impl Writer {
             }
             _ => true,
         });
-        let mut results = pin!(sent(server, shared, writes));
+        let mut results = pin!(sent(client, shared, writes));
         let mut first = Ok(());
         while let Some((write, done)) = results.next().await {
             match done {
@@ -100,19 +100,20 @@ impl Notes {
                 let made = Kept::<ServiceImport>::from(&object);
                 match made.rest.import.is_like(&wanted) {
                     true => drop(self.written.remove(&name)),
-                    false => drop(self.written.insert(name, (made.version, wanted))),
+                    false => drop(self.written.insert(name.clone(), (made.version.clone(), wanted))),
                 }
-                self.imports.wrote(&object);
+                self.imports.wrote(name, made);
             }
             (Write::ImportStatus(name, _), Some(object)) => {
                 // A status is a new version of the same object.
+                let made = Kept::from(&object);
                 if let Some((version, _)) = self.written.get_mut(&name) {
-                    *version = object.metadata.resource_version.as_deref().unwrap_or_default().into();
+                    version.clone_from(&made.version);
                 }
-                self.imports.wrote(&object);
+                self.imports.wrote(name, made);
             }
             (Write::DeleteImport(name), _) => drop(self.written.remove(&name)),
-            (Write::ExportStatus(..), Some(object)) => self.exports.wrote(&object),
+            (Write::ExportStatus(name, _), Some(object)) => self.exports.wrote(name, Kept::from(&object)),
             (Write::CreateSlice(slice) | Write::ReplaceSlice(slice), _) => {
                 let name = slice_name(&Write::CreateSlice(Arc::clone(&slice))).unwrap_or_default();
                 self.recent.insert(name, (now, Some(slice)));
@@ -123,47 +124,43 @@ impl Notes {
     }
 }
 
-/// The API server of this cluster.
-struct Cluster {
-    client: Client,
-}
-
-impl Server for Cluster {
-    type Write = Write;
-    type Answer = Option<Raw>;
-
-    async fn send(&self, write: &Write) -> Result<Option<Raw>, Error> {
+impl Sent for Write {
+    async fn send(&self, client: &Client) -> Result<Option<Raw>, Error> {
         let (create, delete) = (PostParams::default(), DeleteParams::default());
-        match write {
+        match self {
             Write::CreateImport(name, import) => {
                 let (namespace, _) = split(name);
-                let object = dynamic(&import.object(name))?;
-                self.mcs("ServiceImport", namespace).create(&create, &object).await.map(Some)
+                let object = sent::object(import.object(name))?;
+                mcs(client, "ServiceImport", namespace).create(&create, &object).await.map(Some)
             }
             Write::ReplaceImport(full, import, version) => {
                 let (namespace, name) = split(full);
-                let mut object = dynamic(&import.object(full))?;
+                let mut object = sent::object(import.object(full))?;
                 object.metadata.resource_version = Some(version.to_string());
-                self.mcs("ServiceImport", namespace).replace(name, &create, &object).await.map(Some)
+                mcs(client, "ServiceImport", namespace).replace(name, &create, &object).await.map(Some)
             }
             Write::DeleteImport(name) => {
                 let (namespace, name) = split(name);
-                self.mcs("ServiceImport", namespace).delete(name, &delete).await.map(|_| None)
+                mcs(client, "ServiceImport", namespace).delete(name, &delete).await.map(|_| None)
             }
-            Write::ImportStatus(name, status) => self.status("ServiceImport", name, status).await.map(Some),
-            Write::ExportStatus(name, status) => self.status("ServiceExport", name, status).await.map(Some),
-            Write::CreateSlice(slice) => self.ask(slices(slice).create(&create, text(slice)?)).await,
+            Write::ImportStatus(name, status) => {
+                patch_status(client, "ServiceImport", name, status).await.map(Some)
+            }
+            Write::ExportStatus(name, status) => {
+                patch_status(client, "ServiceExport", name, status).await.map(Some)
+            }
+            Write::CreateSlice(slice) => ask(client, slices(slice).create(&create, text(slice)?)).await,
             Write::ReplaceSlice(slice) => {
                 let name = &slice.metadata.name;
-                self.ask(slices(slice).replace(name, &create, text(slice)?)).await
+                ask(client, slices(slice).replace(name, &create, text(slice)?)).await
             }
             Write::DeleteSlice(name) => {
                 let (namespace, name) = split(name);
-                let slices: Api<KubernetesSlice> = Api::namespaced(self.client.clone(), namespace);
+                let slices: Api<KubernetesSlice> = Api::namespaced(client.clone(), namespace);
                 slices.delete(name, &delete).await.map(|_| None)
             }
             Write::LinkStatus(name, patch) => {
-                let links: Api<ClusterLink> = Api::all(self.client.clone());
+                let links: Api<ClusterLink> = Api::all(client.clone());
                 let patch = Patch::Merge(json!({"status": patch}));
                 links.patch_status(name, &PatchParams::default(), &patch).await.map(|_| None)
             }
@@ -171,25 +168,23 @@ impl Server for Cluster {
     }
 }
 
-impl Cluster {
-    async fn status(&self, kind: &str, name: &str, status: &Value) -> Result<Raw, Error> {
-        let (namespace, name) = split(name);
-        let patch = Patch::Merge(json!({"status": status}));
-        self.mcs(kind, namespace).patch_status(name, &PatchParams::default(), &patch).await
-    }
+async fn patch_status(client: &Client, kind: &str, name: &str, status: &Value) -> Result<Raw, Error> {
+    let (namespace, name) = split(name);
+    let patch = Patch::Merge(json!({"status": status}));
+    mcs(client, kind, namespace).patch_status(name, &PatchParams::default(), &patch).await
+}
 
-    fn mcs(&self, kind: &str, namespace: &str) -> Api<Raw> {
-        Api::namespaced_with(self.client.clone(), namespace, &resource(kind))
-    }
+fn mcs(client: &Client, kind: &str, namespace: &str) -> Api<Raw> {
+    Api::namespaced_with(client.clone(), namespace, &resource(kind))
+}
 
-    /// Sends a request of which nobody reads the answer: of slices there are many, and a watch tells.
-    async fn ask(
-        &self,
-        request: Result<hyper::Request<Vec<u8>>, request::Error>,
-    ) -> Result<Option<Raw>, Error> {
-        let request = request.map_err(Error::BuildRequest)?;
-        self.client.request::<IgnoredAny>(request).await.map(|_| None)
-    }
+/// Sends a request of which nobody reads the answer: of slices there are many, and a watch tells.
+async fn ask(
+    client: &Client,
+    request: Result<hyper::Request<Vec<u8>>, request::Error>,
+) -> Result<Option<Raw>, Error> {
+    let request = request.map_err(Error::BuildRequest)?;
+    client.request::<IgnoredAny>(request).await.map(|_| None)
 }
 
 /// Where the slices of a slice's namespace are.
@@ -199,14 +194,6 @@ fn slices(slice: &EndpointSlice) -> Request {
 
 fn text(slice: &EndpointSlice) -> Result<Vec<u8>, Error> {
     serde_json::to_vec(slice).map_err(Error::SerdeError)
-}
-
-fn dynamic(object: &Value) -> Result<Raw, Error> {
-    serde_json::from_value(object.clone()).map_err(Error::SerdeError)
-}
-
-fn split(name: &str) -> (&str, &str) {
-    name.split_once('/').unwrap_or(("", name))
 }
 
 /// `NAMESPACE/NAME` of the slice that is written.

@@ -17,6 +17,8 @@ mod interfaces;
 #[cfg(feature = "loader")]
 mod loader;
 #[cfg(feature = "loader")]
+mod lock;
+#[cfg(feature = "loader")]
 mod loopback;
 pub mod maglev;
 pub mod maps;

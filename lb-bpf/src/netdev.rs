@@ -1,6 +1,7 @@
 //! Which interfaces take frames that XDP sends, asked of the kernel: generic netlink, family `netdev` (since Linux 6.3;
 //! Documentation/netlink/specs/netdev.yaml). It changes at run time: a veth takes them while its peer polls, some drivers while
 //! they have a program themselves.
+use crate::lock::lock;
 use futures::{StreamExt, channel::mpsc::UnboundedReceiver};
 use rtnetlink::{
     Error,
@@ -14,7 +15,7 @@ use rtnetlink::{
 use std::{
     collections::BTreeSet,
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
 };
 use tokio::{sync::Notify, task::AbortHandle};
 
@@ -187,10 +188,6 @@ fn is_as_known(takers: &BTreeSet<u32>, message: &Message) -> bool {
         (DEV_ADDED | DEV_CHANGED, Some((index, takes))) => takers.contains(&index) == takes,
         _ => true,
     }
-}
-
-fn lock(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
-    known.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A message of generic netlink.

@@ -1,7 +1,7 @@
 //! Follows the kernel's multicast groups: which neighbours and links there are, and which of the watched addresses a
 //! change concerns. Messages about anything else are dropped where they arrive, so nothing piles up.
 use super::{covers, ip};
-use crate::interfaces::Interfaces;
+use crate::{interfaces::Interfaces, lock::lock};
 use futures::{StreamExt, TryStreamExt, channel::mpsc::UnboundedReceiver};
 use rtnetlink::{
     Handle, MulticastGroup,
@@ -18,7 +18,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 use tokio::{
     sync::Notify,
@@ -194,10 +194,6 @@ impl Drop for Watch {
     fn drop(&mut self) {
         self.tasks.iter().for_each(AbortHandle::abort);
     }
-}
-
-fn lock(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
-    known.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn read(

@@ -7,7 +7,7 @@ use crate::{
     traffic,
 };
 use lb_bpf::{
-    Datapath, Options, XdpMode,
+    Datapath, Installed, Options, XdpMode,
     abi::{Config, Mode},
     service::{Desired, Endpoint, Frontend, Protocol, Rules, Scope, Service, ServiceKey, Target},
 };
@@ -139,6 +139,14 @@ fn redirected(interface: &str) -> (u64, u64) {
     (sum("_xdp_xmit"), sum("_xdp_xmit_errors"))
 }
 
+/// A datapath between the peer and the backend, with all that is wanted.
+async fn open(network: &Network) -> (Datapath, Arc<Installed>) {
+    let options = Options { interfaces: vec!["lb0".into(), "be0".into()], ..options(network) };
+    let mut datapath = Datapath::open(options).await.unwrap();
+    let installed = install_resolved(&mut datapath, &desired()).await;
+    (datapath, installed)
+}
+
 /// Installs at every change, until the map of ports holds what it should.
 async fn settle(datapath: &mut Datapath, interfaces: &[&str]) {
     let lines = interfaces.iter().map(|name| format!("port {}", index(name)));
@@ -176,9 +184,7 @@ fn not_handed_over(datapath: &Datapath) -> u64 {
 fn containers_as_they_come_are_backends_and_clients() {
     network::test(async |network| {
         let backend = backend(network);
-        let options = Options { interfaces: vec!["lb0".into(), "be0".into()], ..options(network) };
-        let mut datapath = Datapath::open(options).await.unwrap();
-        let installed = install_resolved(&mut datapath, &desired()).await;
+        let (mut datapath, installed) = open(network).await;
         assert!(installed.interfaces.iter().all(|interface| interface.mode == XdpMode::Native));
         settle(&mut datapath, &[]).await;
         assert!(is_wary(&datapath));
@@ -220,9 +226,7 @@ fn containers_as_they_come_are_backends_and_clients() {
 fn nothing_is_lost_where_somebody_looks_on() {
     network::test(async |network| {
         let _backend = backend(network);
-        let options = Options { interfaces: vec!["lb0".into(), "be0".into()], ..options(network) };
-        let mut datapath = Datapath::open(options).await.unwrap();
-        install_resolved(&mut datapath, &desired()).await;
+        let (mut datapath, _) = open(network).await;
         settle(&mut datapath, &[]).await;
         let sockets = ["lb0", "be0"].map(|interface| packet_socket(interface).unwrap());
         ask_all(network);
@@ -316,9 +320,7 @@ fn nothing_is_lost_where_nobody_polls() {
 fn vlan_tags_are_those_that_xdp_has_put_in() {
     network::test(async |network| {
         let _backend = backend(network);
-        let options = Options { interfaces: vec!["lb0".into(), "be0".into()], ..options(network) };
-        let mut datapath = Datapath::open(options).await.unwrap();
-        install_resolved(&mut datapath, &desired()).await;
+        let (datapath, _) = open(network).await;
         let macs = [network.own_mac(), network.peer_mac()];
         let socket = network.inside_peer(|| packet_socket("peer0")).unwrap();
         for vlan in [None, Some(7)] {

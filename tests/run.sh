@@ -79,12 +79,9 @@ cores() {
 
 # Builds what later steps ask for with the CPU that the tests leave: these wait most of the time. What goes wrong the step says.
 build_ahead() {
-    local dir
     chrt --idle --pid 0 $BASHPID
-    for dir in */fuzz; do
-        "$dir/run.sh" build
-    done
-    cargo build --quiet --locked --workspace --benches
+    fuzz build
+    benches
     cargo build --quiet --locked --profile quick -p controller --bin fairlead
     tests/image.sh build
 }
@@ -106,11 +103,16 @@ end() {
     rm -rf "$LOGS"
 }
 
+# fuzz [build]
 fuzz() {
     local dir
     for dir in */fuzz; do
-        [ ! -d "$dir" ] || "$dir/run.sh" || return 1
+        [ ! -d "$dir" ] || "$dir/run.sh" "$@" || return 1
     done
+}
+
+benches() {
+    cargo build --quiet --locked --workspace --benches
 }
 
 need_root "$@"
@@ -129,7 +131,7 @@ step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked -
 step "tests" tests
 step "the image" tests/image.sh
 step "fuzz targets" fuzz
-step "benches are built" cargo build --quiet --locked --workspace --benches
+step "benches are built" benches
 step "demo, as a newcomer runs it" deploy/quickstart.sh -o json
 
 say "how long it took"

@@ -77,23 +77,27 @@ pub(super) struct ServiceImport {
 
 impl From<&Raw> for ServiceImport {
     fn from(object: &Raw) -> Self {
-        let mut labels = object.metadata.labels.clone().unwrap_or_default();
-        if labels.remove(IMPORT_MANAGED_BY).as_deref() != Some(MANAGER) {
+        let labels = object.metadata.labels.as_ref();
+        if labels.and_then(|labels| labels.get(IMPORT_MANAGED_BY)).is_none_or(|by| by != MANAGER) {
             return ServiceImport::default();
         }
         let spec = object.at(&["spec"]);
         let facts = Facts::deserialize(spec).unwrap_or_default();
-        let mut annotations = object.metadata.annotations.clone().unwrap_or_default();
-        annotations.remove(DERIVED_SERVICE);
         let ips = spec["ips"].as_array().into_iter().flatten();
         let clusters = object.at(&["status", "clusters"]).as_array().into_iter().flatten();
         let import = Import {
             facts: Facts { is_headless: spec["type"] == "Headless", ..facts },
-            labels,
-            annotations,
+            labels: without(labels, IMPORT_MANAGED_BY),
+            annotations: without(object.metadata.annotations.as_ref(), DERIVED_SERVICE),
             ips: ips.filter_map(|ip| ip.as_str()?.parse().ok()).collect(),
             clusters: clusters.filter_map(|entry| entry["cluster"].as_str().map(str::to_owned)).collect(),
         };
         ServiceImport { is_ours: true, import }
     }
+}
+
+/// All of these but one. Made anew: a map from which the last one is taken keeps room for eleven.
+fn without(all: Option<&BTreeMap<String, String>>, name: &str) -> BTreeMap<String, String> {
+    let others = all.into_iter().flatten().filter(|(key, _)| *key != name);
+    others.map(|(key, value)| (key.clone(), value.clone())).collect()
 }

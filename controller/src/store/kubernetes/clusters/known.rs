@@ -153,6 +153,8 @@ impl Known {
         let service = [metadata.namespace.as_deref().unwrap_or_default(), "/", service].concat();
         let service = self.change(&service, |parts| {
             let place = parts.slices.partition_point(|other| other.name() < listed.name());
+            // Most services have one.
+            parts.slices.reserve_exact(1);
             parts.slices.insert(place, listed);
         });
         self.services_of_slices.insert(name(metadata).into(), service);

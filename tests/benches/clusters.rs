@@ -88,8 +88,9 @@ impl Bench {
         })?;
         let wanted: usize = (0..self.services).map(endpoints).sum::<usize>() * LINKS.len();
         wait_until("all slices are written", || {
+            // To list all takes long.
             let last = self.services - 1;
-            self.shows(last, endpoints(last))
+            Ok(self.shows(last, endpoints(last))? && self.imported()? == self.services * LINKS.len())
         })?;
         let after = anonymous(&controller)?;
         println!("import of {wanted} endpoints: {:.1} s", start.elapsed().as_secs_f64());
@@ -232,6 +233,14 @@ impl Bench {
 
     fn write(&self, n: usize, count: usize) -> Result<(), Error> {
         self.remote.put(&format!("{}/service-{n}", slices(n)), &slice(n, count))?.object().map(drop)
+    }
+
+    /// How many slices there are of other clusters.
+    fn imported(&self) -> Result<usize, Error> {
+        let selector = "multicluster.kubernetes.io/source-cluster";
+        let list =
+            self.api.get(&format!("/apis/discovery.k8s.io/v1/endpointslices?labelSelector={selector}"))?;
+        Ok(list.object()?["items"].as_array().map_or(0, Vec::len))
     }
 
     /// Whether the slices of all links have so many endpoints.

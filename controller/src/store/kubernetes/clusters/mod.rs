@@ -159,11 +159,11 @@ async fn lead(home: &Home, name: Option<&str>) {
         for (name, slice) in plan::kept_twice(merged, existing.slices, &settled) {
             lock(&shared.assembly).share(name, slice);
         }
-        let mut writes = match is_undefined {
-            true => Vec::new(),
-            false => plan::plan(merged, existing, writer.written(), &mut settled, &pass.kept(), host::now()),
-        };
-        writes.extend(pass.link_statuses(merged, &faults.borrow_and_update(), &mut overlaps));
+        let mut writes = pass.link_statuses(merged, &faults.borrow_and_update(), &mut overlaps);
+        if !is_undefined {
+            let (written, kept) = (writer.written(), pass.kept());
+            writes.extend(plan::plan(merged, existing, written, &mut settled, &kept, host::now()));
+        }
         done = writer.write(writes, existing).await.and(done);
         match done {
             Ok(()) => trouble.over("other clusters: what is imported is written again"),
@@ -175,7 +175,8 @@ async fn lead(home: &Home, name: Option<&str>) {
                 );
             }
         }
-        if let Some(again) = services.again() {
+        let more = writer.has_more().then_some(Duration::ZERO);
+        if let Some(again) = services.again().into_iter().chain(more).min() {
             next = next.min(Instant::now() + again);
         }
         if reports.values().any(|report| !matches!(report.connected, Some(Ok(())))) {

@@ -74,8 +74,8 @@ pub(super) fn foreign(imports: &ByName<Kept<ServiceImport>>) -> BTreeSet<&str> {
     imports.iter().filter(|(_, import)| !import.rest.is_ours).map(|(name, _)| name.as_str()).collect()
 }
 
-/// The writes, ServiceImports first; what needs none is `settled`. `kept`: clusters that were not listed yet, whose slices stay as
-/// they are. `now`: seconds since the epoch.
+/// The writes: first those of slices that are there, then ServiceImports, then all others; what needs none is `settled`. `kept`:
+/// clusters that were not listed yet, whose slices stay as they are. `now`: seconds since the epoch.
 pub(super) fn plan(
     merged: &Merged,
     existing: Existing<'_>,
@@ -90,8 +90,12 @@ pub(super) fn plan(
     if settled.ground != ground {
         *settled = Settled { ground, ..Settled::default() };
     }
-    let mut writes = imports(merged, existing, written, settled, &foreign, now);
-    writes.extend(slices(merged, existing.slices, settled, &foreign, kept));
+    // Slices that are there are in use: they do not wait for what is new.
+    let slices = slices(merged, existing.slices, settled, &foreign, kept);
+    let (new, mut writes) =
+        slices.into_iter().partition::<Vec<_>, _>(|write| matches!(write, Write::CreateSlice(_)));
+    writes.extend(imports(merged, existing, written, settled, &foreign, now));
+    writes.extend(new);
     writes.extend(exports(merged, existing, settled, &foreign, now));
     writes
 }
@@ -436,14 +440,39 @@ mod tests {
         assert!(matches!(&writes[..], [Write::ReplaceImport(_, import, _)] if import.ips.is_empty()));
     }
 
+    /// An imported slice with one endpoint, and what it goes by.
+    fn slice(name: &str, address: &str) -> (String, Arc<EndpointSlice>) {
+        let slice = json!({"kind": "EndpointSlice", "addressType": "IPv4", "endpoints": [{"addresses": [address]}],
+            "metadata": {"namespace": "n", "name": name, "labels": {"kubernetes.io/service-name": "web"}}});
+        let Ok(Object::EndpointSlice(slice)) = check_object(&slice) else { panic!("no slice") };
+        let slice = Export::imported("web", "west", &slice, false);
+        (["n/", &*slice.metadata.name].concat(), Arc::new(slice))
+    }
+
+    #[test]
+    fn what_is_there_does_not_wait_for_what_is_new() {
+        let ((a, there), (_, other), new) =
+            (slice("a", "10.0.0.1"), slice("a", "10.0.0.2"), slice("b", "10.0.0.3"));
+        let mut merged = merged(import(80));
+        merged.slices = ByName::from([(a.clone(), Arc::clone(&other)), new.clone()]);
+        let (imports, exports, modes) = (ByName::new(), ByName::new(), Modes::new());
+        let (slices, addresses) = (ByName::from([(a, there)]), addresses());
+        let existing = Existing {
+            imports: &imports,
+            exports: &exports,
+            slices: &slices,
+            addresses: &addresses,
+            modes: &modes,
+        };
+        let writes = plan(&merged, existing, &Written::new(), &mut Settled::default(), &BTreeSet::new(), 1);
+        let import = Write::CreateImport("n/web".into(), Arc::new(given(80)));
+        assert_eq!(writes, [Write::ReplaceSlice(other), import, Write::CreateSlice(new.1)]);
+    }
+
     #[test]
     fn slices_are_bound_to_no_service_of_somebody_else() {
-        let slice = json!({"kind": "EndpointSlice", "addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.1"]}],
-            "metadata": {"namespace": "n", "name": "a", "labels": {"kubernetes.io/service-name": "web"}}});
-        let Ok(Object::EndpointSlice(slice)) = check_object(&slice) else { panic!("no slice") };
         let mut merged = merged(import(80));
-        let slice = Arc::new(Export::imported("web", "west", &slice, false));
-        merged.slices.insert(["n/", &*slice.metadata.name].concat(), Arc::clone(&slice));
+        merged.slices = ByName::from([slice("a", "10.0.0.1")]);
         let bound = |refused: &[Refusal]| {
             let refused = refused.iter().map(|why| ("n/web".to_owned(), Arc::new(why.clone()))).collect();
             let writes = planned_with(&merged, &[], &Written::new(), &Addresses { refused, ..addresses() });

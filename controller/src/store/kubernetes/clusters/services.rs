@@ -5,6 +5,7 @@ use super::{
     kept::{Kept, ServiceImport},
     objects::{Objects, Watched},
     sent::{Failure, Sent, object, sent, split},
+    write::BATCH,
 };
 use crate::{
     by_name::ByName,
@@ -28,6 +29,8 @@ pub(super) struct Services {
     known: Objects<Derived>,
     refused: Refused,
     settled: Settled,
+    /// Whether there are more writes.
+    has_more: bool,
 }
 
 impl Services {
@@ -45,7 +48,7 @@ impl Services {
             following.follow("derived Services", api, &labels, changed).await;
         };
         let (refused, settled) = (Refused::new(), Settled::default());
-        (Services { client, shared, known, refused, settled }, following)
+        (Services { client, shared, known, refused, settled, has_more: false }, following)
     }
 
     /// Whether all are known.
@@ -53,8 +56,11 @@ impl Services {
         self.known.known().is_some()
     }
 
-    /// After how long there is something to try again, although nothing has changed.
+    /// After how long there is something to write, although nothing has changed.
     pub(super) fn again(&self) -> Option<Duration> {
+        if self.has_more {
+            return Some(Duration::ZERO);
+        }
         let mut refusals = self.refused.values().map(|(.., refusal)| refusal);
         refusals.any(|refusal| !matches!(refusal, Refusal::NotKept(_))).then_some(AGAIN)
     }
@@ -68,7 +74,7 @@ impl Services {
         Addresses { known, refused: refused.collect() }
     }
 
-    /// Makes those that `merged` needs, where `imports` are the ServiceImports that there are.
+    /// Makes the first of those that `merged` needs, where `imports` are the ServiceImports that there are.
     ///
     /// # Errors
     /// What the API server said to one of the writes, if it may say something else next time; the others are done.
@@ -77,13 +83,16 @@ impl Services {
         merged: &Merged,
         imports: &ByName<Kept<ServiceImport>>,
     ) -> Result<(), String> {
-        let Services { client, shared, known, refused, settled } = self;
+        let Services { client, shared, known, refused, settled, has_more } = self;
         let listed = known.known().unwrap_or_default();
         let is_so = |name: &String, import: &Import| {
             listed.get(name).is_some_and(|service| service.patch(import).is_none())
         };
         refused.retain(|name, _| merged.imports.get(name).is_some_and(|import| !is_so(name, import)));
-        let writes = plan(merged, imports, &listed, refused, settled, now());
+        let mut writes = plan(merged, imports, &listed, refused, settled, now());
+        // What is refused again and again is left alone for a while, so it keeps back nothing.
+        *has_more = writes.len() > BATCH;
+        writes.truncate(BATCH);
         let mut results = pin!(sent(client, shared, writes));
         let mut first = Ok(());
         while let Some((write, done)) = results.next().await {

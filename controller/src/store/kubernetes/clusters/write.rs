@@ -22,12 +22,28 @@ use tokio::time::Instant;
 
 /// What was written to a slice comes back in a snapshot within this; until then it is not written again.
 const COMES_BACK: Duration = Duration::from_secs(2);
+/// Most writes of one pass: what has changed meanwhile does not wait for all that a new cluster brings.
+pub(super) const BATCH: usize = 256;
 
 /// Writes to the API server of this cluster, and what has come of that.
 pub(super) struct Writer {
     client: Client,
     shared: Arc<Shared>,
     notes: Notes,
+    /// How the last pass ended.
+    last: Last,
+}
+
+/// How a pass ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Last {
+    /// All was written.
+    #[default]
+    Done,
+    /// There are more writes.
+    More,
+    /// Some writes have failed.
+    Failed,
 }
 
 /// What was written.
@@ -48,7 +64,7 @@ impl Writer {
         imports: Objects<Kept<ServiceImport>>,
     ) -> Self {
         let notes = Notes { exports, imports, written: Written::new(), recent: BTreeMap::new() };
-        Writer { client, shared, notes }
+        Writer { client, shared, notes, last: Last::default() }
     }
 
     /// What was written to ServiceImports and not kept so.
@@ -56,7 +72,12 @@ impl Writer {
         &self.notes.written
     }
 
-    /// Does the writes; the first error.
+    /// Whether there is more to write, although nothing has changed.
+    pub(super) fn has_more(&self) -> bool {
+        self.last == Last::More
+    }
+
+    /// Does the first of the writes; the first error.
     ///
     /// # Errors
     /// What the API server said to one of them; the others are done.
@@ -65,7 +86,7 @@ impl Writer {
         mut writes: Vec<Write>,
         existing: Existing<'_>,
     ) -> Result<(), String> {
-        let Writer { client, shared, notes } = self;
+        let Writer { client, shared, notes, last } = self;
         let now = Instant::now();
         let known = |name: &String| existing.slices.get(name);
         notes.recent.retain(|name, (at, slice)| now - *at < COMES_BACK && known(name) != slice.as_ref());
@@ -76,6 +97,11 @@ impl Writer {
             }
             _ => true,
         });
+        // What fails again and again must not keep back the rest.
+        let has_more = *last != Last::Failed && writes.len() > BATCH;
+        if has_more {
+            writes.truncate(BATCH);
+        }
         let mut results = pin!(sent(client, shared, writes));
         let mut first = Ok(());
         while let Some((write, done)) = results.next().await {
@@ -88,6 +114,11 @@ impl Writer {
                 },
             }
         }
+        *last = match (&first, has_more) {
+            (Err(_), _) => Last::Failed,
+            (Ok(()), true) => Last::More,
+            (Ok(()), false) => Last::Done,
+        };
         first
     }
 }

@@ -2,7 +2,7 @@
 # The image, built as deploy/Containerfile says and run with what deploy/kubernetes/agent.yaml gives: a node starts in it and
 # is ready. No registry is asked: the toolchain of this machine takes the place of the image that has one.
 #
-# usage: image.sh [build]     build: nothing is run
+# usage: image.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -33,7 +33,6 @@ podman build --quiet --isolation chroot --build-arg RUST=scratch --build-arg PRO
     -v /usr:/usr:ro -v /bin:/bin:ro -v /lib:/lib:ro -v /lib64:/lib64:ro -v /etc:/etc:ro \
     -v "$toolchain:/usr/local:ro" -v "${CARGO_HOME:-$HOME/.cargo}:/root/.cargo" -v "$PWD/target/image:/src/target" \
     -f deploy/Containerfile -t fairlead . >"$work/build.log" 2>&1 || { tail -30 "$work/build.log" >&2; fail "the image is not built"; }
-[ "${1:-}" != build ] || exit 0
 
 version=$(run --rm --network none fairlead --version)
 [ "$version" = "fairlead $(sed -n 's/^appVersion: //p' deploy/helm/fairlead/Chart.yaml)" ] || fail "it is $version"

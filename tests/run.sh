@@ -17,7 +17,7 @@ PACKAGES="gcc g++ libc6-dev frr iproute2 ethtool curl ca-certificates
 BPF_LINKER_VERSION=0.13.0
 CACHE=$HOME/.cache/fairlead
 LOGS=$(mktemp -d)
-ahead=
+behind=
 trap 'end' EXIT
 export CARGO_TERM_COLOR=never CARGO_INCREMENTAL=0
 times=()
@@ -44,6 +44,25 @@ packages() {
     # The package of OpenBGPD does not make the user that it runs as.
     id _openbgpd >/dev/null 2>&1 || useradd -r -d /run/openbgpd -s /usr/sbin/nologin _openbgpd
     need_kernel
+}
+
+# What is no part of the repository, and is built once for all: with the CPU that the first steps leave.
+programs() {
+    chrt --idle --pid 0 $BASHPID
+    bpf_linker
+    tests/control-plane/build.sh
+    tests/coredns/build.sh
+    tests/helm/build.sh
+    tests/conformance/build.sh
+}
+
+# Waits for what runs behind.
+joined() {
+    local code=0
+    wait $behind || code=$?
+    behind=
+    [ $code = 0 ] || tail -40 "$LOGS/programs"
+    return $code
 }
 
 # The linker of the kernel programs, against the LLVM of Debian's compiler.
@@ -77,37 +96,19 @@ cores() {
     done
 }
 
-# Builds what later steps ask for with the CPU that the tests leave: these wait most of the time. What goes wrong the step says.
-build_ahead() {
-    chrt --idle --pid 0 $BASHPID
-    fuzz build
-    benches
-    cargo build --quiet --locked --profile quick -p controller --bin fairlead
-    tests/image.sh build
-}
-
 tests() {
-    local code=0
-    set -m
-    build_ahead >"$LOGS/ahead" 2>&1 &
-    ahead=$!
-    set +m
-    cargo test --locked --workspace --no-fail-fast 2>&1 | tee "$LOGS/tests" || code=1
-    wait $ahead || true
-    ahead=
-    return $code
+    cargo test --locked --workspace --no-fail-fast 2>&1 | tee "$LOGS/tests"
 }
 
 end() {
-    [ -z "$ahead" ] || kill -- -"$ahead" 2>/dev/null || true
+    [ -z "$behind" ] || kill -- -"$behind" 2>/dev/null || true
     rm -rf "$LOGS"
 }
 
-# fuzz [build]
 fuzz() {
     local dir
     for dir in */fuzz; do
-        [ ! -d "$dir" ] || "$dir/run.sh" "$@" || return 1
+        [ ! -d "$dir" ] || "$dir/run.sh" || return 1
     done
 }
 
@@ -118,16 +119,16 @@ benches() {
 need_root "$@"
 step "toolchain" toolchain
 step "packages" packages
-step "bpf-linker" bpf_linker
-step "control plane and kube-proxy of the tests" tests/control-plane/build.sh
-step "CoreDNS of the tests" tests/coredns/build.sh
-step "helm of the tests" tests/helm/build.sh
-step "conformance suite of the MCS API" tests/conformance/build.sh
+set -m
+programs >"$LOGS/programs" 2>&1 &
+behind=$!
+set +m
 step "format" cargo fmt --all --check
-step "kernel programs are what the source gives" kernel_programs
 step "clippy" cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
 step "clippy of the pure cores" cores
 step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --workspace --no-deps
+step "bpf-linker, control plane, kube-proxy, CoreDNS, helm and conformance suite of the tests" joined
+step "kernel programs are what the source gives" kernel_programs
 step "tests" tests
 step "the image" tests/image.sh
 step "fuzz targets" fuzz

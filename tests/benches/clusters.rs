@@ -124,6 +124,15 @@ impl Bench {
         let vips = self.vips()?;
         wait_until("all are in the maps", || Ok(vips.values().all(|vip| self.backend(*vip, 1024).is_ok())))?;
         println!("agent: all are programmed after {:.1} s", start.elapsed().as_secs_f64());
+        wait_until("all Services say so", || {
+            let list = self.api.get("/api/v1/services")?.object()?;
+            let is_said = |service: &&Value| {
+                let conditions = service["status"]["conditions"].as_array();
+                let mut conditions = conditions.into_iter().flatten();
+                conditions.any(|said| said["type"] == "fairlead.dev/Programmed" && said["status"] == "True")
+            };
+            Ok(list["items"].as_array().into_iter().flatten().filter(is_said).count() == self.services)
+        })?;
         Ok(agent)
     }
 

@@ -9,7 +9,12 @@ use crate::{
 };
 use k8s_openapi::api::core::v1::{Service, ServicePort, SessionAffinityConfig};
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    hash::{Hash, Hasher},
+    sync::Arc,
+};
 
 /// The exports of a cluster, by `NAMESPACE/NAME`.
 pub type Exports = ByName<Export>;
@@ -55,8 +60,18 @@ pub struct Facts {
     pub traffic_distribution: Option<String>,
 }
 
+impl Eq for Facts {}
+
+/// Without what Kubernetes' types have no hash of.
+impl Hash for Facts {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.is_headless, &self.ports, &self.session_affinity, &self.ip_families).hash(state);
+        (&self.internal_traffic_policy, &self.traffic_distribution).hash(state);
+    }
+}
+
 /// A port of an imported service.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ImportPort {
     /// Its name; empty: it has none.

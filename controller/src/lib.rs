@@ -11,6 +11,7 @@ pub mod mcs;
 pub mod neighbours;
 pub mod object;
 pub mod observed;
+mod shared;
 pub mod status;
 pub mod validate;
 

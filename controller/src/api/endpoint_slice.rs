@@ -55,7 +55,7 @@ pub struct ImportedFrom {
     /// The derived Service that it is bound to, of the same namespace, by the label `kubernetes.io/service-name`; none: to none.
     pub derived: Option<Box<str>>,
     /// How its pods are reached in a tunnel; none: the service has no address there.
-    pub delivery: Option<Delivery>,
+    pub delivery: Option<Box<Delivery>>,
 }
 
 /// What the addresses of a slice are.
@@ -102,6 +102,7 @@ impl From<ObjectMeta> for SliceMetadata {
         let of = is_ours.then(|| label(mcs::SERVICE_NAME).zip(label(mcs::SOURCE_CLUSTER))).flatten();
         let import = of.map(|(name, cluster)| {
             let delivery = metadata.annotations.as_ref().and_then(|all| Delivery::read(all.get(DELIVERY)?));
+            let delivery = delivery.map(Box::new);
             Arc::new(ImportedFrom { service: name, cluster, derived: service.take(), delivery })
         });
         SliceMetadata {

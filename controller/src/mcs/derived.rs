@@ -4,7 +4,7 @@
 use super::{Facts, IMPORT_MANAGED_BY, Import, ImportPort, MANAGER, SERVICE_NAME, hash};
 use k8s_openapi::api::core::v1::Service;
 use serde_json::{Value, json};
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 /// Annotation of a ServiceImport with the name of its derived Service.
 pub const DERIVED_SERVICE: &str = "multicluster.kubernetes.io/derived-service";
@@ -19,7 +19,7 @@ const PREFER_DUAL_STACK: &str = "PreferDualStack";
 pub struct Derived {
     /// `resourceVersion`.
     pub version: Box<str>,
-    facts: Facts,
+    facts: Arc<Facts>,
     addresses: Box<[IpAddr]>,
     /// Whether it has all families that the cluster has.
     is_dual: bool,
@@ -42,7 +42,7 @@ impl Derived {
         let addresses = spec.cluster_ips.iter().flatten().chain(first);
         let derived = Derived {
             version: metadata.resource_version.as_deref().unwrap_or_default().into(),
-            facts: Facts::of(service).ok()?,
+            facts: Facts::of(service).ok()?.shared(),
             addresses: addresses.filter_map(|address| address.parse().ok()).collect(),
             is_dual: spec.ip_family_policy.as_deref().is_some_and(|policy| policy != SINGLE_STACK),
         };
@@ -101,7 +101,7 @@ impl Derived {
             false => families.iter().flat_map(of).collect(),
         };
         let ip_families = ips.iter().map(|address| family_of(address).to_owned()).collect();
-        let facts = Facts { ip_families, ..import.facts.clone() };
+        let facts = Facts { ip_families, ..(*import.facts).clone() }.shared();
         (!ips.is_empty()).then(|| Import { facts, ips, ..import.clone() })
     }
 }
@@ -143,7 +143,7 @@ mod tests {
 
     fn import(spec: &str) -> Import {
         let service: Service = serde_yaml_ng::from_str(&format!("spec: {spec}")).unwrap();
-        Import { facts: Facts::of(&service).unwrap(), ..Import::default() }
+        Import { facts: Facts::of(&service).unwrap().shared(), ..Import::default() }
     }
 
     /// What an API server makes of a Service.
@@ -224,7 +224,10 @@ mod tests {
         let of = |families: &str| import(&format!("{{ports: [{{port: 80}}], ipFamilies: [{families}]}}"));
         let given = |families: &str, addresses: &[&str]| {
             let import = derived(&of("IPv4, IPv6"), addresses).give(&of(families))?;
-            Some((import.ips.iter().map(ToString::to_string).collect::<Vec<_>>(), import.facts.ip_families))
+            Some((
+                import.ips.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                import.facts.ip_families.clone(),
+            ))
         };
         let some = |ips: &[&str], families: &[&str]| {
             let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();

@@ -6,6 +6,7 @@ use crate::{
         endpoint_slice::{Endpoint, ImportedFrom, SliceMetadata},
     },
     by_name::ByName,
+    shared::Shared,
 };
 use k8s_openapi::api::core::v1::{Service, ServicePort, SessionAffinityConfig};
 use serde::{Deserialize, Serialize};
@@ -62,6 +63,8 @@ pub struct Facts {
 
 impl Eq for Facts {}
 
+static SHARED: Shared<Facts> = Shared::new();
+
 /// Without what Kubernetes' types have no hash of.
 impl Hash for Facts {
     fn hash<H: Hasher>(&self, state: &mut H) {
@@ -97,6 +100,11 @@ pub enum Invalid {
 }
 
 impl Facts {
+    /// The same, kept once for all services that say so.
+    pub fn shared(self) -> Arc<Self> {
+        SHARED.one(self)
+    }
+
     /// Of a Service.
     ///
     /// # Errors

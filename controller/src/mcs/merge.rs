@@ -10,6 +10,7 @@ use super::{
 use crate::{
     api::{EndpointSlice, endpoint_slice::Endpoint},
     by_name::ByName,
+    shared::Shared,
 };
 use k8s_openapi::{api::core::v1::Namespace, apimachinery::pkg::apis::meta::v1::Condition};
 use serde_json::{Value, json};
@@ -55,15 +56,24 @@ pub struct Merger {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Import {
     /// What the exports agree on, or what the oldest says.
-    pub facts: Facts,
+    pub facts: Arc<Facts>,
     /// Labels that exports ask for.
     pub labels: BTreeMap<String, String>,
     /// Annotations that exports ask for.
     pub annotations: BTreeMap<String, String>,
     /// Clusters that export it.
-    pub clusters: BTreeSet<String>,
+    pub clusters: Clusters,
     /// Its addresses in this cluster; none: they are not known, or it has none.
     pub ips: Vec<IpAddr>,
+}
+
+/// Names of clusters, kept once for all services that come from these.
+pub type Clusters = Arc<BTreeSet<String>>;
+
+/// See [`Clusters`].
+pub fn shared_clusters(names: impl Iterator<Item = String>) -> Clusters {
+    static SHARED: Shared<BTreeSet<String>> = Shared::new();
+    SHARED.one(names.collect())
 }
 
 /// What is to be said of an export of this cluster.
@@ -220,10 +230,10 @@ impl Merged {
         }
         let Some((_, oldest, facts)) = valid.first() else { return };
         let import = Import {
-            facts: Facts { ports: ports(&valid), ..(*facts).clone() },
+            facts: Facts { ports: ports(&valid), ..(*facts).clone() }.shared(),
             labels: oldest.labels.clone(),
             annotations: oldest.annotations.clone(),
-            clusters: valid.iter().map(|(cluster, ..)| (*cluster).to_owned()).collect(),
+            clusters: shared_clusters(valid.iter().map(|(cluster, ..)| (*cluster).to_owned())),
             ips: Vec::new(),
         };
         for (cluster, export, left) in &exports {
@@ -344,7 +354,7 @@ impl Import {
         let (namespace, name) = name.split_once('/').unwrap_or(("default", name));
         let mut labels = self.labels.clone();
         labels.insert(IMPORT_MANAGED_BY.to_owned(), MANAGER.to_owned());
-        let mut spec = json!(self.facts);
+        let mut spec = json!(*self.facts);
         let mut annotations = self.annotations.clone();
         if self.facts.is_headless {
             spec["type"] = "Headless".into();

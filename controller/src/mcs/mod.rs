@@ -16,7 +16,9 @@ mod tests;
 pub use derived::{DERIVED_SERVICE, Derived, derived_name};
 pub use export::{Export, Exports, Facts, ImportPort, Invalid, slice_name};
 pub use leave::{PERMILLE, leaving};
-pub use merge::{Cluster, Conflict, Counts, Import, Merged, Merger, Verdict, merge};
+pub use merge::{
+    Cluster, Clusters, Conflict, Counts, Import, Merged, Merger, Verdict, merge, shared_clusters,
+};
 
 /// API group of ServiceExport and ServiceImport.
 pub const GROUP: &str = "multicluster.x-k8s.io";

@@ -82,7 +82,7 @@ fn the_oldest_export_wins_and_ports_are_united() {
     let ports: Vec<_> = import.facts.ports.iter().map(|port| (port.name.as_str(), port.port)).collect();
     assert_eq!(ports, [("http", 80), ("web", 443)]);
     assert_eq!(import.facts.session_affinity, None);
-    assert_eq!(import.clusters, ["home", "west"].map(str::to_owned).into());
+    assert_eq!(*import.clusters, ["home", "west"].map(str::to_owned).into());
     assert_eq!(reasons(&merged), ["PortConflict", "SessionAffinityConflict"]);
     let message = &merged.verdicts["default/web"].conflicts[1].message;
     assert_eq!(
@@ -113,7 +113,7 @@ fn what_cannot_be_exported_says_why() {
     Arc::make_mut(own).service = Err(Invalid::NoService);
     let merged_missing = merged(&missing, 0);
     assert_eq!(merged_missing.verdicts["default/web"].valid, Err(Invalid::NoService));
-    assert_eq!(merged_missing.imports["default/web"].clusters, ["west".to_owned()].into());
+    assert_eq!(*merged_missing.imports["default/web"].clusters, ["west".to_owned()].into());
 }
 
 #[test]

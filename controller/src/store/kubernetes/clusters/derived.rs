@@ -39,7 +39,7 @@ pub(super) enum Refusal {
 }
 
 /// What was refused: for which facts, when (by the monotonic clock), and why.
-pub(super) type Refused = BTreeMap<String, (Facts, Duration, Refusal)>;
+pub(super) type Refused = BTreeMap<String, (Arc<Facts>, Duration, Refusal)>;
 
 /// What is there for the addresses of ServiceImports, by `NAMESPACE/NAME` of these.
 #[derive(Clone, Debug, Default)]
@@ -67,7 +67,7 @@ pub(super) fn plan(
     settled: &mut Settled,
     now: Duration,
 ) -> Vec<Write> {
-    let is_due = |name: &str, (_, at, refusal): &(Facts, Duration, Refusal)| match refusal {
+    let is_due = |name: &str, (_, at, refusal): &(Arc<Facts>, Duration, Refusal)| match refusal {
         Refusal::NotKept(version) => known.get(name).is_none_or(|service| service.version != *version),
         Refusal::Taken | Refusal::Refused(_) => now >= *at + AGAIN,
     };
@@ -165,7 +165,7 @@ mod tests {
 
     fn import(port: i32) -> Import {
         let port = ImportPort { name: String::new(), protocol: "TCP".into(), app_protocol: None, port };
-        Import { facts: Facts { ports: vec![port], ..Facts::default() }, ..Import::default() }
+        Import { facts: Facts { ports: vec![port], ..Facts::default() }.shared(), ..Import::default() }
     }
 
     fn merged(import: &Import) -> Merged {
@@ -251,7 +251,8 @@ mod tests {
         // It is somebody else's by now, or headless.
         let theirs = Kept { rest: ServiceImport::default(), ..given };
         assert_eq!(planned(&merged(&http), Some(theirs), Some(known.clone()), &none), delete);
-        let headless = Import { facts: Facts { is_headless: true, ..http.facts.clone() }, ..http };
+        let facts = Facts { is_headless: true, ..(*http.facts).clone() }.shared();
+        let headless = Import { facts, ..http };
         assert_eq!(planned(&merged(&headless), Some(object(&headless)), Some(known), &none), delete);
     }
 
@@ -269,7 +270,7 @@ mod tests {
         let http = import(80);
         let name = derived_name("n", "web");
         assert_eq!(said(http.clone(), Some(service(&http)), None), (1, None));
-        let headless = Facts { is_headless: true, ..http.facts.clone() };
+        let headless = Facts { is_headless: true, ..(*http.facts).clone() }.shared();
         assert_eq!(said(Import { facts: headless, ..http.clone() }, Some(service(&http)), None), (0, None));
         let (none, why) = said(http.clone(), None, None);
         assert_eq!((none, why.unwrap().0), (0, "Pending"));
@@ -280,7 +281,7 @@ mod tests {
         let (one, why) = said(http.clone(), Some(service(&http)), refused);
         assert_eq!((one, why.unwrap().1), (1, format!("Service/{name} cannot be as it should: no port")));
         let six = Import {
-            facts: Facts { ip_families: vec!["IPv6".into()], ..http.facts.clone() },
+            facts: Facts { ip_families: vec!["IPv6".into()], ..(*http.facts).clone() }.shared(),
             ..http.clone()
         };
         let why = ("IPFamilyNotSupported", "this cluster gives Services no addresses of IPv6".to_owned());

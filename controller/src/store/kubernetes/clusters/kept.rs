@@ -3,7 +3,7 @@
 use super::super::raw::Raw;
 use crate::{
     api::delivery::said_mode,
-    mcs::{DERIVED_SERVICE, Facts, IMPORT_MANAGED_BY, Import, MANAGER},
+    mcs::{DERIVED_SERVICE, Facts, IMPORT_MANAGED_BY, Import, MANAGER, shared_clusters},
     status::seconds,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -86,11 +86,13 @@ impl From<&Raw> for ServiceImport {
         let ips = spec["ips"].as_array().into_iter().flatten();
         let clusters = object.at(&["status", "clusters"]).as_array().into_iter().flatten();
         let import = Import {
-            facts: Facts { is_headless: spec["type"] == "Headless", ..facts },
+            facts: Facts { is_headless: spec["type"] == "Headless", ..facts }.shared(),
             labels: without(labels, IMPORT_MANAGED_BY),
             annotations: without(object.metadata.annotations.as_ref(), DERIVED_SERVICE),
             ips: ips.filter_map(|ip| ip.as_str()?.parse().ok()).collect(),
-            clusters: clusters.filter_map(|entry| entry["cluster"].as_str().map(str::to_owned)).collect(),
+            clusters: shared_clusters(
+                clusters.filter_map(|entry| entry["cluster"].as_str().map(str::to_owned)),
+            ),
         };
         ServiceImport { is_ours: true, import }
     }

@@ -17,7 +17,6 @@ use k8s_openapi::{
 };
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    hash::Hash,
     mem,
     net::IpAddr,
     sync::Arc,
@@ -31,7 +30,6 @@ pub(super) struct Known {
     parts: HashMap<Arc<str>, Parts>,
     /// How many objects they consist of.
     objects: usize,
-    facts: Shared<Facts>,
     /// By `NAMESPACE/NAME` of a slice: the service that it is of.
     services_of_slices: HashMap<Box<str>, Arc<str>>,
     pools: BTreeMap<String, NeighbourPool>,
@@ -84,7 +82,6 @@ impl Known {
             cluster: cluster.to_owned(),
             parts: HashMap::new(),
             objects: 0,
-            facts: Shared::default(),
             services_of_slices: HashMap::new(),
             pools: BTreeMap::new(),
             nodes: Nodes::default(),
@@ -125,7 +122,7 @@ impl Known {
         let status = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
         let ingress = status.and_then(|status| status.ingress.as_ref()).into_iter().flatten();
         let addresses = ingress.filter_map(|ingress| ingress.ip.as_ref()?.parse().ok()).collect();
-        let facts = Facts::of(object).map(|facts| self.facts.one(facts));
+        let facts = Facts::of(object).map(Facts::shared);
         self.change(&name(&object.metadata), |parts| {
             (parts.service, parts.addresses) = (Some(facts), addresses);
         });
@@ -266,32 +263,6 @@ impl Known {
     }
 }
 
-/// Values of which many are equal: each is there once, for as long as somebody has it.
-#[derive(Debug)]
-struct Shared<T>(HashSet<Arc<T>>);
-
-impl<T> Default for Shared<T> {
-    fn default() -> Self {
-        Shared(HashSet::new())
-    }
-}
-
-impl<T: Eq + Hash> Shared<T> {
-    /// The one that is equal to this.
-    fn one(&mut self, value: T) -> Arc<T> {
-        if let Some(known) = self.0.get(&value) {
-            return Arc::clone(known);
-        }
-        // Before more room is made.
-        if self.0.len() == self.0.capacity() {
-            self.0.retain(|known| Arc::strong_count(known) > 1);
-        }
-        let value = Arc::new(value);
-        self.0.insert(Arc::clone(&value));
-        value
-    }
-}
-
 /// `NAMESPACE/NAME`.
 pub(super) fn name(metadata: &ObjectMeta) -> String {
     let part = |part: &Option<String>| part.clone().unwrap_or_default();
@@ -340,16 +311,6 @@ mod tests {
         assert_eq!(known.exports()["n/a"].service, Err(Invalid::NoService));
         known.forget_export(&metadata("a"));
         assert_eq!((known.exports().len(), known.len(), known.parts.len()), (0, 0, 0));
-    }
-
-    #[test]
-    fn what_is_equal_is_there_once_for_as_long_as_somebody_has_it() {
-        let mut shared = Shared::default();
-        let one = shared.one(0);
-        assert!(Arc::ptr_eq(&one, &shared.one(0)));
-        (1..10_000).for_each(|number| drop(shared.one(number)));
-        assert!(shared.0.len() < 100, "{}", shared.0.len());
-        assert!(Arc::ptr_eq(&one, &shared.one(0)));
     }
 
     /// What a cluster keeps of an endpoint of another one.

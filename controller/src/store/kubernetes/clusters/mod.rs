@@ -333,7 +333,7 @@ impl Pass<'_> {
                 created: Export::REMEMBERED,
                 labels: import.labels.clone(),
                 annotations: import.annotations.clone(),
-                service: Ok(Arc::new(import.facts.clone())),
+                service: Ok(Arc::clone(&import.facts)),
                 slices: Box::default(),
             };
             Some((name.clone(), Arc::new(export)))

@@ -85,7 +85,8 @@ impl Listed {
         mode: Option<&str>,
         nodes: &Nodes,
     ) {
-        let delivery = service.map(|(addresses, facts)| self.delivery(addresses, facts, mode, nodes));
+        let delivery =
+            service.map(|(addresses, facts)| Box::new(self.delivery(addresses, facts, mode, nodes)));
         let Some(before) = &self.slice.metadata.import else { return };
         if before.delivery != delivery {
             let mut import = (**before).clone();

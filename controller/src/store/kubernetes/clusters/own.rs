@@ -88,6 +88,6 @@ fn export(cluster: &str, full: &str, object: &Kept<ServiceExport>, declared: &De
     let mut slices: Vec<_> =
         own.map(|(_, slice)| Arc::new(Export::imported(name, cluster, slice, true))).collect();
     slices.sort_by(|one, other| one.metadata.name.cmp(&other.metadata.name));
-    let facts = service.and_then(|service| Facts::of(service)).map(Arc::new);
+    let facts = service.and_then(|service| Facts::of(service)).map(Facts::shared);
     Some(known::export(&object.rest, facts, slices.into()))
 }

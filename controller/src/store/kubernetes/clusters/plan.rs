@@ -309,7 +309,7 @@ mod tests {
         *,
     };
     use crate::{
-        mcs::{Conflict, Derived, Export, Facts, ImportPort, Invalid, derived_name},
+        mcs::{Conflict, Derived, Export, Facts, ImportPort, Invalid, derived_name, shared_clusters},
         object::Object,
         validate::check_object,
     };
@@ -317,8 +317,8 @@ mod tests {
     fn import(port: i32) -> Import {
         let port = ImportPort { name: "http".into(), protocol: "TCP".into(), app_protocol: None, port };
         Import {
-            facts: Facts { ports: vec![port], ..Facts::default() },
-            clusters: BTreeSet::from(["west".to_owned()]),
+            facts: Facts { ports: vec![port], ..Facts::default() }.shared(),
+            clusters: shared_clusters(["west".to_owned()].into_iter()),
             ..Import::default()
         }
     }
@@ -349,8 +349,8 @@ mod tests {
 
     /// The import with its address.
     fn given(port: i32) -> Import {
-        let facts = Facts { ip_families: vec!["IPv4".into()], ..import(port).facts };
-        Import { facts, ips: vec![[10, 96, 0, 5].into()], ..import(port) }
+        let facts = Facts { ip_families: vec!["IPv4".into()], ..(*import(port).facts).clone() };
+        Import { facts: facts.shared(), ips: vec![[10, 96, 0, 5].into()], ..import(port) }
     }
 
     fn planned_with(

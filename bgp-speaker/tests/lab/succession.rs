@@ -137,11 +137,10 @@ fn bfd_goes_on(kind: Kind) {
     let both = [peer(ROUTER, ROUTER_ASN, &fast(US)), peer(ROUTER6, ROUTER_ASN, &fast(US6))];
     let mut daemon = launch(&cable, &config(&both, "{prefix: 203.0.113.0/24}"));
     wait_until("all is up", || all_up(&cable, 2));
-    wait_until("all of the router", || {
-        let is_told = |peer: &PeerStatus| {
-            peer.graceful_restart.as_ref().is_some_and(|restart| restart.end_of_rib == peer.families)
-        };
-        peers(&cable).is_some_and(|peers| peers.iter().all(is_told))
+    // One of each family.
+    wait_until("all routes of the router", || {
+        let has_all = |peer: &PeerStatus| peer.prefixes_received == peer.families.len() as u64;
+        peers(&cable).is_some_and(|peers| peers.iter().all(has_all))
     });
     twice(&cable, &mut daemon);
     wait_until("at its old pace", || all_up(&cable, 2));

@@ -63,8 +63,6 @@ pub struct Facts {
 
 impl Eq for Facts {}
 
-static SHARED: Shared<Facts> = Shared::new();
-
 /// Without what Kubernetes' types have no hash of.
 impl Hash for Facts {
     fn hash<H: Hasher>(&self, state: &mut H) {
@@ -102,6 +100,7 @@ pub enum Invalid {
 impl Facts {
     /// The same, kept once for all services that say so.
     pub fn shared(self) -> Arc<Self> {
+        static SHARED: Shared<Facts> = Shared::new();
         SHARED.one(self)
     }
 

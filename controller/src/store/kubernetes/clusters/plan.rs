@@ -359,13 +359,23 @@ mod tests {
         written: &Written,
         addresses: &Addresses,
     ) -> Vec<Write> {
+        planned_beside(merged, imports, &ByName::new(), written, addresses)
+    }
+
+    /// Where these slices are there.
+    fn planned_beside(
+        merged: &Merged,
+        imports: &[Raw],
+        slices: &ByName<EndpointSlice>,
+        written: &Written,
+        addresses: &Addresses,
+    ) -> Vec<Write> {
         let imports = imports
             .iter()
             .map(|import| (super::super::known::name(&import.metadata), Arc::new(Kept::from(import))));
-        let (imports, exports, slices) = (imports.collect(), ByName::new(), ByName::new());
+        let (imports, exports) = (imports.collect(), ByName::new());
         let modes = Modes::new();
-        let existing =
-            Existing { imports: &imports, exports: &exports, slices: &slices, addresses, modes: &modes };
+        let existing = Existing { imports: &imports, exports: &exports, slices, addresses, modes: &modes };
         let mut settled = Settled::default();
         let writes = plan(merged, existing, written, &mut settled, &BTreeSet::new(), 1);
         assert_eq!(plan(merged, existing, written, &mut settled, &BTreeSet::new(), 1), writes);
@@ -455,16 +465,8 @@ mod tests {
             (slice("a", "10.0.0.1"), slice("a", "10.0.0.2"), slice("b", "10.0.0.3"));
         let mut merged = merged(import(80));
         merged.slices = ByName::from([(a.clone(), Arc::clone(&other)), new.clone()]);
-        let (imports, exports, modes) = (ByName::new(), ByName::new(), Modes::new());
-        let (slices, addresses) = (ByName::from([(a, there)]), addresses());
-        let existing = Existing {
-            imports: &imports,
-            exports: &exports,
-            slices: &slices,
-            addresses: &addresses,
-            modes: &modes,
-        };
-        let writes = plan(&merged, existing, &Written::new(), &mut Settled::default(), &BTreeSet::new(), 1);
+        let slices = ByName::from([(a, there)]);
+        let writes = planned_beside(&merged, &[], &slices, &Written::new(), &addresses());
         let import = Write::CreateImport("n/web".into(), Arc::new(given(80)));
         assert_eq!(writes, [Write::ReplaceSlice(other), import, Write::CreateSlice(new.1)]);
     }

@@ -8,6 +8,8 @@ use tokio::time::timeout;
 
 /// Writes on their way at once.
 const AT_ONCE: usize = 16;
+/// Most writes of one pass: what has changed meanwhile does not wait for all that a new cluster brings.
+const PORTION: usize = 256;
 
 /// A write.
 pub(super) trait Sent {
@@ -51,6 +53,13 @@ impl Failure {
             Failure::Refused(why) | Failure::Trouble(why) => Err(why),
         }
     }
+}
+
+/// Leaves as many of the writes as one pass does, the first ones. Whether there were more.
+pub(super) fn portion<W>(writes: &mut Vec<W>) -> bool {
+    let has_more = writes.len() > PORTION;
+    writes.truncate(PORTION);
+    has_more
 }
 
 /// Does the writes; what comes of each, as soon as it has come: the answers to thousands are too much to hold at once.

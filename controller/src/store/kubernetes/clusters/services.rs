@@ -4,8 +4,7 @@ use super::{
     derived::{AGAIN, Addresses, Refusal, Refused, Settled, Write, plan},
     kept::{Kept, ServiceImport},
     objects::{Objects, Watched},
-    sent::{Failure, Sent, object, sent, split},
-    write::BATCH,
+    sent::{Failure, Sent, object, portion, sent, split},
 };
 use crate::{
     by_name::ByName,
@@ -91,8 +90,7 @@ impl Services {
         refused.retain(|name, _| merged.imports.get(name).is_some_and(|import| !is_so(name, import)));
         let mut writes = plan(merged, imports, &listed, refused, settled, now());
         // What is refused again and again is left alone for a while, so it keeps back nothing.
-        *has_more = writes.len() > BATCH;
-        writes.truncate(BATCH);
+        *has_more = portion(&mut writes);
         let mut results = pin!(sent(client, shared, writes));
         let mut first = Ok(());
         while let Some((write, done)) = results.next().await {

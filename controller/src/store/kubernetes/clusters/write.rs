@@ -5,7 +5,7 @@ use super::{
     link::resource,
     objects::Objects,
     plan::{Existing, Write, Written},
-    sent::{self, Sent, sent, split},
+    sent::{self, Sent, portion, sent, split},
 };
 use crate::api::{ClusterLink, EndpointSlice};
 use futures::StreamExt;
@@ -22,8 +22,6 @@ use tokio::time::Instant;
 
 /// What was written to a slice comes back in a snapshot within this; until then it is not written again.
 const COMES_BACK: Duration = Duration::from_secs(2);
-/// Most writes of one pass: what has changed meanwhile does not wait for all that a new cluster brings.
-pub(super) const BATCH: usize = 256;
 
 /// Writes to the API server of this cluster, and what has come of that.
 pub(super) struct Writer {
@@ -98,10 +96,7 @@ impl Writer {
             _ => true,
         });
         // What fails again and again must not keep back the rest.
-        let has_more = *last != Last::Failed && writes.len() > BATCH;
-        if has_more {
-            writes.truncate(BATCH);
-        }
+        let has_more = *last != Last::Failed && portion(&mut writes);
         let mut results = pin!(sent(client, shared, writes));
         let mut first = Ok(());
         while let Some((write, done)) = results.next().await {

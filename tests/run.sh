@@ -112,10 +112,6 @@ fuzz() {
     done
 }
 
-benches() {
-    cargo build --quiet --locked --workspace --benches
-}
-
 need_root "$@"
 step "toolchain" toolchain
 step "packages" packages
@@ -132,7 +128,7 @@ step "kernel programs are what the source gives" kernel_programs
 step "tests" tests
 step "the image" tests/image.sh
 step "fuzz targets" fuzz
-step "benches are built" benches
+step "benches are built" cargo build --quiet --locked --workspace --benches
 step "demo, as a newcomer runs it" deploy/quickstart.sh -o json
 
 say "how long it took"

@@ -126,11 +126,7 @@ impl Bench {
         println!("agent: all are programmed after {:.1} s", start.elapsed().as_secs_f64());
         wait_until("all Services say so", || {
             let list = self.api.get("/api/v1/services")?.object()?;
-            let is_said = |service: &&Value| {
-                let conditions = service["status"]["conditions"].as_array();
-                let mut conditions = conditions.into_iter().flatten();
-                conditions.any(|said| said["type"] == "fairlead.dev/Programmed" && said["status"] == "True")
-            };
+            let is_said = |service: &&Value| says(service, "fairlead.dev/Programmed", "True");
             Ok(list["items"].as_array().into_iter().flatten().filter(is_said).count() == self.services)
         })?;
         Ok(agent)
@@ -231,12 +227,7 @@ impl Bench {
 
     fn wait_connected(&self, status: &str) -> Result<(), Error> {
         wait_until(&format!("all links have Connected={status}"), || {
-            let says = |link: &Value| {
-                let conditions = link["status"]["conditions"].as_array();
-                let mut conditions = conditions.into_iter().flatten();
-                conditions.any(|said| said["type"] == "Connected" && said["status"] == status)
-            };
-            Ok(self.links()?.iter().all(says))
+            Ok(self.links()?.iter().all(|link| says(link, "Connected", status)))
         })
     }
 
@@ -294,6 +285,12 @@ fn fill(home: &Api, east: &Api, services: usize) -> Result<(), Error> {
         east.post(&format!("{mcs}/{within}/serviceexports"), &export)?.object()?;
         Ok(())
     })
+}
+
+/// Whether an object has a condition with this status.
+fn says(object: &Value, type_: &str, status: &str) -> bool {
+    let mut conditions = object["status"]["conditions"].as_array().into_iter().flatten();
+    conditions.any(|said| said["type"] == type_ && said["status"] == status)
 }
 
 /// How many endpoints a Service has.

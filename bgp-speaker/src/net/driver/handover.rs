@@ -16,11 +16,12 @@ use std::{
 };
 use tokio::{
     net::TcpStream,
-    time::{Instant, sleep_until},
+    time::{Instant, timeout},
 };
 
-/// How long connections have to give back their sockets; those that do not end.
-const DETACH_TIMEOUT: Duration = Duration::from_secs(2);
+/// Connections that have to give back their sockets, and say nothing at all for so long, end. What they have still to hand over
+/// takes what it takes: a table that a peer tells anew is seconds of work.
+const SILENCE: Duration = Duration::from_secs(2);
 /// How long sessions wait for their heir.
 const WAIT: Duration = Duration::from_secs(60);
 /// Longest time between KEEPALIVEs meanwhile.
@@ -95,15 +96,12 @@ impl Driver {
                 }
             }
         }
-        let deadline = Instant::now() + DETACH_TIMEOUT;
         let is_open = |connection: &Connection| matches!(connection, Connection::Open { .. });
         while self.connections.values().any(is_open) {
-            tokio::select! {
-                Some(event) = self.events.recv() => match event {
-                    Event::Accepted(_) => (),
-                    event => self.event(event),
-                },
-                () = sleep_until(deadline) => break,
+            match timeout(SILENCE, self.events.recv()).await {
+                Ok(Some(Event::Accepted(_))) => (),
+                Ok(Some(event)) => self.event(event),
+                Ok(None) | Err(_) => break,
             }
         }
         let mut handed = match self.inheritance.take() {

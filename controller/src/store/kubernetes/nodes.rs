@@ -1,7 +1,7 @@
 //! Follows what agents write: their NodeStates.
 use super::{
     Cluster, lock,
-    watching::{PAGE, WATCH_SECONDS},
+    watching::{PAGE, WATCH_SECONDS, pauses},
 };
 use crate::{
     api::{Kind, NodeState},
@@ -21,7 +21,7 @@ use std::{collections::BTreeSet, pin::pin, time::Duration};
 /// Follows the NodeStates for ever.
 pub(super) async fn follow(cluster: Cluster) {
     let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
-    let mut events = pin!(watcher(Api::<NodeState>::all(cluster.client), config).default_backoff());
+    let mut events = pin!(watcher(Api::<NodeState>::all(cluster.client), config).backoff(pauses()));
     let mut listed = BTreeSet::new();
     let mut trouble = Trouble::default();
     loop {

@@ -1,11 +1,11 @@
 //! Lists and watches one source, for ever: what it says goes to the store. After an error it is tried again, later and
-//! later (0.8 s to 30 s, with jitter); after a gap (410) everything is listed again.
+//! later ([`pauses`]); after a gap (410) everything is listed again.
 use super::{Cluster, api, patch::POD_CIDRS, raw::Raw};
 use crate::{
     api::{API_VERSION, Kind, service},
     mcs,
     store::objects::snapshot::{Change, Seen, Source},
-    trouble::Trouble,
+    trouble::{Trouble, jittered},
     validate,
 };
 use futures::TryStreamExt;
@@ -15,6 +15,7 @@ use k8s_openapi::{
 };
 use kube::runtime::{
     WatchStreamExt,
+    utils::{Backoff, ResetTimerBackoff},
     watcher::{self, Event, watcher},
 };
 use serde_json::{Value, json};
@@ -25,6 +26,36 @@ pub(super) const WATCH_SECONDS: u32 = 120;
 /// Objects of one page of a list. What is read of a page is garbage soon after, and what is kept lies in between: what a process holds
 /// grows by about a page for each list at once.
 pub(super) const PAGE: u32 = 200;
+
+/// A watch that fails is tried again after this, then after twice as long, up to [`SLOWEST`].
+const FIRST: Duration = Duration::from_millis(800);
+/// What an API server that is back has to tell is heard by then. A thousand agents that watch a dozen kinds each ask it a thousand
+/// times a second for what they have missed, no more.
+const SLOWEST: Duration = Duration::from_secs(10);
+/// A watch that fails after so long without a failure is tried again soon.
+const CALM: Duration = Duration::from_secs(120);
+
+/// How long a watch rests after each failure.
+pub(super) fn pauses() -> impl Backoff {
+    ResetTimerBackoff::new(Pauses::default(), CALM)
+}
+
+#[derive(Default)]
+struct Pauses(Trouble);
+
+impl Iterator for Pauses {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        Some(jittered(self.0.again(FIRST, SLOWEST)))
+    }
+}
+
+impl Backoff for Pauses {
+    fn reset(&mut self) {
+        self.0 = Trouble::default();
+    }
+}
 
 /// Tells the store what a source says. Ends never.
 pub(super) async fn follow(source: Source, cluster: Cluster) {
@@ -43,7 +74,7 @@ pub(super) async fn follow(source: Source, cluster: Cluster) {
         let epoch = *epochs.borrow_and_update();
         let namespace = (kind == Kind::Secret).then_some(&*cluster.namespace);
         let api = api(cluster.client.clone(), kind, namespace);
-        let mut events = pin!(watcher(api, config.clone()).default_backoff());
+        let mut events = pin!(watcher(api, config.clone()).backoff(pauses()));
         loop {
             let event = tokio::select! {
                 event = events.try_next() => event,

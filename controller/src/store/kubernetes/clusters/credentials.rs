@@ -1,5 +1,5 @@
 //! The way to another cluster: a kubeconfig in a Secret of our own namespace. What is in it is said nowhere, not even in an error.
-use super::super::watching::WATCH_SECONDS;
+use super::super::watching::{WATCH_SECONDS, pauses};
 use crate::api::{bgp_peer::SecretReference, scalar::quoted};
 use futures::TryStreamExt;
 use k8s_openapi::api::core::v1::Secret;
@@ -39,7 +39,7 @@ pub(super) async fn follow(
 ) {
     let SecretReference { name, key } = &reference;
     let config = watcher::Config::default().timeout(WATCH_SECONDS).fields(&format!("metadata.name={name}"));
-    let mut events = pin!(watcher(Api::<Secret>::namespaced(client, &namespace), config).default_backoff());
+    let mut events = pin!(watcher(Api::<Secret>::namespaced(client, &namespace), config).backoff(pauses()));
     let missing = || Credentials::Missing(format!("there is no Secret/{name} in the namespace {namespace}"));
     let of = |secret: Secret| match secret.data.unwrap_or_default().remove(key) {
         Some(value) => Credentials::Kubeconfig(value.0.into()),

@@ -251,10 +251,10 @@ fn watches(client: &Client) -> BoxStream<'static, Result<News, watcher::Error>> 
     let services: Api<Raw> = Api::all_with(client.clone(), &ApiResource::erase::<Service>(&()));
     let pools: Api<Raw> = Api::all_with(client.clone(), &ApiResource::erase::<AddressPool>(&()));
     // A cluster may have none, or not let us read them: all else goes on.
-    let pools = watcher(pools, config()).default_backoff();
+    let pools = watcher(pools, config()).backoff(watching::pauses());
     let pools = pools.map(|event| Ok(News::Pool(event.ok()))).boxed();
     // Without them there are no ways into tunnels; all else goes on. Any other error ends the session: to forget the ways would be worse.
-    let nodes = watcher(Api::<Node>::all(client.clone()), config()).default_backoff();
+    let nodes = watcher(Api::<Node>::all(client.clone()), config()).backoff(watching::pauses());
     let nodes = nodes.map(|event| match event {
         Ok(event) => Ok(News::Node(Some(event))),
         Err(error) if is_forbidden(&error) => Ok(News::Node(None)),

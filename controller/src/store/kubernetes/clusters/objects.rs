@@ -3,7 +3,7 @@ use super::{
     super::{
         lock,
         raw::Raw,
-        watching::{PAGE, WATCH_SECONDS},
+        watching::{PAGE, WATCH_SECONDS, pauses},
     },
     kept::Kept,
     known::name,
@@ -109,7 +109,7 @@ impl<T: Watched> Objects<T> {
     /// Follows the objects that have these labels for ever.
     pub(super) async fn follow(self, what: &'static str, api: Api<Raw>, labels: &str, changed: Arc<Notify>) {
         let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE).labels(labels);
-        let mut events = pin!(watcher(api, config).default_backoff());
+        let mut events = pin!(watcher(api, config).backoff(pauses()));
         let mut trouble = Trouble::default();
         loop {
             match events.try_next().await {

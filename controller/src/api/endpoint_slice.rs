@@ -70,28 +70,80 @@ pub enum AddressType {
 
 /// Who serves.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(from = "Written", into = "Written")]
 pub struct Endpoint {
     /// Where. Several addresses mean the same: the first counts.
-    #[serde(rename = "addresses", serialize_with = "write_address", deserialize_with = "read_address")]
     pub address: IpAddr,
     /// How it stands; none: it is ready.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conditions: Option<EndpointConditions>,
+    /// What else is said of it; none: nothing, as of most endpoints of other clusters.
+    pub place: Option<Box<Place>>,
+}
+
+/// Where an endpoint is within its cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place {
     /// The node that it is on.
+    pub node_name: Option<Arc<str>>,
+    /// The zone that it is in.
+    pub zone: Option<Box<str>>,
+    /// Its own name in the DNS below that of a headless Service: where the slice is imported, `HOSTNAME.CLUSTER.SERVICE` (KEP-1645).
+    pub hostname: Option<Box<str>>,
+}
+
+/// An endpoint as Kubernetes has it.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Written {
+    #[serde(rename = "addresses", serialize_with = "write_address", deserialize_with = "read_address")]
+    address: IpAddr,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    conditions: Option<EndpointConditions>,
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
         serialize_with = "write_shared",
         deserialize_with = "read_shared"
     )]
-    pub node_name: Option<Arc<str>>,
+    node_name: Option<Arc<str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    zone: Option<Box<str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hostname: Option<Box<str>>,
+}
+
+impl From<Written> for Endpoint {
+    fn from(written: Written) -> Self {
+        let Written { address, conditions, node_name, zone, hostname } = written;
+        Endpoint { address, conditions, place: Place { node_name, zone, hostname }.boxed() }
+    }
+}
+
+impl From<Endpoint> for Written {
+    fn from(endpoint: Endpoint) -> Self {
+        let Endpoint { address, conditions, place } = endpoint;
+        let Place { node_name, zone, hostname } = place.map_or_else(Place::default, |place| *place);
+        Written { address, conditions, node_name, zone, hostname }
+    }
+}
+
+impl Place {
+    /// None if nothing is said.
+    pub fn boxed(self) -> Option<Box<Self>> {
+        (self != Place::default()).then(|| Box::new(self))
+    }
+}
+
+impl Endpoint {
+    /// The node that it is on.
+    pub fn node_name(&self) -> Option<&Arc<str>> {
+        self.place.as_ref()?.node_name.as_ref()
+    }
+
     /// The zone that it is in.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub zone: Option<Box<str>>,
-    /// Its own name in the DNS below that of a headless Service: where the slice is imported, `HOSTNAME.CLUSTER.SERVICE` (KEP-1645).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hostname: Option<Box<str>>,
+    pub fn zone(&self) -> Option<&str> {
+        self.place.as_ref()?.zone.as_deref()
+    }
 }
 
 impl From<ObjectMeta> for SliceMetadata {

@@ -154,7 +154,7 @@ impl Found<'_> {
     /// The node that it is on. What is of another cluster names no node of ours.
     fn node(&self) -> Option<PodNode> {
         let import = self.slice.metadata.import.as_ref().filter(|_| self.link.is_some());
-        let own = || self.endpoint.node_name.clone().map(PodNode::Own);
+        let own = || self.endpoint.node_name().cloned().map(PodNode::Own);
         import.map(|import| PodNode::elsewhere(import, self.endpoint.address)).or_else(own)
     }
 }
@@ -162,7 +162,7 @@ impl Found<'_> {
 impl<'a> Endpoints<'a> {
     /// Leaves those of a node.
     pub(super) fn keep_local(&mut self, node: &str) {
-        self.0.retain(|found| found.endpoint.node_name.as_deref() == Some(node));
+        self.0.retain(|found| found.endpoint.node_name().is_some_and(|own| **own == *node));
     }
 
     /// While none is ready, those that drain serve.
@@ -178,9 +178,8 @@ impl<'a> Endpoints<'a> {
     pub(super) fn keep_nearest(&mut self, distribution: &str, node: &str, zone: Option<&str>) {
         let by_node = distribution == "PreferSameNode";
         let by_zone = by_node || matches!(distribution, "PreferSameZone" | "PreferClose");
-        let on_node = |endpoint: &Endpoint| endpoint.node_name.as_deref() == Some(node);
-        let in_zone =
-            |endpoint: &Endpoint| zone.is_some() && (endpoint.zone.as_deref() == zone || on_node(endpoint));
+        let on_node = |endpoint: &Endpoint| endpoint.node_name().is_some_and(|own| **own == *node);
+        let in_zone = |endpoint: &Endpoint| zone.is_some() && (endpoint.zone() == zone || on_node(endpoint));
         let _ = (by_node && self.keep_ready(on_node)) || (by_zone && self.keep_ready(in_zone));
     }
 

@@ -3,7 +3,7 @@ use super::{derived::derived_name, hash};
 use crate::{
     api::{
         EndpointSlice,
-        endpoint_slice::{Endpoint, ImportedFrom, SliceMetadata},
+        endpoint_slice::{Endpoint, ImportedFrom, Place, SliceMetadata},
     },
     by_name::ByName,
     shared::Shared,
@@ -169,7 +169,14 @@ impl Export {
     pub fn imported(service: &str, cluster: &str, slice: &EndpointSlice, is_local: bool) -> EndpointSlice {
         let endpoint = |endpoint: &Endpoint| match is_local {
             true => endpoint.clone(),
-            false => Endpoint { node_name: None, zone: None, ..endpoint.clone() },
+            false => Endpoint {
+                address: endpoint.address,
+                conditions: endpoint.conditions.clone(),
+                place: endpoint
+                    .place
+                    .as_ref()
+                    .and_then(|place| Place { hostname: place.hostname.clone(), ..Place::default() }.boxed()),
+            },
         };
         let namespace = slice.metadata.namespace.clone();
         EndpointSlice {

@@ -1,6 +1,6 @@
 //! What holds whatever is exported, and in whatever order it comes.
 use super::*;
-use crate::api::endpoint_slice::{AddressType, Endpoint, EndpointSlice, SliceMetadata};
+use crate::api::endpoint_slice::{AddressType, Endpoint, EndpointSlice, Place, SliceMetadata};
 use k8s_openapi::api::core::v1::Service;
 use proptest::prelude::*;
 use std::{
@@ -28,9 +28,7 @@ fn with_endpoints(mut export: Export, cluster: &str, addresses: &[&str]) -> Expo
     let endpoint = |address: &&str| Endpoint {
         address: address.parse().unwrap(),
         conditions: None,
-        node_name: Some("n1".into()),
-        zone: None,
-        hostname: Some("web-0".into()),
+        place: Place { node_name: Some("n1".into()), zone: None, hostname: Some("web-0".into()) }.boxed(),
     };
     let slice = EndpointSlice {
         metadata: SliceMetadata {
@@ -132,7 +130,7 @@ fn slices_say_whose_they_are_and_name_pods_but_no_foreign_nodes() {
     assert_eq!(*name, format!("default/{}", slice_name("web", "west", "web-x")));
     let import = slice.metadata.import.as_ref().unwrap();
     assert_eq!((&*import.service, &*import.cluster), ("web", "west"));
-    assert_eq!((slice.metadata.service.as_ref(), slice.endpoints[0].node_name.as_ref()), (None, None));
+    assert_eq!((slice.metadata.service.as_ref(), slice.endpoints[0].node_name()), (None, None));
     assert_eq!(serde_json::json!(**slice)["endpoints"][0]["hostname"], "web-0");
 }
 

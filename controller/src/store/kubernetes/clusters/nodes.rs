@@ -66,9 +66,9 @@ pub(super) struct Listed {
 impl Listed {
     /// `imported` is what becomes of the slice.
     pub(super) fn new(slice: &EndpointSlice, imported: EndpointSlice) -> Self {
-        let nodes = slice.endpoints.iter().map(|endpoint| endpoint.node_name.clone());
+        let nodes = slice.endpoints.iter().map(|endpoint| endpoint.node_name().cloned());
         let nodes =
-            slice.endpoints.iter().any(|endpoint| endpoint.node_name.is_some()).then(|| nodes.collect());
+            slice.endpoints.iter().any(|endpoint| endpoint.node_name().is_some()).then(|| nodes.collect());
         Listed { slice: Arc::new(imported), nodes }
     }
 

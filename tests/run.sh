@@ -90,14 +90,11 @@ kernel_programs() {
 
 # The pure cores, without I/O.
 cores() {
-    local crate
-    for crate in lb-bpf ipam bgp-speaker controller; do
-        cargo clippy --quiet --locked -p $crate --no-default-features --lib --tests -- -D warnings || return 1
-    done
+    cargo clippy --quiet --locked -p lb-bpf -p ipam -p bgp-speaker -p controller --no-default-features --lib -- -D warnings
 }
 
 tests() {
-    cargo test --locked --workspace --no-fail-fast 2>&1 | tee "$LOGS/tests"
+    cargo test --locked --workspace --no-fail-fast --config "target.'cfg(all())'.runner='tests/runner.sh'" 2>&1 | tee "$LOGS/tests"
 }
 
 end() {

@@ -43,6 +43,8 @@ pub const API: [&str; 2] = ["203.0.113.20", "2001:db8:1::20"];
 
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Between two looks at what is waited for.
+const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 
 /// Who routes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -229,16 +231,20 @@ pub fn watch(traffic: &mut Traffic, time: Duration) -> Result<Vec<Sample>, Error
     Ok(traffic.until(end)?)
 }
 
-/// Looks every few milliseconds until `look` says yes, two minutes at most.
+/// Looks every few milliseconds until `look` says yes, two minutes at most. Looks that take long, as those of `kubectl`, are
+/// farther apart: what is waited for needs the CPU.
 pub fn wait_until(what: &str, mut look: impl FnMut() -> Result<bool, Error>) -> Result<(), Error> {
     let deadline = Instant::now() + PATIENCE;
-    while !look()? {
+    loop {
+        let began = Instant::now();
+        if look()? {
+            return Ok(());
+        }
         if Instant::now() > deadline {
             return Err(format!("waited {} s in vain: {what}", PATIENCE.as_secs()).into());
         }
-        thread::sleep(Duration::from_millis(5));
+        thread::sleep(began.elapsed().clamp(Duration::from_millis(5), LONGEST_PAUSE));
     }
-    Ok(())
 }
 
 /// An address that is written in a test.

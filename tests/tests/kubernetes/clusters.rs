@@ -7,7 +7,7 @@ use super::{
 use controller::store::kubernetes::Role;
 use lab::{
     Error,
-    control_plane::{ControlPlane, Fault, Proxy},
+    control_plane::{ControlPlane, Fault, Proxy, Request},
     wait_until,
 };
 use serde_json::Value;
@@ -277,6 +277,7 @@ fn services_of_another_cluster_are_imported_and_leave_by_and_by() -> Result<(), 
 
     // It comes back, with what has changed meanwhile. That its nodes may not be read any more is no reason to import nothing.
     west.apply(&slice("web", &addresses[..2]))?;
+    let asked = way.requests().len();
     way.set(|request| match request.path.starts_with("/api/v1/nodes") {
         true => Fault::Answer(403, None),
         false => Fault::None,
@@ -284,6 +285,14 @@ fn services_of_another_cluster_are_imported_and_leave_by_and_by() -> Result<(), 
     way.cut();
     wait_imported(&home, "web", "west", &addresses[..2])?;
     wait_condition(&home, "clusterlink", "west", ["Ready", "True", "Imported"])?;
+    // What was known is not listed again, but where there is little of it.
+    let is_list = |request: &&Request| {
+        let lists_little = ["/nodes?", "/addresspools?"].iter().any(|kind| request.path.contains(kind));
+        !request.is_watch() && request.path.contains("limit=200") && !lists_little
+    };
+    let lists: Vec<_> =
+        way.requests()[asked..].iter().filter(is_list).map(|request| request.path.clone()).collect();
+    assert_eq!(lists, [""; 0]);
 
     // A change is written once: the slice, and the number of endpoints in the status of the link.
     let before = writes();

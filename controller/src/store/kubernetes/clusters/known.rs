@@ -207,6 +207,11 @@ impl Known {
         self.change_all(|parts| parts.slices.clear());
     }
 
+    /// Which cluster it is.
+    pub(super) fn cluster(&self) -> &str {
+        &self.cluster
+    }
+
     /// How many objects are known.
     pub(super) fn len(&self) -> usize {
         self.objects + self.pools.len() + self.nodes.len()

@@ -1,11 +1,12 @@
 //! One link: opens the other cluster with the rights that its kubeconfig gives, lists what counts there, watches it, and asks once
-//! a second whether it still answers. What ends is begun anew, a little later and not by all links at the same moment; until all
-//! is listed again, what was known before stays.
+//! a second whether it still answers. What ends is begun anew, a little later and not by all links at the same moment; what was
+//! known before stays meanwhile, and is watched from there on.
 use super::{
     super::{raw::Raw, watching},
     credentials::{self, Credentials},
     known::Known,
     overlap::Networks,
+    source::{self, Place},
 };
 use crate::{
     api::{AddressPool, AddressPoolStatus, Kind},
@@ -15,7 +16,10 @@ use crate::{
     store::objects::now,
     trouble::{Trouble, jittered},
 };
-use futures::{StreamExt, TryStreamExt, stream::BoxStream};
+use futures::{
+    StreamExt, TryStreamExt,
+    stream::{self, BoxStream},
+};
 use k8s_openapi::api::{
     core::v1::{Node, Service},
     discovery::v1::EndpointSlice,
@@ -29,7 +33,7 @@ use kube::{
     },
 };
 use serde::Deserialize;
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, future, net::IpAddr, sync::Arc, time::Duration};
 use tokio::{
     sync::watch,
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
@@ -90,6 +94,28 @@ impl Report {
     }
 }
 
+/// What is known of a cluster from one session to the next.
+struct Memory {
+    known: Known,
+    /// Of ServiceExports, Services and EndpointSlices.
+    places: [Place; 3],
+    /// ServiceExports, Services, EndpointSlices, Nodes.
+    listed: [bool; 4],
+    pools_are_listed: bool,
+}
+
+impl Memory {
+    /// Nothing.
+    fn new(cluster: &str) -> Self {
+        Memory {
+            known: Known::new(cluster),
+            places: Default::default(),
+            listed: [false; 4],
+            pools_are_listed: false,
+        }
+    }
+}
+
 /// Follows another cluster for ever.
 pub(super) async fn follow(
     cluster: String,
@@ -99,32 +125,44 @@ pub(super) async fn follow(
     let mut trouble = Trouble::default();
     loop {
         let known = credentials.borrow_and_update().clone();
-        let session = async {
-            match &known {
-                Credentials::Unknown => std::future::pending().await,
-                Credentials::Missing(reason) => Err(("SecretNotUsable", reason.clone())),
-                Credentials::Kubeconfig(kubeconfig) => {
-                    session(&cluster, kubeconfig, &report, &mut trouble).await
-                }
-            }
+        tokio::select! {
+            never = sessions(&cluster, &known, &report, &mut trouble) => match never {},
+            // It may be another cluster.
+            Ok(()) = credentials.changed() => {}
+        }
+    }
+}
+
+/// One session after the other.
+async fn sessions(
+    cluster: &str,
+    credentials: &Credentials,
+    report: &watch::Sender<Report>,
+    trouble: &mut Trouble,
+) -> Never {
+    let mut memory = Memory::new(cluster);
+    loop {
+        let ended = match credentials {
+            Credentials::Unknown => future::pending().await,
+            Credentials::Missing(reason) => Err(("SecretNotUsable", reason.clone())),
+            Credentials::Kubeconfig(kubeconfig) => session(kubeconfig, &mut memory, report, trouble).await,
         };
-        let ended: Result<Never, _> = tokio::select! {
-            ended = session => ended,
-            Ok(()) = credentials.changed() => continue,
-        };
-        let Err((reason, message)) = ended;
+        let Err((reason, message)): Result<Never, Ended> = ended;
         report.send_modify(|report| report.connected = Some(Err((reason, message.clone()))));
-        let pause = jittered(match reason {
-            TOO_LARGE => LATER,
+        let pause = match reason {
+            TOO_LARGE => {
+                memory = Memory::new(cluster);
+                LATER
+            }
             _ => trouble.again(SOON, LATEST),
-        });
+        };
         trouble.say(
             &format!("ClusterLink/{cluster}: out of reach; what is known of it stays for a while"),
             &message,
         );
-        tokio::select! {
-            () = sleep(pause), if matches!(known, Credentials::Kubeconfig(_)) => {}
-            Ok(()) = credentials.changed() => {}
+        match credentials {
+            Credentials::Kubeconfig(_) => sleep(jittered(pause)).await,
+            _ => future::pending().await,
         }
     }
 }
@@ -132,7 +170,7 @@ pub(super) async fn follow(
 /// What has no value.
 enum Never {}
 
-type Ended = (&'static str, String);
+pub(super) type Ended = (&'static str, String);
 
 /// What is watched says.
 #[expect(clippy::large_enum_variant, reason = "there is one at a time")]
@@ -148,19 +186,18 @@ enum News {
 
 /// From the opening of a cluster until it does not answer.
 async fn session(
-    cluster: &str,
     kubeconfig: &[u8],
+    memory: &mut Memory,
     report: &watch::Sender<Report>,
     trouble: &mut Trouble,
 ) -> Result<Never, Ended> {
     let client = credentials::client(kubeconfig).await;
     let client = client.map_err(|reason| ("SecretNotUsable", format!("the Secret's value {reason}")))?;
     ask(&client).await?;
-    let mut news = watches(&client);
-    let mut known = Known::new(cluster);
-    // Exports, Services, slices, nodes.
-    let mut listed = [false; 4];
-    let mut pools_are_listed = false;
+    let mut news = watches(&client, &memory.places);
+    let Memory { known, listed, pools_are_listed, .. } = memory;
+    // Of these there are few: they are listed anew.
+    (listed[3], *pools_are_listed) = (false, false);
     // Whether more than pools has changed, and whether nodes have.
     let (mut is_more, mut is_of_nodes) = (false, false);
     let mut questions = interval(ASK);
@@ -174,13 +211,13 @@ async fn session(
         tokio::select! {
             event = news.try_next() => match event {
                 Ok(Some(News::Pool(event))) => {
-                    take_pool(&mut known, &mut pools_are_listed, event);
+                    take_pool(known, pools_are_listed, event);
                     let now = Instant::now();
                     tell = Some((now + QUIET, tell.map_or(now + PATIENCE, |(_, latest)| latest)));
                 }
                 Ok(Some(event)) => {
                     let is_of_node = matches!(event, News::Node(_));
-                    if !take(&mut known, &mut listed, event) {
+                    if !take(known, listed, event) {
                         continue;
                     }
                     (is_more, is_of_nodes) = (true, is_of_nodes || is_of_node);
@@ -191,11 +228,11 @@ async fn session(
                     tell = Some((now + QUIET, tell.map_or(now + PATIENCE, |(_, latest)| latest)));
                 }
                 Ok(None) => return Err(("Unreachable", "the watches have ended".to_owned())),
-                Err(error) => return Err(watch_failed(&error)),
+                Err(ended) => return Err(ended),
             },
-            () = tokio::time::sleep_until(due), if tell.is_some() && listed == [true; 4] => {
+            () = tokio::time::sleep_until(due), if tell.is_some() && *listed == [true; 4] => {
                 tell = None;
-                trouble.over(&format!("ClusterLink/{cluster}: connected"));
+                trouble.over(&format!("ClusterLink/{}: connected", known.cluster()));
                 // A list anew is told when it is done: what is free meanwhile is not known.
                 let pools = pools_are_listed.then(|| Arc::new(known.pools().clone()));
                 let more = std::mem::take(&mut is_more)
@@ -204,7 +241,7 @@ async fn session(
                 report.send_modify(|report| {
                     report.connected = Some(Ok(()));
                     report.contact = now();
-                    report.pools_are_listed = pools_are_listed;
+                    report.pools_are_listed = *pools_are_listed;
                     report.pools = pools.or_else(|| report.pools.take());
                     if let Some((exports, addresses)) = more {
                         (report.exports, report.addresses) = (Some(exports), addresses);
@@ -243,29 +280,32 @@ async fn ask(client: &Client) -> Result<(), Ended> {
     }
 }
 
-fn watches(client: &Client) -> BoxStream<'static, Result<News, watcher::Error>> {
+fn watches(
+    client: &Client,
+    [exports, services, slices]: &[Place; 3],
+) -> BoxStream<'static, Result<News, Ended>> {
+    let all = |resource: &ApiResource| Api::<Raw>::all_with(client.clone(), resource);
+    let exports = source::follow(all(&resource("ServiceExport")), "", exports);
+    let services =
+        source::follow(all(&ApiResource::erase::<Service>(&())), &mcs::declared_services(), services);
+    let slices = source::follow(all(&ApiResource::erase::<EndpointSlice>(&())), "", slices);
     let config = || watcher::Config::default().timeout(watching::WATCH_SECONDS).page_size(watching::PAGE);
-    let exports: Api<Raw> = Api::all_with(client.clone(), &resource("ServiceExport"));
-    let slices = ApiResource::erase::<EndpointSlice>(&());
-    let slices: Api<Raw> = Api::all_with(client.clone(), &slices);
-    let services: Api<Raw> = Api::all_with(client.clone(), &ApiResource::erase::<Service>(&()));
-    let pools: Api<Raw> = Api::all_with(client.clone(), &ApiResource::erase::<AddressPool>(&()));
     // A cluster may have none, or not let us read them: all else goes on.
-    let pools = watcher(pools, config()).backoff(watching::pauses());
-    let pools = pools.map(|event| Ok(News::Pool(event.ok()))).boxed();
+    let pools = watcher(all(&ApiResource::erase::<AddressPool>(&())), config()).backoff(watching::pauses());
+    let pools = pools.map(|event| Ok(News::Pool(event.ok())));
     // Without them there are no ways into tunnels; all else goes on. Any other error ends the session: to forget the ways would be worse.
     let nodes = watcher(Api::<Node>::all(client.clone()), config()).backoff(watching::pauses());
     let nodes = nodes.map(|event| match event {
         Ok(event) => Ok(News::Node(Some(event))),
         Err(error) if is_forbidden(&error) => Ok(News::Node(None)),
-        Err(error) => Err(error),
+        Err(error) => Err(watch_failed(&error)),
     });
-    futures::stream::select_all([
-        watcher(exports, config()).map_ok(News::Export).boxed(),
-        watcher(services, config().labels(&mcs::declared_services())).map_ok(News::Service).boxed(),
-        watcher(slices, config()).map_ok(News::Slice).boxed(),
+    stream::select_all([
+        exports.map_ok(News::Export).boxed(),
+        services.map_ok(News::Service).boxed(),
+        slices.map_ok(News::Slice).boxed(),
         nodes.boxed(),
-        pools,
+        pools.boxed(),
     ])
     .boxed()
 }
@@ -370,7 +410,7 @@ fn watch_failed(error: &watcher::Error) -> Ended {
     }
 }
 
-fn failed(error: &kube::Error) -> Ended {
+pub(super) fn failed(error: &kube::Error) -> Ended {
     match error {
         kube::Error::Api(status) => refused(status),
         error => {
@@ -384,7 +424,7 @@ fn failed(error: &kube::Error) -> Ended {
     }
 }
 
-fn refused(status: &kube::core::Status) -> Ended {
+pub(super) fn refused(status: &kube::core::Status) -> Ended {
     let reason = match status.code {
         401 => "Unauthorized",
         403 => "Forbidden",

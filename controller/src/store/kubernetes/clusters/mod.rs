@@ -56,6 +56,7 @@ mod own;
 mod plan;
 mod sent;
 mod services;
+mod source;
 mod write;
 
 /// What this cluster is called where nothing says so.

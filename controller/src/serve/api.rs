@@ -22,7 +22,8 @@ use serde::Deserialize;
 use serde_json::Value;
 use std::{collections::BTreeMap, net::SocketAddr};
 
-type Answer<T> = Result<Json<T>, (StatusCode, Json<Refusal>)>;
+type Answer<T> = Result<Json<T>, Refused>;
+type Refused = (StatusCode, Json<Refusal>);
 
 /// The routes of the API.
 pub fn router(instance: Instance) -> Router {
@@ -44,17 +45,20 @@ pub fn router(instance: Instance) -> Router {
 }
 
 async fn objects(State(instance): State<Instance>, Path(kind): Path<String>) -> Answer<Vec<Value>> {
-    Ok(Json(all(&instance, parse(&kind)?).await.into_values().collect()))
+    Ok(Json(all(&instance, parse(&kind)?).await?.into_values().collect()))
 }
 
-/// The objects of a kind by name.
-async fn all(instance: &Instance, kind: Kind) -> BTreeMap<String, Value> {
-    if kind != Kind::NodeState {
-        return instance.objects(kind);
+/// The objects of a kind by name. Before any were read it cannot be said that there are none.
+async fn all(instance: &Instance, kind: Kind) -> Result<BTreeMap<String, Value>, Refused> {
+    if kind == Kind::NodeState {
+        let state = instance.node_state().await;
+        let value = serde_json::to_value(&state).ok();
+        return Ok(state.metadata.name.zip(value).into_iter().collect());
     }
-    let state = instance.node_state().await;
-    let value = serde_json::to_value(&state).ok();
-    state.metadata.name.zip(value).into_iter().collect()
+    if instance.awaits_objects() {
+        return Err(refusal(StatusCode::SERVICE_UNAVAILABLE, "what is declared is not known yet"));
+    }
+    Ok(instance.objects(kind))
 }
 
 async fn object(
@@ -62,7 +66,7 @@ async fn object(
     Path((kind, name)): Path<(String, String)>,
 ) -> Answer<Value> {
     let kind = parse(&kind)?;
-    match all(&instance, kind).await.remove(&name) {
+    match all(&instance, kind).await?.remove(&name) {
         Some(object) => Ok(Json(object)),
         None => Err(refusal(StatusCode::NOT_FOUND, format!("{kind} {name:?} not found"))),
     }
@@ -153,6 +157,6 @@ fn parse(kind: &str) -> Result<Kind, (StatusCode, Json<Refusal>)> {
     kind.parse().map_err(|error: String| refusal(StatusCode::NOT_FOUND, error))
 }
 
-fn refusal(status: StatusCode, error: impl Into<String>) -> (StatusCode, Json<Refusal>) {
+fn refusal(status: StatusCode, error: impl Into<String>) -> Refused {
     (status, Json(Refusal { error: error.into() }))
 }

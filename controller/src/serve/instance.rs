@@ -109,6 +109,11 @@ impl Instance {
         Ok(trace_row(&self.view.borrow(), trace))
     }
 
+    /// Whether it has not yet read what is declared. What was refused is read: nothing of it is in force.
+    pub(super) fn awaits_objects(&self) -> bool {
+        self.view.borrow().declared.generation == 0 && self.faults.borrow().is_empty()
+    }
+
     /// How the instance is.
     pub(super) fn status(&self) -> InstanceStatus {
         let view = self.view.borrow();

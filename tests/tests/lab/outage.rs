@@ -89,8 +89,15 @@ fn nothing_moves_while_the_api_server_fails() -> Result<(), Error> {
     let config = plane.kubeconfig_of(NAMESPACE, "fairlead-agent")?;
     let of_agents = [plane.proxy(&config)?, plane.proxy(&config)?];
     let controller = start(&lab, &router, &["controller"], of_controller.kubeconfig())?;
+    of_agents[0].set(|_| Fault::Close);
     let agents = [0, 1].map(|balancer| start_agent(&lab, balancer, of_agents[balancer].kubeconfig()));
     let agents = agents.into_iter().collect::<Result<Vec<_>, _>>()?;
+    wait_until("an agent that has read nothing does not say that there is nothing", || {
+        let (said, code) = lab.ask(0, &["get", "nodes"])?;
+        assert_ne!(code, 0, "{said}");
+        Ok(said.contains("what is declared is not known yet"))
+    })?;
+    of_agents[0].set(|_| Fault::None);
     let peer = ["bgppeer", "router"];
     wait_said(&plane, &peer, "KeyUsable", "False KeyUnusable: on ")?;
     let secret = ["create", "secret", "generic", "tor", "-n", NAMESPACE, "--from-literal=password=s3cret"];

@@ -93,8 +93,10 @@ cores() {
     cargo clippy --quiet --locked -p lb-bpf -p ipam -p bgp-speaker -p controller --no-default-features --lib -- -D warnings
 }
 
+# The program under test is the one that comes with the tests: another set of features would be built anew.
 tests() {
-    cargo test --locked --workspace --no-fail-fast --config "target.'cfg(all())'.runner='tests/runner.sh'" 2>&1 | tee "$LOGS/tests"
+    FAIRLEAD_BIN=$(realpath -m "${CARGO_TARGET_DIR:-target}")/debug/fairlead \
+        cargo test --locked --workspace --no-fail-fast --config "target.'cfg(all())'.runner='tests/runner.sh'" 2>&1 | tee "$LOGS/tests"
 }
 
 end() {

@@ -93,9 +93,11 @@ cores() {
     cargo clippy --quiet --locked -p lb-bpf -p ipam -p bgp-speaker -p controller --no-default-features --lib -- -D warnings
 }
 
-# The program under test is the one that comes with the tests: another set of features would be built anew.
+# Programs are those that are built with the tests: by themselves they would have other features, and be built anew.
 tests() {
-    FAIRLEAD_BIN=$(realpath -m "${CARGO_TARGET_DIR:-target}")/debug/fairlead \
+    local built
+    built=$(realpath -m "${CARGO_TARGET_DIR:-target}")/debug
+    FAIRLEAD_BIN=$built/fairlead FAIRLEAD_LOAD=$built/examples/load \
         cargo test --locked --workspace --no-fail-fast --config "target.'cfg(all())'.runner='tests/runner.sh'" 2>&1 | tee "$LOGS/tests"
 }
 

@@ -252,19 +252,18 @@ pub fn address(text: &str) -> IpAddr {
     text.parse().unwrap_or_else(|_| panic!("{text} is no address"))
 }
 
-/// The program under test, built from this workspace when it is not up to date; `FAIRLEAD_BIN` names another.
+/// The program under test; `FAIRLEAD_BIN` names another.
 pub fn fairlead() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| {
-        if let Some(path) = std::env::var_os("FAIRLEAD_BIN") {
-            return path.into();
-        }
-        build(&["-p", "controller", "--bin", "fairlead"])
-    })
+    BINARY.get_or_init(|| build("FAIRLEAD_BIN", &["-p", "controller", "--bin", "fairlead"]))
 }
 
-/// An executable of this workspace, built when it is not up to date: for a bench as the bench is.
-fn build(what: &[&str]) -> PathBuf {
+/// An executable: the one that the environment variable `name` names, or one of this workspace, built when it is not up to date, for a
+/// bench as the bench is.
+fn build(name: &str, what: &[&str]) -> PathBuf {
+    if let Some(path) = std::env::var_os(name) {
+        return path.into();
+    }
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = Command::new(cargo);
     build.args(["build", "--locked", "--message-format", "json"]).args(what);

@@ -63,10 +63,10 @@ impl Load {
     }
 }
 
-/// The generator, built when it is not up to date.
+/// The generator; `FAIRLEAD_LOAD` names another.
 pub fn program() -> &'static PathBuf {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| build(&["-p", "lb-bpf", "--example", "load"]))
+    PROGRAM.get_or_init(|| build("FAIRLEAD_LOAD", &["-p", "lb-bpf", "--example", "load"]))
 }
 
 /// Ethernet address of an interface.

@@ -140,6 +140,11 @@ impl Endpoint {
         self.place.as_ref()?.node_name.as_ref()
     }
 
+    /// Whether it is on this node.
+    pub fn is_on(&self, node: &str) -> bool {
+        self.node_name().is_some_and(|own| **own == *node)
+    }
+
     /// The zone that it is in.
     pub fn zone(&self) -> Option<&str> {
         self.place.as_ref()?.zone.as_deref()

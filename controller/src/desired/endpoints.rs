@@ -162,7 +162,7 @@ impl Found<'_> {
 impl<'a> Endpoints<'a> {
     /// Leaves those of a node.
     pub(super) fn keep_local(&mut self, node: &str) {
-        self.0.retain(|found| found.endpoint.node_name().is_some_and(|own| **own == *node));
+        self.0.retain(|found| found.endpoint.is_on(node));
     }
 
     /// While none is ready, those that drain serve.
@@ -178,7 +178,7 @@ impl<'a> Endpoints<'a> {
     pub(super) fn keep_nearest(&mut self, distribution: &str, node: &str, zone: Option<&str>) {
         let by_node = distribution == "PreferSameNode";
         let by_zone = by_node || matches!(distribution, "PreferSameZone" | "PreferClose");
-        let on_node = |endpoint: &Endpoint| endpoint.node_name().is_some_and(|own| **own == *node);
+        let on_node = |endpoint: &Endpoint| endpoint.is_on(node);
         let in_zone = |endpoint: &Endpoint| zone.is_some() && (endpoint.zone() == zone || on_node(endpoint));
         let _ = (by_node && self.keep_ready(on_node)) || (by_zone && self.keep_ready(in_zone));
     }
